@@ -1,0 +1,64 @@
+# On a machine with Python, pip and make, each target sets up what it needs and runs:
+#   make demo        refine a photo and write demo.png
+#   make test        all tests but the slow ones; what CI runs
+#   make test-slow   the slow ones
+#   make bench       the benchmarks, on whatever this machine has
+#   make lint        ruff, check and format
+#   make clean       remove all that these targets made
+# and on a GPU machine, with the packages already there and no network:
+#   make gpu STAGE=tests|sanitize|bench|profile OUT=folder COMMIT=hash DATA=folder
+
+PYTHON3 ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+STAGE ?= tests
+OUT ?= out
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+DATA ?=
+
+.PHONY: demo test test-slow bench gpu lint clean
+.DEFAULT_GOAL := test
+
+# The pin in constraints.txt makes pip take a CPU build of torch where the index has one.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt torch -e ".[dev]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(VENV)/bin/tritoncrf demo -o demo.png
+
+# Triton reads TRITON_INTERPRET when it is imported, and what it interprets it cannot compile: so the kernels
+# run in the interpreter in one process, all else in another. Both run, and make fails if either does.
+# The interpreter is Python: more threads would only wait for each other.
+# $(1): which tests, in pytest's words. $(2): what to make of pytest's exit status, where it is not 0.
+define run_tests
+	failed=0; \
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/kernels -m "$(1)" || $(2) failed=1; \
+	OMP_NUM_THREADS=2 $(PYTHON) -m pytest tests --ignore=tests/kernels -m "$(1)" || $(2) failed=1; \
+	exit $$failed
+endef
+
+test: $(INSTALLED)
+	@$(call run_tests,not slow,)
+
+# A half without slow tests (pytest's status 5) is no failure.
+test-slow: $(INSTALLED)
+	@$(call run_tests,slow,[ $$? -eq 5 ] ||)
+
+bench: $(INSTALLED)
+	$(PYTHON) -m bench run
+
+gpu:
+	$(PYTHON3) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PYTHON3) -m bench gpu --stage $(STAGE) --out "$(OUT)" --commit "$(COMMIT)" $(if $(DATA),--data "$(DATA)")
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Benchmarks, floors, peers and the compile report; run as `python -m bench`."""

@@ -1,0 +1,61 @@
+"""What every benchmark shares: options, and one line of results per benchmark, written as soon as it is known."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import floors
+from bench.memory import peak_on_gpu
+from bench.timing import clock, device_found
+
+
+def pytest_addoption(parser):
+    parser.addoption("--rows", type=Path, help="file that receives one JSON line per benchmark")
+    parser.addoption("--quick", action="store_true", help="the smallest useful set, with few repetitions")
+    parser.addoption("--photos", type=Path, help="folder of photos for extra rows")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return device_found()
+
+
+@pytest.fixture(scope="session")
+def rates(device):
+    return floors.measured_rates(device)
+
+
+@pytest.fixture
+def measure(benchmark, request, device, rates):
+    """Time `call`, add what is counted, and write the row.
+
+    Two runs warm up; the second says how many more fit the time box, and three are done in any case. A graph replay is
+    short beside a synchronisation, so ten replays share one.
+    """
+    box = 0.5 if request.config.getoption("--quick") else 3.0
+
+    def run(call, counts: floors.Work, memory=None, /, **facts):
+        call()
+        start = clock()
+        call()
+        rounds = min(100, max(3, int(box / (clock() - start))))
+        benchmark.pedantic(call, rounds=rounds, iterations=10 if facts.get("mode") == "graph" else 1)
+        stats = benchmark.stats.stats
+        if memory is None and device.type == "cuda":
+            memory = lambda: peak_on_gpu(call)  # noqa: E731
+        row = facts | {
+            "median": stats.median, "iqr": stats.iqr, "min": stats.min, "rounds": stats.rounds,
+            **asdict(counts),
+            "floor": counts.floor(rates) if rates else None,
+            "copy_bandwidth": rates.bytes if rates else None,
+            "peak_memory": memory() if memory else None,
+        }  # fmt: skip
+        benchmark.extra_info.update(row)
+        if path := request.config.getoption("--rows"):
+            with path.open("a") as file:
+                print(json.dumps(row), file=file)
+
+    return run

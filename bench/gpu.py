@@ -1,0 +1,157 @@
+"""The stages of `make gpu`: each ends within 9 minutes, writes as it goes, and prints a short table last.
+
+They run on a machine that has a GPU, torch, triton, pytest and little else: no network, perhaps no git.
+"""
+
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from bench import floors, report
+from bench.suite import run_boxed, run_suite
+from bench.timing import device_found, seconds_on_gpu
+
+STAGE_SECONDS = 8.5 * 60  # of 9 minutes; the rest is for starting and for writing reports
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+
+
+class Deadline:
+    def __init__(self):
+        self.end = time.monotonic() + STAGE_SECONDS
+
+    def share(self, parts: int) -> float:
+        """Seconds for the next of `parts` equal parts of the time left."""
+        return max(5.0, (self.end - time.monotonic()) / parts)
+
+
+def finish(out: Path, stage: str, commit: str, header: list[str], lines: list[list[str]], note: str = "") -> None:
+    environment = report.environment(commit)
+    text = "\n".join([
+        f"# {stage}: {environment['device']}, {environment['date']}", "",
+        ", ".join(f"{name} {environment[name]}" for name in ("commit", "torch", "triton", "cuda", "python")), "",
+        note, "", report.table(header, lines),
+    ])  # fmt: skip
+    report.save(out / f"{stage}.md", text)
+    print(text)
+
+
+def outcome(status: int) -> str:
+    return {0: "green", 5: "no tests", 124: "time was up"}.get(status, f"red (status {status})")
+
+
+def tests(out: Path, commit: str, data: Path | None) -> int:
+    """Kernels on the GPU itself (no interpreter), then all else; the same two processes as `make test`."""
+    deadline = Deadline()
+    runs = {"kernels": ["tests/kernels"], "others": ["tests", "--ignore=tests/kernels"]}
+    statuses, lines = [], []
+    for left, (name, which) in zip((1.5, 1), runs.items()):
+        command = [sys.executable, "-m", "pytest", *which, "-m", "not slow", "--durations=15", "-p", "no:cacheprovider"]
+        started, log = time.monotonic(), out / f"tests-{name}.log"
+        statuses.append(run_boxed(command, deadline.share(left), log, {"TRITON_INTERPRET": "0"}))
+        summary = log.read_text().strip().splitlines()[-1:] or [""]
+        lines.append([name, outcome(statuses[-1]), f"{time.monotonic() - started:.0f}", summary[0].strip("= ")])
+        finish(out, "tests", commit, ["tests", "outcome", "s", "summary"], lines)
+    return max(statuses)
+
+
+def sanitize(out: Path, commit: str, data: Path | None) -> int:
+    """compute-sanitizer over the small set; allocations uncached, so that each tensor has borders of its own."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        finish(out, "sanitize", commit, ["tool", "outcome"], [], "compute-sanitizer is not on this machine.")
+        return 0
+    deadline, statuses, lines = Deadline(), [], []
+    # Compiled before the tools watch: compiling under them would take most of the time.
+    run_boxed([sys.executable, "-m", "bench", "exercise"], deadline.share(4), out / "sanitize-warm.log")
+    for i, name in enumerate(SANITIZERS):
+        log = out / f"sanitize-{name}.log"
+        command = [tool, "--tool", name, "--error-exitcode", "99", "--print-limit", "20"]
+        command += [sys.executable, "-m", "bench", "exercise"]
+        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        statuses.append(run_boxed(command, deadline.share(len(SANITIZERS) - i), log, environment))
+        text = log.read_text()
+        found = [
+            line.strip("= ") for line in text.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line
+        ]
+        lines.append([name, outcome(statuses[-1]), str(text.count("Configuration(")), *(found[-1:] or ["no summary"])])
+        finish(out, "sanitize", commit, ["tool", "outcome", "configurations", "summary"], lines)
+    return max(statuses)
+
+
+def bench(out: Path, commit: str, data: Path | None) -> int:
+    return run_suite(out, commit=commit, photos=data, seconds=STAGE_SECONDS)
+
+
+def profile(out: Path, commit: str, data: Path | None) -> int:
+    """Every kernel of W1's training step by itself: time between events, counted work, achieved rates; then ncu."""
+    from bench.compilation import identity
+    from bench.workloads import ConvCRFWork, Inputs, runner
+    from tritoncrf.kernels.common import record_launches
+
+    deadline, device = Deadline(), device_found()
+    if device.type != "cuda":
+        finish(out, "profile", commit, ["kernel"], [], "Kernel times need a GPU.")
+        return 0
+    rates = floors.measured_rates(device)
+    lines = []
+    header = ["k", "blur", "norm", "kernel", "launches", "us", "floor us", "x floor", "TB/s", "TFLOP/s", "Gexp/s"]
+    works = [ConvCRFWork(7, 1), ConvCRFWork(11, 1), ConvCRFWork(11, 1, "symmetric"), ConvCRFWork(7, 4)]
+    for work in works:
+        step = runner("tritoncrf", Inputs(work, device, training=True))
+        step()
+        with record_launches() as launches:
+            step()
+        count = Counter(map(identity, launches))
+        for launch in {identity(launch): launch for launch in launches}.values():
+            options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+            run = launch.kernel[launch.grid]
+            seconds = seconds_on_gpu(lambda: run(**launch.arguments, **options))  # noqa: B023
+            counted = floors.launched(launch)
+            floor = counted.floor(rates)
+            rated = (counted.bytes * 1e-12, counted.operations * 1e-12, counted.exponentials * 1e-9)
+            lines.append([
+                str(work.window_size), str(work.blur), work.normalization, described(launch),
+                str(count[identity(launch)]),
+                *map(report.number, (seconds * 1e6, floor * 1e6, seconds / floor, *(r / seconds for r in rated))),
+            ])  # fmt: skip
+        trace(step, out / f"trace-k{work.window_size}-blur{work.blur}-{work.normalization}.txt")
+        finish(out, "profile", commit, header, lines)
+    finish(out, "profile", commit, header, lines, counters(out, deadline))
+    return 0
+
+
+def described(launch) -> str:
+    epilogue = launch.arguments.get("EPILOGUE", "")
+    return f"{launch.kernel.__name__} {epilogue}".strip()
+
+
+def trace(call, path: Path) -> None:
+    """Device time of every kernel in one call, PyTorch's own among them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    report.save(path, profiler.key_averages().table(sort_by="self_device_time_total", row_limit=30))
+
+
+def counters(out: Path, deadline: Deadline) -> str:
+    """Hardware counters of the first window kernels, where ncu is there and works; says what came of it."""
+    tool = shutil.which("ncu")
+    if tool is None:
+        return "ncu is not on this machine: no hardware counters."
+    command = [
+        tool,
+        "--clock-control",
+        "none",
+        "--kernel-name",
+        "regex:window",
+        "--launch-count",
+        "8",
+        "--csv",
+        "--page",
+    ]
+    command += ["details", sys.executable, "-m", "bench", "exercise", "--large"]
+    return f"ncu: {outcome(run_boxed(command, deadline.share(1), out / 'ncu.csv'))}."

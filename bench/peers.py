@@ -1,0 +1,119 @@
+"""What tritoncrf is measured against: other ways to compute the same thing.
+
+`im2col_convcrf` is the published ConvCRF's algorithm (Teichmann and Cipolla, 2018) as its code was released,
+written here in plain PyTorch. It gathers every neighbour of every pixel into a [B, C, k^2, N] tensor and sums,
+so it is slow, hungry and obvious: the speed peer of `tc.ConvCRF`, and the oracle of its `preset="released"`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+RELEASE_EPSILON = 1e-20  # added to a row sum before its inverse square root, as released
+
+
+def im2col_convcrf(
+    logits,
+    image,
+    *,
+    size,
+    blur,
+    iterations,
+    theta_position=3,
+    theta_color=13,
+    theta_space=None,
+    weight_position=3,
+    weight_color=10,
+    class_weight=0.2,
+    unary_weight=1,
+    normalization="none",
+    merge=True,
+    compatibility=None,
+):
+    """The scores S_T of the released ConvCRF: [B, C, H, W].
+
+    With L = log_softmax(logits), and Q_0 = L itself (the release does not exponentiate it):
+
+        M = sum_m weight_m norm_m A_m (norm_m Q_t)
+        S_{t+1} = (unary_weight - class_weight) L + class_weight (M + compatibility M)
+        Q_{t+1} = softmax(S_{t+1})
+
+    A_m is pool, Gaussian window of side `size`, upsample; norm_m is 1, or (A_m 1)^-1/2 where `normalization` is
+    "symmetric". `merge` sums the weighted kernels before they are applied, which only works without normalisation.
+
+    logits: [B, C, H, W]. image: [B, 3, H, W], uint8 in 0..255 or floating in 0..1. Thetas in pixels and in 0..255
+    units. `theta_space`: adds the position to the colour kernel. `class_weight`: a float or [C].
+    `compatibility`: [C, C], the 1x1 convolution whose result is added to the messages.
+    """
+    if normalization not in ("none", "symmetric"):
+        raise ValueError(f"normalization must be 'none' or 'symmetric', got {normalization!r}")
+    if merge and normalization != "none":
+        raise ValueError("merge needs normalization 'none': merged kernels have no normaliser of their own")
+
+    mesh = _mesh(logits)  # [1, 2, H, W]
+    colour = image.to(logits.dtype) * (1 if image.dtype == torch.uint8 else 255) / theta_color
+    if theta_space is not None:
+        colour = torch.cat([(mesh / theta_space).expand(len(image), -1, -1, -1), colour], dim=1)
+    windows = [_gaussian(_pool(f, blur), size) for f in (mesh / theta_position, colour)]  # each [B, 1, k^2, n]
+    weights = [weight_position, weight_color]
+    if merge:
+        windows, weights = [sum(w * k for w, k in zip(weights, windows))], [1]
+    ones = torch.ones_like(logits[:, :1])
+    norms = [
+        1 if normalization == "none" else (_filter(ones, k, size, blur) + RELEASE_EPSILON) ** -0.5 for k in windows
+    ]
+
+    class_weight = torch.as_tensor(class_weight, dtype=logits.dtype, device=logits.device).reshape(-1, 1, 1)
+    unary = logits.log_softmax(1)
+    q = unary
+    for _ in range(iterations):
+        messages = sum(w * n * _filter(n * q, k, size, blur) for w, n, k in zip(weights, norms, windows))
+        if compatibility is not None:
+            messages = messages + torch.einsum("lm,bmhw->blhw", compatibility, messages)
+        scores = (unary_weight - class_weight) * unary + class_weight * messages
+        q = scores.softmax(1)
+    return scores if iterations else unary
+
+
+def _mesh(like):
+    """Row and column of every pixel: [1, 2, H, W]."""
+    rows, columns = (torch.arange(n, dtype=like.dtype, device=like.device) for n in like.shape[2:])
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+
+
+def _padding(length, blur):
+    return math.ceil((-length % blur) / 2)
+
+
+def _pool(x, blur):
+    """Average over blur x blur cells; padding does not count: [B, D, H, W] -> [B, D, ceil(H / b), ceil(W / b)]."""
+    if blur == 1:
+        return x
+    padding = [_padding(n, blur) for n in x.shape[2:]]
+    return F.avg_pool2d(x, blur, stride=blur, padding=padding, count_include_pad=False)
+
+
+def _unpool(x, blur, height, width):
+    if blur == 1:
+        return x
+    up = F.interpolate(x, scale_factor=blur, mode="bilinear", align_corners=False)
+    top, left = _padding(height, blur), _padding(width, blur)
+    return up[:, :, top : top + height, left : left + width]
+
+
+def _im2col(x, size):
+    """Every neighbour of every pixel, zero outside the image: [B, D, k^2, n]."""
+    return F.unfold(x, size, padding=size // 2).unflatten(1, (x.shape[1], size * size))
+
+
+def _gaussian(features, size):
+    # Neighbours outside the image get a weight too; it never counts, since the values unfold to zero there.
+    difference = _im2col(features, size) - features.flatten(2)[:, :, None]
+    return (-0.5 * difference.square().sum(1, keepdim=True)).exp()
+
+
+def _filter(values, window, size, blur):
+    pooled = _pool(values, blur)
+    out = (_im2col(pooled, size) * window).sum(2)  # the k^2 x C x n tensor
+    return _unpool(out.unflatten(2, pooled.shape[2:]), blur, *values.shape[2:])

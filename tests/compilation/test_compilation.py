@@ -1,0 +1,113 @@
+"""Every launched configuration, cross-compiled: none spills on sm_90, and every kernel compiles elsewhere too."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+tl = triton.language
+
+from bench.compilation import compile_all, compile_launch, identity, instruction_mix, sweep, unique  # noqa: E402
+from tritoncrf.kernels.common import Launch  # noqa: E402
+
+# Registers are 32 bits, and a thread has 255 of them.
+MAX_REGISTERS = 255
+
+
+@pytest.fixture(scope="module")
+def launches():
+    return sweep()
+
+
+def assert_no_spills(binaries):
+    spilled = [str(binary) for binary in binaries if binary.spills]
+    assert not spilled, "\n".join([f"{len(spilled)} of {len(binaries)} spill:", *spilled])
+    assert all(0 < binary.registers <= MAX_REGISTERS for binary in binaries)
+
+
+def test_no_launched_configuration_spills(launches):
+    assert_no_spills(compile_all(launches, "sm_90"))
+
+
+@pytest.mark.slow
+def test_no_combination_spills():
+    assert_no_spills(compile_all(sweep(thorough=True), "sm_90"))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
+def test_every_kernel_compiles_for(target, launches):
+    one_each = {launch.kernel.__name__: launch for launch in launches}
+    assert all(binary.registers > 0 for binary in compile_all(one_each.values(), target))
+
+
+# The machinery itself ---------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["free"])
+def sum_kernel(x_ptr, bias_ptr, y_ptr, n, free, scale, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < n, other=0.0) * scale + free
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + offsets, mask=offsets < n, other=0.0)
+    tl.store(y_ptr + tl.arange(0, 1), tl.sum(x, 0) + tl.zeros((1,), tl.float32))
+
+
+@triton.jit
+def hoarding_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    """Holds more values than a thread has registers, all needed until the end."""
+    offsets = tl.arange(0, BLOCK)
+    total = tl.load(x_ptr + offsets)
+    for i in range(n):
+        total = total * tl.load(x_ptr + i * BLOCK + offsets) + i
+    tl.store(y_ptr + offsets, total)
+
+
+def launch_of(kernel, **arguments) -> Launch:
+    return Launch(kernel, (1,), arguments, num_warps=1, num_stages=1)
+
+
+def sum_launch(bias=False, n=48, free=3, BLOCK=64):
+    x = torch.empty(64)
+    return launch_of(sum_kernel, x_ptr=x, bias_ptr=x if bias else None, y_ptr=x, n=n, free=free, scale=0.5, BLOCK=BLOCK)
+
+
+def test_a_spill_is_seen():
+    x = torch.empty(1 << 13)
+    binary = compile_launch(launch_of(hoarding_kernel, x_ptr=x, y_ptr=x, n=5, BLOCK=1 << 13), "sm_90")
+    assert binary.spills and binary.stack > 0 and binary.mix["local"] > 0
+    with pytest.raises(AssertionError, match="1 of 1 spill"):
+        assert_no_spills([binary])
+
+
+def test_a_kernel_that_fits_does_not_spill():
+    binary = compile_launch(sum_launch(), "sm_90")
+    assert not binary.spills
+    assert binary.mix["ldg"] > 0 and binary.mix["local"] == 0
+    assert binary.constants == {"bias_ptr": None, "BLOCK": 64}
+
+
+@pytest.mark.parametrize(
+    "changed, same",
+    [
+        ({"n": 64}, True),  # both divisible by 16
+        ({"n": 47}, False),
+        ({"n": 1}, False),
+        ({"free": 16}, True),  # do_not_specialize
+        ({"bias": True}, False),
+        ({"BLOCK": 32}, False),
+    ],
+)
+def test_launches_are_told_apart_as_triton_does(changed, same):
+    assert (identity(sum_launch()) == identity(sum_launch(**changed))) is same
+    assert len(unique([sum_launch(), sum_launch(**changed)])) == (1 if same else 2)
+
+
+def test_instructions_are_counted_with_and_without_predicates():
+    listing = """
+        /*0000*/                   LDG.E.128 R4, [R2.64] ;    /* 0x00000a00ff017b82 */
+        /*0010*/              @!P0 STL [R1+0x4], R4 ;         /* 0x0000000000007919 */
+        /*0020*/             @!UP1 UIADD3 UR4, UR4, 0x1 ;     /* 0x0000000000007919 */
+        /*0030*/                   HMMA.1688.F32.TF32 R8, R4, R6, R8 ;
+    """
+    assert instruction_mix(listing) == Counter(ldg=1, local=1, other=1, matrix=1)

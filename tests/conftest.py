@@ -1,0 +1,39 @@
+"""Fixtures of all tests: seeds, the device, and memory that shows when nobody wrote it."""
+
+import os
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from memory import nan_filled
+
+# cuBLAS reads this at its first product; without it deterministic mode (see memory.py) warns at every one.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# The same examples in every run, and no limit on one example's time: a shared machine has slow moments.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Every test draws the same numbers whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the tests run: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def nan_memory():
+    """An output nobody wrote is seen; on for every test in tests/kernels."""
+    with nan_filled():
+        yield

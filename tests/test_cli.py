@@ -1,0 +1,373 @@
+"""The command line: files in and out, one line and exit code 2 for bad input, files whole or not at all."""
+
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from assertions import assert_close
+from tritoncrf import __version__, cli, demo, figures
+from tritoncrf.refine import refine
+
+H, W, C = 24, 30, 3
+GENERATOR = np.random.default_rng(0)
+IMAGE = GENERATOR.integers(0, 256, (H, W, 3), dtype=np.uint8)
+LOGITS = GENERATOR.normal(size=(C, H, W)).astype(np.float32)
+LABELS = GENERATOR.integers(0, C, (H, W), dtype=np.uint8)
+SCORES = [("labels", "unknown.png"), ("logits", "logits.npy"), ("energies", "logits.npy")]
+SMALL = ("--method", "window", "--window-size", "5", "--blur", "2")
+
+
+def save_labels(path, labels):
+    picture = Image.fromarray(labels)
+    picture.putpalette(figures.palette().tobytes())
+    picture.save(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with an image and its scores."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(IMAGE).save("image.png")
+    np.save("logits.npy", LOGITS)
+    save_labels("labels.png", LABELS)
+    return tmp_path
+
+
+def run(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+def error_of(capsys, *arguments) -> str:
+    """The one line that a failing command prints."""
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("tritoncrf: error: ")
+    return err.removeprefix("tritoncrf: error: ").rstrip()
+
+
+def said(capsys) -> str:
+    """What a working command printed, as one line."""
+    out, err = capsys.readouterr()
+    assert err == ""
+    return " ".join(out.split())
+
+
+# What it writes -------------------------------------------------------------------------------------------------
+
+
+def test_logits_to_probabilities(folder):
+    assert run("refine", "image.png", "--logits", "logits.npy", "-o", "out.npy", *SMALL) == 0
+    q = np.load("out.npy")
+    assert q.dtype == np.float32
+    assert np.array_equal(q, refine(IMAGE, logits=LOGITS, method="window", window_size=5, blur=2))
+
+
+def test_labels_to_labels(folder):
+    assert run("refine", "image.png", "--labels", "labels.png", "-o", "out.png", *SMALL) == 0
+    expected = refine(IMAGE, labels=LABELS, method="window", window_size=5, blur=2).argmax(0)
+    with Image.open("out.png") as picture:
+        assert picture.mode == "P" and np.array_equal(np.array(picture), expected)
+        assert np.array_equal(np.array(picture.convert("RGB")), figures.palette()[expected])
+
+
+def test_every_parameter_arrives(folder):
+    settings = {
+        "theta_space": 60.0, "theta_color": 20.0, "weight_appearance": 7.0, "theta_smooth": 4.0, "weight_smooth": 2.0,
+        "iterations": 3, "window_size": 7, "blur": 3, "label_confidence": 0.6, "num_classes": 5,
+    }  # fmt: skip
+    assert set(settings) == set(cli.SETTINGS)
+    options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert run("refine", "image.png", "--labels", "labels.png", "-o", "out.npy", "--method", "window", *options) == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, method="window", **settings))
+
+
+def test_the_help_tells_the_defaults():
+    for name, (_, text) in cli.SETTINGS.items():
+        default = inspect.signature(refine).parameters[name].default
+        assert default is None or text.endswith(f"({default})"), name
+
+
+@pytest.mark.parametrize("kind", ["logits", "energies", "probabilities"])
+@pytest.mark.parametrize("dtype", ["float16", "float64", ">f4"])
+def test_every_kind_of_score(folder, kind, dtype):
+    scores = np.abs(LOGITS) / 9 if kind == "probabilities" else LOGITS
+    np.savez("scores.npz", any_name=scores.astype(dtype))
+    assert run("refine", "image.png", f"--{kind}", "scores.npz", "-o", "out.npy", *SMALL) == 0
+    expected = refine(IMAGE, method="window", window_size=5, blur=2, **{kind: scores.astype(dtype)})
+    actual, expected = (torch.from_numpy(q.astype(np.float32)) for q in (np.load("out.npy"), expected))
+    assert np.load("out.npy").dtype == np.float32
+    assert_close("q", actual, expected, rms=1e-3, worst=1e-3)
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "labels.npz", "grey.png"])
+def test_every_kind_of_label_file(folder, name):
+    np.save("labels.npy", LABELS.astype(np.int64))
+    np.savez("labels.npz", LABELS)
+    Image.fromarray(LABELS).save("grey.png")
+    assert run("refine", "image.png", "--labels", name, "-o", "out.npy", *SMALL) == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, method="window", window_size=5, blur=2))
+
+
+@pytest.mark.parametrize("name", ["figure.png", "figure.PDF", "figure.svg"])
+@pytest.mark.parametrize("kind, scores", SCORES)
+def test_figure(folder, kind, scores, name):
+    labels = LABELS.copy()
+    labels[:5] = 255
+    save_labels("unknown.png", labels)
+    assert run("refine", "image.png", f"--{kind}", scores, "-o", "out.png", "--figure", name, *SMALL) == 0
+    start = (folder / name).read_bytes()[:200]
+    assert {"png": b"PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:].lower()] in start
+
+
+def test_an_older_output_is_replaced_with_the_usual_permissions(folder):
+    (folder / "out.png").write_text("old")
+    (folder / "usual").touch()
+    assert run("refine", "image.png", "--labels", "labels.png", "-o", "out.png", *SMALL) == 0
+    assert (folder / "out.png").read_bytes()[1:4] == b"PNG"
+    assert (folder / "out.png").stat().st_mode == (folder / "usual").stat().st_mode
+
+
+def test_info(capsys):
+    assert run("info") == 0
+    out = capsys.readouterr().out
+    assert f"tritoncrf  {__version__}" in out and re.search(
+        r"^backend +(torch|triton) on (cpu|cuda)$", out, re.MULTILINE
+    )
+
+
+def test_demo(folder, capsys):
+    assert run("demo", "-o", "figure.png") == 0
+    noisy, repaired, broken = (
+        int(number.replace(",", ""))
+        for number in re.search(r"([\d,]+) noisy .* repaired ([\d,]+) .* broke ([\d,]+)", said(capsys)).groups()
+    )
+    assert repaired > 0.9 * noisy and broken < 0.05 * noisy
+    with Image.open("figure.png") as picture:
+        assert picture.width > 1500
+
+
+def test_the_mask_of_the_demo_fits_its_photo():
+    mask = demo.mask()
+    assert mask.shape == demo.photo().shape[:2] == (600, 512)
+    assert np.array_equal(np.unique(mask), np.arange(len(demo.CLASSES)))
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["refine", "--help"]])
+def test_help_and_version(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 0 and "tritoncrf" in capsys.readouterr().out
+
+
+def test_as_a_module(folder):
+    def run_apart(scores):
+        arguments = ["refine", "image.png", "--logits", scores, "-o", "out.png", *SMALL]
+        environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+        done = subprocess.run(
+            [sys.executable, "-m", "tritoncrf", *arguments], capture_output=True, text=True, env=environment
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    assert run_apart("logits.npy") == (0, "", "")
+    assert run_apart("gone.npy") == (2, "", "tritoncrf: error: gone.npy: expected an array, got no such file\n")
+
+
+# Bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("", "required: demo . refine . info"),
+        ("refin", "invalid choice: 'refin'"),
+        ("refine", "required: IMAGE"),
+        (
+            "refine image.png -o out.png",
+            "one of the arguments --logits --probabilities --energies --labels is required",
+        ),
+        ("refine image.png --logits logits.npy --labels labels.png -o out.png", "not allowed with argument"),
+        ("refine image.png --logits logits.npy", "-o"),
+        ("refine image.png --logits logits.npy -o out.png", "--method: expected one of window; it has no default yet"),
+        ("refine image.png --logits logits.npy -o out.png --method lattice", "'lattice' is not available yet"),
+        ("refine image.png --logits logits.npy -o out.png --method x", "method: expected one of 'window'"),
+        ("refine image.png --logits logits.npy -o out.png --blur many", "--blur: invalid int value: 'many'"),
+        ("demo --size 3", "unrecognized arguments: --size 3"),
+        ("demo -o demo.gif", "--out: expected a file name ending in .png or .pdf or .svg, got demo.gif"),
+        ("demo -o gone/demo.png", "--out: expected a file in a folder that exists, got gone/demo.png"),
+    ],
+)
+def test_bad_commands(folder, capsys, arguments, message):
+    assert message in error_of(capsys, *arguments.split()).replace("|", ".")
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--window-size", "4", "window_size: expected an odd int"),
+        ("--window-size", "-5", "window_size: expected an odd int"),
+        ("--theta-space", "0", "theta_space: expected a finite number above 0"),
+        ("--theta-color", "-1", "theta_color: expected a finite number above 0"),
+        ("--theta-smooth", "nan", "theta_smooth: expected a finite number above 0"),
+        ("--weight-smooth", "inf", "weight_smooth: expected a finite number"),
+        ("--iterations", "-1", "iterations: expected an int of at least 0"),
+        ("--blur", "0", "blur: expected an int of at least 1"),
+        ("--num-classes", "2", "labels: expected 0 to 1, or 255 where unknown, got 0 to 2"),
+        ("--label-confidence", "2", "label_confidence: expected a probability"),
+    ],
+)
+def test_bad_parameters(folder, capsys, option, value, message):
+    arguments = ["refine", "image.png", "--labels", "labels.png", "-o", "out.png", *SMALL, option, value]
+    assert message in error_of(capsys, *arguments)
+    assert not (folder / "out.png").exists()
+
+
+def broken(source, target):
+    target.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "option, name, message",
+    [
+        ("--logits", "gone.npy", "gone.npy: expected an array, got no such file"),
+        ("--logits", "folder.npy", "folder.npy: expected an array, got a folder"),
+        ("--logits", "scores.txt", "scores.txt: expected a file ending in .npy or .npz"),
+        ("--logits", "broken.npy", "broken.npy: expected an array, unreadable: "),
+        ("--logits", "broken.npz", "broken.npz: expected an array, unreadable: "),
+        ("--logits", "empty.npy", "empty.npy: expected an array, unreadable: "),
+        ("--logits", "objects.npy", "objects.npy: expected an array, unreadable: "),
+        ("--logits", "text.npy", "text.npy: expected numbers"),
+        ("--logits", "two.npz", "two.npz: expected one array, got 2: first, second"),
+        ("--logits", "none.npz", "none.npz: expected one array, got 0"),
+        ("--logits", "integers.npy", "logits: expected a floating-point"),
+        ("--logits", "nan.npy", "logits: expected finite values"),
+        ("--logits", "small.npy", "image: expected the size of logits, [23, 30], got [24, 30]"),
+        ("--logits", "flat.npy", "image: expected the size of logits"),
+        ("--logits", "number.npy", "logits: expected [C, H, W]"),
+        ("--probabilities", "logits.npy", "probabilities: expected 0 to 1, got "),
+        ("--labels", "gone.png", "gone.png: expected a .png of labels, got no such file"),
+        ("--labels", "broken.png", "broken.png: expected a .png of labels, unreadable: "),
+        ("--labels", "image.png", "image.png: expected label indices, one channel or a palette, got RGB"),
+        ("--labels", "labels.jpg", "labels.jpg: expected a file ending in .png or .npy or .npz"),
+        ("--labels", "nan.npy", "labels: expected integers"),
+        ("--labels", "small.png", "image: expected the size of labels, [23, 30], got [24, 30]"),
+        ("--labels", "negative.npy", "labels: expected 0 to 1, or 255 where unknown, got -1 to 1"),
+    ],
+)
+def test_bad_scores(folder, capsys, option, name, message):
+    (folder / "folder.npy").mkdir()
+    (folder / "empty.npy").touch()
+    for path in "scores.txt", "labels.jpg":
+        shutil.copy("labels.png", path)
+    np.savez("broken", LOGITS)
+    broken(folder / "broken.npz", folder / "broken.npz")
+    broken(folder / "logits.npy", folder / "broken.npy")
+    broken(folder / "labels.png", folder / "broken.png")
+    arrays = {"integers": LOGITS.astype(int), "nan": LOGITS * np.nan, "small": LOGITS[:, 1:], "flat": LOGITS[0]}
+    arrays |= {"number": np.float32(3), "negative": LABELS.astype(int) - 1, "text": np.array(["a"])}
+    for stem, array in arrays.items():
+        np.save(stem, array)
+    np.save("objects", np.array([{}]), allow_pickle=True)
+    np.savez("two", first=LOGITS, second=LOGITS)
+    np.savez("none")
+    save_labels("small.png", LABELS[1:])
+    assert message in error_of(capsys, "refine", "image.png", option, name, "-o", "out.png", *SMALL)
+    assert not (folder / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("gone.png", "gone.png: expected a picture, got no such file"),
+        ("logits.npy", "logits.npy: expected a picture, unreadable: "),
+        ("broken.png", "broken.png: expected a picture, unreadable: "),
+        ("deep.png", "deep.png: expected 8 bits a channel, got a picture of mode 'I;16'"),
+        ("small.png", "image: expected the size of logits, [24, 30], got [23, 30]"),
+    ],
+)
+def test_bad_images(folder, capsys, name, message):
+    broken(folder / "image.png", folder / "broken.png")
+    Image.fromarray(LABELS.astype(np.uint16)).save("deep.png")
+    Image.fromarray(IMAGE[1:]).save("small.png")
+    assert message in error_of(capsys, "refine", name, "--logits", "logits.npy", "-o", "out.png", *SMALL)
+
+
+@pytest.mark.parametrize(
+    "outputs, message",
+    [
+        (["-o", "out.jpg"], "--out: expected a file name ending in .png or .npy, got out.jpg"),
+        (["-o", "out"], "--out: expected a file name ending in .png or .npy, got out"),
+        (["-o", "gone/out.png"], "--out: expected a file in a folder that exists, got gone/out.png"),
+        (["-o", "folder.png"], "--out: expected a file, got the folder folder.png"),
+        (["-o", "logits.npy"], "got "),
+        (["-o", "image.png"], "got "),
+        (["-o", "out.png", "--figure", "./out.png"], "--out, --figure: expected files that differ from all others"),
+        (["-o", "out.png", "--figure", "figure.jpg"], "--figure: expected a file name ending in .png"),
+        (["-o", "out.png", "--figure", "gone/figure.png"], "--figure: expected a file in a folder that exists"),
+    ],
+)
+def test_bad_outputs_are_refused_before_any_work(folder, capsys, monkeypatch, outputs, message):
+    (folder / "folder.png").mkdir()
+    monkeypatch.setattr(cli, "refine", None)
+    before = (folder / "logits.npy").read_bytes()
+    assert message in error_of(capsys, "refine", "image.png", "--logits", "logits.npy", *outputs, *SMALL)
+    assert (folder / "logits.npy").read_bytes() == before
+
+
+def test_more_classes_than_a_png_holds(folder, capsys):
+    np.save("many.npy", np.zeros((257, H, W), np.float32))
+    message = error_of(capsys, "refine", "image.png", "--logits", "many.npy", "-o", "out.png", *SMALL)
+    assert message == "--out: a .png holds 256 classes, got 257; write an .npy"
+
+
+# Whole or not at all --------------------------------------------------------------------------------------------
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_failure_in_the_middle_of_writing_leaves_no_trace(folder, capsys, monkeypatch, old):
+    if old is not None:
+        (folder / "out.npy").write_bytes(old)
+    before = files(folder)
+
+    def disk_full(file, array):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli.np, "save", disk_full)
+    message = error_of(capsys, "refine", "image.png", "--logits", "logits.npy", "-o", "out.npy", *SMALL)
+    assert "No space left on device" in message
+    assert files(folder) == before
+    assert old is None or (folder / "out.npy").read_bytes() == old
+
+
+@pytest.mark.parametrize("failure", [ValueError("broken"), KeyboardInterrupt()])
+def test_a_failing_figure_leaves_no_labels_either(folder, monkeypatch, failure):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(cli.figures, "comparison", fail)
+    before = files(folder)
+    code = run("refine", "image.png", "--logits", "logits.npy", "-o", "out.png", "--figure", "figure.png", *SMALL)
+    assert code == (130 if isinstance(failure, KeyboardInterrupt) else 2)
+    assert files(folder) == before
+
+
+def test_a_bug_shows_its_traceback(folder, monkeypatch):
+    def bug(*_, **__):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(cli, "refine", bug)
+    with pytest.raises(AssertionError):
+        run("refine", "image.png", "--logits", "logits.npy", "-o", "out.png", *SMALL)

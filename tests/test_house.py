@@ -1,0 +1,277 @@
+"""The architecture, held by reading the sources: who may import whom, and what no file may contain."""
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tritoncrf"
+
+# Which rooms of the package a room may open; a room may always open its own files, but see KERNEL_HELPERS.
+# Arrows never turn back: each room opens only rooms that stand above it in this table.
+ROOMS = {
+    "checks": set(),
+    "kernels": set(),
+    "reference": set(),
+    "features": {"checks"},
+    "filters": {"checks", "kernels", "reference"},
+    "mean_field": {"checks", "filters"},
+    "layers": {"checks", "features", "filters", "mean_field"},
+    "refine": {"checks", "features", "filters", "mean_field", "layers"},
+    "synthetic": {"checks"},
+    "figures": {"checks"},
+    "demo": {"checks", "refine", "synthetic"},
+    "__init__": {"checks", "features", "filters", "mean_field", "layers", "refine"},
+    "cli": {"__init__", "checks", "refine", "synthetic", "figures", "demo"},
+    "__main__": {"cli"},
+}
+
+# What a room may import besides the standard library and tritoncrf. Rooms that are not named: torch alone.
+LIBRARIES = {
+    "kernels": {"torch", "triton"},
+    "refine": {"torch", "numpy", "PIL"},
+    "synthetic": {"torch", "numpy"},
+    "figures": {"torch", "numpy", "matplotlib", "PIL"},
+    "demo": {"torch", "numpy", "matplotlib", "PIL"},
+    "cli": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
+}
+
+# The only kernel files that other kernel files may import, and what these may import in turn.
+KERNEL_HELPERS = {"common": set(), "step": {"common"}}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(source: str, package: str) -> set[str]:
+    """Absolute dotted names of all that `source`, a module of `package`, imports at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (base, node.module) if part)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"import_module", "importlib.import_module"}:
+            target = node.args[0]
+            assert isinstance(target, ast.Constant), f"import_module({ast.unparse(target)}): name the module literally"
+            found.add(target.value)
+    return found
+
+
+def imports_of(path: Path) -> set[str]:
+    return imports(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts))
+
+
+def room_opened(name: str) -> str | None:
+    """The room that an import of `name` opens: `tritoncrf.filters.window.Window` opens filters."""
+    parts = name.split(".")
+    if parts[0] != "tritoncrf":
+        return None
+    is_room = len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file())
+    return parts[1] if is_room else "__init__"
+
+
+# Imports --------------------------------------------------------------------------------------------------------
+
+
+def test_imports_are_read_whatever_their_form():
+    source = """
+        import torch.nn.functional as F
+        from . import checks
+        from .. import kernels
+        from ..kernels import window as w
+        def lazily():
+            from tritoncrf.reference.window import messages
+            return importlib.import_module("tritoncrf.kernels.step")
+    """
+    assert imports(re.sub("^        ", "", source, flags=re.MULTILINE), "tritoncrf.filters") == {
+        "torch.nn.functional",
+        "tritoncrf.filters.checks",
+        "tritoncrf.kernels",
+        "tritoncrf.kernels.window",
+        "tritoncrf.kernels.step",
+        "tritoncrf.reference.window.messages",
+    }
+
+
+def test_the_table_itself_has_no_arrow_back():
+    order = list(ROOMS)
+    for room, opens in ROOMS.items():
+        assert all(order.index(other) < order.index(room) for other in opens), room
+
+
+@pytest.mark.parametrize("path", sources("tritoncrf"), ids=named)
+def test_arrows_never_turn_back(path):
+    room = room_of(path)
+    assert room in ROOMS, f"{named(path)}: a new room; give it its place in ROOMS"
+    opened = {room_opened(name) for name in imports_of(path)} - {None, room}
+    assert opened <= ROOMS[room], f"{named(path)} opens {sorted(opened - ROOMS[room])}"
+
+
+@pytest.mark.parametrize("path", sources("tritoncrf"), ids=named)
+def test_rooms_use_only_their_libraries(path):
+    allowed = LIBRARIES.get(room_of(path), {"torch"}) | set(sys.stdlib_module_names) | {"tritoncrf"}
+    libraries = {name.split(".")[0] for name in imports_of(path)}
+    assert libraries <= allowed, f"{named(path)} imports {sorted(libraries - allowed)}"
+
+
+@pytest.mark.parametrize("path", sources("tritoncrf/kernels"), ids=named)
+def test_no_kernel_file_imports_another_but_the_shared_helpers(path):
+    files = {name.split(".")[2] for name in imports_of(path) if name.startswith("tritoncrf.kernels.")}
+    allowed = KERNEL_HELPERS.get(path.stem, set(KERNEL_HELPERS))
+    assert files <= allowed, f"{named(path)} imports {sorted(files - allowed)}"
+
+
+@pytest.mark.parametrize("path", sources("models"), ids=named)
+def test_models_use_the_public_rooms(path):
+    names = {name for name in imports_of(path) if not name.startswith("tritoncrf.models")}
+    hidden = {room_opened(name) for name in names} & {"kernels", "reference", "cli", "figures"}
+    assert not hidden, f"{named(path)} opens {sorted(hidden)}"
+
+
+def run_python(code: str) -> None:
+    """Runs `code` in a fresh interpreter; its failure is the test's."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_opens_neither_a_kernel_nor_a_drawing_library():
+    run_python("""
+import sys
+import tritoncrf
+heavy = {"matplotlib", "PIL", "triton", "tritoncrf.kernels", "tritoncrf.cli", "tritoncrf.figures"} & set(sys.modules)
+assert not heavy, f"import tritoncrf also imports {sorted(heavy)}"
+""")
+
+
+def test_without_triton_the_package_imports_and_runs():
+    run_python("""
+import sys
+
+sys.modules["triton"] = None  # as where it is not installed: nothing finds it, importing it raises
+import torch
+import tritoncrf as tc
+
+f = tc.features.spatial((5, 6), theta=2.0)
+q = tc.mean_field(torch.randn(1, 3, 5, 6), [tc.filters.Window(f, 3)], weights=[1.0], iterations=2)
+torch.testing.assert_close(q.sum(1), torch.ones(1, 5, 6))
+""")
+
+
+# Words that no file contains ------------------------------------------------------------------------------------
+
+# (pattern, where it is banned, why)
+BANS = [
+    (r"device\s*=\s*['\"]cuda|\.cuda\(|\.to\(\s*['\"]cuda", "tests", "take the `device` fixture"),
+    (r"(?<!def )\ballclose\(", "tests", "use assertions.assert_close: it says where, and NaN never passes"),
+    (r"\.xfail\b|flaky|--reruns", "tests", "a test passes or fails"),
+    (r"make_block_ptr|tl\.advance", "tritoncrf", "block pointers are deprecated; write the offsets"),
+    (r"#\s*(TODO|FIXME|XXX)", "tritoncrf models bench tests", "finish it or leave it out"),
+]
+
+
+@pytest.mark.parametrize("pattern, folders, reason", BANS, ids=[ban[2] for ban in BANS])
+def test_banned_words(pattern, folders, reason):
+    hits = [
+        f"{named(path)}:{number}: {line.strip()}"
+        for path in sources(*folders.split())
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+    assert not hits, "\n".join([reason, *hits])
+
+
+def looks_like_code(comment: str) -> bool:
+    """Whether a comment is a statement rather than a sentence, a shape or a formula.
+
+    Formulas may assign and call (`q = softmax(s)`), so only what mathematics does not write counts: imports,
+    asserts, returns, deletions, and calls by dotted names.
+    """
+    text = comment.lstrip("#").strip()
+    if re.match(r"(def|class|for|while|with|if|elif|else|try|except)\b.*:$", text):
+        return True
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError):
+        return False
+    for node in body:
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.Assert, ast.Delete, ast.Raise)):
+            return True
+        if isinstance(node, ast.Return) and node.value is not None:
+            return True
+        value = getattr(node, "value", None)
+        if isinstance(value, ast.Call):
+            dotted = isinstance(value.func, ast.Attribute)
+            printing = isinstance(value.func, ast.Name) and value.func.id in {"print", "breakpoint"}
+            if dotted or printing:
+                return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "comment, code",
+    [
+        ("# import torch", True),
+        ("# x = torch.empty(3)", True),
+        ("# print(x)", True),
+        ("# for i in range(3):", True),
+        ("# tl.store(out_ptr, q)", True),
+        ("# return q", True),
+        ("# [B, C, N]", False),
+        ("# q = softmax(u - mu m)", False),
+        ("# q = softmax(s)", False),
+        ("# for every pixel the row of its class: see above", False),
+        ("# one", False),
+        ("# noqa: F401", False),
+    ],
+)
+def test_code_in_comments_is_recognised(comment, code):
+    assert looks_like_code(comment) is code
+
+
+@pytest.mark.parametrize("path", sources("tritoncrf", "models", "bench", "tests"), ids=named)
+def test_no_code_is_commented_out(path):
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    hits = [
+        f"{named(path)}:{token.start[0]}: {token.string}"
+        for token in tokens
+        if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#") and looks_like_code(token.string)
+    ]
+    assert not hits, "\n".join(hits)
+
+
+# Folders of one machine; written in halves, so that this file does not contain them.
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:" + "wo" + r"rk|ro" + r"ot|ho" + r"me|Us" + r"ers)/\w")
+TEXT = {".py", ".toml", ".txt", ".md", ".json", ".csv", ".cfg", ".yml", ".yaml", ""}
+
+
+def test_no_file_names_a_folder_of_one_machine():
+    folders = ["tritoncrf", "models", "bench", "tests", ".ci", "docs", "examples"]
+    paths = [path for path in ROOT.iterdir() if path.is_file()]
+    paths += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    hits = [
+        f"{named(path)}:{number}: {line.strip()[:120]}"
+        for path in paths
+        if path.suffix in TEXT and "__pycache__" not in path.parts
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert not hits, "\n".join(hits)

@@ -1,0 +1,342 @@
+"""refine: conversions by hand, kinds in and out, and one error for every bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tritoncrf as tc
+from assertions import assert_close
+from tritoncrf import features, filters
+from tritoncrf.refine import refine
+
+H, W, C = 24, 30, 3
+SETTINGS = {"method": "window", "window_size": 5, "blur": 2}
+IMAGE = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+LOGITS = np.random.default_rng(1).normal(size=(C, H, W)).astype(np.float32)
+LABELS = np.random.default_rng(2).integers(0, C, (H, W))
+
+
+def tensor(x):
+    return torch.from_numpy(np.asarray(x))
+
+
+def refined(image=IMAGE, **arguments):
+    return refine(image, **{**SETTINGS, **arguments})
+
+
+def test_it_is_mean_field_over_two_windows():
+    image = tensor(IMAGE).permute(2, 0, 1)[None]
+    kernels = [
+        filters.Window(f, 5, blur=2, normalization="symmetric")
+        for f in (features.spatial((H, W), 4.0), features.bilateral(image, 60.0, 20.0))
+    ]
+    expected = tc.mean_field(tensor(LOGITS)[None], kernels, weights=[2.0, 7.0], iterations=3)[0]
+    actual = refined(
+        logits=LOGITS,
+        theta_smooth=4,
+        theta_space=60,
+        theta_color=20,
+        weight_smooth=2,
+        weight_appearance=7,
+        iterations=3,
+    )
+    assert_close("refined", tensor(actual), expected)
+
+
+def test_defaults_are_those_of_the_paper():
+    image = tensor(IMAGE).permute(2, 0, 1)[None]
+    kernels = [
+        filters.Window(f, 11, blur=4, normalization="symmetric")
+        for f in (features.spatial((H, W), 3.0), features.bilateral(image, 80.0, 13.0))
+    ]
+    expected = tc.mean_field(tensor(LOGITS)[None], kernels, weights=[3.0, 10.0], iterations=5)[0]
+    assert_close("refined", tensor(refine(IMAGE, logits=LOGITS, method="window")), expected)
+
+
+def test_without_iterations_every_score_becomes_the_probability_it_stands_for():
+    p = torch.softmax(tensor(LOGITS), 0)
+    for scores in ({"logits": LOGITS}, {"energies": -LOGITS}, {"probabilities": p.numpy()}):
+        assert_close(str(*scores), tensor(refined(**scores, iterations=0)), p)
+
+
+def test_labels_by_hand():
+    labels = np.array([[0, 1, 255]])
+    q = refined(np.zeros((1, 3), np.uint8), labels=labels, num_classes=3, label_confidence=0.6, iterations=0)
+    expected = [[0.6, 0.2, 1 / 3], [0.2, 0.6, 1 / 3], [0.2, 0.2, 1 / 3]]
+    assert_close("q", tensor(q[:, 0]), torch.tensor(expected))
+
+
+def test_probabilities_of_zero_stay_finite():
+    p = np.eye(C, dtype=np.float32)[LABELS].transpose(2, 0, 1)
+    q = refined(probabilities=p)
+    assert_close("sum over classes", tensor(q.sum(0)), torch.ones(H, W))
+
+
+def test_the_number_of_classes_of_labels():
+    assert len(refined(labels=LABELS)) == C
+    assert len(refined(labels=np.zeros((H, W), int))) == 2
+    assert len(refined(labels=LABELS, num_classes=9)) == 9
+    assert len(refined(labels=LABELS > 0)) == 2
+    assert len(refined(labels=np.full((H, W), 255), num_classes=4)) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+def test_numpy_scores_keep_their_kind_and_dtype(dtype):
+    q = refined(logits=LOGITS.astype(dtype))
+    assert isinstance(q, np.ndarray) and q.dtype == dtype and q.shape == (C, H, W)
+    assert_close("q", tensor(q.astype(np.float32)), tensor(refined(logits=LOGITS)), rms=2e-3, worst=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_torch_scores_keep_their_dtype_and_device(dtype, device):
+    q = refined(logits=tensor(LOGITS).to(device, dtype))
+    assert q.dtype == dtype and q.device.type == device.type and not q.requires_grad
+
+
+def test_float64_is_computed_in_float64():
+    q = refined(logits=tensor(LOGITS).double())
+    assert_close("sum over classes", q.sum(0), torch.ones(H, W, dtype=torch.float64))
+
+
+def test_labels_give_float32_of_their_kind():
+    expected = refined(labels=LABELS)
+    assert expected.dtype == np.float32
+    for labels in (LABELS.astype(np.uint8), LABELS.astype(np.int32), Image.fromarray(LABELS.astype(np.uint8))):
+        q = refined(labels=labels)
+        assert isinstance(q, np.ndarray) and np.array_equal(q, expected)
+    q = refined(labels=tensor(LABELS))
+    assert isinstance(q, torch.Tensor) and np.array_equal(q.numpy(), expected)
+
+
+def test_palette_labels_are_their_indices():
+    picture = Image.fromarray(LABELS.astype(np.uint8))
+    picture.putpalette(bytes(range(255, -1, -1)) * 3)
+    assert np.array_equal(refined(labels=picture), refined(labels=LABELS))
+
+
+def test_every_kind_of_image_is_the_same_image():
+    expected = tensor(refined(logits=LOGITS))
+    kinds = {
+        "PIL": Image.fromarray(IMAGE),
+        "PIL with alpha": Image.fromarray(IMAGE).convert("RGBA"),
+        "float64": IMAGE / 255,
+        "float32": (IMAGE / 255).astype(np.float32),
+        "read-only": np.frombuffer(IMAGE.tobytes(), np.uint8).reshape(IMAGE.shape),
+        "torch": tensor(IMAGE).permute(2, 0, 1),
+        "torch float": tensor(IMAGE).permute(2, 0, 1) / 255,
+    }
+    for name, image in kinds.items():
+        assert_close(name, tensor(refined(image, logits=LOGITS)), expected, rms=1e-4, worst=1e-3)
+
+
+def test_every_kind_of_grey_image_is_the_same_image():
+    grey = IMAGE[..., 0]
+    expected = refined(grey, logits=LOGITS)
+    for image in (Image.fromarray(grey), tensor(grey)[None]):
+        assert np.array_equal(refined(image, logits=LOGITS), expected)
+    black_white = Image.fromarray(grey > 127)
+    assert black_white.mode == "1"
+    assert np.array_equal(refined(black_white, logits=LOGITS), refined((grey > 127) * np.uint8(255), logits=LOGITS))
+
+
+def test_arguments_are_left_as_they_were():
+    image, logits, labels = IMAGE.copy(), LOGITS.copy(), LABELS.copy()
+    refined(logits=logits)
+    refined(image, labels=labels)
+    assert np.array_equal(image, IMAGE) and np.array_equal(logits, LOGITS) and np.array_equal(labels, LABELS)
+
+
+def test_features_take_the_place_of_the_appearance():
+    image = tensor(IMAGE).permute(2, 0, 1)[None]
+    f = features.bilateral(image, 80, 13)[0]
+    expected = refined(logits=LOGITS)
+    assert np.array_equal(refined(None, logits=LOGITS, features=f), expected)
+    assert np.array_equal(refined(logits=LOGITS, features=f.numpy()), expected)
+
+
+@pytest.mark.parametrize("size", [(40,), (6, 7, 8)])
+def test_lines_and_volumes_with_features(size):
+    logits = torch.randn(2, *size)
+    f = torch.randn(4, *size)
+    q = refined(None, logits=logits, features=f, theta_smooth=(3.0,) * len(size), window_size=3, blur=1)
+    assert q.shape == logits.shape
+    assert_close("sum over classes", q.sum(0), torch.ones(size))
+
+
+def test_it_cleans_up_noise():
+    truth = np.zeros((48, 60), np.int64)
+    truth[:, 30:] = 1
+    image = np.where(truth[..., None], 200, 50).astype(np.uint8).repeat(3, axis=2)
+    noisy = np.where(np.random.default_rng(0).random(truth.shape) < 0.2, 1 - truth, truth)
+    q = refine(image, labels=noisy, method="window", blur=1)
+    assert np.array_equal(q.argmax(0), truth)
+
+
+# Bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_method_has_no_default_yet():
+    with pytest.raises(
+        TypeError, match='^method: expected "window", the only one available now; pass method="window"$'
+    ):
+        refine(IMAGE, logits=LOGITS)
+
+
+@pytest.mark.parametrize("method", ["lattice", "exact", "guided"])
+def test_methods_to_come(method):
+    with pytest.raises(
+        NotImplementedError, match=f"^method: '{method}' is not available yet; available now: \"window\""
+    ):
+        refine(IMAGE, logits=LOGITS, method=method)
+
+
+@pytest.mark.parametrize("method", ["widnow", 3])
+def test_unknown_methods(method):
+    with pytest.raises(ValueError, match="^method: expected one of 'window'"):
+        refine(IMAGE, logits=LOGITS, method=method)
+
+
+@pytest.mark.parametrize(
+    "scores, got",
+    [({}, "none"), ({"logits": LOGITS, "labels": LABELS}, "logits and labels")],
+)
+def test_exactly_one_of_the_scores(scores, got):
+    with pytest.raises(TypeError, match=f"exactly one of logits=, probabilities=, energies=, labels=, got {got}"):
+        refined(**scores)
+
+
+SCORES = ["logits", "probabilities", "energies"]
+HALF = np.full((C, H, W), 0.5, np.float32)
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize(
+    "bad, error, message",
+    [
+        (HALF.astype(int), TypeError, "floating-point"),
+        (HALF.tolist(), TypeError, "a NumPy array or a torch.Tensor"),
+        (HALF.astype(str), TypeError, "dtype that torch knows"),
+        (HALF[0, 0], ValueError, r"expected \[C, H, W\]"),
+        (HALF[None, None], ValueError, r"expected \[C, H, W\]"),
+        (HALF[:0], ValueError, r"expected \[C, H, W\]"),
+        (HALF * math.nan, ValueError, "NaN"),
+        (HALF * math.inf, ValueError, "infinite"),
+    ],
+)
+def test_bad_scores(name, bad, error, message):
+    with pytest.raises(error, match=f"^{name}: .*{message}"):
+        refined(**{name: bad})
+
+
+@pytest.mark.parametrize("bad", [HALF + 1, HALF - 1, LOGITS])
+def test_probabilities_that_are_not(bad):
+    with pytest.raises(ValueError, match="^probabilities: expected 0 to 1, got .* pass scores before .* as logits="):
+        refined(probabilities=bad)
+
+
+def test_probabilities_rounded_in_half_precision_pass():
+    p = np.zeros((2, H, W), np.float16)
+    p[0] = 1.001
+    assert refined(probabilities=p).dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    "bad, error, message",
+    [
+        (LABELS.astype(float), TypeError, "expected integers"),
+        (LABELS - 1, ValueError, "expected 0 to 1, or 255 where unknown, got -1"),
+        (LABELS.tolist(), TypeError, "a NumPy array or a torch.Tensor"),
+        (np.zeros((0, 3), int), ValueError, r"expected \[H, W\]"),
+        (np.zeros((1, 1, 1, 1), int), ValueError, r"expected \[H, W\]"),
+        (Image.fromarray(IMAGE), ValueError, r"image: expected the size of labels"),
+    ],
+)
+def test_bad_labels(bad, error, message):
+    with pytest.raises(error, match=message):
+        refined(labels=bad)
+
+
+def test_labels_beyond_the_number_of_classes():
+    with pytest.raises(ValueError, match="^labels: expected 0 to 1, or 255 where unknown, got 0 to 2"):
+        refined(labels=LABELS, num_classes=2)
+
+
+def test_unknown_labels_alone_need_the_number_of_classes():
+    with pytest.raises(ValueError, match="^num_classes: "):
+        refined(labels=np.full((H, W), 255))
+
+
+@pytest.mark.parametrize(
+    "bad, error, message",
+    [
+        (IMAGE[:-1], ValueError, r"expected the size of logits, \[24, 30\], got \[23, 30\]"),
+        (IMAGE.transpose(2, 0, 1), ValueError, r"NumPy array \[H, W, 3\]"),
+        (np.zeros((H, W, 4), np.uint8), ValueError, r"NumPy array \[H, W, 3\]"),
+        (tensor(IMAGE), ValueError, r"torch tensor \[3, H, W\]"),
+        (tensor(IMAGE).permute(2, 0, 1)[None], ValueError, r"torch tensor \[3, H, W\]"),
+        (IMAGE.astype(np.int32), TypeError, "uint8"),
+        (IMAGE.astype(np.uint16), TypeError, "uint8"),
+        (Image.fromarray(IMAGE[..., 0].astype(np.int32)), TypeError, "8 bits a channel"),
+        (IMAGE.astype(np.float32), ValueError, "from 0 to 1"),
+        (IMAGE * math.nan, ValueError, "NaN"),
+        (IMAGE.tolist(), TypeError, "a PIL image"),
+        ("photo.jpg", TypeError, "a PIL image"),
+        (None, TypeError, "pass features="),
+    ],
+)
+def test_bad_images(bad, error, message):
+    with pytest.raises(error, match=f"^image: .*{message}"):
+        refined(bad, logits=LOGITS)
+
+
+@pytest.mark.parametrize(
+    "bad, error, message",
+    [
+        (np.zeros((2, H - 1, W), np.float32), ValueError, "expected the size of logits"),
+        (np.zeros((2, H), np.float32), ValueError, r"expected \[D, \*S\]"),
+        (np.zeros((0, H, W), np.float32), ValueError, r"expected \[D, \*S\]"),
+        (np.zeros((2, H, W), int), TypeError, "floating-point"),
+        (np.full((2, H, W), np.nan), ValueError, "NaN"),
+        ("depth", TypeError, "a NumPy array"),
+    ],
+)
+def test_bad_features(bad, error, message):
+    with pytest.raises(error, match=f"^features: .*{message}"):
+        refined(None, logits=LOGITS, features=bad)
+
+
+@pytest.mark.parametrize(
+    "name, bad, error",
+    [
+        ("theta_space", 0, ValueError),
+        ("theta_color", -1, ValueError),
+        ("theta_smooth", math.nan, ValueError),
+        ("theta_smooth", (1, 2, 3), ValueError),
+        ("theta_space", "80", TypeError),
+        ("weight_appearance", math.inf, ValueError),
+        ("weight_smooth", "3", TypeError),
+        ("iterations", -1, ValueError),
+        ("iterations", 2.5, TypeError),
+        ("window_size", 4, ValueError),
+        ("window_size", -3, ValueError),
+        ("blur", 0, ValueError),
+        ("num_classes", C + 1, ValueError),
+    ],
+)
+def test_bad_parameters(name, bad, error):
+    with pytest.raises(error, match=f"^{name}: "):
+        refined(logits=LOGITS, **{name: bad})
+
+
+@pytest.mark.parametrize("bad, error", [(0.0, ValueError), (1.0, ValueError), (math.nan, ValueError), ("1", TypeError)])
+def test_bad_label_confidence(bad, error):
+    with pytest.raises(error, match="^label_confidence: "):
+        refined(labels=LABELS, label_confidence=bad)
+
+
+def test_values_of_cuda_scores_are_looked_at_too(device):
+    with pytest.raises(ValueError, match="^logits: .*NaN"):
+        refined(logits=torch.full((C, H, W), math.nan, device=device))

@@ -1,0 +1,9 @@
+"""Dense conditional random fields on segmentation scores, as Triton kernels with a PyTorch twin."""
+
+from tritoncrf import features, filters
+from tritoncrf.checks import check_values
+from tritoncrf.mean_field import mean_field
+from tritoncrf.refine import refine
+
+__version__ = "0.1.0"
+__all__ = ["check_values", "features", "filters", "mean_field", "refine"]

@@ -1,0 +1,290 @@
+"""The command line: tritoncrf demo | refine | info.
+
+Every bad input ends with exit code 2 and one line on stderr. Output files are written whole or not at all.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import tritoncrf
+from tritoncrf import demo, figures
+from tritoncrf.refine import METHODS, UNKNOWN, refine
+
+__all__ = ["main"]
+
+KINDS = ("logits", "probabilities", "energies", "labels")
+SETTINGS = {
+    "theta_space": (float, "bandwidth of positions in the appearance kernel, in pixels (80)"),
+    "theta_color": (float, "bandwidth of colours, in 0..255 units (13)"),
+    "weight_appearance": (float, "weight of the appearance kernel (10)"),
+    "theta_smooth": (float, "bandwidth of the smoothness kernel, in pixels (3)"),
+    "weight_smooth": (float, "weight of the smoothness kernel (3)"),
+    "iterations": (int, "mean-field steps (5)"),
+    "window_size": (int, "side of the neighbourhood, odd, in blurred pixels (11)"),
+    "blur": (int, "blur x blur pixels are averaged for the messages (4)"),
+    "label_confidence": (float, "probability that a label is right, with --labels (0.7)"),
+    "num_classes": (int, "number of classes, with --labels (the largest label + 1)"),
+}
+
+
+FIGURES = (".png", ".pdf", ".svg")
+
+
+class CommandError(Exception):
+    """What the user gave does not work; the message is the one line to print."""
+
+
+# What bad input raises here and in the library; anything else is a bug and shows its traceback.
+REFUSALS = (CommandError, ValueError, TypeError, NotImplementedError, OSError, MemoryError, torch.OutOfMemoryError)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, without the usage."""
+
+    def error(self, message):
+        raise CommandError(message)
+
+
+def main(arguments=None) -> int:
+    """Run one command; 0 if it worked, 2 if not."""
+    try:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+    except REFUSALS as error:
+        print(f"tritoncrf: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser():
+    parser = Parser(prog="tritoncrf", description="Refine segmentation scores against the image, by a dense CRF.")
+    parser.add_argument("--version", action="version", version=f"tritoncrf {tritoncrf.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="demo | refine | info")
+
+    show = commands.add_parser("demo", help="refine noisy labels of a photo and draw a figure")
+    show.add_argument("-o", "--out", type=Path, default="demo.png", help="the figure: .png, .pdf or .svg (demo.png)")
+    show.set_defaults(run=_demo)
+
+    command = commands.add_parser("refine", help="refine the scores or labels of one image")
+    command.add_argument("image", type=Path, metavar="IMAGE", help="a photo, in any format that Pillow reads")
+    scores = command.add_mutually_exclusive_group(required=True)
+    for kind in KINDS[:3]:
+        scores.add_argument(f"--{kind}", type=Path, metavar="FILE", help="[C, H, W] floats; .npy, or .npz of one array")
+    scores.add_argument("--labels", type=Path, metavar="FILE", help="label indices, 255 unknown; .png, .npy or .npz")
+    command.add_argument(
+        "-o", "--out", type=Path, required=True, help="labels as an indexed .png, or float32 probabilities as .npy"
+    )
+    command.add_argument("--figure", type=Path, metavar="FILE", help="also draw before and after: .png, .pdf or .svg")
+    command.add_argument("--method", help=f"how pixels are compared: {', '.join(METHODS)}; no default yet")
+    for name, (kind, text) in SETTINGS.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    command.set_defaults(run=_refine)
+
+    info = commands.add_parser("info", help="versions, devices and the backend that would run")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _demo(options):
+    _check_output("--out", options.out, FIGURES)
+    with _steps("refine", "draw") as step:
+        outcome = demo.run(_device())
+        step()
+        figure = figures.comparison(
+            outcome.image, outcome.before, outcome.after,
+            truth=outcome.truth, names=demo.CLASSES, seconds=outcome.seconds,
+        )  # fmt: skip
+        with _replacing(options.out) as file:
+            figure.savefig(file, format=options.out.suffix[1:].lower())
+        step()
+    print(outcome)
+    print(f"wrote {options.out}")
+
+
+def _refine(options):
+    kind = next(kind for kind in KINDS if getattr(options, kind) is not None)
+    source = getattr(options, kind)
+    if options.method is None:
+        raise CommandError(f"--method: expected one of {', '.join(METHODS)}; it has no default yet")
+    _check_output("--out", options.out, (".png", ".npy"))
+    if options.figure is not None:
+        _check_output("--figure", options.figure, FIGURES)
+    _check_distinct(options.image, source, options.out, options.figure)
+    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+
+    with _steps("load", "refine", "write") as step:
+        image = _read_image(options.image)
+        scores = _read_labels(source) if kind == "labels" else _read_array(source)
+        step()
+        start = time.perf_counter()
+        on_device = torch.from_numpy(scores).to(_device())
+        refined = refine(image, method=options.method, **{kind: on_device}, **settings).float().cpu().numpy()
+        seconds = time.perf_counter() - start
+        if options.out.suffix.lower() == ".png" and len(refined) > 256:
+            raise CommandError(f"--out: a .png holds 256 classes, got {len(refined)}; write an .npy")
+        step()
+        with contextlib.ExitStack() as files:
+            out = files.enter_context(_replacing(options.out))
+            _write(out, options.out, refined)
+            if options.figure is not None:
+                before = _before(kind, scores)
+                figure = figures.comparison(np.asarray(image), before, refined.argmax(0), seconds=seconds)
+                file = files.enter_context(_replacing(options.figure))
+                figure.savefig(file, format=options.figure.suffix[1:].lower())
+        step()
+
+
+def _info(options):
+    print(f"tritoncrf  {tritoncrf.__version__}")
+    print(f"python     {platform.python_version()} on {platform.platform()}")
+    for package in ("torch", "triton", "numpy"):
+        try:
+            print(f"{package:10} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package:10} not installed")
+    devices = [f"cuda:{n} {torch.cuda.get_device_name(n)}" for n in range(torch.cuda.device_count())]
+    print(f"devices    {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}")
+    kernels = _device().type == "cuda" and importlib.util.find_spec("triton") is not None
+    print(f"backend    {'triton' if kernels else 'torch'} on {_device()}")
+
+
+def _device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def _steps(*names):
+    """A progress bar on a terminal, once the work has taken two seconds; call the result after each step."""
+    bar = tqdm(total=len(names), desc=names[0], unit="step", delay=2, leave=False, disable=None)
+    left = iter([*names[1:], ""])
+
+    def step():
+        bar.set_description(next(left), refresh=False)
+        bar.update()
+
+    with bar:
+        yield step
+
+
+def _check_output(option, path, extensions):
+    if path.suffix.lower() not in extensions:
+        raise CommandError(f"{option}: expected a file name ending in {' or '.join(extensions)}, got {path}")
+    if not path.parent.is_dir():
+        raise CommandError(f"{option}: expected a file in a folder that exists, got {path}")
+    if path.is_dir():
+        raise CommandError(f"{option}: expected a file, got the folder {path}")
+    if not os.access(path.parent, os.W_OK):
+        raise CommandError(f"{option}: expected a folder that can be written to, got {path}")
+
+
+def _check_distinct(*paths):
+    """No output may replace an input, nor another output."""
+    image, source, *outputs = [path.resolve() for path in paths if path is not None]
+    for n, path in enumerate(outputs):
+        if path in (image, source, *outputs[:n]):
+            raise CommandError(f"--out, --figure: expected files that differ from all others, got {path} twice")
+
+
+def _decoded(path, what, read):
+    """What `read(path)` gives; one error, naming the file, for all that decoders raise."""
+    if not path.is_file():
+        raise CommandError(f"{path}: expected {what}, got {'a folder' if path.is_dir() else 'no such file'}")
+    try:
+        return read(path)
+    except CommandError:
+        raise
+    except Exception as error:  # broken files make decoders raise nearly anything, SyntaxError included
+        raise CommandError(f"{path}: expected {what}, unreadable: {error}") from error
+
+
+def _read_image(path):
+    from PIL import Image
+
+    def read(path):
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith(("I", "F")):
+                raise CommandError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}")
+            return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+    return _decoded(path, "a picture", read)
+
+
+def _read_labels(path):
+    """[H, W] integers; the indices of a palette picture, not its colours."""
+    if path.suffix.lower() != ".png":
+        return _read_array(path, extensions=(".png", ".npy", ".npz"))
+    from PIL import Image
+
+    def read(path):
+        with Image.open(path) as image:
+            image.load()
+            if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+                raise CommandError(f"{path}: expected label indices, one channel or a palette, got {image.mode}")
+            return np.array(image)
+
+    return _decoded(path, "a .png of labels", read)
+
+
+def _read_array(path, extensions=(".npy", ".npz")):
+    if path.suffix.lower() not in extensions:
+        raise CommandError(f"{path}: expected a file ending in {' or '.join(extensions)}")
+
+    def read(path):
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            if len(loaded.files) != 1:
+                raise CommandError(f"{path}: expected one array, got {len(loaded.files)}: {', '.join(loaded.files)}")
+            return loaded[loaded.files[0]]
+
+    array = _decoded(path, "an array", read)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise CommandError(f"{path}: expected numbers of at most 64 bits, got dtype {array.dtype}")
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _before(kind, scores):
+    """The labels that came: the best class of scores, -1 where a label is unknown."""
+    if kind == "labels":
+        return np.where(scores == UNKNOWN, -1, scores.astype(np.int64))
+    return scores.argmin(0) if kind == "energies" else scores.argmax(0)
+
+
+def _write(file, path, probabilities):
+    if path.suffix.lower() == ".npy":
+        np.save(file, probabilities)
+        return
+    from PIL import Image
+
+    picture = Image.fromarray(probabilities.argmax(0).astype(np.uint8), mode="P")
+    picture.putpalette(figures.palette().tobytes())
+    picture.save(file, format="png")
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A file that takes the place of `path` when the block ends well, and leaves nothing behind when not."""
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

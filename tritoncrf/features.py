@@ -1,0 +1,140 @@
+"""Features of a Gaussian kernel: positions and colours, already divided by their bandwidths.
+
+Every kernel of a dense CRF is k(i, j) = exp(-|f_i - f_j|^2 / 2). Here f is made: the pixel position
+over theta (Krähenbühl and Koltun 2011, ConvCRF and CRF-RNN use it alike), the colour over theta, or both.
+Positions are in (row, column) order, in pixels or in the unit of `spacing`; colours are in 0..255 units.
+
+A theta is a float, a 0-d tensor, or one per axis or channel (a sequence or a 1-d tensor). Tensors may require
+gradients, which then flow from the features to them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from tritoncrf import checks
+
+__all__ = ["bilateral", "color", "spatial"]
+
+
+def spatial(size, theta, spacing=None, *, device=None, dtype=torch.float32) -> torch.Tensor:
+    """Pixel positions over a bandwidth: f[a] = index_a * spacing_a / theta_a.
+
+    Args:
+        size: the 1 to 3 spatial sizes S, such as (height, width).
+        theta: bandwidth in pixels, or in the unit of `spacing`; one number or one per axis, above 0.
+        spacing: distance of two neighbours, one number or one per axis; 1 if left out.
+        device: where the result lives; that of the first tensor among the thetas, else the CPU, if left out.
+        dtype: torch.float32 or torch.float64.
+
+    Returns:
+        [1, D, *S] features, D = len(S), computed in float64 and rounded once.
+
+    Raises:
+        TypeError, ValueError: naming the argument, for a wrong count, a type that is no number, or a
+            theta or spacing that is not above 0 (tensors are looked at only where `check_values` says).
+
+    Example:
+        >>> spatial((2, 3), theta=2.0)[0, 1]
+        tensor([[0.0000, 0.5000, 1.0000],
+                [0.0000, 0.5000, 1.0000]])
+    """
+    if not isinstance(size, Sequence) or isinstance(size, str) or not 1 <= len(size) <= 3:
+        raise ValueError(f"size: expected 1 to 3 spatial sizes such as (height, width), got {checks.kind_of(size)}")
+    size = [checks.expect_int("size", n, 1) for n in size]
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
+    return _spatial("theta", size, theta, spacing, device, dtype)
+
+
+def color(image, theta_color) -> torch.Tensor:
+    """Colours over a bandwidth: f[c] = image_c / theta_c, in 0..255 units.
+
+    Args:
+        image: [B, C, *S] with 1 to 3 spatial axes. uint8 counts as it is, floating values are 0..1 and
+            count times 255: the dtype decides, the values never do.
+        theta_color: bandwidth in 0..255 units, one number or one per channel, above 0.
+
+    Returns:
+        [B, C, *S] features: float64 for a float64 image, else float32.
+
+    Raises:
+        TypeError: the image is no tensor, or neither uint8 nor floating.
+        ValueError: a floating image with NaN, or values below -0.5 or above 1.5 (looked at only where
+            `check_values` says); a theta that is not above 0 or has the wrong count.
+
+    Example:
+        >>> color(torch.tensor([[[0, 26]]], dtype=torch.uint8), theta_color=13)
+        tensor([[[0., 2.]]])
+    """
+    photo = _photo(image)
+    thetas = checks.expect_positive("theta_color", theta_color, photo.shape[1], each="channel")
+    thetas = _on_device("theta_color", thetas, photo)
+    return torch.stack([channel / theta for channel, theta in zip(photo.unbind(1), thetas)], dim=1)
+
+
+def bilateral(image, theta_space, theta_color, spacing=None) -> torch.Tensor:
+    """Positions and colours together: f = (index * spacing / theta_space, image / theta_color).
+
+    Args:
+        image: [B, C, *S], as in `color`.
+        theta_space: bandwidth in pixels or in the unit of `spacing`, one number or one per axis.
+        theta_color: bandwidth in 0..255 units, one number or one per channel.
+        spacing: distance of two neighbours, one number or one per axis; 1 if left out.
+
+    Returns:
+        [B, D + C, *S] features, positions first: float64 for a float64 image, else float32.
+
+    Raises:
+        TypeError, ValueError: as `spatial` and `color`.
+
+    Example:
+        >>> bilateral(torch.zeros(2, 3, 4, 5), theta_space=80, theta_color=13).shape
+        torch.Size([2, 5, 4, 5])
+    """
+    colors = color(image, theta_color)
+    size = colors.shape[2:]
+    positions = _spatial("theta_space", size, theta_space, spacing, colors.device, colors.dtype)
+    return torch.cat([positions.expand(colors.shape[0], -1, *size), colors], dim=1)
+
+
+def _spatial(name, size, theta, spacing, device, dtype):
+    thetas = checks.expect_positive(name, theta, len(size))
+    spacings = checks.expect_positive("spacing", 1.0 if spacing is None else spacing, len(size))
+    if device is None:
+        device = next((t.device for t in [*thetas, *spacings] if isinstance(t, torch.Tensor)), None)
+    axes = []
+    for n, t, s in zip(size, thetas, spacings):
+        index = torch.arange(n, device=device, dtype=torch.float64)
+        [t], [s] = _on_device(name, [t], index), _on_device("spacing", [s], index)
+        axes.append((index * (s / t)).to(dtype))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0)
+
+
+def _photo(image):
+    """`image` in 0..255 units, float32 or float64."""
+    if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8):
+        checks.expect_tensor("image", image, "a uint8 (0..255) or floating-point (0..1) torch.Tensor")
+    checks.expect_spatial("image", image)
+    if image.shape[1] == 0:
+        raise ValueError(f"image: expected at least one channel, got shape {list(image.shape)}")
+    photo = image.to(torch.float64 if image.dtype == torch.float64 else torch.float32)
+    if image.dtype == torch.uint8:
+        return photo
+    checks.expect_finite("image", photo)
+    if checks.values_checked(photo) and photo.numel():
+        low, high = (v.item() for v in torch.aminmax(photo.detach()))
+        if low < -0.5 or high > 1.5:
+            raise ValueError(
+                f"image: expected floating values from 0 to 1, got {low:.4g} to {high:.4g}; pass a picture of 0..255 "
+                "as image.to(torch.uint8) or image / 255, and what is not a photo as features"
+            )
+    return photo * 255
+
+
+def _on_device(name, thetas, like):
+    """Tensors among `thetas` in the dtype of `like`; a 0-d tensor on the CPU goes with any device."""
+    for t in thetas:
+        if isinstance(t, torch.Tensor) and t.device.type != "cpu" and t.device != like.device:
+            raise ValueError(f"{name}: expected a tensor on {like.device} or the CPU, got one on {t.device}")
+    return [t.to(like.dtype) if isinstance(t, torch.Tensor) else t for t in thetas]

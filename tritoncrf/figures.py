@@ -1,0 +1,162 @@
+"""Figures of a refinement, and the colours of its labels."""
+
+import colorsys
+
+import numpy as np
+
+__all__ = ["comparison", "palette"]
+
+# A grey for class 0, usually the background; then the seven colours of Okabe and Ito (2008); then 13 chosen
+# one by one, each farthest in OKLab from those before it, as seen with normal, protanope and deuteranope eyes.
+DISTINCT = (
+    "5B6066 E69F00 56B4E9 009E73 F0E442 0072B2 D55E00 CC79A7 222255 FFFFFF 2F4BFF "
+    "99DDFF 5B3A1E 5D2E8C FFD9B3 EE99AA DDCC77 666633 AA4499 6699CC EE6677"
+)
+REPAIRED, BROKEN, STILL_WRONG = "#0072B2", "#D55E00", "#F0E442"
+INK, MUTED = "#1F2328", "#6B7280"
+MOST_PIXELS = 1200  # a side; a panel shows no more
+MOST_NAMES = 24
+
+
+def palette() -> np.ndarray:
+    """[256, 3] uint8 colours: 21 that colour-blind readers tell apart, then hues by the golden angle."""
+    distinct = [[int(h[i : i + 2], 16) for i in (0, 2, 4)] for h in DISTINCT.split()]
+    others = []
+    for n in range(256 - len(distinct)):
+        saturation, value = ((0.55, 0.95), (0.85, 0.75), (0.75, 0.45))[n % 3]
+        others.append([round(255 * v) for v in colorsys.hsv_to_rgb(n * 0.618034 % 1, saturation, value)])
+    return np.array(distinct + others, dtype=np.uint8)
+
+
+def comparison(image, before, after, *, truth=None, names=None, seconds=None):
+    """Image, input labels, refined labels and what changed, side by side.
+
+    Args:
+        image: [H, W, 3] or [H, W]; uint8, or floating from 0 to 1.
+        before, after: [H, W] integer labels; negative where unknown.
+        truth: [H, W] integer labels, where they are known: the last panel then tells repaired pixels from
+            broken ones, and the titles give the accuracies.
+        names: class names in order; numbers if left out.
+        seconds: what the refinement took, for its title.
+
+    Returns:
+        A matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
+    """
+    from matplotlib.figure import Figure
+
+    before, after = (np.asarray(labels).astype(int) for labels in (before, after))
+    height, width = before.shape
+    step = -(-max(before.shape) // MOST_PIXELS)
+    grey = _grey(image)
+    panels = [
+        ("Image", f"{width} x {height} pixels", _rgb(image)),
+        ("Input labels", _accuracy(before, truth), _overlay(grey, before)),
+        ("Refined labels", _join(_accuracy(after, truth), _duration(seconds)), _overlay(grey, after)),
+        ("What changed", *_changes(grey, before, after, truth)),
+    ]
+    rows, columns = (1, 4) if width <= 1.15 * height else (2, 2)
+    panel_width = 3.6 if rows == 1 else 5.6
+    panel_height = panel_width * height / width
+    entries, key = _entries(before, after, names), _key(truth)
+    per_row = max(1, int(columns * panel_width / 2.05))
+    key_height = 0.3 if key else 0
+    legend_height = 0.28 + key_height + 0.22 * -(-len(entries) // per_row)
+    title_height, gap = 0.62, 0.12
+    size = (columns * (panel_width + gap) + gap, rows * (panel_height + title_height) + legend_height)
+
+    figure = Figure(figsize=size, dpi=150, facecolor="white")
+    for n, (title, subtitle, picture) in enumerate(panels):
+        row, column = divmod(n, columns)
+        left = gap + column * (panel_width + gap)
+        bottom = size[1] - (row + 1) * (panel_height + title_height)
+        axes = figure.add_axes(
+            (left / size[0], bottom / size[1], panel_width / size[0], panel_height / size[1]), xticks=[], yticks=[]
+        )
+        axes.imshow(picture[::step, ::step], interpolation="antialiased", aspect="auto")
+        axes.spines[:].set_visible(False)
+        above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "left", "va": "baseline"}
+        axes.annotate(title, (0, 1), (0, 21), fontsize=13, fontweight="bold", color=INK, **above)
+        axes.annotate(subtitle, (0, 1), (0, 7), fontsize=10, color=MUTED, **above)
+
+    if key:
+        _legend(figure, key, len(key), "upper right", (1 - gap / size[0], (legend_height - 0.1) / size[1]))
+    _legend(figure, entries, per_row, "upper left", (gap / size[0], (legend_height - 0.1 - key_height) / size[1]))
+    return figure
+
+
+def _rgb(image):
+    """[H, W, 3] floats from 0 to 1."""
+    image = np.asarray(image)
+    image = image / 255 if image.dtype == np.uint8 else image
+    image = np.clip(image, 0, 1)
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+
+
+def _grey(image):
+    return np.repeat((_rgb(image) @ [0.299, 0.587, 0.114])[..., None], 3, axis=2)
+
+
+def _overlay(grey, labels):
+    """The colours of the labels over the grey image, a light line along their borders."""
+    colors = palette()[labels % 256] / 255
+    mixed = np.where((labels < 0)[..., None], grey, 0.35 * grey + 0.65 * colors)
+    edge = np.zeros(labels.shape, bool)
+    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    return np.where(edge[..., None], 0.5 * mixed + 0.5, mixed)
+
+
+def _changes(grey, before, after, truth):
+    """A subtitle and the picture of what changed, over a pale image."""
+    from matplotlib.colors import to_rgb
+
+    pale = 0.72 + 0.28 * grey
+    changed = before != after
+    if truth is None:
+        colors = palette()[after % 256] / 255
+        return f"{changed.mean():.1%} of the pixels", np.where(changed[..., None], 0.15 * pale + 0.85 * colors, pale)
+    repaired, broken = changed & (after == truth), changed & (before == truth)
+    for mask, color in ((repaired, REPAIRED), (broken, BROKEN), ((before != truth) & (after != truth), STILL_WRONG)):
+        pale = np.where(mask[..., None], to_rgb(color), pale)
+    return f"{repaired.sum():,} repaired, {broken.sum():,} broken", pale
+
+
+def _accuracy(labels, truth):
+    return "" if truth is None else f"{(labels == truth).mean():.1%} right"
+
+
+def _duration(seconds):
+    return "" if seconds is None else f"{seconds:.2f} s"
+
+
+def _join(*parts):
+    return ", ".join(part for part in parts if part)
+
+
+def _entries(before, after, names):
+    """(color, text) of the classes present, by their share of the refined labels."""
+    shares = [{c: n / x.size for c, n in zip(*np.unique(x, return_counts=True)) if c >= 0} for x in (before, after)]
+    present = sorted(shares[0] | shares[1], key=lambda c: -shares[1].get(c, 0))
+    entries = []
+    for c in present[:MOST_NAMES]:
+        name = f"class {c}" if names is None else names[c]
+        change = " \N{RIGHTWARDS ARROW} ".join(f"{100 * share.get(c, 0):.1f}" for share in shares)
+        entries.append((palette()[c % 256] / 255, f"{name}  {change} %"))
+    if len(present) > MOST_NAMES:
+        entries.append(("none", f"and {len(present) - MOST_NAMES} more"))
+    return entries
+
+
+def _key(truth):
+    if truth is None:
+        return []
+    return [(REPAIRED, "repaired"), (BROKEN, "broken"), (STILL_WRONG, "still wrong")]
+
+
+def _legend(figure, entries, columns, corner, at):
+    from matplotlib.patches import Patch
+
+    handles = [Patch(facecolor=color, edgecolor="#9CA3AF", linewidth=0.5, label=text) for color, text in entries]
+    tight = {"handlelength": 1.1, "handleheight": 1.1, "columnspacing": 1.3, "borderpad": 0, "borderaxespad": 0}
+    place = {"ncols": min(columns, len(handles)), "loc": corner, "bbox_to_anchor": at, "frameon": False}
+    figure.legend(handles=handles, fontsize=10, labelcolor=INK, **place, **tight)

@@ -1,0 +1,232 @@
+"""What every pairwise filter is: checked once, prepared once per image, applied many times.
+
+A filter has two halves. `Filter` is what a user holds: it checks its arguments and owns the tensors that
+gradients reach. Its `Plan` is the static rest: plain numbers that know how to apply the filter, its
+adjoint, and its derivative. Plans travel through `torch.library` operators as a string, so compilers and
+exporters see one opaque operator with a fake and a gradient, and never the loops inside.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from tritoncrf import checks
+
+NORMALIZATIONS = ("none", "before", "after", "symmetric")
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read once, as triton does
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The static half of a filter; one subclass per kind, found by its class name."""
+
+    precision: str
+    backend: str
+
+    kinds = {}  # class name -> class
+
+    def __init_subclass__(cls):
+        Plan.kinds[cls.__name__] = cls
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors `prepare` takes."""
+        raise NotImplementedError
+
+    def prepare(self, tensors: list[torch.Tensor], classes: int, repeats: int):
+        """What `apply`, `adjoint` and `gradients` need, made once for `repeats` uses on `classes` classes."""
+        raise NotImplementedError
+
+    def apply(self, x: torch.Tensor, prepared) -> torch.Tensor:
+        """K x for x [B, C, *S]."""
+        raise NotImplementedError
+
+    def adjoint(self, y: torch.Tensor, prepared) -> torch.Tensor:
+        """K^T y for y [B, C, *S]."""
+        raise NotImplementedError
+
+    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared) -> list[torch.Tensor]:
+        """The gradient of <y, K x> with respect to each of the filter's tensors."""
+        raise NotImplementedError
+
+    def fuse(self, plans, prepared, mixing, unary, unary_weight):
+        """A fused mean-field step (see mean_field.Step) for these plans, or None where they do not fuse."""
+        return None
+
+
+def encode(plans) -> str:
+    """Plans as a string that an operator can take: a line each, the class name and then the fields."""
+    return "\n".join(" ".join([type(p).__name__, *(str(getattr(p, f.name)) for f in fields(p))]) for p in plans)
+
+
+@functools.lru_cache(maxsize=1024)
+def decode(text: str) -> tuple[Plan, ...]:
+    """The plans of `encode`."""
+    plans = []
+    for line in text.splitlines():
+        name, *words = line.split()
+        kind = Plan.kinds[name]
+        plans.append(kind(*(_READERS[f.type](word) for f, word in zip(fields(kind), words, strict=True))))
+    return tuple(plans)
+
+
+_READERS = {bool: "True".__eq__, int: int, float: float, str: str}
+
+
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """"triton" or "torch" for tensors of this device and dtype; an error where "triton" cannot run."""
+    supported = TRITON_INSTALLED and dtype != torch.float64
+    if backend == "auto":
+        return "triton" if supported and device.type == "cuda" else "torch"
+    if backend == "triton":
+        if not TRITON_INSTALLED:
+            raise ValueError("backend: 'triton' needs the triton package, which is not installed here; use 'auto'")
+        if dtype == torch.float64:
+            raise ValueError("backend: expected 'torch' or 'auto' for float64, got 'triton' (its kernels are float32)")
+        if device.type == "cpu" and not INTERPRETED and _launches_run():
+            raise ValueError(
+                "backend: 'triton' runs on a GPU, and on CPU tensors only under TRITON_INTERPRET=1; "
+                "got CPU tensors without it; use 'auto'"
+            )
+    return backend
+
+
+def _launches_run() -> bool:
+    return importlib.import_module("tritoncrf.kernels.common").launches_run()
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """float64 for float64, float32 for everything else: half precision is stored, never accumulated in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class without_autocast:
+    """Run a block in the dtypes of its tensors, whatever autocast says outside."""
+
+    def __init__(self, x: torch.Tensor):
+        self.contexts = [
+            torch.autocast(kind, enabled=False) for kind in {"cpu", x.device.type} & {"cpu", "cuda", "xpu", "mps"}
+        ]
+
+    def __enter__(self):
+        for context in self.contexts:
+            context.__enter__()
+
+    def __exit__(self, *exception):
+        for context in reversed(self.contexts):
+            context.__exit__(*exception)
+
+
+class Filter:
+    """A pairwise filter K, linear in its values and the same for every class. Call it on values.
+
+    Subclasses set `plan`, `tensors` (what gradients reach, first the features), `size` (the spatial
+    shape) and `batch` (1: serves any batch) before use.
+    """
+
+    plan: Plan
+    tensors: list[torch.Tensor]
+    size: torch.Size
+    batch: int
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """K values: [B, C, *S] -> [B, C, *S], in the dtype of `values`; differentiable once."""
+        checks.expect_tensor("values", values)
+        self.check_fits("values", values)
+        checks.expect_finite("values", values)
+        dtype = compute_dtype(values)
+        tensors = [t.to(dtype) for t in self.tensors]
+        return filter_apply(values.to(dtype), tensors, encode([self.resolved(values)])).to(values.dtype)
+
+    def resolved(self, values: torch.Tensor) -> Plan:
+        """The plan with the backend that will serve `values`."""
+        return replace(self.plan, backend=resolve_backend(self.plan.backend, values.device, values.dtype))
+
+    def check_fits(self, name: str, values: torch.Tensor) -> None:
+        """Raise unless `values` has this filter's spatial size, batch and device."""
+        expected = f"[{'B' if self.batch == 1 else self.batch}, C, {', '.join(map(str, self.size))}]"
+        if values.ndim != len(self.size) + 2 or values.shape[2:] != self.size:
+            raise ValueError(f"{name}: expected {expected} as the filter's features, got {list(values.shape)}")
+        if self.batch not in (1, values.shape[0]):
+            raise ValueError(f"{name}: expected a batch of {self.batch} as in the filter's features, got {list(values.shape)}")
+        if values.device != self.tensors[0].device:
+            raise ValueError(f"{name}: expected the device of the filter's features, {self.tensors[0].device}, got {values.device}")
+
+
+def scales(normalization: str, row_sums) -> list[torch.Tensor]:
+    """The per-pixel scales of a normalisation (spec: n_out K n_in): [in, out], [in] or [out].
+
+    With r = K 1: "before" 1/r on the input, "after" 1/r on the output, "symmetric" r^-1/2 on both.
+    An isolated pixel (r = 0) keeps messages of 0.
+    """
+    if normalization == "none":
+        return []
+    r = row_sums().clamp_min(1e-18)  # 1 / r^2, of the gradient, stays in float32's range
+    return [r.rsqrt()] * 2 if normalization == "symmetric" else [r.reciprocal()]
+
+
+@torch.library.custom_op("tritoncrf::filter", mutates_args=())
+def filter_apply(values: torch.Tensor, tensors: list[torch.Tensor], plan: str) -> torch.Tensor:
+    (plan,) = decode(plan)
+    with without_autocast(values):
+        return plan.apply(values, plan.prepare(tensors, values.shape[1], repeats=1)).contiguous()
+
+
+@filter_apply.register_fake
+def _(values, tensors, plan):
+    return torch.empty(values.shape, dtype=values.dtype, device=values.device)
+
+
+@torch.library.custom_op("tritoncrf::filter_backward", mutates_args=())
+def filter_backward(
+    values: torch.Tensor, cotangent: torch.Tensor, tensors: list[torch.Tensor], plan: str,
+    needs_values: bool, needs_tensors: bool,
+) -> list[torch.Tensor]:  # fmt: skip
+    """The gradients with respect to values and tensors; empty where they are not needed."""
+    (plan,) = decode(plan)
+    with without_autocast(values):
+        prepared = plan.prepare(tensors, values.shape[1], repeats=1)
+        d_values = plan.adjoint(cotangent, prepared).contiguous() if needs_values else values.new_empty(0)
+        d_tensors = plan.gradients(values, cotangent, prepared) if needs_tensors else [t.new_empty(0) for t in tensors]
+        return [d_values, *(d.contiguous() for d in d_tensors)]
+
+
+@filter_backward.register_fake
+def _(values, cotangent, tensors, plan, needs_values, needs_tensors):
+    shapes = [values.shape if needs_values else (0,), *(t.shape if needs_tensors else (0,) for t in tensors)]
+    return [torch.empty(shape, dtype=values.dtype, device=values.device) for shape in shapes]
+
+
+def _setup_context(ctx, inputs, output):
+    values, tensors, ctx.plan = inputs
+    ctx.save_for_backward(values, *tensors)
+
+
+def _backward(ctx, cotangent):
+    values, *tensors = ctx.saved_tensors
+    needs_values, needs_tensors, _ = ctx.needs_input_grad
+    needs_tensors = any(needs_tensors)
+    d_values, *d_tensors = filter_backward(
+        values, cotangent.contiguous(), tensors, ctx.plan, needs_values, needs_tensors
+    )
+    return d_values if needs_values else None, d_tensors if needs_tensors else [None] * len(tensors), None
+
+
+filter_apply.register_autograd(_backward, setup_context=_setup_context)
+
+
+def refuse_second_derivative(operator) -> None:
+    """Make differentiating a backward operator one clear error."""
+
+    def refuse(ctx, *cotangents):
+        raise NotImplementedError("tritoncrf offers first derivatives only; a second one was asked for")
+
+    operator.register_autograd(refuse)
+
+
+refuse_second_derivative(filter_backward)

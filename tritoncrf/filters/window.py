@@ -1,0 +1,264 @@
+"""The windowed Gaussian filter of ConvCRF: what a user calls, and its plan for both backends."""
+
+import importlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from tritoncrf import checks
+from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, encode, filter_apply, resolve_backend, scales
+from tritoncrf.reference import blur
+from tritoncrf.reference import window as reference
+
+MAX_WINDOW = 31
+
+
+class Window(Filter):
+    r"""Exact Gaussian messages in a window around each pixel.
+
+    .. math::
+        (K x)_i = \sum_{\delta} k_{i, i + \delta}\, x_{i + \delta}, \qquad
+        k_{ij} = \exp(-|f_i - f_j|^2 / 2)
+
+    over :math:`\delta` in a square (cube) of `window_size` pixels a side, nothing outside the image, the
+    same for all classes (ConvCRF paper, section 4). With `blur` b > 1 features and values are averaged
+    over b x b blocks, filtered at that resolution and upsampled bilinearly: a window of b * `window_size`
+    pixels. With `normalization` and r = K 1: "before" K (x / r), "after" K x / r,
+    "symmetric" r^-1/2 K (r^-1/2 x).
+
+    Args:
+        features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes, already divided by the
+            bandwidths (`tritoncrf.features` makes them). Gradients reach them.
+        window_size: odd, 1 to 31, pixels a side.
+        dilation: distance of neighbouring taps in pixels.
+        blur: factor of the resolution that the window works at; 1 is full resolution.
+        include_self: whether the window's centre, whose weight is 1, counts.
+        normalization: "none", "before", "after" or "symmetric".
+        precision: "default" keeps float32's accuracy, "fast" multiplies in tf32 on a GPU.
+        backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
+
+    Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Memory O(B C N).
+
+    Raises:
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: a shape, an option or a value is out of bounds.
+
+    Example:
+        >>> import torch, tritoncrf as tc
+        >>> image = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
+        >>> K = tc.filters.Window(tc.features.bilateral(image, 80, 13), window_size=5)
+        >>> K(torch.rand(1, 21, 20, 30)).shape
+        torch.Size([1, 21, 20, 30])
+    """
+
+    def __init__(self, features, window_size, dilation=1, blur=1, include_self=True, normalization="none",
+                 precision="default", backend="auto"):  # fmt: skip
+        checks.expect_tensor("features", features)
+        checks.expect_spatial("features", features, "[B, D, *S]")
+        if features.shape[1] == 0 or 0 in features.shape[2:]:
+            raise ValueError(f"features: expected at least one channel and pixel, got shape {list(features.shape)}")
+        checks.expect_finite("features", features)
+        self.size, self.batch = features.shape[2:], features.shape[0]
+        self.plan = WindowPlan(
+            precision=checks.expect_choice("precision", precision, ("default", "fast")),
+            backend=checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+            size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
+            dilation=checks.expect_int("dilation", dilation, 1),
+            blur=checks.expect_int("blur", blur, 1),
+            include_self=checks.expect_bool("include_self", include_self),
+            scaled_in=False,
+            scaled_out=False,
+        )
+        checks.expect_choice("normalization", normalization, NORMALIZATIONS)
+        backend = resolve_backend(backend, features.device, features.dtype)
+
+        features = features if features.dtype == torch.float64 else features.float()
+        self.tensors = [lowered(features, self.plan.blur)]
+        self.tensors += scales(normalization, lambda: self._row_sums(features, backend))
+        self.plan = replace(
+            self.plan,
+            scaled_in=normalization in ("before", "symmetric"),
+            scaled_out=normalization in ("after", "symmetric"),
+        )
+
+    def _row_sums(self, features, backend: str) -> torch.Tensor:
+        """r = K 1, [Bf, 1, *S]."""
+        ones = torch.ones((self.batch, 1, *self.size), dtype=features.dtype, device=features.device)
+        return filter_apply(ones, self.tensors, encode([replace(self.plan, backend=backend)]))
+
+
+def lifted(x):
+    """[B, C, *S] as [B, C, Z, Y, X], missing axes of extent 1."""
+    return x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:])
+
+
+def per_axis(value: int, axes: int, missing: int) -> tuple[int, int, int]:
+    """`value` for each of the last `axes` axes, `missing` for the others."""
+    return (missing,) * (3 - axes) + (value,) * axes
+
+
+def lowered(features, factor: int):
+    """Features averaged over blocks of `factor` a side, with as many axes as they came with."""
+    axes = features.ndim - 2
+    low = blur.pool(lifted(features), per_axis(factor, axes, 1))
+    return low.reshape(*features.shape[:2], *low.shape[5 - axes :])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One window filter ready for use: everything [B, C, Z, Y, X]."""
+
+    features: torch.Tensor  # at the window's resolution
+    scale_in: torch.Tensor | None
+    scale_out: torch.Tensor | None
+    weights: torch.Tensor | None  # of reference.window_weights, where keeping them pays
+    radii: tuple[int, int, int]
+    blur: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class WindowPlan(Plan):
+    """The static half of `Window`; its tensors are low-resolution features and the scales in use."""
+
+    size: int
+    dilation: int
+    blur: int
+    include_self: bool
+    scaled_in: bool
+    scaled_out: bool
+
+    @property
+    def tensor_count(self) -> int:
+        return 1 + self.scaled_in + self.scaled_out
+
+    def prepare(self, tensors, classes, repeats) -> Prepared:
+        features, *scale = map(lifted, tensors)
+        axes = tensors[0].ndim - 2
+        radii = per_axis(self.size // 2, axes, 0)
+        weights = None
+        if self.backend == "torch" and repeats > 1:
+            # Half a window of weights per pixel, kept within the memory of three states Q.
+            if len(reference.half_window(radii, self.dilation)) <= 3 * classes * self.blur ** (2 * axes):
+                weights = reference.window_weights(features, radii, self.dilation)
+        return Prepared(
+            features=features,
+            scale_in=scale[0] if self.scaled_in else None,
+            scale_out=scale[-1] if self.scaled_out else None,
+            weights=weights,
+            radii=radii,
+            blur=per_axis(self.blur, axes, 1),
+        )
+
+    def apply(self, x, prepared):
+        return self._filter(x, prepared, prepared.scale_in, prepared.scale_out, blur.pool, blur.upsample)
+
+    def adjoint(self, y, prepared):
+        return self._filter(y, prepared, prepared.scale_out, prepared.scale_in, blur.upsample_adjoint, blur.pool_adjoint)
+
+    def _filter(self, x, prepared, scale_in, scale_out, down, up):
+        """scale_out . up K down (scale_in . x): the filter, or its adjoint, in the same five passes."""
+        shape, x = x.shape, lifted(x)
+        size, factors = x.shape[2:], prepared.blur
+        message = up(self._sum(down(scaled(x, scale_in), factors), prepared), size, factors)
+        return scaled(message, scale_out).reshape(shape)
+
+    def _sum(self, x, prepared):
+        window = prepared.features, prepared.radii, self.dilation, self.include_self
+        if self.backend == "triton":
+            return _kernels().window_sum(x, *window)
+        return reference.window_sum(x, *window, prepared.weights)
+
+    def gradients(self, x, y, prepared):
+        """Of <y, K x>: features through the window, scales through the products that they are in."""
+        scaled_x, scaled_y = scaled(lifted(x), prepared.scale_in), scaled(lifted(y), prepared.scale_out)
+        low_x, low_y = blur.pool(scaled_x, prepared.blur), blur.upsample_adjoint(scaled_y, prepared.blur)
+        window = prepared.features, prepared.radii, self.dilation
+        if self.backend == "triton":
+            gradients = [_kernels().window_feature_gradient(low_x, low_y, *window)]
+        else:
+            gradients = [reference.window_feature_gradient(low_x, low_y, *window)]
+        shape, factors = scaled_x.shape[2:], prepared.blur
+        if prepared.scale_in is not None:
+            back = blur.pool_adjoint(self._sum(low_y, prepared), shape, factors)
+            gradients.append(_like(lifted(x) * back, prepared.scale_in))
+        if prepared.scale_out is not None:
+            message = blur.upsample(self._sum(low_x, prepared), shape, factors)
+            gradients.append(_like(lifted(y) * message, prepared.scale_out))
+        axes = x.ndim - 2
+        return [g.reshape(*g.shape[:2], *g.shape[5 - axes :]) for g in gradients]
+
+
+    def fuse(self, plans, prepared, mixing, unary, unary_weight):
+        """One or two windows of one geometry run as one launch per iteration, two with blur."""
+        if self.backend != "triton" or not all(_same_geometry(self, p) for p in plans) or len(plans) > 2:
+            return None
+        classes, matrix = unary.shape[1], any(a.ndim == 2 for a in mixing)
+        if classes > (_kernels().MAX_MATRIX_CLASSES if matrix else _kernels().MAX_CLASSES):
+            return None
+        return FusedStep(plans, prepared, mixing, unary, unary_weight)
+
+
+def _same_geometry(plan, other) -> bool:
+    keys = "size", "dilation", "blur", "precision", "backend"
+    return isinstance(other, WindowPlan) and all(getattr(plan, key) == getattr(other, key) for key in keys)
+
+
+class FusedStep:
+    """The step of one or two windows at full resolution, in one launch."""
+
+    def __init__(self, plans, prepared, mixing, unary, unary_weight):
+        self.size = lifted(unary).shape[2:]
+        self.shape = unary.shape
+        self.unary = unary.contiguous().flatten(2)
+        self.unary_weight = unary_weight.expand(unary.shape[1])
+        self.mix = stacked(mixing, unary.shape[1])
+        self.window = self.size, prepared[0].radii, plans[0].dilation
+        self.filters = [
+            (r.features.contiguous(), p.include_self, _contiguous(r.scale_in), _contiguous(r.scale_out))
+            for p, r in zip(plans, prepared, strict=True)
+        ]
+        self.precision = plans[0].precision
+
+    def forward(self, q, last: bool):
+        y = torch.empty_like(self.unary)
+        _kernels().window_step(
+            q.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix, self.unary, self.unary_weight, last
+        )
+        return y.view(self.shape)
+
+    def backward(self, q, g, through_softmax: bool, filtered: bool):
+        y = torch.empty_like(self.unary)
+        back = self.unary.new_empty((len(self.filters), *self.unary.shape)) if filtered else None
+        _kernels().window_step_backward(
+            g.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix,
+            q.contiguous().flatten(2) if through_softmax else None, back,
+        )  # fmt: skip
+        return y.view(self.shape), back.unflatten(3, self.shape[2:]) if filtered else None
+
+
+def stacked(mixing, classes: int):
+    """The A_m as one tensor: [M, 1] if all are scalars, else [M, C], or [M, C, C] if one is a matrix."""
+    ndim = max(a.ndim for a in mixing)
+    if ndim == 0:
+        return torch.stack(mixing)[:, None]
+    vectors = [a if a.ndim == 2 else a.expand(classes) for a in mixing]
+    return torch.stack([torch.diag(a) if a.ndim < ndim else a for a in vectors])
+
+
+def _contiguous(x):
+    return None if x is None else x.contiguous()
+
+
+def scaled(x, scale):
+    return x if scale is None else x * scale
+
+
+def _like(products, scale):
+    """Sum [B, C, *S] products over classes, and over the batch that shares one scale [Bf, 1, *S]."""
+    total = products.sum(1, keepdim=True)
+    return total if scale.shape[0] == total.shape[0] else total.sum(0, keepdim=True)
+
+
+def _kernels():
+    """The Triton kernels, imported when first used: the package works without triton."""
+    return importlib.import_module("tritoncrf.kernels.window")

@@ -1,0 +1,79 @@
+"""What every kernel file shares: the one way to launch, and device helpers."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+_recorders: list[tuple[list, bool]] = []
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch as it was asked for: what a test counts and a cross-compilation compiles."""
+
+    kernel: object
+    grid: tuple
+    arguments: dict
+    num_warps: int
+    num_stages: int
+
+
+@contextlib.contextmanager
+def record_launches(run: bool = True):
+    """Collect every launch made inside the block, in order.
+
+    With `run=False` nothing is launched and outputs stay unwritten: what cross-compilation needs, on a
+    machine that could not run the kernels.
+    """
+    recorder = ([], run)
+    _recorders.append(recorder)
+    try:
+        yield recorder[0]
+    finally:
+        _recorders.pop()
+
+
+def launches_run() -> bool:
+    """False inside `record_launches(run=False)`."""
+    return all(run for _, run in _recorders)
+
+
+def launch(kernel, grid: tuple, num_warps: int, num_stages: int = 1, **arguments) -> None:
+    """Launch `kernel` over `grid`; an empty grid does nothing."""
+    if 0 in grid:
+        return
+    for launches, _ in _recorders:
+        launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
+    if launches_run():
+        tensor = next(a for a in arguments.values() if isinstance(a, torch.Tensor))
+        with torch.cuda.device_of(tensor):
+            kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def padded_classes(classes: int) -> int:
+    """The class axis of a tile: a power of two, at least the 16 columns of a matrix instruction."""
+    return max(16, triton.next_power_of_2(classes))
+
+
+@triton.constexpr_function
+def input_precision(precision):
+    """How `tl.dot` multiplies float32: "default" keeps float32's accuracy, "fast" rounds inputs to tf32.
+
+    CDNA3 multiplies float32 in its matrix units as it is, and has no tf32x3.
+    """
+    if precision == "fast":
+        return "tf32"
+    return "ieee" if tl.target_info.is_hip() else "tf32x3"
+
+
+@triton.jit
+def dot(a, b, accumulator, PRECISION: tl.constexpr):
+    """accumulator + a @ b, float32 in and out."""
+    return tl.dot(a, b, accumulator, input_precision=input_precision(PRECISION))

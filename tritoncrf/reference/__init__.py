@@ -1,0 +1,1 @@
+"""The kernels' work in plain PyTorch: the CPU path, and the truth that the kernels are tested against."""

@@ -1,0 +1,87 @@
+"""Pooling and upsampling around a low-resolution window (ConvCRF's `blur`), with their true adjoints.
+
+    pool      mean over b x b blocks, of the pixels that are in the image
+    upsample  bilinear by b (half-pixel centres), cropped back to the image
+
+The image sits in a grid of ceil(n / b) b pixels per axis, ceil of half the surplus before it. Shapes are
+[B, C, Z, Y, X]; `blur` is one factor per axis, 1 for an axis that is not there.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def low_size(size, blur) -> tuple[int, ...]:
+    return tuple(-(-n // b) for n, b in zip(size, blur, strict=True))
+
+
+def padding(size, blur) -> tuple[int, ...]:
+    """Pixels of the grid before the image, per axis."""
+    return tuple((-n % b + 1) // 2 for n, b in zip(size, blur, strict=True))
+
+
+def pool(x, blur):
+    """[B, C, *S] -> [B, C, *low_size]."""
+    if max(blur) == 1:
+        return x
+    pad = padding(x.shape[2:], blur)
+    if blur[0] == 1:  # PyTorch's 2-D pooling is the faster one
+        pooled = F.avg_pool2d(x.flatten(1, 2), blur[1:], blur[1:], pad[1:], count_include_pad=False)
+        return _crop(pooled.unflatten(1, x.shape[1:3]), low_size(x.shape[2:], blur))
+    return _crop(F.avg_pool3d(x, blur, blur, pad, count_include_pad=False), low_size(x.shape[2:], blur))
+
+
+def _crop(x, size, start=(0, 0, 0)):
+    for axis, (n, s) in enumerate(zip(size, start, strict=True), 2):
+        x = x.narrow(axis, s, n)
+    return x
+
+
+def upsample(x, size, blur):
+    """[B, C, *low_size] -> [B, C, *size]."""
+    if max(blur) == 1:
+        return x
+    grid = [n * b for n, b in zip(x.shape[2:], blur, strict=True)]
+    if blur[0] == 1:
+        up = F.interpolate(x.flatten(1, 2), size=grid[1:], mode="bilinear", align_corners=False)
+        up = up.unflatten(1, x.shape[1:3])
+    else:
+        up = F.interpolate(x, size=grid, mode="trilinear", align_corners=False)
+    return _crop(up, size, padding(size, blur))
+
+
+def pool_adjoint(y, size, blur):
+    """The adjoint of `pool`: [B, C, *low_size] -> [B, C, *size]. Each pixel gets its block's value over its count."""
+    if max(blur) == 1:
+        return y
+    count = pool_counts(size, blur, y.dtype, y.device)
+    up = (y / count).to(y.dtype)
+    for axis, b in enumerate(blur, 2):
+        up = up.repeat_interleave(b, axis) if b > 1 else up
+    return _crop(up, size, padding(size, blur))
+
+
+def pool_counts(size, blur, dtype, device):
+    """Image pixels per block, [*low_size]."""
+    counts = torch.ones((), dtype=dtype, device=device)
+    for n, b, p in zip(size, blur, padding(size, blur), strict=True):
+        start = torch.arange(-(-n // b), device=device) * b - p
+        counts = counts[..., None] * ((start + b).clamp_max(n) - start.clamp_min(0)).to(dtype)
+    return counts
+
+
+def upsample_adjoint(y, blur):
+    """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]."""
+    if max(blur) == 1:
+        return y
+    size = y.shape[2:]
+    low, pad = low_size(size, blur), padding(size, blur)
+    surplus = [(p, n * b - p - s) for n, b, p, s in zip(low, blur, pad, size, strict=True)]
+    padded = F.pad(y, [k for before_after in reversed(surplus) for k in before_after])
+    if blur[0] == 1:
+        padded = padded.flatten(1, 2)
+        shape = [*padded.shape[:2], *low[1:]]
+        down = torch.ops.aten.upsample_bilinear2d_backward(padded, padded.shape[2:], shape, False)
+        return down.unflatten(1, y.shape[1:3])
+    shape = [*y.shape[:2], *low]
+    return torch.ops.aten.upsample_trilinear3d_backward(padded.contiguous(), padded.shape[2:], shape, False)

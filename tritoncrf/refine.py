@@ -1,0 +1,232 @@
+"""One call: scores of a network in, scores sharpened against the image out."""
+
+import numpy as np
+import torch
+
+from tritoncrf import checks, filters
+from tritoncrf.features import bilateral, spatial
+from tritoncrf.mean_field import mean_field
+
+__all__ = ["refine"]
+
+METHODS = ("window",)
+PLANNED = ("lattice", "exact", "guided")
+UNKNOWN = 255
+CLIP = 1e-5
+
+
+@torch.no_grad()
+def refine(
+    image=None,
+    *,
+    logits=None,
+    probabilities=None,
+    energies=None,
+    labels=None,
+    method=None,
+    theta_space=80,
+    theta_color=13,
+    weight_appearance=10,
+    theta_smooth=3,
+    weight_smooth=3,
+    iterations=5,
+    window_size=11,
+    blur=4,
+    label_confidence=0.7,
+    num_classes=None,
+    features=None,
+):
+    """Refine the scores of one image by mean field in a dense CRF.
+
+        Q <- softmax(U + weight_appearance K_a Q + weight_smooth K_s Q)     `iterations` times, Q0 = softmax(U)
+
+    K_a is the Gaussian of (position / theta_space, color / theta_color), K_s that of position / theta_smooth,
+    both symmetrically normalised. U are the logits: given as they are, log(max(p, 1e-5)) of probabilities,
+    minus the energies, or from labels the logarithm of label_confidence for the label and of
+    (1 - label_confidence) / (C - 1) for every other class, equal where the label is unknown.
+
+    Args:
+        image: a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]; uint8, or
+            floating from 0 to 1. It may be left out where `features` are given.
+        logits, probabilities, energies: exactly one of these or `labels`; a NumPy array or a torch tensor [C, H, W]
+            of floating dtype ([C, W] or [C, D, H, W] with `features`). Logits are minus energies.
+        labels: [H, W] integers from 0, 255 where unknown; NumPy, torch or a PIL image of one channel.
+        method: "window": each pixel sees a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018).
+            It has no default yet.
+        theta_space, theta_smooth: bandwidths in pixels; one number or one per axis.
+        theta_color: bandwidth in 0..255 units; one number or one per channel.
+        weight_appearance, weight_smooth: weights of the two kernels.
+        iterations: mean-field steps; 0 gives softmax(U).
+        window_size: side of the neighbourhood, odd, in pixels of the blurred image.
+        blur: the messages are passed on the image averaged over blur x blur pixels, so that the neighbourhood
+            is window_size * blur pixels wide; 1 for full resolution.
+        label_confidence: probability that a label is right, between 0 and 1; used with `labels`.
+        num_classes: number of classes C of `labels`; the largest label + 1, at least 2, if left out.
+        features: [D, *S], already divided by bandwidths, in place of (position, color): for depth, several
+            modalities, volumes, or features of a network.
+
+    Returns:
+        Probabilities [C, *S], of the kind, the dtype and on the device of the scores; for labels float32, as a
+        NumPy array unless the labels were a torch tensor. Computed in float64 for float64 scores, else in float32.
+
+    Raises:
+        TypeError: a kind or dtype other than the above, none or several of the scores, no `method`.
+        ValueError: shapes that do not fit, a value out of range, NaN or infinite; the message names the argument.
+        NotImplementedError: a method that is not there yet.
+
+    Example:
+        >>> image = np.zeros((8, 9, 3), dtype=np.uint8)
+        >>> refine(image, labels=np.zeros((8, 9), dtype=int), method="window", blur=1).shape
+        (2, 8, 9)
+    """
+    _expect_method(method)
+    scores = {"logits": logits, "probabilities": probabilities, "energies": energies, "labels": labels}
+    given = {name: value for name, value in scores.items() if value is not None}
+    if len(given) != 1:
+        got = " and ".join(given) or "none"
+        raise TypeError(f"refine: expected exactly one of logits=, probabilities=, energies=, labels=, got {got}")
+    if image is None and features is None:
+        raise TypeError("image: expected a PIL image, a NumPy array or a torch tensor (or pass features=), got None")
+    [(name, value)] = given.items()
+
+    with checks.check_values(True):
+        if name == "labels":
+            unary = _from_labels(value, num_classes, label_confidence)
+        else:
+            unary = _from_scores(name, value, num_classes)
+        size = unary.shape[1:]
+        if image is not None:
+            image = _image(image, unary.device)
+            _expect_size("image", image, name, size)
+        if features is None:
+            appearance = bilateral(image[None], theta_space, theta_color)
+        else:
+            appearance = _features(features, name, size, unary.device)
+        thetas = checks.expect_positive("theta_smooth", theta_smooth, len(size))
+        weights = [
+            checks.expect_number("weight_smooth", weight_smooth),
+            checks.expect_number("weight_appearance", weight_appearance),
+        ]
+        smoothness = spatial(size, thetas, device=unary.device)
+        kernels = [
+            filters.Window(f.to(unary.dtype), window_size, blur=blur, normalization="symmetric")
+            for f in (smoothness, appearance)
+        ]
+        refined = mean_field(unary[None], kernels, weights=weights, iterations=iterations)[0]
+    return _like(refined, name, value)
+
+
+def _expect_method(method):
+    now = ", ".join(f'"{m}"' for m in METHODS)
+    if method is None:
+        raise TypeError(f'method: expected {now}, the only one available now; pass method="window"')
+    if method in PLANNED:
+        raise NotImplementedError(f"method: {method!r} is not available yet; available now: {now}")
+    checks.expect_choice("method", method, METHODS)
+
+
+def _from_scores(name, value, num_classes):
+    """Logits [C, *S] in float32 or float64."""
+    scores = _tensor(name, value)
+    checks.expect_tensor(name, scores, "a floating-point NumPy array or torch.Tensor")
+    if not 2 <= scores.ndim <= 4 or 0 in scores.shape:
+        raise ValueError(f"{name}: expected [C, H, W], or [C, *S] with features, got {checks.kind_of(value)}")
+    if num_classes is not None and checks.expect_int("num_classes", num_classes, 1) != len(scores):
+        raise ValueError(f"num_classes: expected {len(scores)}, as in {name} {list(scores.shape)}, got {num_classes}")
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    checks.expect_finite(name, scores)
+    if name != "probabilities":
+        return scores if name == "logits" else -scores
+    low, high = (v.item() for v in torch.aminmax(scores))
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(
+            f"probabilities: expected 0 to 1, got {low:.4g} to {high:.4g}; pass scores before the softmax as logits=, "
+            "and costs as energies="
+        )
+    return scores.clamp(min=CLIP).log()
+
+
+def _from_labels(value, num_classes, confidence):
+    """log-probabilities [C, *S], float32."""
+    labels = _tensor("labels", value)
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels: expected integers, got {checks.kind_of(value)}; pass scores as logits=")
+    if not 1 <= labels.ndim <= 3 or 0 in labels.shape:
+        raise ValueError(f"labels: expected [H, W], or [*S] with features, got {checks.kind_of(value)}")
+    confidence = checks.expect_number("label_confidence", confidence)
+    if not 0 < confidence < 1:
+        raise ValueError(f"label_confidence: expected a probability between 0 and 1, got {confidence}")
+    labels = labels.long()
+    known = labels != UNKNOWN
+    low, high = (int(v) for v in torch.aminmax(labels[known])) if known.any() else (0, -1)
+    if num_classes is None:
+        if high < 0:
+            raise ValueError(f"num_classes: expected the number of classes where every label is {UNKNOWN} (unknown)")
+        num_classes = max(high + 1, 2)
+    num_classes = checks.expect_int("num_classes", num_classes, 2)
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels: expected 0 to {num_classes - 1}, or {UNKNOWN} where unknown, got {low} to {high}")
+    classes = torch.arange(num_classes, device=labels.device).view(-1, *[1] * labels.ndim)
+    right = classes == labels
+    p = torch.where(right, confidence, (1 - confidence) / (num_classes - 1))
+    return torch.where(known, p, 1 / num_classes).float().log()  # [C, *S]
+
+
+def _image(value, device):
+    """The image [C, H, W], uint8 or floating, on `device`."""
+    wanted = "a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]"
+    if _is_pil(value):
+        if value.mode.startswith(("I", "F")):
+            raise TypeError(f"image: expected 8 bits a channel, got a PIL image of mode {value.mode!r}")
+        value = np.asarray(value.convert("L" if value.mode in ("1", "L") else "RGB"))
+    if isinstance(value, np.ndarray) and (value.ndim == 2 or value.ndim == 3 and value.shape[2] == 3):
+        image = _tensor("image", np.atleast_3d(value)).permute(2, 0, 1)
+    elif isinstance(value, torch.Tensor) and value.ndim == 3 and value.shape[0] in (1, 3):
+        image = value
+    else:
+        known = isinstance(value, (np.ndarray, torch.Tensor))
+        raise (ValueError if known else TypeError)(f"image: expected {wanted}, got {checks.kind_of(value)}")
+    return image.to(device)
+
+
+def _features(value, name, size, device):
+    """Appearance features [1, D, *S] on `device`."""
+    appearance = _tensor("features", value)
+    checks.expect_tensor("features", appearance, "a floating-point NumPy array or torch.Tensor")
+    if appearance.ndim != len(size) + 1 or len(appearance) == 0:
+        raise ValueError(f"features: expected [D, *S] with S = {list(size)}, got {checks.kind_of(value)}")
+    _expect_size("features", appearance, name, size)
+    checks.expect_finite("features", appearance)
+    return appearance.to(device)[None]
+
+
+def _expect_size(what, value, name, size):
+    if value.shape[1:] != size:
+        raise ValueError(f"{what}: expected the size of {name}, {list(size)}, got {list(value.shape[1:])}")
+
+
+def _tensor(name, value):
+    """`value` as a tensor; NumPy memory is shared where it can be."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if name == "labels" and _is_pil(value):
+        value = np.asarray(value)
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array or a torch.Tensor, got {checks.kind_of(value)}")
+    native = value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable)
+    try:
+        return torch.from_numpy(np.ascontiguousarray(native))
+    except TypeError:
+        raise TypeError(f"{name}: expected numbers of a dtype that torch knows, got {checks.kind_of(value)}") from None
+
+
+def _is_pil(value):
+    return type(value).__module__.startswith("PIL.")
+
+
+def _like(refined, name, value):
+    """`refined` in the kind and the dtype of what it was made from."""
+    if isinstance(value, torch.Tensor):
+        return refined if name == "labels" else refined.to(value.dtype)
+    array = refined.cpu().numpy()
+    return array if name == "labels" else array.astype(value.dtype, copy=False)
