@@ -5,6 +5,7 @@ specialises a launch as Triton would have (with Triton's own binder) and compile
 holds registers, stack, shared memory and the instruction mix, read with the tools of Triton's wheel.
 """
 
+import contextlib
 import re
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.runtime.driver import driver
 from triton.runtime.jit import create_function_from_signature
 
 import tritoncrf as tc
@@ -114,7 +116,33 @@ def unique(launches: Iterable[Launch]) -> list[Launch]:
     return list(seen.values())
 
 
+class _Pretended:
+    """The driver of a GPU that is not there: kernels that ask for their target hear the right one."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+@contextlib.contextmanager
+def pretended(target: GPUTarget):
+    """For all threads alike: one target at a time."""
+    before = driver._active
+    driver.set_active(_Pretended(target))
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
 def compile_launch(launch: Launch, target: str) -> Binary:
+    with pretended(TARGETS[target]):
+        return _compile(launch, target)
+
+
+def _compile(launch: Launch, target: str) -> Binary:
     source, options = specialise(launch, TARGETS[target])
     compiled = triton.compile(source, target=TARGETS[target], options=dict(options.__dict__))
     read = _read_amd if TARGETS[target].backend == "hip" else _read_nvidia
@@ -130,8 +158,8 @@ def compile_launch(launch: Launch, target: str) -> Binary:
 
 def compile_all(launches: Iterable[Launch], target: str, workers: int | None = None) -> list[Binary]:
     """Compile every launch; Triton lets go of the interpreter lock while LLVM and ptxas run."""
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda launch: compile_launch(launch, target), launches))
+    with pretended(TARGETS[target]), ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda launch: _compile(launch, target), launches))
 
 
 def _read_nvidia(compiled) -> dict:

@@ -2,8 +2,9 @@
 
 from tritoncrf import features, filters
 from tritoncrf.checks import check_values
+from tritoncrf.layers import ConvCRF
 from tritoncrf.mean_field import mean_field
 from tritoncrf.refine import refine
 
 __version__ = "0.1.0"
-__all__ = ["check_values", "features", "filters", "mean_field", "refine"]
+__all__ = ["ConvCRF", "check_values", "features", "filters", "mean_field", "refine"]

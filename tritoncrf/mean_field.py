@@ -22,6 +22,7 @@ from tritoncrf.filters.base import (
     refuse_second_derivative,
     without_autocast,
 )
+from tritoncrf.reference.step import KEPT_STATES, Step, mix
 
 OUTPUTS = ("probabilities", "logits", "log_probabilities")
 INITIALS = ("softmax", "log_softmax")
@@ -80,7 +81,7 @@ def mean_field(logits, filters, weights, compatibility="potts", iterations=5, un
     mixing = weights
     if not (isinstance(compatibility, str) and compatibility == "potts"):
         mu = _compatibility(compatibility, logits)
-        with without_autocast(logits):
+        with torch.autocast(logits.device.type, enabled=False):
             mixing = [-mu @ w if w.ndim == 2 else -mu * w for w in weights]
 
     dtype = compute_dtype(logits)
@@ -144,44 +145,10 @@ def _check_device(name, value, logits):
         raise ValueError(f"{name}: expected the device of logits, {logits.device}, got {value.device}")
 
 
-class Step:
-    """One step, composed: S = a U + sum_m A_m F_m by separate passes. Filters may offer a fused one."""
-
-    def __init__(self, plans, prepared, mixing, unary, unary_weight):
-        self.plans, self.prepared, self.mixing = plans, prepared, mixing
-        self.weighted_unary = _mix(unary_weight, unary)
-
-    def forward(self, q, last: bool):
-        """The next Q, or the scores S if `last`."""
-        scores = self.weighted_unary
-        for plan, ready, a in zip(self.plans, self.prepared, self.mixing, strict=True):
-            scores = scores + _mix(a, plan.apply(q, ready))
-        return scores if last else torch.softmax(scores, 1)
-
-    def backward(self, q, g, through_softmax: bool, filtered: bool):
-        """dS_t (dQ_t unless `through_softmax`) from g = dL/dS_{t+1}, and the B_m if `filtered`."""
-        back = [plan.adjoint(g, ready) for plan, ready in zip(self.plans, self.prepared, strict=True)]
-        gradient = sum(_mix(a.mT if a.ndim == 2 else a, b) for a, b in zip(self.mixing, back, strict=True))
-        if through_softmax:
-            gradient = softmax_adjoint(q, gradient)
-        return gradient, back if filtered else None
-
-
-def _mix(a, x):
-    """A x on the class axis of x [B, C, *S], for A of shape [], [C] or [C, C]."""
-    if a.ndim == 2:
-        return (a @ x.flatten(2)).view(x.shape)
-    return x * a.view(-1, *(1,) * (x.ndim - 2))
-
-
-def softmax_adjoint(q, gradient):
-    return q * (gradient - (q * gradient).sum(1, keepdim=True))
-
-
-def _prepared(plans, tensors, mixing, unary, unary_weight, iterations):
+def _prepared(plans, tensors, mixing, unary, unary_weight):
     """The filters made ready with their own tensors, and the step that runs them."""
-    left = iter(tensors)
-    prepared = [p.prepare([next(left) for _ in range(p.tensor_count)], unary.shape[1], iterations) for p in plans]
+    left, budget = iter(tensors), KEPT_STATES * unary.shape[1] / len(plans)
+    prepared = [p.prepare([next(left) for _ in range(p.tensor_count)], budget) for p in plans]
     arguments = plans, prepared, mixing, unary, unary_weight
     return prepared, plans[0].fuse(*arguments) or Step(*arguments)
 
@@ -193,7 +160,7 @@ def iterate(
 ) -> list[torch.Tensor]:  # fmt: skip
     """[S_T], and Q_0 .. Q_{T-1} after it if `keep`."""
     with without_autocast(unary):
-        _, step = _prepared(decode(plans), tensors, mixing, unary, unary_weight, iterations)
+        _, step = _prepared(decode(plans), tensors, mixing, unary, unary_weight)
         q = torch.softmax(unary, 1) if initial == "softmax" else torch.log_softmax(unary, 1)
         states = []
         for t in range(iterations):
@@ -221,7 +188,7 @@ def iterate_backward(
     needs_unary, needs_unary_weight, needs_mixing, needs_tensors = needs
     plans = decode(plans)
     with without_autocast(unary):
-        prepared, step = _prepared(plans, tensors, mixing, unary, unary_weight, len(states))
+        prepared, step = _prepared(plans, tensors, mixing, unary, unary_weight)
         d_mixing = [torch.zeros_like(a) for a in mixing] if needs_mixing else []
         d_tensors = []
         g, total = cotangent, torch.zeros_like(cotangent)  # total: sum of all dS_1 .. dS_T
@@ -231,7 +198,7 @@ def iterate_backward(
             if needs_tensors:
                 found = []
                 for plan, ready, a in zip(plans, prepared, mixing, strict=True):
-                    found += plan.gradients(q, _mix(a.mT if a.ndim == 2 else a, g), ready)
+                    found += plan.gradients(q, mix(a.mT if a.ndim == 2 else a, g), ready)
                 d_tensors = [d + f for d, f in zip(d_tensors, found, strict=True)] if d_tensors else found
             softmaxed = t > 0 or initial == "softmax"
             g, filtered = step.backward(q, g, softmaxed, needs_mixing)
@@ -241,7 +208,7 @@ def iterate_backward(
         if initial == "log_softmax":
             g = g - torch.softmax(unary, 1) * g.sum(1, keepdim=True)
         return [
-            _mix(unary_weight, total) + g if needs_unary else unary.new_empty(0),
+            mix(unary_weight, total) + g if needs_unary else unary.new_empty(0),
             _outer(total, unary, unary_weight.ndim) if needs_unary_weight else unary.new_empty(0),
             *(d_mixing if needs_mixing else [a.new_empty(0) for a in mixing]),
             *(d.contiguous() for d in (d_tensors if needs_tensors else [t.new_empty(0) for t in tensors])),

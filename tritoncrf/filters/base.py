@@ -38,8 +38,8 @@ class Plan:
         """How many tensors `prepare` takes."""
         raise NotImplementedError
 
-    def prepare(self, tensors: list[torch.Tensor], classes: int, repeats: int):
-        """What `apply`, `adjoint` and `gradients` need, made once for `repeats` uses on `classes` classes."""
+    def prepare(self, tensors: list[torch.Tensor], budget: float):
+        """What `apply`, `adjoint` and `gradients` need; it may keep `budget` numbers per pixel to be faster."""
         raise NotImplementedError
 
     def apply(self, x: torch.Tensor, prepared) -> torch.Tensor:
@@ -79,7 +79,7 @@ _READERS = {bool: "True".__eq__, int: int, float: float, str: str}
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """"triton" or "torch" for tensors of this device and dtype; an error where "triton" cannot run."""
+    """ "triton" or "torch" for tensors of this device and dtype; an error where "triton" cannot run."""
     supported = TRITON_INSTALLED and dtype != torch.float64
     if backend == "auto":
         return "triton" if supported and device.type == "cuda" else "torch"
@@ -153,9 +153,13 @@ class Filter:
         if values.ndim != len(self.size) + 2 or values.shape[2:] != self.size:
             raise ValueError(f"{name}: expected {expected} as the filter's features, got {list(values.shape)}")
         if self.batch not in (1, values.shape[0]):
-            raise ValueError(f"{name}: expected a batch of {self.batch} as in the filter's features, got {list(values.shape)}")
+            raise ValueError(
+                f"{name}: expected a batch of {self.batch} as in the filter's features, got {list(values.shape)}"
+            )
         if values.device != self.tensors[0].device:
-            raise ValueError(f"{name}: expected the device of the filter's features, {self.tensors[0].device}, got {values.device}")
+            raise ValueError(
+                f"{name}: expected the device of the filter's features, {self.tensors[0].device}, got {values.device}"
+            )
 
 
 def scales(normalization: str, row_sums) -> list[torch.Tensor]:
@@ -174,7 +178,7 @@ def scales(normalization: str, row_sums) -> list[torch.Tensor]:
 def filter_apply(values: torch.Tensor, tensors: list[torch.Tensor], plan: str) -> torch.Tensor:
     (plan,) = decode(plan)
     with without_autocast(values):
-        return plan.apply(values, plan.prepare(tensors, values.shape[1], repeats=1)).contiguous()
+        return plan.apply(values, plan.prepare(tensors, budget=0)).contiguous()
 
 
 @filter_apply.register_fake
@@ -190,7 +194,7 @@ def filter_backward(
     """The gradients with respect to values and tensors; empty where they are not needed."""
     (plan,) = decode(plan)
     with without_autocast(values):
-        prepared = plan.prepare(tensors, values.shape[1], repeats=1)
+        prepared = plan.prepare(tensors, budget=0)
         d_values = plan.adjoint(cotangent, prepared).contiguous() if needs_values else values.new_empty(0)
         d_tensors = plan.gradients(values, cotangent, prepared) if needs_tensors else [t.new_empty(0) for t in tensors]
         return [d_values, *(d.contiguous() for d in d_tensors)]

@@ -1,12 +1,14 @@
 """The windowed Gaussian filter of ConvCRF: what a user calls, and its plan for both backends."""
 
-import importlib
+import functools
+import math
 from dataclasses import dataclass, replace
 
 import torch
 
 from tritoncrf import checks
 from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, encode, filter_apply, resolve_backend, scales
+from tritoncrf.filters.window_step import FusedBlurStep, FusedStep, MergedStep, kernels, lifted, scaled
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
 
@@ -87,11 +89,6 @@ class Window(Filter):
         return filter_apply(ones, self.tensors, encode([replace(self.plan, backend=backend)]))
 
 
-def lifted(x):
-    """[B, C, *S] as [B, C, Z, Y, X], missing axes of extent 1."""
-    return x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:])
-
-
 def per_axis(value: int, axes: int, missing: int) -> tuple[int, int, int]:
     """`value` for each of the last `axes` axes, `missing` for the others."""
     return (missing,) * (3 - axes) + (value,) * axes
@@ -104,16 +101,28 @@ def lowered(features, factor: int):
     return low.reshape(*features.shape[:2], *low.shape[5 - axes :])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
     """One window filter ready for use: everything [B, C, Z, Y, X]."""
 
     features: torch.Tensor  # at the window's resolution
     scale_in: torch.Tensor | None
     scale_out: torch.Tensor | None
-    weights: torch.Tensor | None  # of reference.window_weights, where keeping them pays
     radii: tuple[int, int, int]
+    dilation: int
     blur: tuple[int, int, int]
+    budget: float
+
+    @functools.cached_property
+    def weights(self):
+        """reference.window_weights, where keeping them is within the budget."""
+        return self.kept([(self.features, None, 1.0)], self.budget)
+
+    def kept(self, terms, budget: float):
+        taps = len(reference.half_window(self.radii, self.dilation))
+        if taps > budget * math.prod(self.blur):
+            return None
+        return reference.window_weights(terms, self.radii, self.dilation)
 
 
 @dataclass(frozen=True)
@@ -131,29 +140,26 @@ class WindowPlan(Plan):
     def tensor_count(self) -> int:
         return 1 + self.scaled_in + self.scaled_out
 
-    def prepare(self, tensors, classes, repeats) -> Prepared:
+    def prepare(self, tensors, budget) -> Prepared:
         features, *scale = map(lifted, tensors)
         axes = tensors[0].ndim - 2
-        radii = per_axis(self.size // 2, axes, 0)
-        weights = None
-        if self.backend == "torch" and repeats > 1:
-            # Half a window of weights per pixel, kept within the memory of three states Q.
-            if len(reference.half_window(radii, self.dilation)) <= 3 * classes * self.blur ** (2 * axes):
-                weights = reference.window_weights(features, radii, self.dilation)
         return Prepared(
             features=features,
             scale_in=scale[0] if self.scaled_in else None,
             scale_out=scale[-1] if self.scaled_out else None,
-            weights=weights,
-            radii=radii,
+            radii=per_axis(self.size // 2, axes, 0),
+            dilation=self.dilation,
             blur=per_axis(self.blur, axes, 1),
+            budget=budget,
         )
 
     def apply(self, x, prepared):
         return self._filter(x, prepared, prepared.scale_in, prepared.scale_out, blur.pool, blur.upsample)
 
     def adjoint(self, y, prepared):
-        return self._filter(y, prepared, prepared.scale_out, prepared.scale_in, blur.upsample_adjoint, blur.pool_adjoint)
+        return self._filter(
+            y, prepared, prepared.scale_out, prepared.scale_in, blur.upsample_adjoint, blur.pool_adjoint
+        )
 
     def _filter(self, x, prepared, scale_in, scale_out, down, up):
         """scale_out . up K down (scale_in . x): the filter, or its adjoint, in the same five passes."""
@@ -165,7 +171,7 @@ class WindowPlan(Plan):
     def _sum(self, x, prepared):
         window = prepared.features, prepared.radii, self.dilation, self.include_self
         if self.backend == "triton":
-            return _kernels().window_sum(x, *window)
+            return kernels().window_sum(x, *window)
         return reference.window_sum(x, *window, prepared.weights)
 
     def gradients(self, x, y, prepared):
@@ -174,7 +180,7 @@ class WindowPlan(Plan):
         low_x, low_y = blur.pool(scaled_x, prepared.blur), blur.upsample_adjoint(scaled_y, prepared.blur)
         window = prepared.features, prepared.radii, self.dilation
         if self.backend == "triton":
-            gradients = [_kernels().window_feature_gradient(low_x, low_y, *window)]
+            gradients = [kernels().window_feature_gradient(low_x, low_y, *window)]
         else:
             gradients = [reference.window_feature_gradient(low_x, low_y, *window)]
         shape, factors = scaled_x.shape[2:], prepared.blur
@@ -187,15 +193,24 @@ class WindowPlan(Plan):
         axes = x.ndim - 2
         return [g.reshape(*g.shape[:2], *g.shape[5 - axes :]) for g in gradients]
 
-
     def fuse(self, plans, prepared, mixing, unary, unary_weight):
-        """One or two windows of one geometry run as one launch per iteration, two with blur."""
-        if self.backend != "triton" or not all(_same_geometry(self, p) for p in plans) or len(plans) > 2:
+        """Windows of one geometry run as one: in Triton one or two in a launch per iteration, two with blur; in
+        PyTorch any number whose weights are scalars, as one sum of their kernels."""
+        if not all(_same_geometry(self, p) for p in plans):
             return None
+        arguments = plans, prepared, mixing, unary, unary_weight
         classes, matrix = unary.shape[1], any(a.ndim == 2 for a in mixing)
-        if classes > (_kernels().MAX_MATRIX_CLASSES if matrix else _kernels().MAX_CLASSES):
+        if self.backend == "torch":
+            symmetric = all(p.scaled_in == p.scaled_out and (self.blur == 1 or not p.scaled_in) for p in plans)
+            step = MergedStep(*arguments) if symmetric and all(a.ndim == 0 for a in mixing) else None
+            return step if step and step.weights is not None else None
+        if len(plans) > 2:
             return None
-        return FusedStep(plans, prepared, mixing, unary, unary_weight)
+        if self.blur > 1:
+            fits = unary.ndim < 5 and not matrix and len({p.include_self for p in plans}) == 1
+            return FusedBlurStep(*arguments) if fits else None
+        fits = classes <= (kernels().MAX_MATRIX_CLASSES if matrix else kernels().MAX_CLASSES)
+        return FusedStep(*arguments) if fits else None
 
 
 def _same_geometry(plan, other) -> bool:
@@ -203,62 +218,7 @@ def _same_geometry(plan, other) -> bool:
     return isinstance(other, WindowPlan) and all(getattr(plan, key) == getattr(other, key) for key in keys)
 
 
-class FusedStep:
-    """The step of one or two windows at full resolution, in one launch."""
-
-    def __init__(self, plans, prepared, mixing, unary, unary_weight):
-        self.size = lifted(unary).shape[2:]
-        self.shape = unary.shape
-        self.unary = unary.contiguous().flatten(2)
-        self.unary_weight = unary_weight.expand(unary.shape[1])
-        self.mix = stacked(mixing, unary.shape[1])
-        self.window = self.size, prepared[0].radii, plans[0].dilation
-        self.filters = [
-            (r.features.contiguous(), p.include_self, _contiguous(r.scale_in), _contiguous(r.scale_out))
-            for p, r in zip(plans, prepared, strict=True)
-        ]
-        self.precision = plans[0].precision
-
-    def forward(self, q, last: bool):
-        y = torch.empty_like(self.unary)
-        _kernels().window_step(
-            q.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix, self.unary, self.unary_weight, last
-        )
-        return y.view(self.shape)
-
-    def backward(self, q, g, through_softmax: bool, filtered: bool):
-        y = torch.empty_like(self.unary)
-        back = self.unary.new_empty((len(self.filters), *self.unary.shape)) if filtered else None
-        _kernels().window_step_backward(
-            g.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix,
-            q.contiguous().flatten(2) if through_softmax else None, back,
-        )  # fmt: skip
-        return y.view(self.shape), back.unflatten(3, self.shape[2:]) if filtered else None
-
-
-def stacked(mixing, classes: int):
-    """The A_m as one tensor: [M, 1] if all are scalars, else [M, C], or [M, C, C] if one is a matrix."""
-    ndim = max(a.ndim for a in mixing)
-    if ndim == 0:
-        return torch.stack(mixing)[:, None]
-    vectors = [a if a.ndim == 2 else a.expand(classes) for a in mixing]
-    return torch.stack([torch.diag(a) if a.ndim < ndim else a for a in vectors])
-
-
-def _contiguous(x):
-    return None if x is None else x.contiguous()
-
-
-def scaled(x, scale):
-    return x if scale is None else x * scale
-
-
 def _like(products, scale):
     """Sum [B, C, *S] products over classes, and over the batch that shares one scale [Bf, 1, *S]."""
     total = products.sum(1, keepdim=True)
     return total if scale.shape[0] == total.shape[0] else total.sum(0, keepdim=True)
-
-
-def _kernels():
-    """The Triton kernels, imported when first used: the package works without triton."""
-    return importlib.import_module("tritoncrf.kernels.window")

@@ -62,7 +62,7 @@ def _tile_pixels(program, NZ, NY, NX, STEP, RZ: tl.constexpr, RY: tl.constexpr, 
 
 @triton.jit
 def _row(row, z, y, m_p, NZ, NY, NX, STEP, RZ: tl.constexpr, RY: tl.constexpr):
-    """Flat index of the start of each pixel's image row under this row of the window, and whether it is in the image."""
+    """Under this row of the window: flat index of the start of each pixel's image row, and whether it exists."""
     KY: tl.constexpr = 2 * RY + 1
     z = z + (row // KY - RZ) * STEP
     y = y + (row % KY - RY) * STEP
@@ -295,7 +295,7 @@ def _launch_window(x, y, size, radii, dilation, filters, *, precision="default",
     tiles, geometry = _geometry(size, radii, dilation, tile)
     # Unrolled, a row's reads share addresses and are in flight together, which takes registers for each.
     light = registers <= 64 and sums == 1 and radii[2] <= 6
-    strides = mix.stride() if mix is not None else ()
+    strides = (*(mix.stride() if mix is not None else ()), 0, 0, 0)
     launch(
         _window_kernel, (tiles, batch), num_warps=warps,
         x_ptr=x, f0_ptr=f0, f1_ptr=f1, in0_ptr=in0, in1_ptr=in1, out0_ptr=out0, out1_ptr=out1, mix_ptr=mix,
@@ -303,7 +303,8 @@ def _launch_window(x, y, size, radii, dilation, filters, *, precision="default",
         C=classes, **geometry, stride_xb=x.stride(0), stride_xc=x.stride(1),
         stride_f0b=_shared(f0), stride_f1b=_shared(f1),
         stride_s0b=_shared(in0 if out0 is None else out0), stride_s1b=_shared(in1 if out1 is None else out1),
-        stride_a=0 if a is None else a.stride(0), **dict(zip(("stride_mm", "stride_ml", "stride_mk"), (*strides, 0, 0, 0))),
+        stride_a=0 if a is None else a.stride(0),
+        stride_mm=strides[0], stride_ml=strides[1], stride_mk=strides[2] if matrix else 0,
         D0=d0, D1=d1, SELF0=self0, SELF1=self1, FILTERS=len(filters),
         MERGE=merge, MATRIX=matrix, EPILOGUE=epilogue, PRECISION=precision, CP=padded, DP0=dp0, DP1=dp1,
         UNROLL=2 * radii[2] + 1 if light else 1,

@@ -16,7 +16,7 @@ import math
 
 import torch
 
-BLOCK_BYTES = 1 << 19  # of values: with the output and the weights of a block this stays in a core's L2
+BLOCK_BYTES = 1 << 21  # of values: small enough to stay in cache, large enough that calls cost little
 
 
 def half_window(radii, dilation: int) -> list[tuple[int, int, int]]:
@@ -48,13 +48,24 @@ def _gaussian(features, i, j):
     return (features[i] - features[j]).square_().sum(0, keepdim=True).mul_(-0.5).exp_()
 
 
-def window_weights(features, radii, dilation: int):
-    """k for the half window, [Bf, taps, Z, Y, X]; zero where j is outside the image."""
-    batch, channels, *size = features.shape
-    weights = features.new_zeros(batch, len(half_window(radii, dilation)), *size)
-    for b in range(batch):
-        for tap, i, j in _pairs(size, radii, dilation, channels, features.element_size()):
-            weights[b, tap][i[1:]] = _gaussian(features[b], i, j)[0]
+def window_weights(terms, radii, dilation: int):
+    """sum_m a_m s_mi s_mj k_m for the half window, [Bf, taps, Z, Y, X]; zero where j is outside the image.
+
+    terms: (features, scale or None, factor a) for each m. One sum of a ConvCRF's kernels serves them all.
+    """
+    batches = [f.shape[0] for f, _, _ in terms]
+    batch = max(batches) if min(batches) else 0
+    size = terms[0][0].shape[2:]
+    weights = terms[0][0].new_zeros(batch, len(half_window(radii, dilation)), *size)
+    for features, scale, factor in terms:
+        for b in range(batch):
+            shared = b % features.shape[0]
+            f, s = features[shared], None if scale is None else scale[b % scale.shape[0]]
+            for tap, i, j in _pairs(size, radii, dilation, f.shape[0], f.element_size()):
+                k = _gaussian(f, i, j)
+                if s is not None:
+                    k.mul_(s[i]).mul_(s[j])
+                weights[b, tap][i[1:]] += k[0].mul_(factor)
     return weights
 
 
@@ -66,7 +77,7 @@ def window_sum(x, features, radii, dilation: int, include_self: bool, weights=No
         shared = b % features.shape[0]  # features of one image serve the whole batch
         x_b, out_b = x[b], out[b]
         for tap, i, j in _pairs(size, radii, dilation, channels, x.element_size()):
-            k = _gaussian(features[shared], i, j) if weights is None else weights[shared, tap][i[1:]]
+            k = _gaussian(features[shared], i, j) if weights is None else weights[b % len(weights), tap][i[1:]]
             out_b[i].addcmul_(x_b[j], k)
             out_b[j].addcmul_(x_b[i], k)
     return out

@@ -1,0 +1,193 @@
+"""Random inputs, and the same mathematics once more in dense matrices that nobody could get wrong twice.
+
+A filter here is its N x N matrix, built from features by `torch.exp`, and differentiated by autograd: the
+opposite of the library, which never forms it and writes every derivative out.
+"""
+
+import itertools
+import math
+
+import torch
+
+import tritoncrf as tc
+
+NORMALIZATIONS = ("none", "before", "after", "symmetric")
+
+
+def random_features(size, channels: int = 2, batch: int = 1, dtype=torch.float64) -> torch.Tensor:
+    """[B, D, *S] whose Gaussian weights fill (0, 1)."""
+    return torch.randn(batch, channels, *size, dtype=torch.float64).mul(0.8 / math.sqrt(channels)).to(dtype)
+
+
+def random_logits(size, classes: int = 3, batch: int = 1, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(batch, classes, *size, dtype=torch.float64).mul(2).to(dtype)
+
+
+def leaves(*tensors) -> list[torch.Tensor]:
+    """Copies that require gradients."""
+    return [t.detach().clone().requires_grad_() for t in tensors]
+
+
+def strided(x: torch.Tensor) -> torch.Tensor:
+    """The same values, every other element of a larger memory and its last two axes exchanged there."""
+    spread = torch.full((*x.shape[:-2], x.shape[-1], 2 * x.shape[-2]), math.nan, dtype=x.dtype, device=x.device)
+    view = spread[..., ::2].mT
+    view.copy_(x)
+    assert not view.is_contiguous() or x.numel() <= 1
+    return view
+
+
+# Dense matrices ---------------------------------------------------------------------------------------------------
+
+
+def axis_pool(n: int, b: int) -> torch.Tensor:
+    """[ceil(n / b), n]: the mean over each block's pixels that are in the image."""
+    low, pad = -(-n // b), math.ceil((-n % b) / 2)
+    matrix = torch.zeros(low, n, dtype=torch.float64)
+    for i in range(n):
+        matrix[(i + pad) // b, i] = 1
+    return matrix / matrix.sum(1, keepdim=True)
+
+
+def axis_upsample(n: int, b: int) -> torch.Tensor:
+    """[n, ceil(n / b)]: linear interpolation between block centres, constant beyond the outermost ones."""
+    low, pad = -(-n // b), math.ceil((-n % b) / 2)
+    matrix = torch.zeros(n, low, dtype=torch.float64)
+    for i in range(n):
+        source = min(max((i + pad + 0.5) / b - 0.5, 0), low - 1)
+        first = math.floor(source)
+        matrix[i, first] += 1 - (source - first)
+        if source > first:
+            matrix[i, first + 1] += source - first
+    return matrix
+
+
+def along_axes(matrix, size, b: int) -> torch.Tensor:
+    """The separable matrix over all pixels of `size`."""
+    full = torch.ones(1, 1, dtype=torch.float64)
+    for n in size:
+        full = torch.kron(full, matrix(n, b))
+    return full
+
+
+def window_mask(size, window_size: int, dilation: int) -> torch.Tensor:
+    """[N, N]: whether j is one of the window's taps around i."""
+    position = torch.tensor(list(itertools.product(*map(range, size))))  # [N, axes]
+    offset = position[None] - position[:, None]
+    reach = window_size // 2 * dilation
+    return ((offset.abs() <= reach) & (offset % dilation == 0)).all(-1)
+
+
+def dense_window(features, window_size, dilation=1, blur=1, include_self=True, normalization="none") -> torch.Tensor:
+    """The matrix of `filters.Window`, [Bf, N, N]; differentiable with respect to the features."""
+    size = features.shape[2:]
+    pool, up = (along_axes(matrix, size, blur).to(features.dtype) for matrix in (axis_pool, axis_upsample))
+    low = [-(-n // blur) for n in size]
+    f = features.flatten(2) @ pool.mT  # [B, D, n]
+    distance = (f[:, :, :, None] - f[:, :, None, :]).square().sum(1)
+    mask = window_mask(low, window_size, dilation)
+    if not include_self:
+        mask = mask & ~torch.eye(len(mask), dtype=torch.bool)
+    matrix = up @ torch.where(mask, torch.exp(-distance / 2), 0.0) @ pool
+    r = matrix.sum(2)
+    r = torch.where(r > 0, r, 1.0)  # an isolated pixel's row is 0 whatever divides it
+    if normalization == "before":
+        matrix = matrix / r[:, None, :]
+    elif normalization == "after":
+        matrix = matrix / r[:, :, None]
+    elif normalization == "symmetric":
+        matrix = matrix / (r[:, None, :] * r[:, :, None]).sqrt()
+    return matrix
+
+
+def dense_apply(matrix, x) -> torch.Tensor:
+    """K x for K [Bf, N, N] and x [B, C, *S]."""
+    return (x.flatten(2) @ matrix.mT).view(x.shape)
+
+
+def dense_scores(logits, matrices, weights, compatibility="potts", iterations=5, unary_weight=1.0,
+                 initial="softmax") -> torch.Tensor:  # fmt: skip
+    """S_T of mean field by the general formula S = a U - mu sum_m W_m K_m Q, all in [C, C] matrices."""
+    classes = logits.shape[1]
+    eye = torch.eye(classes, dtype=logits.dtype)
+
+    def square(weight):
+        weight = torch.as_tensor(weight, dtype=logits.dtype)
+        return weight if weight.ndim == 2 else weight * eye
+
+    mu = -eye if isinstance(compatibility, str) else compatibility
+    unary = square(unary_weight) @ logits.flatten(2)
+    scores = logits
+    q = torch.softmax(scores, 1) if initial == "softmax" else torch.log_softmax(scores, 1)
+    for _ in range(iterations):
+        messages = sum(square(w) @ dense_apply(k, q).flatten(2) for w, k in zip(weights, matrices))
+        scores = (unary - mu @ messages).view(logits.shape)
+        q = torch.softmax(scores, 1)
+    return scores
+
+
+# Mean field, described once and run anywhere ----------------------------------------------------------------------
+
+
+class Setting:
+    """A mean-field problem of random numbers: its tensors in float64, run in any dtype and by any backend.
+
+    `windows` are keyword arguments of `filters.Window`, one dict per filter; `weight` is "scalar", "class" or
+    "matrix" (or one of these per filter); `channels` the features of each filter.
+    """
+
+    def __init__(self, size, windows, *, classes=3, batch=1, shared=True, channels=(2, 3), weight="scalar",
+                 compatibility=False, unary="scalar", initial="softmax", iterations=2, strength=0.7):  # fmt: skip
+        weight = [weight] * len(windows) if isinstance(weight, str) else weight
+        self.windows, self.initial, self.iterations = windows, initial, iterations
+        self.logits = random_logits(size, classes, batch)
+        self.features = [random_features(size, d, 1 if shared else batch) for d, _ in zip(channels, windows)]
+        self.weights = [random_weight(form, classes, strength) for form in weight]
+        self.unary_weight = random_weight(unary, classes, 0.9)
+        self.compatibility = [torch.randn(classes, classes, dtype=torch.float64)] if compatibility else []
+
+    @property
+    def names(self) -> list[str]:
+        count = range(len(self.windows))
+        names = ["logits", *(f"features[{m}]" for m in count), *(f"weights[{m}]" for m in count), "unary_weight"]
+        return names + ["compatibility"] * len(self.compatibility)
+
+    @property
+    def inputs(self) -> list[torch.Tensor]:
+        return [self.logits, *self.features, *self.weights, self.unary_weight, *self.compatibility]
+
+    def unpack(self, inputs):
+        """logits, features, and the loop's other arguments by name."""
+        logits, *rest = inputs
+        m = len(self.windows)
+        features, weights, (unary_weight, *mu) = rest[:m], rest[m : 2 * m], rest[2 * m :]
+        options = {"weights": weights, "unary_weight": unary_weight, "compatibility": mu[0] if mu else "potts"}
+        return logits, features, {**options, "iterations": self.iterations, "initial": self.initial}
+
+    def run(self, *inputs, backend="torch", output="logits"):
+        """The library."""
+        logits, features, options = self.unpack(inputs)
+        filters = [tc.filters.Window(f, backend=backend, **w) for f, w in zip(features, self.windows)]
+        return tc.mean_field(logits, filters, **options, output=output)
+
+    def run_dense(self, *inputs):
+        """The dense matrices."""
+        logits, features, options = self.unpack(inputs)
+        return dense_scores(logits, [dense_window(f, **w) for f, w in zip(features, self.windows)], **options)
+
+    def gradients(self, run, cotangent=None, dtype=torch.float64, device="cpu", make=lambda x: x):
+        """Scores, and the gradients of <cotangent, scores> (a fixed random one) with respect to every input."""
+        inputs = leaves(*(x.to(device, dtype) for x in self.inputs))
+        scores = run(*map(make, inputs))
+        cotangent = self.cotangent if cotangent is None else cotangent
+        return [scores.detach(), *torch.autograd.grad(scores, inputs, cotangent.to(device, dtype))]
+
+    @property
+    def cotangent(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(self.logits.shape, dtype=torch.float64, generator=generator)
+
+
+def random_weight(form: str, classes: int, size: float) -> torch.Tensor:
+    shape = {"scalar": (), "class": (classes,), "matrix": (classes, classes)}[form]
+    return size * (1 + 0.3 * torch.randn(shape, dtype=torch.float64))

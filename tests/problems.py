@@ -1,0 +1,193 @@
+"""Small problems whose answers are derived by hand; every backend solves them.
+
+Each function returns what the library is given and what it must give back. The answers are written with
+integers and `math`, never with the library.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+FAR = 100.0  # features this far apart: exp(-5000) is 0 in float64 too
+
+
+@dataclass(frozen=True)
+class FilterProblem:
+    """K values = answer; values and answer [C, *S], features [D, *S] as nested lists."""
+
+    name: str
+    features: list
+    values: list
+    answer: list
+    window: dict
+
+    def tensors(self, dtype, device="cpu"):
+        return [torch.tensor([x], dtype=dtype, device=device) for x in (self.features, self.values, self.answer)]
+
+
+@dataclass(frozen=True)
+class LoopProblem:
+    """mean_field(logits, one window, ...) = answer, the probabilities; logits and answer [C, *S]."""
+
+    name: str
+    features: list
+    logits: list
+    answer: list
+    window: dict
+    weight: object  # number, [C] or [C, C]
+    iterations: int
+    options: dict = field(default_factory=dict)
+
+    def tensors(self, dtype, device="cpu"):
+        return [torch.tensor([x], dtype=dtype, device=device) for x in (self.features, self.logits, self.answer)]
+
+    def arguments(self, dtype, device="cpu") -> dict:
+        """Of mean_field, after the filters; lists become tensors."""
+
+        def tensor(value):
+            return torch.tensor(value, dtype=dtype, device=device) if isinstance(value, list) else value
+
+        options = {name: tensor(value) for name, value in self.options.items()}
+        return {"weights": [tensor(self.weight)], "iterations": self.iterations, **options}
+
+
+def softmax(*scores: float) -> list[float]:
+    total = sum(math.exp(s) for s in scores)
+    return [math.exp(s) / total for s in scores]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def three_pixels(normalization: str) -> FilterProblem:
+    """Features 0, 1, 3 and a window of 3: each pixel sees its neighbours, the outer two not each other."""
+    k01, k12 = math.exp(-0.5), math.exp(-2.0)
+    r = [1 + k01, k01 + 1 + k12, k12 + 1]
+    x = [1.0, 10.0, 100.0]
+    n_in = {"before": [1 / v for v in r], "symmetric": [v**-0.5 for v in r]}.get(normalization, [1, 1, 1])
+    n_out = {"after": [1 / v for v in r], "symmetric": [v**-0.5 for v in r]}.get(normalization, [1, 1, 1])
+    a, b, c = (n * v for n, v in zip(n_in, x))
+    answer = [a + k01 * b, k01 * a + b + k12 * c, k12 * b + c]
+    answer = [[n * v for n, v in zip(n_out, answer)]]
+    window = {"window_size": 3, "normalization": normalization}
+    return FilterProblem(f"three pixels, {normalization}", [[0.0, 1.0, 3.0]], [x], answer, window)
+
+
+RAMP = [[[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0, 10.0, 11.0, 12.0]]]
+FLAT = [[[7.0] * 4] * 3]
+BOX_SUMS = [[[14.0, 24.0, 30.0, 22.0], [33.0, 54.0, 63.0, 45.0], [30.0, 48.0, 54.0, 38.0]]]
+BOX_COUNTS = [[[4.0, 6.0, 6.0, 4.0], [6.0, 9.0, 9.0, 6.0], [4.0, 6.0, 6.0, 4.0]]]
+BOX_MEANS = [[[s / n for s, n in zip(*rows)] for rows in zip(BOX_SUMS[0], BOX_COUNTS[0])]]
+APART = [[[FAR * (4 * y + x) for x in range(4)] for y in range(3)]]
+NEAR = math.exp(-0.5 * 1.5**2)  # of two pixels with features 0 and 1.5
+
+FILTERS = [
+    FilterProblem("one pixel", [[[3.0]]], [[[5.0]], [[-2.0]]], [[[5.0]], [[-2.0]]], {"window_size": 5}),
+    FilterProblem("one pixel without itself", [[[3.0]]], [[[5.0]]], [[[0.0]]], {"window_size": 5, "include_self": False}),
+    FilterProblem(
+        "one pixel without itself, symmetric", [[[3.0]]], [[[5.0]]], [[[0.0]]],
+        {"window_size": 3, "include_self": False, "normalization": "symmetric"},
+    ),
+    FilterProblem(
+        "two pixels", [[[0.0, 1.5]]], [[[1.0, 10.0]]], [[[1 + 10 * NEAR, NEAR + 10]]], {"window_size": 3},
+    ),
+    FilterProblem(
+        "two pixels without themselves", [[[0.0, 1.5]]], [[[1.0, 10.0]]], [[[10 * NEAR, NEAR]]],
+        {"window_size": 3, "include_self": False},
+    ),
+    FilterProblem(
+        "two pixels without themselves, after", [[[0.0, 1.5]]], [[[1.0, 10.0]]], [[[10.0, 1.0]]],
+        {"window_size": 3, "include_self": False, "normalization": "after"},
+    ),
+    *map(three_pixels, ("none", "before", "after", "symmetric")),
+    FilterProblem("box sum", FLAT, RAMP, BOX_SUMS, {"window_size": 3}),
+    FilterProblem("box mean", FLAT, RAMP, BOX_MEANS, {"window_size": 3, "normalization": "after"}),
+    FilterProblem("box counts", FLAT, [[[1.0] * 4] * 3], BOX_COUNTS, {"window_size": 3}),
+    FilterProblem("the window holds the image", FLAT, RAMP, [[[78.0] * 4] * 3], {"window_size": 9}),
+    FilterProblem("window of one", FLAT, RAMP, RAMP, {"window_size": 1}),
+    FilterProblem("all far apart", APART, RAMP, RAMP, {"window_size": 5, "normalization": "after"}),
+    FilterProblem(
+        "all far apart without themselves", APART, RAMP, [[[0.0] * 4] * 3], {"window_size": 5, "include_self": False},
+    ),
+    FilterProblem(
+        "dilation", [[0.0] * 5], [[1.0, 10.0, 100.0, 1e3, 1e4]], [[101.0, 1010.0, 10101.0, 1010.0, 10100.0]],
+        {"window_size": 3, "dilation": 2},
+    ),
+    FilterProblem(
+        "blur interpolates block means", [[0.0] * 4], [[1.0, 3.0, 10.0, 30.0]], [[2.0, 6.5, 15.5, 20.0]],
+        {"window_size": 1, "blur": 2},
+    ),
+    FilterProblem(  # blocks {x0} and {x1, x2}: the pixel outside is before the image, and counts nowhere
+        "blur of an odd size", [[0.0] * 3], [[4.0, 10.0, 30.0]], [[0.75 * 4 + 0.25 * 20, 0.25 * 4 + 0.75 * 20, 20.0]],
+        {"window_size": 1, "blur": 2},
+    ),
+    FilterProblem(  # both blocks see both means, 2 and 20
+        "blur and window", [[0.0] * 4], [[1.0, 3.0, 10.0, 30.0]], [[22.0] * 4], {"window_size": 3, "blur": 2},
+    ),
+]  # fmt: skip
+
+
+def lone_pixel(logits, weight: float, iterations: int) -> list[float]:
+    """Q of one pixel that hears only itself: S = U + w Q."""
+    q = softmax(*logits)
+    for _ in range(iterations):
+        q = softmax(*(u + weight * p for u, p in zip(logits, q)))
+    return q
+
+
+def two_labels(u: list[float], k: float, weight: float, iterations: int) -> list[list[float]]:
+    """Two pixels, two labels: the difference d = S_1 - S_0 alone moves, d = u + w K (2 q - 1), q = sigmoid(d)."""
+    q = [sigmoid(v) for v in u]
+    for _ in range(iterations):
+        y = [2 * v - 1 for v in q]
+        q = [sigmoid(u[0] + weight * (y[0] + k * y[1])), sigmoid(u[1] + weight * (k * y[0] + y[1]))]
+    return [[1 - v for v in q], q]
+
+
+def _pixels(q: list[float], count: int) -> list:
+    """The same distribution at every pixel of a row, [C, count]."""
+    return [[p] * count for p in q]
+
+
+U3 = (0.5, -1.0, 2.0)
+_Q2 = softmax(0.3, 1.1)  # of one pixel of two labels
+_PAIR = {"logits": [[0.0, 0.0], [1.0, -0.4]], "features": [[0.0, 1.5]], "window": {"window_size": 3}, "weight": 2.0}
+_LONE = {"logits": [[0.3], [1.1]], "features": [[0.0]], "window": {"window_size": 3}, "iterations": 1}
+
+LOOPS = [
+    LoopProblem("zero iterations", [[0.0, 1.0]], _pixels(U3, 2), _pixels(softmax(*U3), 2), {"window_size": 3}, 3.0, 0),
+    LoopProblem("one pixel", [[0.0]], _pixels(U3, 1), _pixels(lone_pixel(U3, 1.7, 4), 1), {"window_size": 3}, 1.7, 4),
+    LoopProblem(
+        "identical pixels", [[0.0] * 6], _pixels(U3, 6), _pixels(lone_pixel(U3, 1.7, 3), 6),
+        {"window_size": 3, "normalization": "after"}, 1.7, 3,
+    ),
+    LoopProblem("all far apart", [[0.0, FAR, 2 * FAR]], _pixels(U3, 3), _pixels(softmax(*U3), 3),
+                {"window_size": 3, "include_self": False}, 5.0, 3),
+    LoopProblem("no weight", [[0.0, 1.0]], _pixels(U3, 2), _pixels(softmax(*(2 * u for u in U3)), 2),
+                {"window_size": 3}, 0.0, 2, {"unary_weight": 2.0}),
+    LoopProblem("one label", [[0.0, 1.0, 5.0]], [[1.0, -2.0, 3.0]], [[1.0, 1.0, 1.0]], {"window_size": 3}, 3.0, 3),
+    LoopProblem("equal labels stay equal", [[0.0, 0.3, 1.0]], [[1.0, 5.0, -3.0]] * 4, [[0.25] * 3] * 4,
+                {"window_size": 3, "normalization": "symmetric"}, 3.0, 4),
+    *(LoopProblem(f"two labels, {t} iterations", answer=two_labels([1.0, -0.4], NEAR, 2.0, t), iterations=t, **_PAIR)
+      for t in (1, 2, 5)),
+    LoopProblem("two labels, costs of [l != l']", answer=two_labels([1.0, -0.4], NEAR, 2.0, 3), iterations=3, **_PAIR,
+                options={"compatibility": [[0.0, 1.0], [1.0, 0.0]]}),
+    LoopProblem(  # label 0 pays 2 where its neighbours are 1, and nobody else pays: rows receive
+        "an asymmetric cost", answer=_pixels(softmax(0.3 - 2 * _Q2[1], 1.1), 1), weight=1.0, **_LONE,
+        options={"compatibility": [[0.0, 2.0], [0.0, 0.0]]},
+    ),
+    LoopProblem("a weight per label", answer=_pixels(softmax(0.3 + 4 * _Q2[0], 1.1 - _Q2[1]), 1), weight=[4.0, -1.0],
+                **_LONE),
+    LoopProblem("a matrix of weights: rows receive", answer=_pixels(softmax(0.3 + 3 * _Q2[1], 1.1), 1),
+                weight=[[0.0, 3.0], [0.0, 0.0]], **_LONE),
+    LoopProblem("a unary weight per label", answer=_pixels(softmax(2 * 0.3 + _Q2[0], 0.5 * 1.1 + _Q2[1]), 1), weight=1.0,
+                **_LONE, options={"unary_weight": [2.0, 0.5]}),
+    LoopProblem("first messages of logarithms", weight=2.0, **_LONE, options={"initial": "log_softmax"},
+                answer=_pixels(softmax(0.3 + 2 * math.log(_Q2[0]), 1.1 + 2 * math.log(_Q2[1])), 1)),
+]  # fmt: skip
+
+
+def named(problem) -> str:
+    return problem.name

@@ -1,0 +1,272 @@
+"""The library inside PyTorch's machinery: operators, compilation, export, autocast, and the one derivative."""
+
+import math
+import shutil
+
+import pytest
+import torch
+
+import tritoncrf as tc
+from assertions import assert_close
+from cases import Setting, leaves, random_features, random_logits
+from tritoncrf import checks
+from tritoncrf.filters.base import decode, encode, filter_apply, filter_backward
+from tritoncrf.mean_field import iterate, iterate_backward
+
+HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
+BACKENDS = [
+    "aot_eager",
+    pytest.param("inductor", marks=pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")),
+]
+Window = tc.filters.Window
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+# Operators --------------------------------------------------------------------------------------------------------
+
+
+def filter_inputs(requires_grad: bool, **window):
+    """What `tritoncrf::filter` takes: values, tensors, plan."""
+    x, f = torch.randn(2, 3, 4, 5), random_features((4, 5), dtype=torch.float32)
+    filter = Window(f, 3, **window)
+    tensors = [t.detach().requires_grad_(requires_grad) for t in filter.tensors]
+    return x.requires_grad_(requires_grad), tensors, encode([filter.resolved(x)])
+
+
+def loop_inputs(requires_grad: bool):
+    """What the loop's operators share: unary, unary_weight, mixing, tensors, plans."""
+    case = Setting((4, 5), [{"window_size": 3}, {"window_size": 5, "normalization": "symmetric", "blur": 2}], batch=2,
+                   weight=["class", "matrix"])  # fmt: skip
+    filters = [Window(f.float(), **w) for f, w in zip(case.features, case.windows)]
+    unary, a, *mixing = (x.float().requires_grad_(requires_grad) for x in (case.logits, case.unary_weight, *case.weights))
+    tensors = [t.detach().requires_grad_(requires_grad) for f in filters for t in f.tensors]
+    return unary, a, mixing, tensors, encode([f.resolved(unary) for f in filters])
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("normalization", ["none", "before", "symmetric"])
+def test_opcheck_filter(normalization, requires_grad):
+    torch.library.opcheck(filter_apply, filter_inputs(requires_grad, normalization=normalization, blur=2))
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_opcheck_filter_backward(needs):
+    x, tensors, plan = filter_inputs(False, normalization="symmetric")
+    torch.library.opcheck(filter_backward, (x, torch.randn_like(x), tensors, plan, *needs))
+
+
+@pytest.mark.parametrize("initial", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_opcheck_mean_field(keep, initial):
+    torch.library.opcheck(iterate, (*loop_inputs(keep), 2, initial, keep))
+
+
+@pytest.mark.parametrize("needs", [[True] * 4, [False, True, False, True], [True, False, True, False]])
+def test_opcheck_mean_field_backward(needs):
+    *inputs, plans = loop_inputs(False)
+    scores, *states = iterate(*inputs, plans, 2, "softmax", True)
+    torch.library.opcheck(iterate_backward, (torch.randn_like(scores), *inputs, states, plans, "softmax", needs))
+
+
+def test_plans_travel_as_text():
+    filters = [Window(random_features((4, 5)), 5, dilation=2, blur=3, include_self=False, normalization="before")]
+    filters.append(Window(random_features((4, 5)), 31, normalization="symmetric", precision="fast", backend="torch"))
+    plans = tuple(f.plan for f in filters)
+    assert decode(encode(plans)) == plans
+
+
+# Compilation and export -------------------------------------------------------------------------------------------
+
+
+class Sharpen(torch.nn.Module):
+    """Two windows, with features made inside; parameters in every place that takes one."""
+
+    def __init__(self, blur=1):
+        super().__init__()
+        self.blur = blur
+        self.thetas = torch.nn.Parameter(torch.tensor([3.0, 80.0, 13.0]))
+        self.weights = torch.nn.Parameter(torch.tensor([0.4, 0.7]))
+        self.mu = torch.nn.Parameter(1 - torch.eye(3))
+
+    def forward(self, logits, image):
+        space, far, color = self.thetas.unbind()
+        near = tc.features.spatial(image.shape[2:], space)
+        filters = [
+            Window(near, 3, blur=self.blur, normalization="symmetric"),
+            Window(tc.features.bilateral(image, far, color), 3, blur=self.blur),
+        ]
+        return tc.mean_field(logits, filters, [*self.weights], self.mu, iterations=2)
+
+
+def image_and_logits(size=(6, 7), batch=2):
+    return torch.randn(batch, 3, *size), torch.rand(batch, 3, *size)
+
+
+def outcome(function, module, size=(6, 7)):
+    """Q, and the gradients of logits and of every parameter, by a random cotangent."""
+    torch.manual_seed(3)
+    logits, image = image_and_logits(size)
+    cotangent, inputs = torch.randn_like(logits), [logits.requires_grad_(), *module.parameters()]
+    q = function(logits, image)
+    return [q.detach(), *torch.autograd.grad(q, inputs, cotangent)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("blur", [1, 2])
+def test_compiles_whole_with_its_gradients(blur, backend):
+    module = Sharpen(blur)
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    for size in (6, 7), (8, 5):
+        for name, found, expected in zip(
+            ("Q", "logits", "thetas", "weights", "mu"), outcome(compiled, module, size), outcome(module, module, size)
+        ):
+            assert_close(name, found, expected)
+
+
+def test_a_filter_compiles_whole():
+    f, x = random_features((5, 6), dtype=torch.float32), torch.randn(1, 3, 5, 6)
+
+    def apply(f, x):
+        return Window(f, 3, normalization="after", blur=2)(x)
+
+    compiled = torch.compile(apply, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in apply, compiled:
+        inputs = leaves(f, x)
+        results.append(torch.autograd.grad(function(*inputs), inputs, torch.ones_like(x) + x))
+    for name, found, expected in zip(("f", "x"), *reversed(results)):
+        assert_close(name, found, expected)
+
+
+def test_values_are_not_looked_at_while_compiling():
+    logits, image = image_and_logits()
+    compiled = torch.compile(Sharpen(), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert compiled(logits * math.nan, image).isnan().all()
+
+
+def test_a_compiled_call_still_checks_shapes():
+    logits, image = image_and_logits()
+    compiled = torch.compile(Sharpen(), backend="aot_eager")
+    with torch.no_grad(), pytest.raises(Exception, match="logits: expected"):
+        compiled(logits[..., :-1], image)
+
+
+def test_exports():
+    module, inputs = Sharpen(), image_and_logits()
+    with torch.no_grad():
+        exported = torch.export.export(module, inputs).module()
+        assert_close("Q", exported(*inputs), module(*inputs))
+
+
+def test_exports_with_dynamic_sizes():
+    module, b = Sharpen(), torch.export.Dim("b")
+    sizes = {0: b, 2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}
+    with torch.no_grad():
+        exported = torch.export.export(module, image_and_logits(), dynamic_shapes=(sizes, sizes)).module()
+        for inputs in image_and_logits((9, 4), 3), image_and_logits((5, 11), 1):
+            assert_close("Q", exported(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (0, 3, 4, 5)])
+def test_fake_tensors_pass_through(shape):
+    with torch._subclasses.FakeTensorMode():
+        logits = torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
+        q = tc.mean_field(logits, [Window(torch.empty(1, 2, 4, 5), 3, normalization="after")], [1.0])
+        assert q.shape == shape and q.dtype == torch.bfloat16
+
+
+# Autocast ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", ["class", "matrix"])
+def test_autocast_changes_nothing_but_the_scores_it_made(weight):
+    """A product under autocast gives bfloat16 scores; from there on all is float32, forward and backward."""
+    case = Setting((5, 6), [{"window_size": 3}, {"window_size": 3, "blur": 2, "normalization": "after"}],
+                   weight=weight, compatibility=True)  # fmt: skip
+    _, *rest = (x.float() for x in case.inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = (torch.randn(30, 3) @ torch.randn(3, 3)).T.reshape(1, 3, 5, 6)
+    assert scores.dtype == torch.bfloat16
+    cotangent = torch.randn(scores.shape).bfloat16()
+
+    def outcome(logits, enabled):
+        inputs = leaves(logits, *rest)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            result = case.run(*inputs)
+        return [result.detach(), *torch.autograd.grad(result, inputs, cotangent.to(result.dtype))]
+
+    found, expected = outcome(scores, enabled=True), outcome(scores.float(), enabled=False)
+    for name, a, b in zip(("scores", *case.names), found, expected, strict=True):
+        assert a.dtype == (torch.bfloat16 if name in ("scores", "logits") else torch.float32)
+        assert_close(name, a, b.to(a.dtype))
+
+
+# Derivatives ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_derivative_is_refused():
+    f, x = leaves(random_features((4, 5)), random_logits((4, 5)))
+    for y in Window(f, 3)(x), tc.mean_field(x, [Window(f.detach(), 3)], [1.0], iterations=2):
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="first derivatives only"):
+            first.sum().backward()
+
+
+# Looking at values ------------------------------------------------------------------------------------------------
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda", 0))
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return torch.zeros(3).as_subclass(OnGpu)
+
+
+def test_values_on_a_gpu_are_looked_at_on_request_only(on_gpu):
+    assert not checks.values_checked(on_gpu)
+    with tc.check_values(True):
+        assert checks.values_checked(on_gpu)
+        with tc.check_values(False):
+            assert not checks.values_checked(on_gpu)
+        assert checks.values_checked(on_gpu)
+    assert not checks.values_checked(on_gpu)
+
+
+def test_values_are_not_looked_at_while_a_graph_is_captured(on_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with tc.check_values(True):
+        assert not checks.values_checked(on_gpu)
+
+
+def test_check_values_may_be_called_without_a_block(on_gpu):
+    before = tc.check_values(True)
+    try:
+        assert checks.values_checked(on_gpu)
+    finally:
+        before.__exit__()
+    assert not checks.values_checked(on_gpu)
+
+
+def test_values_on_the_cpu_are_always_looked_at():
+    f = torch.full((1, 2, 4, 5), math.nan)
+    for enabled in (True, False):
+        with tc.check_values(enabled), pytest.raises(ValueError, match="^features: expected finite"):
+            Window(f, 3)
+
+
+def test_values_without_memory_are_not_looked_at():
+    assert not checks.values_checked(torch.empty(3, device="meta"))
+    with torch._subclasses.FakeTensorMode():
+        assert not checks.values_checked(torch.empty(3))
