@@ -29,12 +29,12 @@ def leaves(*tensors) -> list[torch.Tensor]:
 
 
 def strided(x: torch.Tensor) -> torch.Tensor:
-    """The same values, every other element of a larger memory and its last two axes exchanged there."""
-    spread = torch.full((*x.shape[:-2], x.shape[-1], 2 * x.shape[-2]), math.nan, dtype=x.dtype, device=x.device)
-    view = spread[..., ::2].mT
-    view.copy_(x)
-    assert not view.is_contiguous() or x.numel() <= 1
-    return view
+    """The same values (and gradients), neighbours apart in memory, NaN between them, the last two axes exchanged."""
+    if x.ndim == 0:
+        return x
+    turned = x.mT if x.ndim > 1 else x
+    turned = torch.stack([turned, torch.full_like(turned, math.nan)], -1)[..., 0]
+    return turned.mT if x.ndim > 1 else turned
 
 
 # Dense matrices ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from cases import NORMALIZATIONS, Setting, dense_scores, dense_window, leaves, r
 from problems import LOOPS, named
 
 Window = tc.filters.Window
+window_filter = importlib.import_module("tritoncrf.filters.window")
+step = window_filter.MergedStep
 loop = importlib.import_module("tritoncrf.mean_field")  # `tc.mean_field` is the function
 
 
@@ -290,10 +292,7 @@ def test_an_empty_batch(feature_batch):
 
 def test_memory_order_does_not_matter():
     case = Setting((5, 6), TWO, weight="matrix", compatibility=True, batch=2)
-    plain = case.gradients(case.run)
-    inputs = [strided(x).requires_grad_() if x.ndim > 1 else x.clone().requires_grad_() for x in case.inputs]
-    scores = case.run(*inputs)
-    found = [scores.detach(), *torch.autograd.grad(scores, inputs, strided(case.cotangent))]
+    plain, found = case.gradients(case.run), case.gradients(case.run, make=strided)
     for name, a, b in zip(("scores", *case.names), found, plain, strict=True):
         assert_close(name, a, b)
 
@@ -326,6 +325,39 @@ def test_scores_of_any_dtype_equal_the_float32_loop_on_the_same_numbers(dtype):
     assert torch.equal(q, expected.to(dtype))
     (d,), (d_wide,) = torch.autograd.grad(q, scores, cotangent), torch.autograd.grad(expected, wide, cotangent.float())
     assert torch.equal(d, d_wide.to(dtype))
+
+
+# Merged kernels ---------------------------------------------------------------------------------------------------
+
+
+def both(**options):
+    return [{"window_size": 3, **options}, {"window_size": 3, "include_self": False, **options}]
+
+
+@pytest.mark.parametrize("wanted", ["logits", "everything"])
+@pytest.mark.parametrize("windows, merges", [
+    (ONE, True), (both(), True), (both(normalization="symmetric"), True), (both(blur=2), True),
+    (both(normalization="after"), False), (both(blur=2, normalization="symmetric"), False),
+    ([ONE[0], {"window_size": 5}], False), ([ONE[0], {"window_size": 3, "dilation": 2}], False),
+])  # fmt: skip
+def test_kernels_with_scalar_weights_are_summed_where_that_is_the_same(windows, merges, wanted, monkeypatch):
+    case = Setting((5, 6), windows, batch=2, iterations=3)
+    built = []
+    for shared in (True, False):
+        case.features = [random_features((5, 6), d, 1 if shared else 2) for d, _ in zip((2, 3), windows)]
+        monkeypatch.setattr(window_filter, "MergedStep", lambda *a: built.append(step(*a)) or built[-1])
+        results = []
+        for fuse in (True, False):
+            if not fuse:
+                monkeypatch.setattr(window_filter.WindowPlan, "fuse", lambda *arguments: None)
+            inputs = [x.clone().requires_grad_(wanted == "everything" or x is case.logits) for x in case.inputs]
+            scores = case.run(*inputs)
+            leaf = [x for x in inputs if x.requires_grad]
+            results.append([scores.detach(), *torch.autograd.grad(scores, leaf, case.cotangent)])
+        monkeypatch.undo()
+        for name, a, b in zip(("scores", *case.names), *results):
+            assert_close(name, a, b)
+    assert bool(built) == merges
 
 
 # What is kept -----------------------------------------------------------------------------------------------------

@@ -13,11 +13,7 @@ from tritoncrf import checks
 from tritoncrf.filters.base import decode, encode, filter_apply, filter_backward
 from tritoncrf.mean_field import iterate, iterate_backward
 
-HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
-BACKENDS = [
-    "aot_eager",
-    pytest.param("inductor", marks=pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")),
-]
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
 Window = tc.filters.Window
 
 
@@ -117,9 +113,12 @@ def outcome(function, module, size=(6, 7)):
     return [q.detach(), *torch.autograd.grad(q, inputs, cotangent)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("blur", [1, 2])
-def test_compiles_whole_with_its_gradients(blur, backend):
+@pytest.mark.parametrize("backend, blur", [
+    ("aot_eager", 1), ("aot_eager", 2),
+    pytest.param("inductor", 1, marks=needs_compiler),
+    pytest.param("inductor", 2, marks=[needs_compiler, pytest.mark.slow]),
+])  # fmt: skip
+def test_compiles_whole_with_its_gradients(backend, blur):
     module = Sharpen(blur)
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     for size in (6, 7), (8, 5):

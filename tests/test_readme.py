@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tritoncrf import cli
+from tritoncrf import cli, demo
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,12 +24,26 @@ def commands() -> list[list[str]]:
 
 PYTHON = blocks("python")
 [EXAMPLE] = [block for block in PYTHON if "probabilities.npy" in block]
+PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty working directory, and a detail of the demo's photo: all that is run here is quick."""
+    monkeypatch.chdir(tmp_path)
+    detail = slice(60, 140), slice(150, 250)
+    image, mask = demo.photo()[detail], demo.mask()[detail]
+    monkeypatch.setattr(demo, "photo", lambda: image)
+    monkeypatch.setattr(demo, "mask", lambda: mask)
+
+
+def run_block(block: str) -> None:
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
-def test_python(block, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+def test_python(block):
+    run_block(block)
 
 
 @pytest.mark.parametrize("name", ["demo", "refine", "info"])
@@ -37,24 +51,22 @@ def test_every_command_is_shown(name):
     assert name in [arguments[0] for arguments in commands()]
 
 
-def test_the_commands_work_in_their_order(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(EXAMPLE, "README.md", "exec"), {})
+def test_the_commands_work_in_their_order(capsys):
+    run_block(EXAMPLE)
     for arguments in commands():
         assert cli.main(arguments) == 0, capsys.readouterr().err
         written = [Path(value) for option, value in zip(arguments, arguments[1:]) if option in ("-o", "--figure")]
         assert all(path.stat().st_size > 0 for path in written), arguments
 
 
-def test_every_option_named_exists(capsys):
-    """Beside the commands above, options in running text."""
-    with pytest.raises(SystemExit):
-        cli.main(["refine", "--help"])
-    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    prose = re.findall(r"tritoncrf[^`\n]*?(--[a-z-]+)", README)
-    assert set(prose) <= known
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_every_option_is_in_the_help(arguments, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([arguments[0], "--help"])
+    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))
+    assert {argument for argument in arguments if argument.startswith("-")} <= known
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", PROSE):
         assert "://" in target or (ROOT / target).is_file(), target

@@ -21,17 +21,18 @@ from cases import (
     strided,
 )
 from problems import FILTERS, named
-from tritoncrf.filters.window import lifted, per_axis
+from tritoncrf.filters.window import per_axis
+from tritoncrf.filters.window_step import lifted
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
 
 Window = tc.filters.Window
 
 
-def prepared(window: tc.filters.Window, classes: int, repeats: int = 1):
+def prepared(window: tc.filters.Window, budget: float = 0):
     """A filter's plan for PyTorch and what it prepares, to reach the adjoint that no public call offers."""
     plan = window.resolved(window.tensors[0])
-    return plan, plan.prepare([t.detach() for t in window.tensors], classes, repeats)
+    return plan, plan.prepare([t.detach() for t in window.tensors], budget)
 
 
 # Known answers ----------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def test_what_each_normalization_preserves(include_self, factor):
     options = {"window_size": 3, "include_self": include_self, "blur": factor}
     root = Window(f, **options)(ones).sqrt()
     assert_close("after: rows sum to 1", Window(f, **options, normalization="after")(ones), ones)
-    before, ready = prepared(Window(f, **options, normalization="before"), 1)
+    before, ready = prepared(Window(f, **options, normalization="before"))
     symmetric = Window(f, **options, normalization="symmetric")
     assert_close("symmetric: r^1/2 is fixed", symmetric(root), root)
     if factor == 1:
@@ -146,7 +147,7 @@ def inner(a, b):
 def test_adjoint(factor, normalization, size):
     x, y = torch.randn(2, 2, 3, *size, dtype=torch.float64).unbind(0)
     window = Window(random_features(size), 3, blur=factor, normalization=normalization)
-    plan, ready = prepared(window, 3)
+    plan, ready = prepared(window)
     size_of_terms = x.norm() * y.norm()
     assert_close("<Kx, y>", inner(plan.apply(x, ready), y), inner(x, plan.adjoint(y, ready)), scale=size_of_terms.item())
 
@@ -157,7 +158,7 @@ def test_adjoint(factor, normalization, size):
 ])  # fmt: skip
 def test_the_filter_is_its_own_adjoint_only_at_full_resolution_and_scaled_alike(factor, normalization, symmetric):
     x = torch.randn(1, 2, 11, 10, dtype=torch.float64)
-    plan, ready = prepared(Window(random_features((11, 10)), 3, blur=factor, normalization=normalization), 2)
+    plan, ready = prepared(Window(random_features((11, 10)), 3, blur=factor, normalization=normalization))
     difference = (plan.apply(x, ready) - plan.adjoint(x, ready)).norm() / plan.adjoint(x, ready).norm()
     assert difference < 1e-12 if symmetric else difference > 0.01
 
@@ -273,13 +274,27 @@ def window_arguments(size):
     return random_features(size, 3, 2), tuple(2 if n > 1 else 0 for n in size), 1
 
 
+def kept(features, radii, dilation):
+    return reference.window_weights([(features, None, 1.0)], radii, dilation)
+
+
 @pytest.mark.parametrize("size", SIZES_5D)
 @pytest.mark.parametrize("include_self", [True, False])
 def test_kept_weights_are_the_recomputed_ones(size, include_self):
     geometry = window_arguments(size)
     x = torch.randn(2, 3, *size, dtype=torch.float64)
-    kept = reference.window_sum(x, *geometry, include_self, reference.window_weights(*geometry))
-    assert_close("K x", kept, reference.window_sum(x, *geometry, include_self))
+    found = reference.window_sum(x, *geometry, include_self, kept(*geometry))
+    assert_close("K x", found, reference.window_sum(x, *geometry, include_self))
+
+
+def test_kept_weights_of_several_kernels_are_their_scaled_sum():
+    (f, radii, dilation), size = window_arguments((1, 6, 7)), (1, 6, 7)
+    g, x = random_features(size, 1, 1), torch.randn(2, 3, *size, dtype=torch.float64)
+    scale = torch.rand(1, 1, *size, dtype=torch.float64)
+    weights = reference.window_weights([(f, scale, 2.0), (g, None, torch.tensor(-0.5))], radii, dilation)
+    expected = 2 * scale * reference.window_sum(scale * x, f, radii, dilation, False)
+    expected -= 0.5 * reference.window_sum(x, g, radii, dilation, False)
+    assert_close("K x", reference.window_sum(x, f, radii, dilation, False, weights), expected)
 
 
 @pytest.mark.parametrize("size", SIZES_5D)
@@ -289,7 +304,7 @@ def test_blocks_of_rows_change_nothing(size, monkeypatch):
 
     def results():
         gradient = reference.window_feature_gradient(x, y, *geometry)
-        return reference.window_sum(x, *geometry, True), reference.window_weights(*geometry), gradient
+        return reference.window_sum(x, *geometry, True), kept(*geometry), gradient
 
     whole = results()
     for rows in (1, 2):
@@ -311,17 +326,18 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("repeats", [1, 5])
+@pytest.mark.parametrize("kept_states", [0, 3])
 @pytest.mark.parametrize("classes", [2, 21])
-def test_no_tensor_grows_with_the_window_and_the_classes(classes, repeats):
-    x = torch.randn(1, classes, 24, 24)
-    plan, _ = prepared(Window(torch.randn(1, 5, 24, 24), 11), classes)
+def test_no_tensor_grows_with_the_window_and_the_classes(classes, kept_states):
+    f, x = torch.randn(1, 5, 24, 24), torch.randn(1, classes, 24, 24)
+    plan, _ = prepared(Window(f, 11))
     with LargestTensor() as largest:
-        ready = plan.prepare([torch.randn(1, 5, 24, 24)], classes, repeats)
+        ready = plan.prepare([f], kept_states * classes)
         plan.apply(x, ready)
         plan.adjoint(x, ready)
         plan.gradients(x, x, ready)
-    assert largest.elements <= 3 * max(classes, 5) * 24 * 24
+    assert (ready.weights is not None) == (kept_states * classes >= 60)  # half of 11 x 11
+    assert largest.elements <= max(kept_states, 1) * max(classes, 5) * 24 * 24
 
 
 # Blur -------------------------------------------------------------------------------------------------------------

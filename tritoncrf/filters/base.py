@@ -149,8 +149,9 @@ class Filter:
 
     def check_fits(self, name: str, values: torch.Tensor) -> None:
         """Raise unless `values` has this filter's spatial size, batch and device."""
-        expected = f"[{'B' if self.batch == 1 else self.batch}, C, {', '.join(map(str, self.size))}]"
         if values.ndim != len(self.size) + 2 or values.shape[2:] != self.size:
+            batch = "B" if self.batch == 1 else self.batch
+            expected = f"[{batch}, C, {', '.join(map(str, self.size))}]"
             raise ValueError(f"{name}: expected {expected} as the filter's features, got {list(values.shape)}")
         if self.batch not in (1, values.shape[0]):
             raise ValueError(

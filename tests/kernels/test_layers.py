@@ -1,0 +1,56 @@
+"""ConvCRF on the kernels: scores and the gradient of every parameter against PyTorch in float64."""
+
+import pytest
+import torch
+
+import tritoncrf as tc
+from assertions import assert_close
+from cases import random_logits
+
+C = 3
+SIZE = (7, 9)
+VARIANTS = {
+    "full-resolution": {"blur": 1},
+    "blurred": {"blur": 2},
+    "released": {"blur": 1, "preset": "released"},
+    "released-blurred": {"blur": 2, "preset": "released", "normalization": "symmetric", "appearance_position": True},
+    "compatibility": {"blur": 1, "compatibility": True},
+    "compatibility-blurred": {"blur": 2, "compatibility": True},
+    "class-weights": {"blur": 1, "class_weights": True},
+    "learn-positions": {"blur": 1, "learn_positions": SIZE},
+    "released-all": {"blur": 2, "preset": "released", "class_weights": True, "compatibility": True,
+                     "learn_positions": SIZE},
+}  # fmt: skip
+
+
+def disturbed(crf):
+    """The layer with random parameters near its initial ones, which are too equal to tell one from another."""
+    with torch.no_grad():
+        for p in crf.parameters():
+            p.mul_(1 + 0.1 * torch.randn_like(p))
+            if p.ndim > 1:
+                p.add_(0.2 * torch.randn_like(p))
+    return crf
+
+
+def results(crf, logits, image):
+    """Scores, and the gradients of <a fixed random cotangent, scores> by name."""
+    inputs = {"logits": logits.clone().requires_grad_(), **dict(crf.named_parameters())}
+    scores = crf(inputs["logits"], image)
+    cotangent = torch.randn(scores.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad(scores, list(inputs.values()), cotangent.to(scores))
+    return {"scores": scores.detach(), **{f"{name}'s gradient": g for name, g in zip(inputs, gradients)}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_scores_and_every_gradient_are_those_of_float64(variant, device):
+    options = {"num_classes": C, "window_size": 3, "iterations": 2, **VARIANTS[variant]}
+    crf = disturbed(tc.ConvCRF(backend="triton", device=device, **options))
+    exact = tc.ConvCRF(backend="torch", device=device, dtype=torch.float64, **options)
+    exact.load_state_dict(crf.state_dict())
+    logits = random_logits(SIZE, C, batch=2, dtype=torch.float32).to(device)
+    image = torch.randint(100, 140, (2, 3, *SIZE), dtype=torch.uint8, device=device)
+    found, expected = results(crf, logits, image), results(exact, logits.double(), image)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert_close(name, found[name], expected[name], dtype=torch.float32)
