@@ -31,14 +31,15 @@ demo: $(INSTALLED)
 	$(VENV)/bin/tritoncrf demo -o demo.png
 
 # Triton reads TRITON_INTERPRET when it is imported, and what it interprets it cannot compile: so the kernels
-# run in the interpreter in one process, all else in another. Both run, and make fails if either does.
-# The interpreter is Python: more threads would only wait for each other.
+# run in the interpreter in one process, all else in another, side by side; make fails if either does. The first
+# one's output follows the second's. The tests' tensors are small: more threads would only wait for each other.
 # $(1): which tests, in pytest's words. $(2): what to make of pytest's exit status, where it is not 0.
 define run_tests
-	failed=0; \
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/kernels -m "$(1)" || $(2) failed=1; \
-	OMP_NUM_THREADS=2 $(PYTHON) -m pytest tests --ignore=tests/kernels -m "$(1)" || $(2) failed=1; \
-	exit $$failed
+	export OMP_NUM_THREADS=1; failed=0; log=$$(mktemp); \
+	TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(1)" > $$log 2>&1 & kernels=$$!; \
+	$(PYTHON) -m pytest tests --ignore=tests/kernels -m "$(1)" || $(2) failed=1; \
+	wait $$kernels || $(2) failed=1; \
+	cat $$log; rm -f $$log; exit $$failed
 endef
 
 test: $(INSTALLED)

@@ -21,7 +21,7 @@ ROOMS = {
     "reference": set(),
     "features": {"checks"},
     "filters": {"checks", "kernels", "reference"},
-    "mean_field": {"checks", "filters"},
+    "mean_field": {"checks", "reference", "filters"},  # the composed step is a reference
     "layers": {"checks", "features", "filters", "mean_field"},
     "refine": {"checks", "features", "filters", "mean_field", "layers"},
     "synthetic": {"checks"},

@@ -446,7 +446,7 @@ def test_thetas_are_those_given(variant):
     crf = layer(variant, dtype=torch.float64)
     given = {"theta_smooth": 3.0, "theta_space": 80.0, "theta_color": 13.0, **VARIANTS[variant]}
     if not given.get("appearance_position", crf.preset is None):
-        given["theta_space"] = None
+        given["theta_space"] = None  # no position, no bandwidth
     for name in ("theta_smooth", "theta_space", "theta_color"):
         if given[name] is None:
             assert crf.theta(name) is None
@@ -654,7 +654,7 @@ BAD_ARGUMENTS = [
         0, -1.0, math.nan, math.inf, (3.0, -1.0, 2.0), (1.0, 2.0, 3.0, 4.0), ())),
     *((name, value, TypeError) for name in ("theta_smooth", "theta_space", "theta_color") for value in (
         "3", True, [[3.0, 3.0]], {"y": 3.0})),
-    *((name, None, TypeError) for name in ("theta_smooth", "theta_space", "theta_color")),
+    *((name, None, TypeError) for name in ("theta_smooth", "theta_color")),
     ("appearance_position", 1, TypeError),
     *((name, value, error) for name in ("weight_smooth", "weight_appearance") for value, error in (
         (math.nan, ValueError), (math.inf, ValueError), ("3", TypeError), (None, TypeError), ([1.0] * C, TypeError),
@@ -687,6 +687,13 @@ BAD_ARGUMENTS = [
 
 def described(value) -> str:
     return str(value).replace("torch.", "") or "nothing"
+
+
+def test_a_bandwidth_of_the_position_brings_the_position_in():
+    assert layer(preset="released").theta("theta_space") is None
+    assert_close("theta_space", layer(preset="released", theta_space=40).theta("theta_space"), torch.tensor(40.0))
+    with pytest.raises(ValueError, match="^theta_space: expected None with appearance_position=False, got 40"):
+        layer(theta_space=40, appearance_position=False)
 
 
 @pytest.mark.parametrize("name, value, error", BAD_ARGUMENTS, ids=described)
@@ -758,7 +765,9 @@ def test_bad_inputs(change, error, message, preset):
 @pytest.mark.parametrize("size", [(6, 8), (7, 6), (7,), (6, 7, 1)], ids=str)
 @pytest.mark.parametrize("variant", ["learn-positions", "released-all"])
 def test_learnt_positions_refuse_another_size(variant, size):
-    with pytest.raises(ValueError, match=r"^logits: expected the spatial size \[6, 7\] of learn_positions, got shape \["):
+    with pytest.raises(
+        ValueError, match=r"^logits: expected the spatial size \[6, 7\] of learn_positions, got shape \["
+    ):
         layer(variant)(*problem(size))
 
 

@@ -13,7 +13,9 @@ from tritoncrf import checks
 from tritoncrf.filters.base import decode, encode, filter_apply, filter_backward
 from tritoncrf.mean_field import iterate, iterate_backward
 
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"
+)
 Window = tc.filters.Window
 
 
@@ -40,7 +42,9 @@ def loop_inputs(requires_grad: bool):
     case = Setting((4, 5), [{"window_size": 3}, {"window_size": 5, "normalization": "symmetric", "blur": 2}], batch=2,
                    weight=["class", "matrix"])  # fmt: skip
     filters = [Window(f.float(), **w) for f, w in zip(case.features, case.windows)]
-    unary, a, *mixing = (x.float().requires_grad_(requires_grad) for x in (case.logits, case.unary_weight, *case.weights))
+    unary, a, *mixing = (
+        x.float().requires_grad_(requires_grad) for x in (case.logits, case.unary_weight, *case.weights)
+    )
     tensors = [t.detach().requires_grad_(requires_grad) for f in filters for t in f.tensors]
     return unary, a, mixing, tensors, encode([f.resolved(unary) for f in filters])
 

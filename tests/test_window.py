@@ -114,7 +114,9 @@ def test_classes_are_independent():
     assert_close("one class", window(x[:, 1:2]), window(x)[:, 1:2])
 
 
-@pytest.mark.parametrize("transform", [lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.mT], ids=["x", "y", "xy"])
+@pytest.mark.parametrize(
+    "transform", [lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.mT], ids=["x", "y", "xy"]
+)
 @pytest.mark.parametrize("factor, size", [(1, (5, 7)), (2, (6, 8)), (4, (8, 12))])
 def test_flips_and_transposes_commute(transform, factor, size):
     f, x = random_features(size), torch.randn(1, 3, *size, dtype=torch.float64)
@@ -149,7 +151,9 @@ def test_adjoint(factor, normalization, size):
     window = Window(random_features(size), 3, blur=factor, normalization=normalization)
     plan, ready = prepared(window)
     size_of_terms = x.norm() * y.norm()
-    assert_close("<Kx, y>", inner(plan.apply(x, ready), y), inner(x, plan.adjoint(y, ready)), scale=size_of_terms.item())
+    assert_close(
+        "<Kx, y>", inner(plan.apply(x, ready), y), inner(x, plan.adjoint(y, ready)), scale=size_of_terms.item()
+    )
 
 
 @pytest.mark.parametrize("factor, normalization, symmetric", [
@@ -342,7 +346,17 @@ def test_no_tensor_grows_with_the_window_and_the_classes(classes, kept_states):
 
 # Blur -------------------------------------------------------------------------------------------------------------
 
-BLURS = [((5,), 2), ((7,), 3), ((3,), 4), ((6, 9), 2), ((5, 7), 3), ((13, 6), 4), ((1, 5), 2), ((3, 4, 5), 2), ((4, 7, 3), 3)]
+BLURS = [
+    ((5,), 2),
+    ((7,), 3),
+    ((3,), 4),
+    ((6, 9), 2),
+    ((5, 7), 3),
+    ((13, 6), 4),
+    ((1, 5), 2),
+    ((3, 4, 5), 2),
+    ((4, 7, 3), 3),
+]
 
 
 @pytest.mark.parametrize("size, factor", BLURS)

@@ -99,7 +99,8 @@ def expect_number(name: str, value, positive: bool = False) -> float:
     """`value` as a finite float (above zero if `positive`), else an error."""
     wanted = "a finite number above 0" if positive else "a finite number"
     plain = isinstance(value, (int, float))  # asked first: a compiled graph's symbolic float has no hasattr
-    if isinstance(value, (bool, str)) or not (plain or hasattr(value, "__float__")):
+    single = plain or (hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0)
+    if isinstance(value, (bool, str)) or not single:
         raise TypeError(f"{name}: expected {wanted}, got {kind_of(value)}")
     value = float(value)
     if not (0 if positive else -math.inf) < value < math.inf:
@@ -118,6 +119,8 @@ def expect_spatial(name: str, value: torch.Tensor, axes: str = "[B, C, *S]") -> 
     """A ValueError unless `value` has batch, classes (or channels) and 1 to 3 spatial axes."""
     if not 3 <= value.ndim <= 5:
         raise ValueError(f"{name}: expected {axes} with 1, 2 or 3 spatial axes, got shape {list(value.shape)}")
+    if 0 in value.shape[2:]:
+        raise ValueError(f"{name}: expected at least one pixel along every axis, got shape {list(value.shape)}")
 
 
 def expect_positive(name: str, value, count: int, each: str = "axis") -> list:

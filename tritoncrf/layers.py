@@ -7,6 +7,7 @@ from torch import nn
 
 from tritoncrf import checks, features, filters
 from tritoncrf.filters.base import NORMALIZATIONS
+from tritoncrf.filters.window import MAX_WINDOW
 from tritoncrf.mean_field import mean_field
 
 CONVCRF_PRESETS = (None, "released")
@@ -28,11 +29,11 @@ class ConvCRF(nn.Module):
             pixels. 1 is exact.
         iterations: mean-field updates.
         theta_smooth, theta_space: bandwidths of the position in the smoothness and the appearance kernel, in
-            pixels or in the unit of `spacing`; a number or one per axis.
+            pixels or in the unit of `spacing`; a number or one per axis. theta_space is 80 if left out.
         theta_color: bandwidth of the colour, in 0..255 units whatever the image's dtype; a number or one
             per channel.
-        appearance_position: whether the appearance kernel sees the position; True if left out (False in the
-            preset).
+        appearance_position: whether the appearance kernel sees the position. If left out it does, but in the
+            preset only where theta_space is given.
         weight_smooth, weight_appearance: initial kernel weights w_m.
         class_weights: learn each w_m per class, [C], instead of one number.
         compatibility: learn the 1x1 convolution c of the messages, [C, C] (the paper's +C). It starts at a
@@ -66,7 +67,7 @@ class ConvCRF(nn.Module):
 
     def __init__(
         self, num_classes, window_size=11, blur=4, iterations=5, *,
-        theta_smooth=3.0, theta_space=80.0, theta_color=13.0, appearance_position=None,
+        theta_smooth=3.0, theta_space=None, theta_color=13.0, appearance_position=None,
         weight_smooth=3.0, weight_appearance=10.0, class_weights=False, compatibility=False, learn_positions=None,
         normalization=None, include_self=True, spacing=None, preset=None,
         precision="default", backend="auto", device=None, dtype=torch.float32,
@@ -81,11 +82,13 @@ class ConvCRF(nn.Module):
             raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
         released, factory = preset == "released", {"device": device, "dtype": dtype}
         if appearance_position is None:
-            appearance_position = not released
+            appearance_position = theta_space is not None or not released
+        if not checks.expect_bool("appearance_position", appearance_position) and theta_space is not None:
+            raise ValueError(f"theta_space: expected None with appearance_position=False, got {theta_space!r}")
         if normalization is None:
             normalization = "none" if released else "symmetric"
         self.window = {
-            "window_size": checks.expect_int("window_size", window_size, 1, filters.MAX_WINDOW, odd=True),
+            "window_size": checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             "blur": checks.expect_int("blur", blur, 1),
             "include_self": checks.expect_bool("include_self", include_self),
             "normalization": checks.expect_choice("normalization", normalization, NORMALIZATIONS),
@@ -93,9 +96,9 @@ class ConvCRF(nn.Module):
             "backend": checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
         }
 
-        thetas = {"theta_smooth": theta_smooth, "theta_space": theta_space, "theta_color": theta_color}
-        if not checks.expect_bool("appearance_position", appearance_position):
-            del thetas["theta_space"]
+        thetas = {"theta_smooth": theta_smooth, "theta_color": theta_color}
+        if appearance_position:
+            thetas["theta_space"] = 80.0 if theta_space is None else theta_space
         for name, theta in thetas.items():
             value = _tensor(name, theta, positive=True)
             if value.ndim > 1:
@@ -129,11 +132,11 @@ class ConvCRF(nn.Module):
 
     def _over(self, raw, name: str):
         """Raw features [B, D, *S] over the bandwidth `name`."""
-        stored = getattr(self, self._stored(name))
+        stored = getattr(self, self._stored(name)).to(raw.dtype)
         inverse = stored if self.preset == "released" else (-stored).exp()
         if inverse.ndim and len(inverse) != raw.shape[1]:
             raise ValueError(f"{name}: expected one number or {raw.shape[1]} for these images, got {len(inverse)}")
-        return raw * inverse.to(raw.dtype).reshape(-1, *(1,) * (raw.ndim - 2))
+        return raw * inverse.reshape(-1, *(1,) * (raw.ndim - 2))
 
     def forward(self, logits, image=None, *, features=None, output="logits"):
         """Refined scores [B, C, *S], dtype of `logits`.
@@ -163,21 +166,21 @@ class ConvCRF(nn.Module):
         kernels = [filters.Window(f, **self.window) for f in (smooth, appearance)]
         weights = [self.weight_smooth, self.weight_appearance]
         options = {"iterations": self.iterations, "output": output}
-        if self.preset == "released":
-            return self._released(logits, kernels, weights, options)
         if self.compatibility is not None:
-            options["compatibility"] = -(_identity(self.compatibility) + self.compatibility)
-        return mean_field(logits, kernels, weights, **options)
+            mixed = self.compatibility.to(positions.dtype)
+            mixed = torch.eye(len(mixed), dtype=mixed.dtype, device=mixed.device) + mixed
+            options["compatibility"] = -mixed
+        if self.preset != "released":
+            return mean_field(logits, kernels, weights, **options)
 
-    def _released(self, logits, kernels, weights, options):
-        """The authors' update; the class weight scales the rows of what the messages go through."""
-        log_unary = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), 1)
+        # The class weight scales the rows of whatever the messages go through.
+        class_weight = self.class_weight.to(positions.dtype)
         if self.compatibility is None:
-            weights = [w * self.class_weight for w in weights]
+            weights = [w * class_weight for w in weights]
         else:
-            mixed = _identity(self.compatibility) + self.compatibility
-            options["compatibility"] = -self.class_weight[:, None] * mixed
-        options |= {"unary_weight": 1 - self.class_weight, "initial": "log_softmax"}
+            options["compatibility"] = class_weight[:, None] * options["compatibility"]
+        options |= {"unary_weight": 1 - class_weight, "initial": "log_softmax"}
+        log_unary = torch.log_softmax(logits.to(positions.dtype), 1)
         return mean_field(log_unary, kernels, weights, **options).to(logits.dtype)
 
     def _positions(self, logits):
@@ -213,7 +216,3 @@ def _tensor(name: str, value, positive: bool = False) -> torch.Tensor:
     for number in flat:
         checks.expect_number(name, number, positive)
     return torch.tensor(numbers, dtype=torch.float64)
-
-
-def _identity(matrix):
-    return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

@@ -1,5 +1,5 @@
 """Pairwise filters: what mean field passes its messages through. One file per filter."""
 
-from tritoncrf.filters.window import MAX_WINDOW, Window
+from tritoncrf.filters.window import Window
 
-__all__ = ["MAX_WINDOW", "Window"]
+__all__ = ["Window"]

@@ -55,7 +55,7 @@ class Plan:
         raise NotImplementedError
 
     def fuse(self, plans, prepared, mixing, unary, unary_weight):
-        """A fused mean-field step (see mean_field.Step) for these plans, or None where they do not fuse."""
+        """A fused mean-field step (see reference.step.Step) for these plans, or None where they do not fuse."""
         return None
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tritoncrf import checks
 from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, encode, filter_apply, resolve_backend, scales
-from tritoncrf.filters.window_step import FusedBlurStep, FusedStep, MergedStep, kernels, lifted, scaled
+from tritoncrf.filters.window_step import FusedBlurStep, FusedStep, MergedStep, lifted, scaled, window_kernels
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
 
@@ -57,8 +57,8 @@ class Window(Filter):
                  precision="default", backend="auto"):  # fmt: skip
         checks.expect_tensor("features", features)
         checks.expect_spatial("features", features, "[B, D, *S]")
-        if features.shape[1] == 0 or 0 in features.shape[2:]:
-            raise ValueError(f"features: expected at least one channel and pixel, got shape {list(features.shape)}")
+        if features.shape[1] == 0:
+            raise ValueError(f"features: expected at least one channel, got shape {list(features.shape)}")
         checks.expect_finite("features", features)
         self.size, self.batch = features.shape[2:], features.shape[0]
         self.plan = WindowPlan(
@@ -171,7 +171,7 @@ class WindowPlan(Plan):
     def _sum(self, x, prepared):
         window = prepared.features, prepared.radii, self.dilation, self.include_self
         if self.backend == "triton":
-            return kernels().window_sum(x, *window)
+            return window_kernels().window_sum(x, *window)
         return reference.window_sum(x, *window, prepared.weights)
 
     def gradients(self, x, y, prepared):
@@ -180,7 +180,7 @@ class WindowPlan(Plan):
         low_x, low_y = blur.pool(scaled_x, prepared.blur), blur.upsample_adjoint(scaled_y, prepared.blur)
         window = prepared.features, prepared.radii, self.dilation
         if self.backend == "triton":
-            gradients = [kernels().window_feature_gradient(low_x, low_y, *window)]
+            gradients = [window_kernels().window_feature_gradient(low_x, low_y, *window)]
         else:
             gradients = [reference.window_feature_gradient(low_x, low_y, *window)]
         shape, factors = scaled_x.shape[2:], prepared.blur
@@ -209,7 +209,7 @@ class WindowPlan(Plan):
         if self.blur > 1:
             fits = unary.ndim < 5 and not matrix and len({p.include_self for p in plans}) == 1
             return FusedBlurStep(*arguments) if fits else None
-        fits = classes <= (kernels().MAX_MATRIX_CLASSES if matrix else kernels().MAX_CLASSES)
+        fits = classes <= (window_kernels().MAX_MATRIX_CLASSES if matrix else window_kernels().MAX_CLASSES)
         return FusedStep(*arguments) if fits else None
 
 

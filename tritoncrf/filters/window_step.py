@@ -63,7 +63,7 @@ class FusedStep:
 
     def forward(self, q, last: bool):
         y = torch.empty_like(self.unary)
-        kernels().window_step(
+        window_kernels().window_step(
             q.contiguous().flatten(2),
             y,
             *self.window,
@@ -79,7 +79,7 @@ class FusedStep:
     def backward(self, q, g, through_softmax: bool, filtered: bool):
         y = torch.empty_like(self.unary)
         back = self.unary.new_empty((len(self.filters), *self.unary.shape)) if filtered else None
-        kernels().window_step_backward(
+        window_kernels().window_step_backward(
             g.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix,
             q.contiguous().flatten(2) if through_softmax else None, back,
         )  # fmt: skip
@@ -118,7 +118,7 @@ class FusedBlurStep:
         messages = self._sum(pooled)
         y = torch.empty_like(self.unary)
         self.pooled = None if last else torch.empty_like(messages)
-        kernels("blur").blur_step(
+        blur_kernels().blur_step(
             messages, self.unary, self.unary_weight, self.weights, self.scales_in, self.scales_out, self.grid, y,
             self.pooled,
         )  # fmt: skip
@@ -127,10 +127,10 @@ class FusedBlurStep:
     def backward(self, q, g, through_softmax: bool, filtered: bool):
         filters, batch, classes = len(self.scales_in), *g.shape[:2]
         low = g.new_empty((filters, batch, classes, *self.low))
-        kernels("blur").upsample_adjoint(g.contiguous(), self.scales_out, self.grid, low)
+        blur_kernels().upsample_adjoint(g.contiguous(), self.scales_out, self.grid, low)
         y = torch.empty_like(self.unary)
         back = g.new_empty((filters, *g.shape)) if filtered else None
-        kernels("blur").blur_step_backward(
+        blur_kernels().blur_step_backward(
             self._sum(low),
             q.contiguous() if through_softmax else None,
             self.weights,
@@ -143,7 +143,7 @@ class FusedBlurStep:
 
     def _sum(self, x):
         """K_m x_m for x [M, B, C, *low]."""
-        return kernels().window_sum(x.flatten(0, 1), self.features, *self.window).view(x.shape)
+        return window_kernels().window_sum(x.flatten(0, 1), self.features, *self.window).view(x.shape)
 
 
 def lifted(x):
@@ -155,9 +155,13 @@ def scaled(x, scale):
     return x if scale is None else x * scale
 
 
-def kernels(name: str = "window"):
-    """A file of Triton kernels, imported when first used: the package works without triton."""
-    return importlib.import_module(f"tritoncrf.kernels.{name}")
+def window_kernels():
+    """The Triton kernels, imported when first used: the package works without triton."""
+    return importlib.import_module("tritoncrf.kernels.window")
+
+
+def blur_kernels():
+    return importlib.import_module("tritoncrf.kernels.blur")
 
 
 def stacked(mixing, classes: int):
