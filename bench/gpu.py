@@ -50,6 +50,7 @@ def tests(out: Path, commit: str, data: Path | None) -> int:
     statuses, lines = [], []
     for left, (name, which) in zip((1.5, 1), runs.items()):
         command = [sys.executable, "-m", "pytest", *which, "-m", "not slow", "--durations=15", "-p", "no:cacheprovider"]
+        command += ["-W", "default"]  # other versions of torch and triton deprecate other things
         started, log = time.monotonic(), out / f"tests-{name}.log"
         statuses.append(run_boxed(command, deadline.share(left), log, {"TRITON_INTERPRET": "0"}))
         summary = log.read_text().strip().splitlines()[-1:] or [""]
@@ -142,16 +143,6 @@ def counters(out: Path, deadline: Deadline) -> str:
     tool = shutil.which("ncu")
     if tool is None:
         return "ncu is not on this machine: no hardware counters."
-    command = [
-        tool,
-        "--clock-control",
-        "none",
-        "--kernel-name",
-        "regex:window",
-        "--launch-count",
-        "8",
-        "--csv",
-        "--page",
-    ]
-    command += ["details", sys.executable, "-m", "bench", "exercise", "--large"]
+    command = [tool, "--clock-control", "none", "--kernel-name", "regex:window", "--launch-count", "8", "--csv"]
+    command += ["--page", "details", sys.executable, "-m", "bench", "exercise", "--large"]
     return f"ncu: {outcome(run_boxed(command, deadline.share(1), out / 'ncu.csv'))}."

@@ -11,6 +11,7 @@ from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, encode, filter_
 from tritoncrf.filters.window_step import FusedBlurStep, FusedStep, MergedStep, lifted, scaled, window_kernels
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
+from tritoncrf.reference.step import KEPT_STATES
 
 MAX_WINDOW = 31
 
@@ -116,13 +117,13 @@ class Prepared:
     @functools.cached_property
     def weights(self):
         """reference.window_weights, where keeping them is within the budget."""
-        return self.kept([(self.features, None, 1.0)], self.budget)
-
-    def kept(self, terms, budget: float):
-        taps = len(reference.half_window(self.radii, self.dilation))
-        if taps > budget * math.prod(self.blur):
+        if not self.affords(self.budget):
             return None
-        return reference.window_weights(terms, self.radii, self.dilation)
+        return reference.window_weights([(self.features, None, 1.0)], self.radii, self.dilation)
+
+    def affords(self, budget: float) -> bool:
+        """Whether half a window of weights is at most `budget` numbers per pixel of full resolution."""
+        return len(reference.half_window(self.radii, self.dilation)) <= budget * math.prod(self.blur)
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ class WindowPlan(Plan):
         classes, matrix = unary.shape[1], any(a.ndim == 2 for a in mixing)
         if self.backend == "torch":
             symmetric = all(p.scaled_in == p.scaled_out and (self.blur == 1 or not p.scaled_in) for p in plans)
-            step = MergedStep(*arguments) if symmetric and all(a.ndim == 0 for a in mixing) else None
-            return step if step and step.weights is not None else None
+            fits = prepared[0].affords(KEPT_STATES * classes) and all(a.ndim == 0 for a in mixing)
+            return MergedStep(*arguments) if symmetric and fits else None
         if len(plans) > 2:
             return None
         if self.blur > 1:

@@ -1,12 +1,13 @@
 """The fused mean-field steps of windows; each stands in for reference.step.Step, which it is tested against."""
 
+import functools
 import importlib
 
 import torch
 
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
-from tritoncrf.reference.step import KEPT_STATES, Step, softmax_adjoint
+from tritoncrf.reference.step import Step, softmax_adjoint
 
 
 class MergedStep(Step):
@@ -17,14 +18,17 @@ class MergedStep(Step):
 
     def __init__(self, plans, prepared, mixing, unary, unary_weight):
         super().__init__(plans, prepared, mixing, unary, unary_weight)
-        terms = [(r.features, r.scale_in, a) for r, a in zip(prepared, mixing, strict=True)]
         self.window = prepared[0]
-        self.weights = self.window.kept(terms, KEPT_STATES * unary.shape[1])
         self.centre = sum(
             a if r.scale_in is None else a * r.scale_in.square()
             for p, r, a in zip(plans, prepared, mixing, strict=True)
             if p.include_self
         )
+
+    @functools.cached_property
+    def weights(self):
+        terms = [(r.features, r.scale_in, a) for r, a in zip(self.prepared, self.mixing, strict=True)]
+        return reference.window_weights(terms, self.window.radii, self.window.dilation)
 
     def forward(self, q, last: bool):
         scores = self._filter(q, blur.pool, blur.upsample)
