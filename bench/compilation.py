@@ -251,6 +251,7 @@ def configurations(thorough: bool = False) -> list[Configuration]:
         {"precision": "fast"},
         {"normalization": "symmetric"},
         {"size": (48, 64), "batch": 2, "blur": 2},
+        {"size": (48, 64), "blur": 16, "window_size": 3},  # the largest blur that fuses
         {"size": (9, 10, 11), "window_size": 5},
         {"window_size": 11},
         {"window_size": 31},

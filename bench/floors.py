@@ -96,8 +96,8 @@ def launched(launch) -> Work:
     moved = sum(t.nbytes for t in tensors.values())
     if "RZ" not in arguments:
         return Work(moved, 0, 0)
-    size, radii, steps = ([arguments[f"{name}{axis}"] for axis in "ZYX"] for name in "NRD")
-    p = launch.grid[1] * pairs(size, radii, steps)
+    size, radii = ([arguments[f"{name}{axis}"] for axis in "ZYX"] for name in "NR")
+    p = launch.grid[1] * pairs(size, radii, [arguments["STEP"]] * 3)
     filters = arguments.get("FILTERS", 1)
     sums = 2 if "gradient_ptr" in arguments else 1 if arguments["MERGE"] else filters
     return Work(moved, 2 * sums * arguments["C"] * p, filters * p)

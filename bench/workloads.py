@@ -4,6 +4,7 @@ Scores come from a picture, never from noise: the label map is the picture's own
 into as many equal bands as there are classes, and `noisy_scores` spoils it from the seed below.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +129,7 @@ def runner(provider: str, inputs: Inputs):
     return training_step if inputs.logits.requires_grad else forward
 
 
+@functools.lru_cache
 def errors(work: ConvCRFWork, device, training: bool) -> dict:
     """Distance from float64, which runs in PyTorch.
 

@@ -191,3 +191,13 @@ class Setting:
 def random_weight(form: str, classes: int, size: float) -> torch.Tensor:
     shape = {"scalar": (), "class": (classes,), "matrix": (classes, classes)}[form]
     return size * (1 + 0.3 * torch.randn(shape, dtype=torch.float64))
+
+
+def disturbed(crf):
+    """The layer with random parameters near its initial ones, which are too equal to tell one from another."""
+    with torch.no_grad():
+        for p in crf.parameters():
+            p.mul_(1 + 0.1 * torch.randn_like(p))
+            if p.ndim > 1:
+                p.add_(0.2 * torch.randn_like(p))
+    return crf

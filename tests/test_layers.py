@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import tritoncrf as tc
 from assertions import assert_close
 from bench.peers import im2col_convcrf
-from cases import dense_scores, dense_window, leaves, random_logits
+from cases import dense_scores, dense_window, disturbed, leaves, random_logits
 
 C = 3
 SIZE = (6, 7)
@@ -40,16 +40,6 @@ variants = pytest.mark.parametrize("variant", VARIANTS)
 
 def layer(variant="default", **changes):
     return tc.ConvCRF(**{**SMALL, **VARIANTS[variant], **changes})
-
-
-def disturbed(crf):
-    """The layer with random parameters near its initial ones, which are too equal to tell one from another."""
-    with torch.no_grad():
-        for p in crf.parameters():
-            p.mul_(1 + 0.1 * torch.randn_like(p))
-            if p.ndim > 1:
-                p.add_(0.2 * torch.randn_like(p))
-    return crf
 
 
 def picture(size=SIZE, batch=1, channels=3):

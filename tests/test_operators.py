@@ -74,6 +74,18 @@ def test_opcheck_mean_field_backward(needs):
     torch.library.opcheck(iterate_backward, (torch.randn_like(scores), *inputs, states, plans, "softmax", needs))
 
 
+def test_opcheck_of_inputs_in_any_memory_order():
+    """The fake operators promise contiguous results, whatever came in."""
+    unary, a, mixing, tensors, plans = loop_inputs(False)
+    unary = unary.to(memory_format=torch.channels_last)
+    mixing = [w.mT.contiguous().mT if w.ndim == 2 else w for w in mixing]
+    scores, *states = iterate(unary, a, mixing, tensors, plans, 2, "softmax", True)
+    torch.library.opcheck(iterate, (unary, a, mixing, tensors, plans, 2, "softmax", True))
+    cotangent = torch.randn_like(scores)
+    arguments = (cotangent, unary, a, mixing, tensors, states, plans, "softmax", [True] * 4)
+    torch.library.opcheck(iterate_backward, arguments)
+
+
 def test_plans_travel_as_text():
     filters = [Window(random_features((4, 5)), 5, dilation=2, blur=3, include_self=False, normalization="before")]
     filters.append(Window(random_features((4, 5)), 31, normalization="symmetric", precision="fast", backend="torch"))

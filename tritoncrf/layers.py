@@ -154,7 +154,11 @@ class ConvCRF(nn.Module):
             raise ValueError(f"logits: expected {self.num_classes} classes on axis 1, got shape {list(logits.shape)}")
         if (image is None) == (features is None):
             raise ValueError(f"image: expected an image or features, got {'neither' if image is None else 'both'}")
+        if logits.device != self.weight_smooth.device:
+            raise ValueError(f"logits: expected the layer's device, {self.weight_smooth.device}, got {logits.device}")
         name, given = ("image", image) if features is None else ("features", features)
+        if isinstance(given, torch.Tensor) and given.device != logits.device:
+            raise ValueError(f"{name}: expected the device of logits, {logits.device}, got {given.device}")
         if isinstance(given, torch.Tensor) and given.shape[2:] != logits.shape[2:]:
             raise ValueError(
                 f"{name}: expected the spatial size {list(logits.shape[2:])} of logits, got {list(given.shape)}"

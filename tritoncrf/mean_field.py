@@ -159,6 +159,7 @@ def iterate(
     plans: str, iterations: int, initial: str, keep: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     """[S_T], and Q_0 .. Q_{T-1} after it if `keep`."""
+    unary = unary.contiguous()
     with without_autocast(unary):
         _, step = _prepared(decode(plans), tensors, mixing, unary, unary_weight)
         q = torch.softmax(unary, 1) if initial == "softmax" else torch.log_softmax(unary, 1)
@@ -167,7 +168,7 @@ def iterate(
             if keep:
                 states.append(q)
             q = step.forward(q, last=t == iterations - 1)
-        return [q, *states]
+        return [q.contiguous(), *(q.contiguous() for q in states)]
 
 
 @iterate.register_fake
@@ -186,10 +187,11 @@ def iterate_backward(
     needs: unary, unary_weight, any of mixing, any of tensors.
     """
     needs_unary, needs_unary_weight, needs_mixing, needs_tensors = needs
+    unary = unary.contiguous()
     plans = decode(plans)
     with without_autocast(unary):
         prepared, step = _prepared(plans, tensors, mixing, unary, unary_weight)
-        d_mixing = [torch.zeros_like(a) for a in mixing] if needs_mixing else []
+        d_mixing = [torch.zeros(a.shape, dtype=a.dtype, device=a.device) for a in mixing] if needs_mixing else []
         d_tensors = []
         g, total = cotangent, torch.zeros_like(cotangent)  # total: sum of all dS_1 .. dS_T
         for t in reversed(range(len(states))):
@@ -208,7 +210,7 @@ def iterate_backward(
         if initial == "log_softmax":
             g = g - torch.softmax(unary, 1) * g.sum(1, keepdim=True)
         return [
-            mix(unary_weight, total) + g if needs_unary else unary.new_empty(0),
+            (mix(unary_weight, total) + g).contiguous() if needs_unary else unary.new_empty(0),
             _outer(total, unary, unary_weight.ndim) if needs_unary_weight else unary.new_empty(0),
             *(d_mixing if needs_mixing else [a.new_empty(0) for a in mixing]),
             *(d.contiguous() for d in (d_tensors if needs_tensors else [t.new_empty(0) for t in tensors])),

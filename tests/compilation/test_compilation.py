@@ -8,6 +8,7 @@ import torch
 triton = pytest.importorskip("triton")
 tl = triton.language
 
+from bench import floors  # noqa: E402
 from bench.compilation import compile_all, compile_launch, identity, instruction_mix, sweep, unique  # noqa: E402
 from tritoncrf.kernels.common import Launch  # noqa: E402
 
@@ -28,6 +29,13 @@ def assert_no_spills(binaries):
 
 def test_no_launched_configuration_spills(launches):
     assert_no_spills(compile_all(launches, "sm_90"))
+
+
+def test_the_work_of_every_launch_is_counted(launches):
+    for launch in launches:
+        counted = floors.launched(launch)
+        assert counted.bytes > 0
+        assert (counted.operations > 0) == ("window" in launch.kernel.__name__)
 
 
 @pytest.mark.slow

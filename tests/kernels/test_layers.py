@@ -5,7 +5,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from cases import random_logits
+from cases import disturbed, random_logits
 
 C = 3
 SIZE = (5, 7)
@@ -21,16 +21,6 @@ VARIANTS = {
     "released-all": {"blur": 2, "preset": "released", "class_weights": True, "compatibility": True,
                      "learn_positions": SIZE},
 }  # fmt: skip
-
-
-def disturbed(crf):
-    """The layer with random parameters near its initial ones, which are too equal to tell one from another."""
-    with torch.no_grad():
-        for p in crf.parameters():
-            p.mul_(1 + 0.1 * torch.randn_like(p))
-            if p.ndim > 1:
-                p.add_(0.2 * torch.randn_like(p))
-    return crf
 
 
 def results(crf, logits, image):

@@ -8,7 +8,15 @@ import torch
 
 from tritoncrf import checks
 from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, encode, filter_apply, resolve_backend, scales
-from tritoncrf.filters.window_step import FusedBlurStep, FusedStep, MergedStep, lifted, scaled, window_kernels
+from tritoncrf.filters.window_step import (
+    FusedBlurStep,
+    FusedStep,
+    MergedStep,
+    blur_kernels,
+    lifted,
+    scaled,
+    window_kernels,
+)
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
 from tritoncrf.reference.step import KEPT_STATES
@@ -37,7 +45,8 @@ class Window(Filter):
         blur: factor of the resolution that the window works at; 1 is full resolution.
         include_self: whether the window's centre, whose weight is 1, counts.
         normalization: "none", "before", "after" or "symmetric".
-        precision: "default" keeps float32's accuracy, "fast" multiplies in tf32 on a GPU.
+        precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU,
+            all that a window multiplies on matrix units.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
 
     Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Memory O(B C N).
@@ -208,7 +217,8 @@ class WindowPlan(Plan):
         if len(plans) > 2:
             return None
         if self.blur > 1:
-            fits = unary.ndim < 5 and not matrix and len({p.include_self for p in plans}) == 1
+            fits = unary.ndim < 5 and not matrix and self.blur <= blur_kernels().MAX_BLUR
+            fits = fits and len({p.include_self for p in plans}) == 1
             return FusedBlurStep(*arguments) if fits else None
         fits = classes <= (window_kernels().MAX_MATRIX_CLASSES if matrix else window_kernels().MAX_CLASSES)
         return FusedStep(*arguments) if fits else None

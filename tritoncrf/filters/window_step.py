@@ -92,7 +92,10 @@ class FusedStep:
 
 class FusedBlurStep:
     """The step of one or two blurred windows of an image, in two launches: the window at low resolution,
-    both filters as one batch; then upsampling, step and the pooling of the new Q."""
+    both filters as one batch; then upsampling, step and the pooling of the new Q.
+
+    Steps follow each other: the second launch leaves the pooled Q for the next `forward`, which is given that Q.
+    """
 
     def __init__(self, plans, prepared, mixing, unary, unary_weight):
         self.unary, self.unary_weight = unary.contiguous(), unary_weight.expand(unary.shape[1])
@@ -113,7 +116,7 @@ class FusedBlurStep:
             for r in prepared
         ]
         self.features = torch.cat(features)
-        self.pooled = None  # of the Q that `forward` returned last
+        self.pooled = None  # the pooled Q that `forward` returned last
 
     def forward(self, q, last: bool):
         pooled = self.pooled

@@ -17,8 +17,9 @@ comes from cache. Images and signals (one row); bytes: U, Q and M messages of 1 
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch
+from tritoncrf.kernels.common import ceil_div, launch, scale
 
+MAX_BLUR = 16  # of the fused step: the pixels of a larger block do not fit in registers
 PROGRAM_PIXELS = 512  # of full resolution: four or so for each of 128 threads
 
 
@@ -60,11 +61,6 @@ def _upsampled(f_ptr, y0, y1, x0, x1, wy, wx, inside):
 
 
 @triton.jit
-def _scale(scale_ptr, i, inside):
-    return 1.0 if scale_ptr is None else tl.load(scale_ptr + i, mask=inside, other=0.0)
-
-
-@triton.jit
 def _score(
     c, unary_ptr, a_ptr, f0_ptr, f1_ptr, w_ptr, out0, out1, i, inside, y0, y1, x0, x1, wy, wx, N, n,
     stride_a, stride_wm, stride_wc, FILTERS: tl.constexpr,
@@ -99,8 +95,8 @@ def _blur_step_kernel(
     y_ptr += b * C * N
     f0_ptr = f_ptr + b * C * n
     f1_ptr = f0_ptr + stride_fm
-    out0 = _scale(out0_ptr, b * stride_s0b + i, inside)
-    out1 = _scale(out1_ptr, b * stride_s1b + i, inside)
+    out0 = scale(out0_ptr, b * stride_s0b + i, inside)
+    out1 = scale(out1_ptr, b * stride_s1b + i, inside)
 
     if LAST:
         for c in range(0, C):
@@ -116,8 +112,8 @@ def _blur_step_kernel(
             higher = tl.maximum(top, s)
             total = total * tl.exp(top - higher) + tl.exp(s - higher)
             top = higher
-        in0 = _scale(in0_ptr, b * stride_s0b + i, inside)
-        in1 = _scale(in1_ptr, b * stride_s1b + i, inside)
+        in0 = scale(in0_ptr, b * stride_s0b + i, inside)
+        in1 = scale(in1_ptr, b * stride_s1b + i, inside)
         count = tl.maximum(tl.sum(inside.to(tl.float32), 1), 1.0)  # 0 only beyond the last low pixel
         pooled_ptr += b * C * n + i_low
         for c in range(0, C):
@@ -157,8 +153,8 @@ def _blur_step_backward_kernel(
     n = tl.full((), 1, tl.int64) * LY * LX
     i_low, m_low, i, inside, y0, y1, x0, x1, wy, wx = _block(LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
     count = tl.maximum(tl.sum(inside.to(tl.float32), 1), 1.0)[:, None]
-    in0 = _scale(in0_ptr, b * stride_s0b + i, inside) / count
-    in1 = _scale(in1_ptr, b * stride_s1b + i, inside) / count
+    in0 = scale(in0_ptr, b * stride_s0b + i, inside) / count
+    in1 = scale(in1_ptr, b * stride_s1b + i, inside) / count
     back0_ptr = back_ptr + b * C * n + i_low
     back1_ptr = back0_ptr + stride_bm
     image = b * C * N + i
@@ -212,8 +208,8 @@ def _upsample_adjoint_kernel(
     x, wx = _reach((i_low % LX)[:, None], o % WX, LX, PX, BX)
     inside = m_low[:, None] & (o < WY * WX) & (y >= 0) & (y < NY) & (x >= 0) & (x < NX)
     i = y * NX + x
-    weight0 = wy * wx * _scale(out0_ptr, b * stride_s0b + i, inside)
-    weight1 = wy * wx * _scale(out1_ptr, b * stride_s1b + i, inside)
+    weight0 = wy * wx * scale(out0_ptr, b * stride_s0b + i, inside)
+    weight1 = wy * wx * scale(out1_ptr, b * stride_s1b + i, inside)
     g_ptr += b * C * N
     y_ptr += b * C * n + i_low
     for c in range(0, C):

@@ -57,11 +57,6 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def padded_classes(classes: int) -> int:
-    """The class axis of a tile: a power of two, at least the 16 columns of a matrix instruction."""
-    return max(16, triton.next_power_of_2(classes))
-
-
 @triton.constexpr_function
 def input_precision(precision):
     """How `tl.dot` multiplies float32: "default" keeps float32's accuracy, "fast" rounds inputs to tf32.
@@ -77,3 +72,9 @@ def input_precision(precision):
 def dot(a, b, accumulator, PRECISION: tl.constexpr):
     """accumulator + a @ b, float32 in and out."""
     return tl.dot(a, b, accumulator, input_precision=input_precision(PRECISION))
+
+
+@triton.jit
+def scale(scale_ptr, i, inside):
+    """Normalisation scales of pixels i, or 1 where there is none."""
+    return 1.0 if scale_ptr is None else tl.load(scale_ptr + i, mask=inside, other=0.0)

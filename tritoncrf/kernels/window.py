@@ -28,7 +28,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch
+from tritoncrf.kernels.common import ceil_div, launch, scale
 from tritoncrf.kernels.step import mixed, softmax, softmax_adjoint
 
 MAX_CLASSES = 256  # of one pass: beyond, the accumulators do not fit in registers
@@ -77,15 +77,11 @@ def _load(ptr, o, i, inside, N, C: tl.constexpr, MASKED: tl.constexpr):
     """Channels o < C of pixels i, [P, CP], from [C, N]; 0 elsewhere. In the interior only channels are masked:
     which is known at compile time, so that neither the padding's reads nor its zeros cost an instruction."""
     channels = (o < C)[None, :]
+    o = o.to(tl.int64)[None, :] * N
     if MASKED:
-        return tl.load(ptr + o[None, :] * N + i[:, None], mask=inside[:, None] & channels, other=0.0)
+        return tl.load(ptr + o + i[:, None], mask=inside[:, None] & channels, other=0.0)
     else:
-        return tl.where(channels, tl.load(ptr + o[None, :] * N + i[:, None], mask=channels), 0.0)
-
-
-@triton.jit
-def _scale(scale_ptr, i, inside):
-    return 1.0 if scale_ptr is None else tl.load(scale_ptr + i, mask=inside, other=0.0)
+        return tl.where(channels, tl.load(ptr + o + i[:, None], mask=channels), 0.0)
 
 
 @triton.jit
@@ -112,12 +108,12 @@ def _window_sums(
             j = start + x_p + dx * STEP
             inside = m_row & (x_p + dx * STEP >= 0) & (x_p + dx * STEP < NX)
             other = inside & ((row != ROWS // 2) | (dx != 0))
-            k0 = _gaussian(_load(f0_ptr, o_d0, j, inside, N, D0, MASKED) - f0_p) * row0 * _scale(in0_ptr, j, inside)
+            k0 = _gaussian(_load(f0_ptr, o_d0, j, inside, N, D0, MASKED) - f0_p) * row0 * scale(in0_ptr, j, inside)
             if MASKED or not SELF0:
                 k0 = tl.where(inside if SELF0 else other, k0, 0.0)
             if FILTERS == 2:
                 k1 = _gaussian(_load(f1_ptr, o_d1, j, inside, N, D1, MASKED) - f1_p) * row1
-                k1 *= _scale(in1_ptr, j, inside)
+                k1 *= scale(in1_ptr, j, inside)
                 if MASKED or not SELF1:
                     k1 = tl.where(inside if SELF1 else other, k1, 0.0)
                 if MERGE:
@@ -164,11 +160,12 @@ def _window_kernel(
     o_d1 = tl.arange(0, DP1)
     f0_p = _load(f0_ptr, o_d0, i_p, m_p, N, D0, True)
     f1_p = _load(f1_ptr, o_d1, i_p, m_p, N, D1, True)
-    row0 = _scale(out0_ptr, i_p, m_p)
-    row1 = _scale(out1_ptr, i_p, m_p)
+    row0 = scale(out0_ptr, i_p, m_p)
+    row1 = scale(out1_ptr, i_p, m_p)
     if MERGE:  # scalar weights make one weight of the two kernels, before it meets the classes
         row0 *= tl.load(mix_ptr)
-        row1 *= tl.load(mix_ptr + stride_mm)
+        if FILTERS == 2:
+            row1 *= tl.load(mix_ptr + stride_mm)
 
     if interior:
         sum0, sum1 = _window_sums(

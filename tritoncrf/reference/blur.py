@@ -71,17 +71,12 @@ def pool_counts(size, blur, dtype, device):
 
 
 def upsample_adjoint(y, blur):
-    """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]."""
-    if max(blur) == 1:
-        return y
-    size = y.shape[2:]
-    low, pad = low_size(size, blur), padding(size, blur)
-    surplus = [(p, n * b - p - s) for n, b, p, s in zip(low, blur, pad, size, strict=True)]
-    padded = F.pad(y, [k for before_after in reversed(surplus) for k in before_after])
-    if blur[0] == 1:
-        padded = padded.flatten(1, 2)
-        shape = [*padded.shape[:2], *low[1:]]
-        down = torch.ops.aten.upsample_bilinear2d_backward(padded, padded.shape[2:], shape, False)
-        return down.unflatten(1, y.shape[1:3])
-    shape = [*y.shape[:2], *low]
-    return torch.ops.aten.upsample_trilinear3d_backward(padded.contiguous(), padded.shape[2:], shape, False)
+    """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]. Axis by axis a product with upsampling's own
+    matrix: PyTorch's backward of `interpolate` adds in no fixed order on a GPU."""
+    for axis, (n, b) in enumerate(zip(y.shape[2:], blur, strict=True), 2):
+        if b > 1:
+            low, start = -(-n // b), (-n % b + 1) // 2
+            unit = torch.eye(low, dtype=y.dtype, device=y.device)[None]
+            matrix = F.interpolate(unit, size=low * b, mode="linear", align_corners=False)[0, :, start : start + n]
+            y = (y.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
+    return y
