@@ -22,7 +22,7 @@ from tritoncrf.filters.base import (
     refuse_second_derivative,
     without_autocast,
 )
-from tritoncrf.reference.step import KEPT_STATES, Step, mix
+from tritoncrf.reference.step import KEPT_STATES, Step, mix, mix_adjoint
 
 OUTPUTS = ("probabilities", "logits", "log_probabilities")
 INITIALS = ("softmax", "log_softmax")
@@ -200,7 +200,7 @@ def iterate_backward(
             if needs_tensors:
                 found = []
                 for plan, ready, a in zip(plans, prepared, mixing, strict=True):
-                    found += plan.gradients(q, mix(a.mT if a.ndim == 2 else a, g), ready)
+                    found += plan.gradients(q, mix_adjoint(a, g), ready)
                 d_tensors = [d + f for d, f in zip(d_tensors, found, strict=True)] if d_tensors else found
             softmaxed = t > 0 or initial == "softmax"
             g, filtered = step.backward(q, g, softmaxed, needs_mixing)

@@ -68,16 +68,9 @@ class FusedStep:
     def forward(self, q, last: bool):
         y = torch.empty_like(self.unary)
         window_kernels().window_step(
-            q.contiguous().flatten(2),
-            y,
-            *self.window,
-            self.filters,
-            self.precision,
-            self.mix,
-            self.unary,
-            self.unary_weight,
-            last,
-        )
+            q.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix,
+            self.unary, self.unary_weight, last,
+        )  # fmt: skip
         return y.view(self.shape)
 
     def backward(self, q, g, through_softmax: bool, filtered: bool):

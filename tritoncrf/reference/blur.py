@@ -73,9 +73,10 @@ def pool_counts(size, blur, dtype, device):
 def upsample_adjoint(y, blur):
     """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]. Axis by axis a product with upsampling's own
     matrix: PyTorch's backward of `interpolate` adds in no fixed order on a GPU."""
-    for axis, (n, b) in enumerate(zip(y.shape[2:], blur, strict=True), 2):
+    size = y.shape[2:]
+    axes = zip(size, blur, low_size(size, blur), padding(size, blur), strict=True)
+    for axis, (n, b, low, start) in enumerate(axes, 2):
         if b > 1:
-            low, start = -(-n // b), (-n % b + 1) // 2
             unit = torch.eye(low, dtype=y.dtype, device=y.device)[None]
             matrix = F.interpolate(unit, size=low * b, mode="linear", align_corners=False)[0, :, start : start + n]
             y = (y.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)

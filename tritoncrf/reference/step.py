@@ -28,7 +28,7 @@ class Step:
     def backward(self, q, g, through_softmax: bool, filtered: bool):
         """dS_t (dQ_t unless `through_softmax`) from g = dL/dS_{t+1}, and the B_m if `filtered`."""
         back = [plan.adjoint(g, ready) for plan, ready in zip(self.plans, self.prepared, strict=True)]
-        gradient = sum(mix(a.mT if a.ndim == 2 else a, b) for a, b in zip(self.mixing, back, strict=True))
+        gradient = sum(mix_adjoint(a, b) for a, b in zip(self.mixing, back, strict=True))
         if through_softmax:
             gradient = softmax_adjoint(q, gradient)
         return gradient, back if filtered else None
@@ -39,6 +39,11 @@ def mix(a, x):
     if a.ndim == 2:
         return (a @ x.flatten(2)).view(x.shape)
     return x * a.view(-1, *(1,) * (x.ndim - 2))
+
+
+def mix_adjoint(a, x):
+    """A^T x on the class axis of x."""
+    return mix(a.mT if a.ndim == 2 else a, x)
 
 
 def softmax_adjoint(q, gradient):
