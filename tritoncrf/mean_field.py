@@ -16,9 +16,12 @@ import torch
 from tritoncrf import checks
 from tritoncrf.filters.base import (
     Filter,
+    beside,
     compute_dtype,
     decode,
     encode,
+    gradient_shape,
+    gradients_or_none,
     refuse_second_derivative,
     without_autocast,
 )
@@ -85,7 +88,7 @@ def mean_field(logits, filters, weights, compatibility="potts", iterations=5, un
             mixing = [-mu @ w if w.ndim == 2 else -mu * w for w in weights]
 
     dtype = compute_dtype(logits)
-    tensors = [t.to(dtype) for f in filters for t in f.tensors]
+    tensors = [t for f in filters for t in f.tensors_in(dtype)]
     differentiable = [logits, unary_weight, *mixing, *tensors]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     plans = encode([f.resolved(logits) for f in filters])
@@ -213,7 +216,7 @@ def iterate_backward(
             (mix(unary_weight, total) + g).contiguous() if needs_unary else unary.new_empty(0),
             _outer(total, unary, unary_weight.ndim) if needs_unary_weight else unary.new_empty(0),
             *(d_mixing if needs_mixing else [a.new_empty(0) for a in mixing]),
-            *(d.contiguous() for d in (d_tensors if needs_tensors else [t.new_empty(0) for t in tensors])),
+            *beside(tensors, d_tensors, unary),
         ]
 
 
@@ -229,7 +232,7 @@ def _outer(b, q, ndim: int):
 def _(cotangent, unary, unary_weight, mixing, tensors, states, plans, initial, needs):
     groups = [unary], [unary_weight], mixing, tensors
     return [
-        torch.empty(t.shape if needed else (0,), dtype=unary.dtype, device=unary.device)
+        torch.empty(gradient_shape(t, needed), dtype=unary.dtype, device=unary.device)
         for group, needed in zip(groups, needs, strict=True)
         for t in group
     ]
@@ -256,7 +259,7 @@ def _backward(ctx, cotangents):
         d_unary if needs[0] else None,
         d_weight if needs[1] else None,
         rest[:m] if needs[2] else [None] * m,
-        rest[m:] if needs[3] else [None] * k,
+        gradients_or_none(tensors, rest[m:], needs[3]),
         None, None, None, None,
     )  # fmt: skip
 

@@ -51,7 +51,7 @@ class Plan:
         raise NotImplementedError
 
     def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared) -> list[torch.Tensor]:
-        """The gradient of <y, K x> with respect to each of the filter's tensors."""
+        """The gradient of <y, K x> with respect to each of the filter's floating-point tensors."""
         raise NotImplementedError
 
     def fuse(self, plans, prepared, mixing, unary, unary_weight):
@@ -125,8 +125,8 @@ class without_autocast:
 class Filter:
     """A pairwise filter K, linear in its values and the same for every class. Call it on values.
 
-    Subclasses set `plan`, `tensors` (what gradients reach, first the features), `size` (the spatial
-    shape) and `batch` (1: serves any batch) before use.
+    Subclasses set `plan`, `tensors` (floating-point ones, which gradients reach, and integers beside them),
+    `size` (the spatial shape) and `batch` (1: serves any batch) before use.
     """
 
     plan: Plan
@@ -140,8 +140,26 @@ class Filter:
         self.check_fits("values", values)
         checks.expect_finite("values", values)
         dtype = compute_dtype(values)
-        tensors = [t.to(dtype) for t in self.tensors]
-        return filter_apply(values.to(dtype), tensors, encode([self.resolved(values)])).to(values.dtype)
+        return filter_apply(values.to(dtype), self.tensors_in(dtype), encode([self.resolved(values)])).to(values.dtype)
+
+    def tensors_in(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        """The filter's tensors, floating-point ones in `dtype`."""
+        return [t.to(dtype) if t.is_floating_point() else t for t in self.tensors]
+
+    def row_sums(self) -> torch.Tensor:
+        """r = K 1, [Bf, 1, *S], of the filter before it is normalised."""
+        like = self.tensors[0]
+        ones = torch.ones((self.batch, 1, *self.size), dtype=like.dtype, device=like.device)
+        return filter_apply(ones, self.tensors, encode([self.resolved(ones)]))
+
+    def normalize(self, normalization: str) -> None:
+        """Append the scales of a normalisation to `tensors`, and say so in the plan's scaled_in and scaled_out."""
+        self.tensors += scales(normalization, self.row_sums)
+        self.plan = replace(
+            self.plan,
+            scaled_in=normalization in ("before", "symmetric"),
+            scaled_out=normalization in ("after", "symmetric"),
+        )
 
     def resolved(self, values: torch.Tensor) -> Plan:
         """The plan with the backend that will serve `values`."""
@@ -161,6 +179,16 @@ class Filter:
             raise ValueError(
                 f"{name}: expected the device of the filter's features, {self.tensors[0].device}, got {values.device}"
             )
+
+
+def checked_features(features) -> torch.Tensor:
+    """Features [B, D, *S] as float64 or float32, or an error that names them."""
+    checks.expect_tensor("features", features)
+    checks.expect_spatial("features", features, "[B, D, *S]")
+    if features.shape[1] == 0:
+        raise ValueError(f"features: expected at least one channel, got shape {list(features.shape)}")
+    checks.expect_finite("features", features)
+    return features if features.dtype == torch.float64 else features.float()
 
 
 def scales(normalization: str, row_sums) -> list[torch.Tensor]:
@@ -197,13 +225,25 @@ def filter_backward(
     with without_autocast(values):
         prepared = plan.prepare(tensors, budget=0)
         d_values = plan.adjoint(cotangent, prepared).contiguous() if needs_values else values.new_empty(0)
-        d_tensors = plan.gradients(values, cotangent, prepared) if needs_tensors else [t.new_empty(0) for t in tensors]
-        return [d_values, *(d.contiguous() for d in d_tensors)]
+        d_tensors = plan.gradients(values, cotangent, prepared) if needs_tensors else []
+        return [d_values, *beside(tensors, d_tensors, values)]
+
+
+def beside(tensors, gradients, like) -> list[torch.Tensor]:
+    """One result for each tensor: the gradients of the floating-point ones in order, empty for all others."""
+    left = iter(gradients)
+    found = [next(left, None) if t.is_floating_point() else None for t in tensors]
+    return [like.new_empty(0) if d is None else d.contiguous() for d in found]
+
+
+def gradient_shape(tensor, needed: bool):
+    """The shape of what `beside` gives for a tensor."""
+    return tensor.shape if needed and tensor.is_floating_point() else (0,)
 
 
 @filter_backward.register_fake
 def _(values, cotangent, tensors, plan, needs_values, needs_tensors):
-    shapes = [values.shape if needs_values else (0,), *(t.shape if needs_tensors else (0,) for t in tensors)]
+    shapes = [gradient_shape(values, needs_values), *(gradient_shape(t, needs_tensors) for t in tensors)]
     return [torch.empty(shape, dtype=values.dtype, device=values.device) for shape in shapes]
 
 
@@ -219,7 +259,12 @@ def _backward(ctx, cotangent):
     d_values, *d_tensors = filter_backward(
         values, cotangent.contiguous(), tensors, ctx.plan, needs_values, needs_tensors
     )
-    return d_values if needs_values else None, d_tensors if needs_tensors else [None] * len(tensors), None
+    return d_values if needs_values else None, gradients_or_none(tensors, d_tensors, needs_tensors), None
+
+
+def gradients_or_none(tensors, found, needed: bool) -> list:
+    """What autograd takes for a list of tensors from the results of `beside`."""
+    return [d if needed and t.is_floating_point() else None for t, d in zip(tensors, found, strict=True)]
 
 
 filter_apply.register_autograd(_backward, setup_context=_setup_context)

@@ -2,12 +2,12 @@
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from tritoncrf import checks
-from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, encode, filter_apply, resolve_backend, scales
+from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, checked_features, resolve_backend
 from tritoncrf.filters.window_step import (
     FusedBlurStep,
     FusedStep,
@@ -65,11 +65,7 @@ class Window(Filter):
 
     def __init__(self, features, window_size, dilation=1, blur=1, include_self=True, normalization="none",
                  precision="default", backend="auto"):  # fmt: skip
-        checks.expect_tensor("features", features)
-        checks.expect_spatial("features", features, "[B, D, *S]")
-        if features.shape[1] == 0:
-            raise ValueError(f"features: expected at least one channel, got shape {list(features.shape)}")
-        checks.expect_finite("features", features)
+        features = checked_features(features)
         self.size, self.batch = features.shape[2:], features.shape[0]
         self.plan = WindowPlan(
             precision=checks.expect_choice("precision", precision, ("default", "fast")),
@@ -82,21 +78,9 @@ class Window(Filter):
             scaled_out=False,
         )
         checks.expect_choice("normalization", normalization, NORMALIZATIONS)
-        backend = resolve_backend(backend, features.device, features.dtype)
-
-        features = features if features.dtype == torch.float64 else features.float()
+        resolve_backend(backend, features.device, features.dtype)
         self.tensors = [lowered(features, self.plan.blur)]
-        self.tensors += scales(normalization, lambda: self._row_sums(features, backend))
-        self.plan = replace(
-            self.plan,
-            scaled_in=normalization in ("before", "symmetric"),
-            scaled_out=normalization in ("after", "symmetric"),
-        )
-
-    def _row_sums(self, features, backend: str) -> torch.Tensor:
-        """r = K 1, [Bf, 1, *S]."""
-        ones = torch.ones((self.batch, 1, *self.size), dtype=features.dtype, device=features.device)
-        return filter_apply(ones, self.tensors, encode([replace(self.plan, backend=backend)]))
+        self.normalize(normalization)
 
 
 def per_axis(value: int, axes: int, missing: int) -> tuple[int, int, int]:
