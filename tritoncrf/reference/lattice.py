@@ -1,0 +1,300 @@
+"""The permutohedral lattice in plain PyTorch (Adams, Baek and Davis 2010; the filter of CRF-as-RNN, section 5).
+
+    K x = alpha S^T B_d ... B_1 B_0 S x ,    K^T y = alpha S^T B_0 B_1 ... B_d S y ,    alpha = 1 / (1 + 2^-d)
+
+Features f in d dimensions are elevated to the hyperplane of d + 1 coordinates y that add up to 0,
+
+    c_k = sigma_k f_k ,  y_j = sum_{k > j} c_k - j c_j ,  sigma_k = (d + 1) sqrt(2 / 3) / sqrt(k (k + 1))
+
+where each lies in a simplex of d + 1 lattice vertices, with barycentric weights b that add up to 1. S splats a
+pixel's values on its vertices, times b; B_j blurs along lattice axis j, V + (V_next + V_previous) / 2; S^T slices.
+A vertex exists where a simplex touches it; a missing one is 0 and receives nothing.
+
+The coordinates of vertex r of a simplex are (d + 1) u_j + r, with integers u: a vertex is known by u and r, packed
+into an integer with mixed radix. Where one integer of 63 bits does not hold all u, groups of them are packed
+apart, and each group's codes continue the numbering of those before.
+
+Everything here works on rows: values [B, N, C], so that a vertex or a pixel is one contiguous row.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+MAX_COORDINATE = 1 << 16  # float32 places a pixel within 1 / 128 of a coordinate up to here
+MAX_CODES = 1 << 62
+PIECE = 64  # entries that are added up at a time where vertices are served in parallel
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a vertex's integers u are packed: code_g = sum_j (u_j - low_j) stride_gj, the first code times d + 1 plus r."""
+
+    low: tuple[int, ...]  # [d]
+    strides: tuple[tuple[int, ...], ...]  # [groups][d]; 0 where another group holds the axis
+    sizes: tuple[int, ...]  # codes of each group
+    image_stride: int  # of the image's index in the first group
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.low)
+
+
+def sigmas(d: int) -> list[float]:
+    return [(d + 1) * math.sqrt(2 / 3) / math.sqrt(k * (k + 1)) for k in range(1, d + 1)]
+
+
+def packing(least: list[float], most: list[float], images: int, pixels: int) -> Packing:
+    """Room for every vertex of features within [least, most] and for its neighbours."""
+    d = len(least)
+    ranges = [(s * a, s * b) for s, a, b in zip(sigmas(d), least, most)]
+    low, extents = [], []
+    for j in range(d):  # the last coordinate follows from the others
+        terms = [*ranges[j:], *([(-j * ranges[j - 1][1], -j * ranges[j - 1][0])] if j else [])]
+        ends = sum(t[0] for t in terms), sum(t[1] for t in terms)
+        if not max(map(abs, ends)) <= MAX_COORDINATE:
+            raise ValueError(
+                f"features: expected lattice coordinates of at most {MAX_COORDINATE}, got {max(map(abs, ends)):.4g}; "
+                "the theta that divides these features is too small"
+            )
+        # Rounding, wrapping and the simplex's vertices move u by up to 2, a neighbour by 1 more; 0.01 is float32's.
+        first, last = math.floor(ends[0] / (d + 1) - 0.01) - 3, math.ceil(ends[1] / (d + 1) + 0.01) + 2
+        low.append(first)
+        extents.append(last - first + 1)
+    groups, sizes, room = [[]], [max(images, 1) * (d + 1)], max(images * pixels * (d + 1), 1)
+    for j, extent in enumerate(extents):
+        limit = MAX_CODES if len(groups) == 1 else MAX_CODES // room
+        if sizes[-1] * extent > limit:
+            groups.append([])
+            sizes.append(1)
+        groups[-1].append(j)
+        sizes[-1] *= extent
+    strides = []
+    for group in groups:
+        suffix = [math.prod(extents[k] for k in group[n + 1 :]) for n in range(len(group))]
+        held = dict(zip(group, suffix))
+        strides.append(tuple(held.get(j, 0) for j in range(d)))
+    return Packing(tuple(low), tuple(strides), tuple(sizes), math.prod(extents[j] for j in groups[0]))
+
+
+def _simplex(features):
+    """Cells v, ranks and fractions, each [d + 1, R], of features [Bf, D, N], R = Bf N."""
+    d = features.shape[1]
+    c = [f.flatten() * s for f, s in zip(features.unbind(1), sigmas(d))]
+    y, total = [None] * (d + 1), torch.zeros_like(c[0])
+    for j in range(d, 0, -1):
+        y[j] = total - j * c[j - 1]
+        total = total + c[j - 1]
+    y[0] = total
+    y = torch.stack(y)
+    v = (y / (d + 1)).round()  # half to even
+    distance = y - v * (d + 1)
+    rank = torch.zeros_like(y, dtype=torch.int64)
+    for i, j in itertools.combinations(range(d + 1), 2):
+        higher = distance[i] < distance[j]
+        rank[i] += higher
+        rank[j] += ~higher
+    v = v.long()
+    rank += v.sum(0)
+    wrap = (rank < 0).long() - (rank > d).long()
+    rank += wrap * (d + 1)
+    v += wrap
+    return v, rank, y / (d + 1) - v
+
+
+def simplex(features, packed: Packing):
+    """Barycentric weights [Bf, N, d + 1] and the codes of the vertices, a [Bf N (d + 1)] tensor for each group."""
+    (images, d, pixels), device = features.shape, features.device
+    v, rank, fraction = _simplex(features)
+    by_rank = torch.empty_like(fraction).scatter_(0, rank, fraction)
+    weights = torch.empty_like(by_rank)
+    weights[0] = 1 + (by_rank[d] - by_rank[0])
+    weights[1:] = by_rank[:-1].flip(0) - by_rank[1:].flip(0)
+    weights = weights.mT.reshape(images, pixels, d + 1)
+
+    codes = []
+    for g, (strides, size) in enumerate(zip(packed.strides, packed.sizes)):
+        # Vertex r lies one back along each axis whose rank is above d - r.
+        stride = torch.tensor([*strides, 0], device=device)[:, None]
+        origin = sum((v[j] - low) * s for j, (low, s) in enumerate(zip(packed.low, strides)) if s)
+        back = torch.zeros_like(rank).scatter_(0, rank, stride.expand_as(rank))
+        code = torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin)  # [d + 1, R]
+        if g == 0:
+            image = torch.arange(images, device=device).repeat_interleave(pixels) * packed.image_stride
+            code = (code + image) * (d + 1) + torch.arange(d + 1, device=device)[:, None]
+        codes.append(code.to(code_dtype(size)).mT.flatten())
+    return weights, codes
+
+
+def code_dtype(size: int) -> torch.dtype:
+    """The smaller integers sort several times faster."""
+    return torch.int32 if size < 1 << 31 else torch.int64
+
+
+def simplex_gradient(features, d_weights):
+    """dL/df [Bf, D, N] from dL/db [Bf, N, d + 1]; exact between the features where a pixel changes its simplex."""
+    d = features.shape[1]
+    _, rank, _ = _simplex(features)
+    d_weights = d_weights.flatten(0, 1).mT  # [d + 1, R]
+    d_y = (d_weights.gather(0, d - rank) - d_weights.gather(0, (d + 1 - rank) % (d + 1))) / (d + 1)
+    before = d_y.cumsum(0)
+    d_f = [s * (before[k - 1] - k * d_y[k]) for k, s in enumerate(sigmas(d), 1)]
+    return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
+
+
+def connect(codes, packed: Packing):
+    """The lattice's table from the codes of all E = Bf N (d + 1) pairs of a pixel and a vertex.
+
+    Returns int32 tensors:
+        vertices: [E], the vertex of each pair, 0 .. M - 1 in the order of the codes.
+        neighbours: [d + 1, M + 1, 2], next and previous along each axis; M, an empty vertex, where there is none.
+        entries: [E], the pairs in the order of their vertices, and of pixels within one.
+        pieces: [P + 1], where each piece of at most PIECE entries of one vertex begins.
+        owners: [M + 1], where each vertex's pieces begin.
+    """
+    d, device = packed.dimensions, codes[0].device
+    key, tables = codes[0], []
+    for code, size in zip(codes[1:], packed.sizes[1:]):
+        table, key = torch.unique(key, return_inverse=True)
+        tables.append(table)
+        key = key * size + code
+    ordered, entries = torch.sort(key, stable=True)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
+    starts = is_first.nonzero().squeeze(1)  # [M]
+    of_entry = is_first.cumsum(0, dtype=torch.int32) - 1
+    vertices = torch.empty_like(of_entry).scatter_(0, entries, of_entry)
+    tables.append(ordered[starts])
+
+    count, pairs = len(starts), len(entries)
+    ends = torch.cat([starts[1:], starts.new_full((min(count, 1),), pairs)])
+    owners = torch.zeros(count + 1, dtype=torch.int64, device=device)
+    torch.cumsum((ends - starts + PIECE - 1) // PIECE, 0, out=owners[1:])
+    piece_owner = torch.repeat_interleave(torch.arange(count, device=device), owners.diff())
+    within = torch.arange(len(piece_owner), device=device) - owners[piece_owner]
+    pieces = torch.cat([starts[piece_owner] + within * PIECE, starts.new_full((1,), pairs)])
+
+    neighbours = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
+    codes = [code[entries[starts]] for code in codes]
+    r = codes[0] % (d + 1)
+    for side, (wraps, step) in enumerate([(r == 0, 1), (r == d, -1)]):
+        at, found = 0, True
+        for g, (code, table, strides) in enumerate(zip(codes, tables, packed.strides)):
+            # Next: every coordinate 1 less, but coordinate j d more: r - 1, and u_j + 1; where r was 0, u - 1 and r = d.
+            shift = step * torch.tensor([*strides, 0], device=device) - step * sum(strides) * wraps[:, None]
+            if g == 0:
+                shift = shift * (d + 1) + torch.where(wraps, step * d, -step)[:, None]
+            wanted = (at * packed.sizes[g] + code[:, None] + shift).to(table.dtype)  # [M, d + 1]
+            at = torch.searchsorted(table, wanted).clamp_max(len(table) - 1)
+            found = found & (table[at] == wanted)
+        neighbours[:, :count, side] = torch.where(found, at, count).mT
+    return vertices, neighbours, entries.int(), pieces.int(), owners.int()
+
+
+@dataclass
+class Lattice:
+    """A built lattice: what `connect` returned, the barycentric weights [Bf, N, d + 1], and Bf = 1 shared by a batch."""
+
+    weights: torch.Tensor
+    vertices: torch.Tensor
+    neighbours: torch.Tensor
+    entries: torch.Tensor
+    pieces: torch.Tensor
+    owners: torch.Tensor
+
+    @property
+    def shared(self) -> bool:
+        return self.weights.shape[0] == 1
+
+    @property
+    def corners(self) -> int:
+        """d + 1"""
+        return self.weights.shape[2]
+
+    @property
+    def count(self) -> int:
+        """M"""
+        return self.neighbours.shape[1] - 1
+
+    @property
+    def alpha(self) -> float:
+        return 1 / (1 + 2.0 ** (1 - self.corners))
+
+
+def scaled_weights(lattice: Lattice, scale):
+    """b [Bf, N, d + 1], times a per-pixel scale [Bf, 1, *S] if there is one."""
+    return lattice.weights if scale is None else lattice.weights * scale.flatten(1)[:, :, None]
+
+
+def splat(rows, lattice: Lattice, scale):
+    """S (scale . x) of rows [B, N, C]: [G, M + 1, C], G = B for a shared lattice, else 1; the last vertex is empty."""
+    weights = scaled_weights(lattice, scale).flatten()[lattice.entries]
+    pixels = lattice.entries // lattice.corners
+    starts = lattice.pieces[lattice.owners]
+    rows = rows if lattice.shared else rows.flatten(0, 1)[None]
+    v = rows.new_zeros((rows.shape[0], lattice.count + 1, rows.shape[2]))
+    for out, x in zip(v, rows):
+        out[:-1] = weighted_sums(x, pixels, starts[:-1], weights)
+    return v
+
+
+def blur(v, lattice: Lattice, reverse: bool):
+    """B_d ... B_0 v, or B_0 ... B_d v if `reverse`."""
+    own = torch.arange(lattice.count + 1, dtype=torch.int32, device=v.device)[:, None]
+    weights = v.new_tensor([1, 0.5, 0.5]).expand(len(own), 3)
+    for neighbours in reversed(lattice.neighbours) if reverse else lattice.neighbours:
+        v = torch.stack([weighted_sums(x, torch.cat([own, neighbours], 1), None, weights) for x in v])
+    return v
+
+
+def filtered(rows, lattice: Lattice, scale_in, reverse: bool):
+    """Blurred vertices of rows [B, N, C]: what `sliced` reads."""
+    return blur(splat(rows, lattice, scale_in), lattice, reverse)
+
+
+def vertex_index(lattice: Lattice, batch: int):
+    """[B N, d + 1] rows of `filtered`'s result, its groups laid end to end."""
+    index = lattice.vertices.view(-1, lattice.corners)
+    if not lattice.shared or batch == 1:
+        return index
+    offsets = torch.arange(batch, dtype=index.dtype, device=index.device) * (lattice.count + 1)
+    return (index[None] + offsets[:, None, None]).flatten(0, 1)
+
+
+def slice_weights(lattice: Lattice, scale, batch: int):
+    """[B N, d + 1]: alpha b, times the scale."""
+    weights = scaled_weights(lattice, scale) * lattice.alpha
+    return weights.expand(batch, -1, -1).flatten(0, 1)
+
+
+def sliced(v, lattice: Lattice, scale, batch: int):
+    """scale . alpha S^T v: [B, N, C]."""
+    weights = slice_weights(lattice, scale, batch)
+    return weighted_sums(v.flatten(0, 1), vertex_index(lattice, batch), None, weights).unflatten(0, (batch, -1))
+
+
+def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
+    """dL/db [Bf, N, d + 1] for L = <y, K x>: alpha (<y_i, V^x[v]> + <x_i, V^y[v]>).
+
+    rows, cotangent: in . x and out . y, [B, N, C]; v_forward: `filtered` x, v_reverse: `filtered` y, reversed.
+    """
+    batch = rows.shape[0]
+    index = vertex_index(lattice, batch)
+    total = rows.new_empty((len(index), lattice.corners))
+    for r in range(lattice.corners):
+        ahead, back = (v.flatten(0, 1)[index[:, r]] for v in (v_forward, v_reverse))
+        total[:, r] = torch.linalg.vecdot(cotangent.flatten(0, 1), ahead) + torch.linalg.vecdot(
+            rows.flatten(0, 1), back
+        )
+    total = total.unflatten(0, (batch, -1)) * lattice.alpha
+    return total.sum(0, keepdim=True) if lattice.shared else total
+
+
+def weighted_sums(rows, index, starts, weights):
+    """Sums of weighted rows: index [n, k] or, with starts, index [E] in segments; one pass, nothing gathered."""
+    if 0 in rows.shape or 0 in index.shape:
+        return rows.new_zeros((index.shape[0] if starts is None else starts.shape[0], rows.shape[1]))
+    return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
