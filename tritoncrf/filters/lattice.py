@@ -1,6 +1,5 @@
 """The Gaussian filter over all pixels by the permutohedral lattice: what a user calls, and its plan."""
 
-import importlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -16,8 +15,10 @@ from tritoncrf.filters.base import (
     refuse_second_derivative,
     resolve_backend,
 )
-from tritoncrf.filters.lattice_step import LatticeStep, TritonLatticeStep, image_of, rows_of
+from tritoncrf.filters.lattice_step import LatticeStep, TritonLatticeStep, lattice_kernels
 from tritoncrf.reference import lattice as reference
+from tritoncrf.reference.lattice import Side, image_of
+from tritoncrf.reference.step import scaled
 
 NO_SELF = 1e-6  # a row sum below this, without the pixel itself, is nobody but rounding
 CACHED_LATTICES = 8
@@ -183,12 +184,11 @@ refuse_second_derivative(build_backward)
 
 @dataclass
 class Prepared:
-    """A built lattice with its per-pixel factors, each [Bf, 1, *S]."""
+    """A built lattice as values enter and leave it, and K_ii [Bf, 1, *S] if that is to be subtracted."""
 
-    lattice: reference.Lattice
+    side_in: Side
+    side_out: Side
     self_weights: torch.Tensor | None
-    scale_in: torch.Tensor | None
-    scale_out: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -204,28 +204,27 @@ class LatticePlan(Plan):
         return 6 + (not self.include_self) + self.scaled_in + self.scaled_out
 
     def prepare(self, tensors, budget) -> Prepared:
-        factors = tensors[6:]
+        lattice, factors = reference.Lattice(*tensors[:6]), tensors[6:]
         return Prepared(
-            lattice=reference.Lattice(*tensors[:6]),
             self_weights=None if self.include_self else factors.pop(0),
-            scale_in=factors[0] if self.scaled_in else None,
-            scale_out=factors[-1] if self.scaled_out else None,
+            side_in=Side(lattice, factors[0] if self.scaled_in else None),
+            side_out=Side(lattice, factors[-1] if self.scaled_out else None),
         )
 
     def apply(self, x, prepared):
-        return self._filter(x, prepared, prepared.scale_in, prepared.scale_out, reverse=False)
+        return self._filter(x, prepared, prepared.side_in, prepared.side_out, reverse=False)
 
     def adjoint(self, y, prepared):
-        return self._filter(y, prepared, prepared.scale_out, prepared.scale_in, reverse=True)
+        return self._filter(y, prepared, prepared.side_out, prepared.side_in, reverse=True)
 
-    def _filter(self, x, prepared, scale_in, scale_out, reverse: bool):
-        """scale_out . K (scale_in . x), or with K^T if `reverse`."""
-        rows, lattice = rows_of(x), prepared.lattice
-        v = self._kernels.filtered(rows, lattice, scale_in, reverse)
-        found = image_of(self._kernels.sliced(v, lattice, scale_out, len(rows)), x)
+    def _filter(self, x, prepared, enter, leave, reverse: bool):
+        """K x with the scales of both sides, or K^T x if `reverse`."""
+        rows = self._kernels.rows_of(x)
+        v = self._kernels.filtered(rows, enter, reverse)
+        found = image_of(self._kernels.sliced(v, leave, len(rows)), x)
         if self.include_self:
             return found
-        return found - _product(prepared.self_weights, scale_in, scale_out) * x
+        return found - scaled(scaled(prepared.self_weights * x, enter.scale), leave.scale)
 
     @property
     def _kernels(self):
@@ -233,26 +232,25 @@ class LatticePlan(Plan):
 
     def gradients(self, x, y, prepared):
         """Of <y, K x>: with respect to the barycentric weights, K_ii and the scales."""
-        kernels, lattice = self._kernels, prepared.lattice
-        scale_in, scale_out = prepared.scale_in, prepared.scale_out
-        shared = lattice.shared
-        scaled_x, scaled_y = (v if s is None else v * s for v, s in ((x, scale_in), (y, scale_out)))
-        rows_x, rows_y = rows_of(scaled_x), rows_of(scaled_y)
-        ahead = kernels.filtered(rows_x, lattice, None, reverse=False)
-        back = kernels.filtered(rows_y, lattice, None, reverse=True)
+        kernels, lattice = self._kernels, prepared.side_in.lattice
+        bare = Side(lattice, None)
+        scale_in, scale_out = prepared.side_in.scale, prepared.side_out.scale
+        scaled_x, scaled_y = scaled(x, scale_in), scaled(y, scale_out)
+        rows_x, rows_y = kernels.rows_of(scaled_x), kernels.rows_of(scaled_y)
+        ahead, back = kernels.filtered(rows_x, bare, reverse=False), kernels.filtered(rows_y, bare, reverse=True)
         found = [kernels.weights_gradient(rows_x, rows_y, lattice, ahead, back)]
 
         def message(v, own):
-            """K or K^T of what the vertices v were made of."""
-            plain = image_of(kernels.sliced(v, lattice, None, len(rows_x)), x)
+            """K or K^T of what the vertices v were made of, without scales."""
+            plain = image_of(kernels.sliced(v, bare, len(rows_x)), x)
             return plain if self.include_self else plain - prepared.self_weights * own
 
         if not self.include_self:
-            found.append(_summed(-scaled_x * scaled_y, shared))
+            found.append(_summed(-scaled_x * scaled_y, lattice.shared))
         if scale_in is not None:
-            found.append(_summed(x * message(back, scaled_y), shared))
+            found.append(_summed(x * message(back, scaled_y), lattice.shared))
         if scale_out is not None:
-            found.append(_summed(y * message(ahead, scaled_x), shared))
+            found.append(_summed(y * message(ahead, scaled_x), lattice.shared))
         return found
 
     def fuse(self, plans, prepared, mixing, unary, unary_weight):
@@ -270,18 +268,6 @@ class LatticePlan(Plan):
         matrix = any(a.ndim == 2 for a in mixing)
         limit = lattice_kernels().MAX_MATRIX_CLASSES if matrix else lattice_kernels().MAX_CLASSES
         return TritonLatticeStep(*arguments) if len(plans) <= 2 and unary.shape[1] <= limit else None
-
-
-def lattice_kernels():
-    """The Triton kernels, imported when first used: the package works without triton."""
-    return importlib.import_module("tritoncrf.kernels.lattice")
-
-
-def _product(*factors):
-    total = 1.0
-    for f in factors:
-        total = total if f is None else total * f
-    return total
 
 
 def _summed(products, shared: bool):

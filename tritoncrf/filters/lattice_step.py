@@ -4,20 +4,14 @@ States are rows, [B, N, C] in memory, so that a vertex or a pixel is read at onc
 as [B, C, *S].
 """
 
+import functools
+import importlib
+
 import torch
 
 from tritoncrf.reference import lattice as reference
-from tritoncrf.reference.step import mix
-
-
-def rows_of(x):
-    """[B, C, *S] as rows [B, N, C]; no copy where `image_of` made it."""
-    return x.flatten(2).mT.contiguous()
-
-
-def image_of(rows, like):
-    """Rows [B, N, C] as [B, C, *S], the shape of `like`; a view."""
-    return rows.mT.unflatten(2, like.shape[2:])
+from tritoncrf.reference.lattice import image_of, rows_of
+from tritoncrf.reference.step import mix, stacked
 
 
 def mixed(a, rows):
@@ -33,37 +27,78 @@ class LatticeStep:
         self.unary = rows_of(mix(unary_weight, unary))
 
     def forward(self, q, last: bool):
-        v = [reference.filtered(rows_of(q), p.lattice, p.scale_in, reverse=False) for p in self.prepared]
-        v = [mixed(a, x) for a, x in zip(self.mixing, v, strict=True)]
-        scores = self._sliced(v, [p.scale_out for p in self.prepared]).add_(self.unary)
+        rows = rows_of(q)
+        v = [mixed(a, reference.filtered(rows, p.side_in, False)) for a, p in zip(self.mixing, self.prepared)]
+        scores = self._sliced(v, self._table_out).add_(self.unary)
         return image_of(scores if last else torch.softmax(scores, 2), q)
 
     def backward(self, q, g, through_softmax: bool, filtered: bool):
         rows, back = rows_of(g), None
-        v = [reference.filtered(rows, p.lattice, p.scale_out, reverse=True) for p in self.prepared]
+        adjoint = [a.mT if a.ndim == 2 else a for a in self.mixing]
+        v = [reference.filtered(rows, p.side_out, reverse=True) for p in self.prepared]
         if filtered:
-            back = [reference.sliced(x, p.lattice, p.scale_in, len(rows)) for x, p in zip(v, self.prepared)]
-            gradient = sum(mixed(a.mT if a.ndim == 2 else a, b) for a, b in zip(self.mixing, back))
+            back = [reference.sliced(x, p.side_in, len(rows)) for x, p in zip(v, self.prepared)]
+            gradient = sum(mixed(a, b) for a, b in zip(adjoint, back))
             back = [image_of(b, q) for b in back]
         else:
-            v = [mixed(a.mT if a.ndim == 2 else a, x) for a, x in zip(self.mixing, v, strict=True)]
-            gradient = self._sliced(v, [p.scale_in for p in self.prepared])
+            gradient = self._sliced([mixed(a, x) for a, x in zip(adjoint, v)], self._table_in)
         if through_softmax:
             q_rows = rows_of(q)
             gradient = q_rows * (gradient - torch.linalg.vecdot(q_rows, gradient)[..., None])
         return image_of(gradient, q), back
 
-    def _sliced(self, vertices, scales):
+    @functools.cached_property
+    def _table_in(self):
+        return self._table([p.side_in for p in self.prepared])
+
+    @functools.cached_property
+    def _table_out(self):
+        return self._table([p.side_out for p in self.prepared])
+
+    def _table(self, sides):
+        """Every filter's slice table, side by side; the vertices of each filter follow those of the one before."""
+        batch, indices, weights, first = len(self.unary), [], [], 0
+        for side in sides:
+            index, weight = reference.slice_table(side, batch)
+            indices.append(index + first)
+            weights.append(weight)
+            first += (side.lattice.count + 1) * (batch if side.lattice.shared else 1)
+        return torch.cat(indices, 1), torch.cat(weights, 1)
+
+    def _sliced(self, vertices, table):
         """sum_m scale_m . alpha S_m^T v_m: [B, N, C]."""
-        batch, index, weights, first = len(self.unary), [], [], 0
-        for v, p, scale in zip(vertices, self.prepared, scales, strict=True):
-            index.append(reference.vertex_index(p.lattice, batch) + first)
-            weights.append(reference.slice_weights(p.lattice, scale, batch))
-            first += v.shape[0] * v.shape[1]
+        index, weights = table
         rows = torch.cat([v.flatten(0, 1) for v in vertices])
-        total = reference.weighted_sums(rows, torch.cat(index, 1), None, torch.cat(weights, 1))
-        return total.unflatten(0, (batch, -1))
+        return reference.weighted_sums(rows, index, None, weights).unflatten(0, (len(self.unary), -1))
 
 
 class TritonLatticeStep:
-    pass
+    """The step of one or two lattices in Triton: the slice carries weights, compatibility, unary and softmax."""
+
+    def __init__(self, plans, prepared, mixing, unary, unary_weight):
+        self.prepared, self.precision = prepared, plans[0].precision
+        self.mix = stacked(mixing, unary.shape[1])
+        self.unary = lattice_kernels().rows_of(unary)
+        self.unary_weight = unary_weight.expand(unary.shape[1])
+
+    def forward(self, q, last: bool):
+        kernels = lattice_kernels()
+        rows = kernels.rows_of(q)
+        v = [kernels.filtered(rows, p.side_in, reverse=False) for p in self.prepared]
+        sides = [p.side_out for p in self.prepared]
+        y = kernels.slice_step(v, sides, self.precision, self.mix, self.unary, self.unary_weight, last)
+        return image_of(y, q)
+
+    def backward(self, q, g, through_softmax: bool, filtered: bool):
+        kernels = lattice_kernels()
+        rows = kernels.rows_of(g)
+        v = [kernels.filtered(rows, p.side_out, reverse=True) for p in self.prepared]
+        sides = [p.side_in for p in self.prepared]
+        q_rows = kernels.rows_of(q) if through_softmax else None
+        y, back = kernels.slice_step_backward(v, sides, self.precision, self.mix, rows, q_rows, filtered)
+        return image_of(y, q), [image_of(b, q) for b in back] if filtered else None
+
+
+def lattice_kernels():
+    """The Triton kernels, imported when first used: the package works without triton."""
+    return importlib.import_module("tritoncrf.kernels.lattice")

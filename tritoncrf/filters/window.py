@@ -14,12 +14,11 @@ from tritoncrf.filters.window_step import (
     MergedStep,
     blur_kernels,
     lifted,
-    scaled,
     window_kernels,
 )
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
-from tritoncrf.reference.step import KEPT_STATES
+from tritoncrf.reference.step import KEPT_STATES, scaled
 
 MAX_WINDOW = 31
 

@@ -7,7 +7,7 @@ import torch
 
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
-from tritoncrf.reference.step import Step, softmax_adjoint
+from tritoncrf.reference.step import Step, scaled, softmax_adjoint, stacked
 
 
 class MergedStep(Step):
@@ -151,10 +151,6 @@ def lifted(x):
     return x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:])
 
 
-def scaled(x, scale):
-    return x if scale is None else x * scale
-
-
 def window_kernels():
     """The Triton kernels, imported when first used: the package works without triton."""
     return importlib.import_module("tritoncrf.kernels.window")
@@ -162,15 +158,6 @@ def window_kernels():
 
 def blur_kernels():
     return importlib.import_module("tritoncrf.kernels.blur")
-
-
-def stacked(mixing, classes: int):
-    """The A_m as one tensor: [M, 1] if all are scalars, else [M, C], or [M, C, C] if one is a matrix."""
-    ndim = max(a.ndim for a in mixing)
-    if ndim == 0:
-        return torch.stack(mixing)[:, None]
-    vectors = [a if a.ndim == 2 else a.expand(classes) for a in mixing]
-    return torch.stack([torch.diag(a) if a.ndim < ndim else a for a in vectors])
 
 
 def _contiguous(x):

@@ -17,6 +17,7 @@ apart, and each group's codes continue the numbering of those before.
 Everything here works on rows: values [B, N, C], so that a vertex or a pixel is one contiguous row.
 """
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -26,12 +27,12 @@ import torch.nn.functional as F
 
 MAX_COORDINATE = 1 << 16  # float32 places a pixel within 1 / 128 of a coordinate up to here
 MAX_CODES = 1 << 62
-PIECE = 64  # entries that are added up at a time where vertices are served in parallel
+PIECE = 16  # pairs that are added up at a time where vertices are served in parallel
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How a vertex's integers u are packed: code_g = sum_j (u_j - low_j) stride_gj, the first code times d + 1 plus r."""
+    """How a vertex's integers u are packed: code_g = sum_j (u_j - low_j) stride_gj; the first, times d + 1, plus r."""
 
     low: tuple[int, ...]  # [d]
     strides: tuple[tuple[int, ...], ...]  # [groups][d]; 0 where another group holds the axis
@@ -90,7 +91,7 @@ def _simplex(features):
         total = total + c[j - 1]
     y[0] = total
     y = torch.stack(y)
-    v = (y / (d + 1)).round()  # half to even
+    v = (y * (1 / (d + 1))).round()  # half to even
     distance = y - v * (d + 1)
     rank = torch.zeros_like(y, dtype=torch.int64)
     for i, j in itertools.combinations(range(d + 1), 2):
@@ -101,8 +102,7 @@ def _simplex(features):
     rank += v.sum(0)
     wrap = (rank < 0).long() - (rank > d).long()
     rank += wrap * (d + 1)
-    v += wrap
-    return v, rank, y / (d + 1) - v
+    return v + wrap, rank, distance * (1 / (d + 1)) - wrap
 
 
 def simplex(features, packed: Packing):
@@ -183,7 +183,7 @@ def connect(codes, packed: Packing):
     for side, (wraps, step) in enumerate([(r == 0, 1), (r == d, -1)]):
         at, found = 0, True
         for g, (code, table, strides) in enumerate(zip(codes, tables, packed.strides)):
-            # Next: every coordinate 1 less, but coordinate j d more: r - 1, and u_j + 1; where r was 0, u - 1 and r = d.
+            # Next: every coordinate 1 less, but coordinate j d more: r - 1 (or d and u - 1, from r = 0), then u_j + 1.
             shift = step * torch.tensor([*strides, 0], device=device) - step * sum(strides) * wraps[:, None]
             if g == 0:
                 shift = shift * (d + 1) + torch.where(wraps, step * d, -step)[:, None]
@@ -196,8 +196,9 @@ def connect(codes, packed: Packing):
 
 @dataclass
 class Lattice:
-    """A built lattice: what `connect` returned, the barycentric weights [Bf, N, d + 1], and Bf = 1 shared by a batch."""
+    """A built lattice: barycentric weights [Bf, N, d + 1], and what `connect` returned. Bf = 1 serves any batch."""
 
+    piece = PIECE
     weights: torch.Tensor
     vertices: torch.Tensor
     neighbours: torch.Tensor
@@ -223,57 +224,81 @@ class Lattice:
     def alpha(self) -> float:
         return 1 / (1 + 2.0 ** (1 - self.corners))
 
+    @functools.cached_property
+    def segments(self):
+        """The pixel of each entry, and where each vertex's entries begin."""
+        return self.entries // self.corners, self.pieces[self.owners][:-1]
 
-def scaled_weights(lattice: Lattice, scale):
-    """b [Bf, N, d + 1], times a per-pixel scale [Bf, 1, *S] if there is one."""
-    return lattice.weights if scale is None else lattice.weights * scale.flatten(1)[:, :, None]
+    @functools.cached_property
+    def around(self):
+        """Each vertex and its two neighbours, [d + 1, M + 1, 3]."""
+        own = torch.arange(self.count + 1, dtype=torch.int32, device=self.neighbours.device)
+        return torch.cat([own.expand(self.corners, -1)[..., None], self.neighbours], 2)
 
 
-def splat(rows, lattice: Lattice, scale):
+@dataclass
+class Side:
+    """A lattice as values enter or leave it: with a per-pixel scale [Bf, 1, *S], if there is one."""
+
+    lattice: Lattice
+    scale: torch.Tensor | None
+
+    @property
+    def weights(self):
+        """scale . b, [Bf, N, d + 1]"""
+        b = self.lattice.weights
+        return b if self.scale is None else b * self.scale.flatten(1)[:, :, None]
+
+    @functools.cached_property
+    def splat_weights(self):
+        """scale . b in the order of entries, [E]"""
+        return self.weights.flatten()[self.lattice.entries]
+
+
+def rows_of(x):
+    """[B, C, *S] as rows [B, N, C]; no copy where `image_of` made it."""
+    return x.flatten(2).mT.contiguous()
+
+
+def image_of(rows, like):
+    """Rows [B, N, C] as [B, C, *S], the shape of `like`; a view."""
+    return rows.mT.unflatten(2, like.shape[2:])
+
+
+def splat(rows, side: Side):
     """S (scale . x) of rows [B, N, C]: [G, M + 1, C], G = B for a shared lattice, else 1; the last vertex is empty."""
-    weights = scaled_weights(lattice, scale).flatten()[lattice.entries]
-    pixels = lattice.entries // lattice.corners
-    starts = lattice.pieces[lattice.owners]
+    lattice = side.lattice
     rows = rows if lattice.shared else rows.flatten(0, 1)[None]
     v = rows.new_zeros((rows.shape[0], lattice.count + 1, rows.shape[2]))
     for out, x in zip(v, rows):
-        out[:-1] = weighted_sums(x, pixels, starts[:-1], weights)
+        out[:-1] = weighted_sums(x, *lattice.segments, side.splat_weights)
     return v
 
 
-def blur(v, lattice: Lattice, reverse: bool):
-    """B_d ... B_0 v, or B_0 ... B_d v if `reverse`."""
-    own = torch.arange(lattice.count + 1, dtype=torch.int32, device=v.device)[:, None]
-    weights = v.new_tensor([1, 0.5, 0.5]).expand(len(own), 3)
-    for neighbours in reversed(lattice.neighbours) if reverse else lattice.neighbours:
-        v = torch.stack([weighted_sums(x, torch.cat([own, neighbours], 1), None, weights) for x in v])
+def filtered(rows, side: Side, reverse: bool):
+    """B_d ... B_0 S (scale . x), or B_0 ... B_d S (scale . x) if `reverse`: the vertices that `sliced` reads."""
+    v, lattice = splat(rows, side), side.lattice
+    weights = v.new_tensor([1, 0.5, 0.5]).expand(lattice.count + 1, 3)
+    for index in lattice.around.flip(0) if reverse else lattice.around:
+        v = torch.stack([weighted_sums(x, index, None, weights) for x in v]) if len(v) else v
     return v
 
 
-def filtered(rows, lattice: Lattice, scale_in, reverse: bool):
-    """Blurred vertices of rows [B, N, C]: what `sliced` reads."""
-    return blur(splat(rows, lattice, scale_in), lattice, reverse)
+def slice_table(side: Side, batch: int):
+    """Rows of `filtered`'s result, its groups end to end, and their weights scale . alpha b: [B N, d + 1] each."""
+    lattice = side.lattice
+    index = lattice.vertices.expand(batch, -1, -1)
+    if lattice.shared and batch != 1:
+        first = torch.arange(batch, dtype=index.dtype, device=index.device) * (lattice.count + 1)
+        index = index + first[:, None, None]
+    weights = (side.weights * lattice.alpha).expand(batch, -1, -1)
+    return index.flatten(0, 1), weights.flatten(0, 1)
 
 
-def vertex_index(lattice: Lattice, batch: int):
-    """[B N, d + 1] rows of `filtered`'s result, its groups laid end to end."""
-    index = lattice.vertices.view(-1, lattice.corners)
-    if not lattice.shared or batch == 1:
-        return index
-    offsets = torch.arange(batch, dtype=index.dtype, device=index.device) * (lattice.count + 1)
-    return (index[None] + offsets[:, None, None]).flatten(0, 1)
-
-
-def slice_weights(lattice: Lattice, scale, batch: int):
-    """[B N, d + 1]: alpha b, times the scale."""
-    weights = scaled_weights(lattice, scale) * lattice.alpha
-    return weights.expand(batch, -1, -1).flatten(0, 1)
-
-
-def sliced(v, lattice: Lattice, scale, batch: int):
+def sliced(v, side: Side, batch: int):
     """scale . alpha S^T v: [B, N, C]."""
-    weights = slice_weights(lattice, scale, batch)
-    return weighted_sums(v.flatten(0, 1), vertex_index(lattice, batch), None, weights).unflatten(0, (batch, -1))
+    index, weights = slice_table(side, batch)
+    return weighted_sums(v.flatten(0, 1), index, None, weights).unflatten(0, (batch, -1))
 
 
 def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
@@ -282,7 +307,7 @@ def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
     rows, cotangent: in . x and out . y, [B, N, C]; v_forward: `filtered` x, v_reverse: `filtered` y, reversed.
     """
     batch = rows.shape[0]
-    index = vertex_index(lattice, batch)
+    index, _ = slice_table(Side(lattice, None), batch)
     total = rows.new_empty((len(index), lattice.corners))
     for r in range(lattice.corners):
         ahead, back = (v.flatten(0, 1)[index[:, r]] for v in (v_forward, v_reverse))

@@ -46,5 +46,18 @@ def mix_adjoint(a, x):
     return mix(a.mT if a.ndim == 2 else a, x)
 
 
+def scaled(x, scale):
+    return x if scale is None else x * scale
+
+
+def stacked(mixing, classes: int):
+    """The A_m as one tensor: [M, 1] if all are scalars, else [M, C], or [M, C, C] if one is a matrix."""
+    ndim = max(a.ndim for a in mixing)
+    if ndim == 0:
+        return torch.stack(mixing)[:, None]
+    vectors = [a if a.ndim == 2 else a.expand(classes) for a in mixing]
+    return torch.stack([torch.diag(a) if a.ndim < ndim else a for a in vectors])
+
+
 def softmax_adjoint(q, gradient):
     return q * (gradient - (q * gradient).sum(1, keepdim=True))
