@@ -132,16 +132,19 @@ def dense_scores(logits, matrices, weights, compatibility="potts", iterations=5,
 class Setting:
     """A mean-field problem of random numbers: its tensors in float64, run in any dtype and by any backend.
 
-    `windows` are keyword arguments of `filters.Window`, one dict per filter; `weight` is "scalar", "class" or
-    "matrix" (or one of these per filter); `channels` the features of each filter.
+    `windows` are keyword arguments of `kind`, a filter, one dict per filter; `weight` is "scalar", "class" or
+    "matrix" (or one of these per filter); `channels` the features of each filter. `shared`: one image's features
+    serve the batch, for all filters or one by one.
     """
 
     def __init__(self, size, windows, *, classes=3, batch=1, shared=True, channels=(2, 3), weight="scalar",
-                 compatibility=False, unary="scalar", initial="softmax", iterations=2, strength=0.7):  # fmt: skip
+                 compatibility=False, unary="scalar", initial="softmax", iterations=2, strength=0.7,
+                 kind=tc.filters.Window):  # fmt: skip
         weight = [weight] * len(windows) if isinstance(weight, str) else weight
-        self.windows, self.initial, self.iterations = windows, initial, iterations
+        shared = [shared] * len(windows) if isinstance(shared, bool) else shared
+        self.windows, self.initial, self.iterations, self.kind = windows, initial, iterations, kind
         self.logits = random_logits(size, classes, batch)
-        self.features = [random_features(size, d, 1 if shared else batch) for d, _ in zip(channels, windows)]
+        self.features = [random_features(size, d, 1 if s else batch) for d, s, _ in zip(channels, shared, windows)]
         self.weights = [random_weight(form, classes, strength) for form in weight]
         self.unary_weight = random_weight(unary, classes, 0.9)
         self.compatibility = [torch.randn(classes, classes, dtype=torch.float64)] if compatibility else []
@@ -167,7 +170,7 @@ class Setting:
     def run(self, *inputs, backend="torch", output="logits"):
         """The library."""
         logits, features, options = self.unpack(inputs)
-        filters = [tc.filters.Window(f, backend=backend, **w) for f, w in zip(features, self.windows)]
+        filters = [self.kind(f, backend=backend, **w) for f, w in zip(features, self.windows)]
         return tc.mean_field(logits, filters, **options, output=output)
 
     def run_dense(self, *inputs):

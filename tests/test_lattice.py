@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,10 +11,21 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from cases import NORMALIZATIONS, dense_apply, leaves, random_features, strided
+from cases import (
+    NORMALIZATIONS,
+    Setting,
+    dense_apply,
+    dense_scores,
+    dense_window,
+    leaves,
+    random_features,
+    random_logits,
+    strided,
+)
 from tritoncrf.filters import Lattice
-from tritoncrf.filters.base import decode, encode, filter_apply
-from tritoncrf.filters.lattice import build
+from tritoncrf.filters.base import decode, encode, filter_apply, filter_backward
+from tritoncrf.filters.lattice import build, build_backward
+from tritoncrf.mean_field import iterate
 from tritoncrf.reference import lattice as reference
 
 # The oracle -------------------------------------------------------------------------------------------------------
@@ -139,3 +152,455 @@ def test_many_features(channels):
     f = random_features((23,), channels) * 2
     x = torch.randn(1, 2, 23, dtype=torch.float64)
     assert_close("K x", Lattice(f)(x), dense_apply(dense_lattice(f), x))
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_normalizations(normalization, include_self):
+    f, x = random_features((5, 6), 3, batch=2), torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    found = Lattice(f, include_self=include_self, normalization=normalization)(x)
+    assert_close("K x", found, dense_apply(dense_lattice(f, include_self, normalization), x))
+
+
+def test_one_lattice_serves_any_batch():
+    f, x = random_features((5, 6)), torch.randn(3, 2, 5, 6, dtype=torch.float64)
+    lattice = Lattice(f, normalization="symmetric")
+    assert_close("K x", lattice(x), torch.cat([lattice(image) for image in x.split(1)]))
+
+
+def test_images_of_a_batch_do_not_meet():
+    """Not even where they have the same features, hence the same vertices."""
+    f = random_features((4, 5)).expand(2, -1, -1, -1)
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64)
+    assert_close("K x", Lattice(f)(x), Lattice(f[:1])(x))
+    x[1] = 0
+    assert not Lattice(f)(x)[1].any()
+
+
+@pytest.mark.parametrize("spread, groups", [(1.0, 1), (10.0, 2), (300.0, 3)])
+def test_coordinates_that_fill_more_than_one_integer(spread, groups):
+    """Twelve features over so many cells that their integers do not fit in 63 bits together."""
+    f = random_features((17,), 12, batch=2)
+    f = torch.cat([f, f + 0.05 * torch.randn_like(f)], 2)  # pairs of neighbours
+    far = spread * torch.randn(2, 12, 17, dtype=torch.float64).repeat(1, 1, 2)
+    f, x = f + far, torch.randn(2, 3, 34, dtype=torch.float64)
+    least, most = (v.tolist() for v in torch.aminmax(f.transpose(0, 1).flatten(1), dim=1))
+    assert len(reference.packing(least, most, 2, 34).sizes) == groups
+    assert_close("K x", Lattice(f)(x), dense_apply(dense_lattice(f), x))
+
+
+def test_200_classes_and_8_features():
+    f, x = random_features((5, 7), 8), torch.randn(1, 200, 5, 7, dtype=torch.float64)
+    assert_close("K x", Lattice(f, normalization="after")(x), dense_apply(dense_lattice(f, True, "after"), x))
+
+
+def test_memory_order_does_not_matter():
+    f, x = random_features((5, 6), batch=2), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    assert torch.equal(Lattice(strided(f))(strided(x)), Lattice(f)(x))
+
+
+def test_the_same_bits_twenty_times():
+    f, x = random_features((30, 40), 5, dtype=torch.float32), torch.randn(1, 21, 30, 40)
+    first = Lattice(f, normalization="symmetric")(x)
+    for _ in range(20):
+        assert torch.equal(Lattice(f, normalization="symmetric")(x), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_stored_and_never_summed_in(dtype):
+    f, x = random_features((5, 7), dtype=torch.float32), torch.randn(1, 3, 5, 7).to(dtype)
+    lattice = Lattice(f, normalization="after")
+    assert torch.equal(lattice(x), lattice(x.float()).to(dtype))
+
+
+# What a lattice is (spec 4, oracle 13) ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 16])
+def test_a_point_is_the_barycentre_of_its_simplex(d):
+    f = torch.randn(1, d, 500, dtype=torch.float64) * 3
+    packed = reference.packing([-20.0] * d, [20.0] * d, 1, 500)
+    weights, _ = reference.simplex(f, packed)
+    assert weights.min() >= -1e-12
+    assert_close("sum of b", weights.sum(2), torch.ones(1, 500, dtype=torch.float64))
+    v, rank, _ = reference._simplex(f)
+    r = torch.arange(d + 1)[:, None, None]
+    vertices = (d + 1) * v + r - (d + 1) * (rank > d - r)  # [r, j, pixel]
+    assert not vertices.sum(1).any()
+    y = (weights[0].mT[:, None] * vertices).sum(0)
+    scaled = torch.stack([f[0, k] * s for k, s in enumerate(reference.sigmas(d))])
+    expected = torch.stack([scaled[j:].sum(0) - (j * scaled[j - 1] if j else 0) for j in range(d + 1)])
+    assert_close("y", y, expected)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_an_impulse_on_a_vertex_comes_back_whole(d):
+    """With all neighbours there, alpha makes the weight of a vertex with itself 1."""
+    grid = torch.tensor(list(itertools.product(range(-3, 4), repeat=d)), dtype=torch.float64)
+    f = torch.cat([torch.zeros(1, d, dtype=torch.float64), 0.4 * grid])  # the origin is a vertex
+    x = torch.zeros(1, 1, len(f), dtype=torch.float64)
+    x[..., 0] = 1
+    assert_close("K_00", Lattice(f.mT[None])(x)[..., 0], torch.ones(1, 1, dtype=torch.float64))
+
+
+def test_mass_on_a_line():
+    """The raw lattice in one dimension holds 0.921 of the Gaussian's mass."""
+    theta = 40.0
+    ones = torch.ones(1, 1, 2001, dtype=torch.float64)
+    f = tc.features.spatial((2001,), theta, dtype=torch.float64)
+    mass = Lattice(f)(ones)[0, 0, 800:1200].mean() / (theta * math.sqrt(2 * math.pi))
+    assert abs(mass - 0.921) < 0.002
+
+
+def test_after_normalization_keeps_constants():
+    f = random_features((7, 9), 5)
+    ones = torch.ones(1, 2, 7, 9, dtype=torch.float64)
+    assert_close("K 1", Lattice(f, normalization="after")(ones), ones)
+
+
+BARS = {"position": 0.02, "photo": 0.06, "noise": 0.12}
+
+
+@pytest.mark.parametrize("kind", BARS)
+def test_distance_from_the_exact_gaussian(kind):
+    """The published bars, "after" normalisation, noisy labels of three classes, 96 x 128 pixels (spec 4.4)."""
+    size = (96, 128)
+    coarse = torch.randn(1, 3, 12, 16)
+    photo = torch.nn.functional.interpolate(coarse, size, mode="bicubic").mul(0.12).add(0.5)
+    photo = (photo + 0.01 * torch.randn(1, 3, *size)).clamp(0, 1)
+    f = {
+        "position": tc.features.spatial(size, 3.0),
+        "photo": tc.features.bilateral(photo, 80.0, 13.0),
+        "noise": torch.cat([tc.features.spatial(size, 80.0), torch.rand(1, 3, *size) * 255 / 60], 1),
+    }[kind]
+    labels = coarse.argmax(1, keepdim=True).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    x = torch.zeros(1, 3, *size).scatter_(1, labels, 1.0)
+    x = 0.6 * x + 0.4 * torch.rand(1, 3, *size)
+    points, rows = f.flatten(2)[0].mT, x.flatten(2)[0].mT
+    exact = []
+    for chunk in points.split(1024):
+        k = torch.exp(-torch.cdist(chunk, points, compute_mode="donot_use_mm_for_euclid_dist").square() / 2)
+        exact.append(k @ rows / k.sum(1, keepdim=True))
+    exact = torch.cat(exact).mT.view(1, 3, *size)
+    found = Lattice(f, normalization="after")(x)
+    assert (found - exact).norm() / exact.norm() < BARS[kind]
+
+
+# Degenerate features ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [
+    lambda f: torch.zeros_like(f), lambda f: f[..., :1, :1], lambda f: f.round(), lambda f: f[..., :1],
+    lambda f: f[:, :, :1], lambda f: f * 1e-20, lambda f: f[:0],
+], ids=["constant", "one-pixel", "duplicates", "one-column", "one-row", "tiny", "empty-batch"])  # fmt: skip
+@pytest.mark.parametrize("normalization", ["none", "symmetric"])
+def test_degenerate_features(make, normalization):
+    f = make(random_features((4, 6), 2)).contiguous()
+    x = torch.randn(len(f), 1, *f.shape[2:], dtype=torch.float64)
+    matrix = dense_lattice(f, True, normalization) if len(f) else torch.zeros(0, 24, 24, dtype=torch.float64)
+    assert_close("K x", Lattice(f, normalization=normalization)(x), dense_apply(matrix, x))
+    q = tc.mean_field(x, [Lattice(f, normalization=normalization)], [3.0], iterations=2)
+    assert_close("Q", q, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("size", [1e5, 1e12, 1e30])
+def test_features_too_far_apart_are_refused(size):
+    f = tc.features.spatial((5, 6), theta=5 / size)
+    with pytest.raises(ValueError, match=r"^features: expected lattice coordinates of at most 65536, got .* theta"):
+        Lattice(f)
+
+
+def test_isolated_pixels_hear_nobody():
+    f = torch.arange(5.0).mul(50)[None, None]
+    x = torch.randn(1, 2, 5)
+    assert_close("with self", Lattice(f, normalization="after")(x), x)
+    found = Lattice(f, include_self=False, normalization="symmetric")(x)
+    assert torch.isfinite(found).all() and not found.any()
+
+
+# The loop ---------------------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "scalar": dict(size=(4, 5), windows=[{}]),
+    "two-symmetric": dict(size=(5, 6), windows=[{"normalization": "symmetric"}] * 2, channels=(2, 5)),
+    "class": dict(size=(4, 5), windows=[{"normalization": "before"}] * 2, weight="class", unary="class"),
+    "matrix-costs": dict(size=(4, 5), windows=[{"normalization": "after"}] * 2, weight="matrix", compatibility=True),
+    "batch-mixed": dict(size=(3, 4), windows=[{"normalization": "symmetric"}] * 2, batch=3, shared=[True, False],
+                        weight=["scalar", "matrix"]),
+    "three": dict(size=(11,), windows=[{}, {"normalization": "after"}, {}], channels=(1, 2, 3), weight="class"),
+    "not-self-composed": dict(size=(4, 5), windows=[{"include_self": False, "normalization": "after"}, {}]),
+    "logarithms": dict(size=(4, 5), windows=[{"normalization": "after"}], initial="log_softmax"),
+    "volume": dict(size=(2, 3, 4), windows=[{"normalization": "symmetric"}], channels=(4,), iterations=3),
+    "one-label": dict(size=(4, 5), windows=[{}], classes=1),
+    "no-iteration": dict(size=(4, 5), windows=[{}], iterations=0),
+}  # fmt: skip
+
+
+def dense_run(setting, *inputs):
+    """The loop in the oracle's matrices, which no gradient crosses to reach the features."""
+    logits, features, options = setting.unpack(inputs)
+    matrices = [dense_lattice(f.detach(), **w) for f, w in zip(features, setting.windows)]
+    return dense_scores(logits, matrices, **options)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_loop(name):
+    setting = Setting(**SETTINGS[name], kind=Lattice)
+    assert_close("S", setting.run(*setting.inputs), dense_run(setting, *setting.inputs))
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "no-iteration"])
+def test_the_loops_gradients(name):
+    """Of logits, weights, unary weight and compatibility."""
+    setting = Setting(**SETTINGS[name], kind=Lattice)
+    tried = [i for i, n in enumerate(setting.names) if not n.startswith("features")]
+
+    def gradients(run):
+        inputs = list(setting.inputs)
+        for i in tried:
+            inputs[i] = inputs[i].clone().requires_grad_()
+        return torch.autograd.grad(run(*inputs), [inputs[i] for i in tried], setting.cotangent)
+
+    found, expected = gradients(setting.run), gradients(lambda *inputs: dense_run(setting, *inputs))
+    for i, a, b in zip(tried, found, expected, strict=True):
+        # One label is certain whatever the scores: the gradients of the weights are then sums of nothing.
+        assert_close(setting.names[i], a, b, scale=None if b.any() else 1.0)
+
+
+def test_windows_and_lattices_compose():
+    f, logits = random_features((4, 5), dtype=torch.float64), random_logits((4, 5))
+    filters = [Lattice(f, normalization="after"), tc.filters.Window(f, 3)]
+    matrices = [dense_lattice(f, True, "after"), dense_window(f, 3)]
+    found = tc.mean_field(logits, filters, [1.0, 0.5], iterations=3, output="logits")
+    assert_close("S", found, dense_scores(logits, matrices, [1.0, 0.5], iterations=3))
+
+
+# Derivatives ------------------------------------------------------------------------------------------------------
+
+
+def inner(a, b):
+    return (a * b).sum()
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("d", [2, 5])
+def test_the_adjoint_blurs_in_reverse(d, normalization):
+    """And blurring in the same order is not the adjoint: the test has the power to tell."""
+    f = random_features((9, 11), d) * 2
+    x, y = torch.randn(2, 1, 3, 9, 11, dtype=torch.float64).unbind(0)
+    x.requires_grad_()
+    lattice = Lattice(f, normalization=normalization)
+    message = lattice(x)
+    (adjoint,) = torch.autograd.grad(message, x, y)
+    assert_close("<y, K x>", inner(y, message), inner(adjoint, x))
+    (plan,) = decode(encode([lattice.plan]))
+    ready = plan.prepare(list(lattice.tensors), 0)
+    wrong = plan._filter(y, ready, ready.side_out, ready.side_in, reverse=False)
+    assert (wrong - adjoint).norm() / adjoint.norm() > 0.01
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("include_self", [True, False])
+def test_gradcheck_of_values_weights_and_scales(normalization, include_self):
+    """K is smooth in the barycentric weights, in K_ii and in the scales; 2 images share one lattice."""
+    lattice = Lattice(random_features((3, 4)), include_self=include_self, normalization=normalization)
+    plan, floating = encode([lattice.plan]), [i for i, t in enumerate(lattice.tensors) if t.is_floating_point()]
+    inputs = leaves(torch.randn(2, 2, 3, 4, dtype=torch.float64), *(lattice.tensors[i] for i in floating))
+
+    def apply(x, *given):
+        tensors = list(lattice.tensors)
+        for i, t in zip(floating, given, strict=True):
+            tensors[i] = t
+        return filter_apply(x, tensors, plan)
+
+    assert torch.autograd.gradcheck(apply, inputs)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+@pytest.mark.parametrize("normalization, include_self", [("none", True), ("symmetric", True), ("after", False)])
+def test_gradcheck_of_features(d, normalization, include_self):
+    """Between the places where a pixel changes its simplex, where K jumps."""
+    f = random_features((3, 4), d, batch=2)
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    cotangent = torch.randn_like(x)
+
+    def loss(f):
+        lattice = Lattice(f, normalization=normalization, include_self=include_self)
+        return inner(cotangent, lattice(x)), lattice.tensors[1]
+
+    (f,) = leaves(f)
+    value, vertices = loss(f)
+    (gradient,) = torch.autograd.grad(value, f)
+    step, checked = 1e-6, 0
+    for place in itertools.product(*map(range, f.shape)):
+        moved = torch.zeros_like(f)
+        moved[place] = step
+        with torch.no_grad():
+            (ahead, v1), (back, v2) = loss(f + moved), loss(f - moved)
+        if torch.equal(v1, vertices) and torch.equal(v2, vertices):
+            difference = (ahead - back) / (2 * step)
+            assert abs(difference - gradient[place]) < 1e-6 * max(1.0, gradient.abs().max()), place
+            checked += 1
+    assert checked > 0.9 * f.numel()
+
+
+def test_thetas_and_images_learn():
+    image = torch.rand(2, 3, 6, 7, requires_grad=True)
+    thetas = torch.tensor([20.0, 30.0, 3.0], requires_grad=True)
+    filters = [
+        Lattice.spatial((6, 7), thetas[2], normalization="symmetric"),
+        Lattice(tc.features.bilateral(image, thetas[0], thetas[1]), normalization="symmetric"),
+    ]
+    q = tc.mean_field(torch.randn(2, 3, 6, 7), filters, [2.0, 2.0], iterations=2)
+    for gradient in torch.autograd.grad(q, [image, thetas], torch.randn_like(q)):
+        assert torch.isfinite(gradient).all() and gradient.count_nonzero() > 0.9 * gradient.numel()
+
+
+def test_a_second_derivative_is_refused():
+    f, x = leaves(random_features((4, 5)), random_logits((4, 5)))
+    (first,) = torch.autograd.grad(Lattice(f)(x).square().sum(), f, create_graph=True)
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        first.sum().backward()
+
+
+# The lattice of positions, kept -----------------------------------------------------------------------------------
+
+
+def test_the_lattice_of_positions_is_kept():
+    first = Lattice.spatial((5, 6), 3.0, normalization="symmetric")
+    assert Lattice.spatial((5, 6), 3.0, normalization="symmetric") is first
+    assert Lattice.spatial([5, 6], 3, normalization="symmetric") is first
+    assert Lattice.spatial((5, 6), [3.0, 3.0], normalization="symmetric") is not first
+    others = [
+        Lattice.spatial((5, 7), 3.0, normalization="symmetric"), Lattice.spatial((5, 6), 2.0, normalization="symmetric"),
+        Lattice.spatial((5, 6), 3.0), Lattice.spatial((5, 6), 3.0, dtype=torch.float64, normalization="symmetric"),
+    ]  # fmt: skip
+    assert all(other is not first for other in others)
+    x = torch.randn(1, 2, 5, 6)
+    expected = Lattice(tc.features.spatial((5, 6), 3.0), normalization="symmetric")(x)
+    assert torch.equal(first(x), expected)
+
+
+def test_a_learnt_theta_is_not_kept():
+    theta = torch.tensor(3.0, requires_grad=True)
+    assert Lattice.spatial((5, 6), theta) is not Lattice.spatial((5, 6), theta)
+
+
+def test_few_lattices_are_kept():
+    first = Lattice.spatial((4, 4), 3.0)
+    for n in range(20):
+        Lattice.spatial((4, 4), 4.0 + n)
+    assert Lattice.spatial((4, 4), 3.0) is not first
+
+
+# Operators --------------------------------------------------------------------------------------------------------
+
+
+def test_opcheck_build():
+    for f in random_features((6,), 2), random_features((5,), 3, batch=2).requires_grad_():
+        torch.library.opcheck(build, (f, "torch"))
+    f = random_features((6,), 2)
+    torch.library.opcheck(build_backward, (f, torch.randn(1, 6, 3, dtype=torch.float64), "torch"))
+
+
+@pytest.mark.parametrize("options", [{}, {"normalization": "symmetric", "include_self": False}])
+def test_opcheck_filter_and_loop(options):
+    lattice = Lattice(random_features((3, 4)), **options)
+    tensors = [t.clone().requires_grad_() if t.is_floating_point() else t for t in lattice.tensors]
+    x = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    text = encode([lattice.resolved(x)])
+    torch.library.opcheck(filter_apply, (x, tensors, text))
+    torch.library.opcheck(filter_backward, (x.detach(), torch.randn_like(x), lattice.tensors, text, True, True))
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(iterate, (x, weight, [weight], tensors, text, 2, "softmax", True))
+
+
+def test_a_loop_over_a_built_lattice_compiles_whole():
+    lattice = Lattice(random_features((5, 6), dtype=torch.float32), normalization="symmetric")
+
+    def refine(logits):
+        return tc.mean_field(logits, [lattice], [3.0], iterations=2)
+
+    compiled = torch.compile(refine, fullgraph=True, backend="aot_eager")
+    outcomes = []
+    for function in compiled, refine:
+        torch.manual_seed(0)
+        logits = torch.randn(2, 3, 5, 6, requires_grad=True)
+        q = function(logits)
+        outcomes.append([q.detach(), *torch.autograd.grad(q, logits, torch.randn_like(q))])
+    for name, a, b in zip(("Q", "logits"), *outcomes, strict=True):
+        assert_close(name, a, b)
+
+
+# torch's own, where a graph goes on after a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("whole", [False, True])
+def test_building_a_lattice_compiles(whole):
+    """How many vertices there are is data: the graph breaks there, or if told to, holds a number it does not know."""
+
+    def refine(logits, image):
+        lattice = Lattice(tc.features.bilateral(image, 30.0, 40.0), normalization="symmetric")
+        return tc.mean_field(logits, [lattice], [3.0], iterations=2)
+
+    compiled = torch.compile(refine, backend="aot_eager", fullgraph=whole)
+    outcomes = []
+    for function in compiled, refine:
+        torch.manual_seed(0)
+        logits, image = torch.randn(1, 3, 5, 6, requires_grad=True), torch.rand(1, 3, 5, 6, requires_grad=True)
+        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=whole):
+            q = function(logits, image)
+        outcomes.append([q.detach(), *torch.autograd.grad(q, [logits, image], torch.randn_like(q))])
+    for name, a, b in zip(("Q", "logits", "image"), *outcomes, strict=True):
+        assert_close(name, a, b)
+
+
+# Bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    ({"features": np.zeros((1, 2, 3, 4))}, TypeError, "features: expected a floating-point torch.Tensor.*from_numpy"),
+    ({"features": torch.zeros(1, 2, 3, 4, dtype=torch.uint8)}, TypeError, "features: expected a floating"),
+    ({"features": torch.zeros(2, 3)}, ValueError, "features: expected .* 1, 2 or 3 spatial axes"),
+    ({"features": torch.zeros(1, 0, 3)}, ValueError, "features: expected at least one channel"),
+    ({"features": torch.zeros(1, 2, 0)}, ValueError, "features: expected at least one pixel"),
+    ({"features": torch.full((1, 2, 3), math.nan)}, ValueError, "features: expected finite"),
+    ({"include_self": 1}, TypeError, "include_self: expected True or False"),
+    ({"normalization": "sym"}, ValueError, "normalization: expected one of"),
+    ({"precision": "half"}, ValueError, "precision: expected one of"),
+    ({"backend": "cuda"}, ValueError, "backend: expected one of"),
+])  # fmt: skip
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        Lattice(**{"features": torch.zeros(1, 2, 3, 4), **arguments})
+
+
+@pytest.mark.parametrize("values, message", [
+    (torch.zeros(2, 3, 4, 5), r"values: expected \[2, C, 3, 4\]"),
+    (torch.zeros(3, 2, 3, 4), "values: expected a batch of 2"),
+    (torch.full((2, 1, 3, 4), math.inf), "values: expected finite"),
+])  # fmt: skip
+def test_bad_values(values, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Lattice(torch.zeros(2, 2, 3, 4))(values)
+
+
+# A large photo ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_large_photo_fits_in_four_gigabytes():
+    """1024 x 2048 pixels, 21 classes, (80, 13): the growth of a process of its own."""
+    script = """
+import resource, torch, tritoncrf as tc
+coarse = torch.rand(1, 3, 64, 128)
+image = torch.nn.functional.interpolate(coarse, (1024, 2048), mode="bicubic").clamp(0, 1)
+image = (image + 0.02 * torch.randn_like(image)).clamp(0, 1)
+logits = torch.randn(1, 21, 1024, 2048)
+K = tc.filters.Lattice(tc.features.bilateral(image, 80.0, 13.0), normalization="symmetric")
+with torch.no_grad():
+    q = tc.mean_field(logits, [K], [10.0], iterations=2)
+assert torch.isfinite(q).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    kilobytes = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert kilobytes < 4 << 20

@@ -79,7 +79,7 @@ class Lattice(Filter):
         backend = resolve_backend(backend, features.device, features.dtype)
         self.tensors = build(features.flatten(2), backend)
         if not include_self:
-            self.tensors.append(_self_weights(self.tensors[0]).view(self.batch, 1, *self.size))
+            self.tensors = [*self.tensors, _self_weights(self.tensors[0]).view(self.batch, 1, *self.size)]
         self.normalize(normalization)
 
     @classmethod
@@ -99,7 +99,8 @@ class Lattice(Filter):
         if key in _cache:
             _cache.move_to_end(key)
         else:
-            _cache[key] = cls(spatial(size, theta, spacing, device=device, dtype=dtype), *options)
+            with torch.inference_mode(False):  # a kept lattice must serve training too
+                _cache[key] = cls(spatial(size, theta, spacing, device=device, dtype=dtype), *options)
             if len(_cache) > CACHED_LATTICES:
                 _cache.popitem(last=False)
         return _cache[key]

@@ -69,7 +69,7 @@ class LatticeStep:
         """sum_m scale_m . alpha S_m^T v_m: [B, N, C]."""
         index, weights = table
         rows = torch.cat([v.flatten(0, 1) for v in vertices])
-        return reference.weighted_sums(rows, index, None, weights).unflatten(0, (len(self.unary), -1))
+        return reference.weighted_sums(rows, index, None, weights).view(self.unary.shape)
 
 
 class TritonLatticeStep:

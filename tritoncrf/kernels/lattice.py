@@ -443,6 +443,8 @@ def _launch_slice(y, vertices, sides, *, precision="default", epilogue="sum", mi
                 f"scale{m}_ptr": side.scale, f"D{m}": lattice.corners, f"alpha{m}": lattice.alpha,
                 f"stride_v{m}b": v.stride(0) if lattice.shared else 0, f"stride_t{m}b": 0 if lattice.shared else pixels,
             }  # fmt: skip
+    if mix is not None and not matrix:
+        mix = mix.expand(-1, classes)  # a scalar serves all classes, with stride 0
     strides = (*(mix.stride() if mix is not None else ()), 0, 0, 0)
     launch(
         _slice_kernel, (ceil_div(pixels, p), blocks, batch), num_warps=4, **filters,
@@ -456,7 +458,7 @@ def _launch_slice(y, vertices, sides, *, precision="default", epilogue="sum", mi
 
 def sliced(v, side, batch: int):
     """scale . alpha S^T v, rows [B, N, C]."""
-    return _launch_slice(_empty_rows(v, batch, side.lattice.weights.shape[1]), [v], [side])
+    return _launch_slice(_empty_rows(v, batch, side.pixels), [v], [side])
 
 
 def slice_step(vertices, sides, precision, mix, unary, a, last: bool):
@@ -475,7 +477,7 @@ def slice_step_backward(vertices, sides, precision, mix, like, q, filtered: bool
     Returns rows, and the B_m [M, B, N, C] if `filtered`.
     """
     y = _empty_rows(like, *like.shape[:2])
-    back = _empty_rows(like, len(sides) * len(y), y.shape[1]).unflatten(0, (-1, len(y))) if filtered else None
+    back = _empty_rows(like, len(sides) * len(y), y.shape[1]).unflatten(0, (len(sides), len(y))) if filtered else None
     epilogue = "weighted" if q is None else "softmax_adjoint"
     mix = mix.transpose(1, 2) if mix.ndim == 3 else mix
     _launch_slice(y, vertices, sides, precision=precision, epilogue=epilogue, mix=mix, q=q, filtered=back)

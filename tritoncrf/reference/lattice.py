@@ -244,6 +244,11 @@ class Side:
     scale: torch.Tensor | None
 
     @property
+    def pixels(self) -> int:
+        """N"""
+        return self.lattice.weights.shape[1]
+
+    @property
     def weights(self):
         """scale . b, [Bf, N, d + 1]"""
         b = self.lattice.weights
@@ -298,7 +303,7 @@ def slice_table(side: Side, batch: int):
 def sliced(v, side: Side, batch: int):
     """scale . alpha S^T v: [B, N, C]."""
     index, weights = slice_table(side, batch)
-    return weighted_sums(v.flatten(0, 1), index, None, weights).unflatten(0, (batch, -1))
+    return weighted_sums(v.flatten(0, 1), index, None, weights).view(batch, side.pixels, v.shape[2])
 
 
 def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
@@ -314,7 +319,7 @@ def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
         total[:, r] = torch.linalg.vecdot(cotangent.flatten(0, 1), ahead) + torch.linalg.vecdot(
             rows.flatten(0, 1), back
         )
-    total = total.unflatten(0, (batch, -1)) * lattice.alpha
+    total = total.view(rows.shape[:2] + (lattice.corners,)) * lattice.alpha
     return total.sum(0, keepdim=True) if lattice.shared else total
 
 
