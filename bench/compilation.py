@@ -72,7 +72,9 @@ class Binary:
 
     @property
     def spills(self) -> bool:
-        return bool(self.stack or self.local)
+        """Whether registers go to memory. LLVM leaves a stack frame for booleans that never use it."""
+        framed = bool(self.stack or self.local)
+        return framed and (TARGETS[self.target].backend == "hip" or self.mix["local"] > 0)
 
     @property
     def options(self) -> str:
@@ -196,8 +198,9 @@ def instruction_mix(sass: str) -> Counter:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to use windows and the loop. `weights`: "scalar", "class", "matrix" or "compatibility"."""
+    """One way to use a filter and the loop. `weights`: "scalar", "class", "matrix" or "compatibility"."""
 
+    kind: str = "window"
     classes: int = 21
     window_size: int = 7
     size: tuple = (37, 41)  # no multiples of 16, so nothing may be assumed of strides; (48, 64) allows all
@@ -226,24 +229,26 @@ class Configuration:
         if self.weights == "compatibility":
             compatibility = torch.rand(self.classes, self.classes, device=device, requires_grad=True)
             learnt.append(compatibility)
-        messages = self._window(features[0])(scores)
+        filters = [self._filter(f) for f in features]
+        messages = self._filter(features[0])(scores)
         torch.autograd.grad(messages, [scores, features[0]], torch.rand_like(messages))
-        filters = [self._window(f) for f in features]
         refined = tc.mean_field(scores, filters, weights, compatibility, iterations=3, output="logits")
         torch.autograd.grad(refined, learnt, torch.rand_like(refined))
 
-    def _window(self, features):
-        return tc.filters.Window(
-            features, self.window_size, self.dilation, self.blur, self.include_self, self.normalization,
-            self.precision, backend="triton",
-        )  # fmt: skip
+    def _filter(self, features):
+        shared = self.include_self, self.normalization
+        if self.kind == "lattice":
+            return tc.filters.Lattice(features, *shared, self.precision, backend="triton")
+        window = self.window_size, self.dilation, self.blur
+        return tc.filters.Window(features, *window, *shared, self.precision, backend="triton")
 
 
 def configurations(thorough: bool = False) -> list[Configuration]:
     """What is launched, as far as registers can tell: everything varied one at a time.
 
     Classes, weights and the number of filters decide which sums a kernel holds and how its tile is cut, so
-    `thorough` takes all their combinations, each with every variation: hundreds of kernels, many minutes.
+    `thorough` takes all their combinations, each with every variation: hundreds of kernels, many minutes. How many
+    vertices a lattice has is nothing that a kernel is compiled for.
     """
     sums = [(c, "scalar", 2) for c in (2, 21, 64, 150, 256)]
     sums += [(21, "class", 2), (21, "matrix", 2), (64, "matrix", 2), (256, "class", 2), (21, "scalar", 1)]
@@ -259,10 +264,22 @@ def configurations(thorough: bool = False) -> list[Configuration]:
         {"features": 16},
         {"size": (301,)},
     ]
+    lattices = [(c, w, f) for c, w, f in sums if (c, w) != (150, "scalar")] + [(300, "scalar", 2)]
+    lattices = [Configuration("lattice", c, weights=w, filters=f, features=5) for c, w, f in lattices]
+    lattices += [
+        Configuration("lattice", **v)
+        for v in (
+            {"size": (48, 64), "batch": 2, "features": 5, "normalization": "symmetric"},
+            {"size": (301,), "features": 1, "normalization": "after"},
+            {"size": (9, 10, 11), "features": 4},
+            {"features": 8},
+            {"features": 16},
+            {"weights": "matrix", "precision": "fast"},
+        )
+    ]
     if not thorough:
-        return [Configuration(classes=c, weights=w, filters=f) for c, w, f in sums] + [
-            Configuration(**v) for v in variations
-        ]
+        windows = [Configuration(classes=c, weights=w, filters=f) for c, w, f in sums]
+        return windows + [Configuration(**v) for v in variations] + lattices
     variations += [
         {},
         {"window_size": 3},
@@ -275,6 +292,9 @@ def configurations(thorough: bool = False) -> list[Configuration]:
     return [
         Configuration(classes=c, weights=w, filters=f, **v)
         for c, w, f, v in product(classes, weights, (1, 2), variations)
+    ] + [
+        Configuration("lattice", c, weights=w, filters=f, features=d)
+        for c, w, f, d in product(classes, weights, (1, 2), (1, 2, 3, 5, 8, 16, 31))
     ]
 
 

@@ -129,7 +129,9 @@ def _self_weights(weights):
     apart = (r[:, None] - r).abs()
     walks = torch.exp2(-apart.to(weights.dtype)) + torch.exp2((apart - corners).to(weights.dtype))
     walks = torch.where(apart == 0, 1 + 2.0 ** (1 - corners), walks)
-    return ((weights @ walks) * weights).sum(2) / (1 + 2.0 ** (1 - corners))
+    # Row by row, not as a matrix product: autocast would round that to half precision.
+    total = sum(b * (weights * row).sum(2) for b, row in zip(weights.unbind(2), walks))
+    return total / (1 + 2.0 ** (1 - corners))
 
 
 @torch.library.custom_op("tritoncrf::lattice", mutates_args=())

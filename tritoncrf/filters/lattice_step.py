@@ -80,23 +80,30 @@ class TritonLatticeStep:
         self.mix = stacked(mixing, unary.shape[1])
         self.unary = lattice_kernels().rows_of(unary)
         self.unary_weight = unary_weight.expand(unary.shape[1])
+        self.made = None, None  # what a step returned last, and its rows
 
     def forward(self, q, last: bool):
-        kernels = lattice_kernels()
-        rows = kernels.rows_of(q)
+        kernels, rows = lattice_kernels(), self._rows(q)
         v = [kernels.filtered(rows, p.side_in, reverse=False) for p in self.prepared]
         sides = [p.side_out for p in self.prepared]
         y = kernels.slice_step(v, sides, self.precision, self.mix, self.unary, self.unary_weight, last)
-        return image_of(y, q)
+        return self._image(y, q)
 
     def backward(self, q, g, through_softmax: bool, filtered: bool):
-        kernels = lattice_kernels()
-        rows = kernels.rows_of(g)
+        kernels, rows = lattice_kernels(), self._rows(g)
         v = [kernels.filtered(rows, p.side_out, reverse=True) for p in self.prepared]
         sides = [p.side_in for p in self.prepared]
         q_rows = kernels.rows_of(q) if through_softmax else None
         y, back = kernels.slice_step_backward(v, sides, self.precision, self.mix, rows, q_rows, filtered)
-        return image_of(y, q), [image_of(b, q) for b in back] if filtered else None
+        return self._image(y, q), [image_of(b, q) for b in back] if filtered else None
+
+    def _rows(self, x):
+        image, rows = self.made
+        return rows if image is x else lattice_kernels().rows_of(x)
+
+    def _image(self, rows, like):
+        self.made = image_of(rows, like), rows
+        return self.made[0]
 
 
 def lattice_kernels():

@@ -8,13 +8,14 @@ S splats a pixel on the d + 1 vertices of its simplex with barycentric weights b
 neighbours along axis j, S^T slices. Sorting and numbering the vertices is torch's work (reference/lattice.py,
 `connect`, which also says what the tables hold); here is all that touches pixels or values.
 
-Form. Values are rows, all classes of a pixel or a vertex side by side and padded to a multiple of four, so that
-what is gathered is gathered in whole sectors. The splat reads the pairs of pixel and vertex in the order of their
-vertices: a vertex's pairs are cut into pieces of 16, a program adds up a few pieces, and another launch the
-pieces of each vertex. There is no atomic addition anywhere: the same bits every time, and by counts it is the
-cheaper form too. For d = 5 and 21 classes a pixel costs 6 gathered rows of 96 bytes and 12 bytes of table, out of
-cache; atomics would write the same six rows, each write a read and an addition at the cache, many of them to
-the same few vertices. Two blurs share a launch, which reads nine rows instead of six.
+Form. Values are rows, all classes of a pixel or a vertex side by side, padded with zeros to a multiple of four,
+so that what is gathered is gathered in whole sectors. Every kernel keeps the padding zero. The splat reads the
+pairs of pixel and vertex in the order of their vertices: a vertex's pairs are cut into pieces of 16, a program
+adds up a few pieces, and another launch the pieces of each vertex. There is no atomic addition anywhere: the
+same bits every time, and by counts it is the cheaper form too. For d = 5 and 21 classes a pixel costs 6 gathered
+rows of 96 bytes and 12 bytes of table each, out of cache; atomics would write the same six rows, each write a
+read and an addition at the cache, many of them to the same few vertices. Two blurs share a launch, which reads
+nine rows instead of six. How many vertices there are follows from the picture, and no kernel is specialised on it.
 
 Bytes per iteration: 2 (d + 1) N rows gathered, U, Q in and Q out once, and (d + 1) / 2 passes over M vertices.
 """
@@ -31,7 +32,6 @@ MAX_MATRIX_CLASSES = 64
 GROUP = 8  # pieces of at most 16 pairs, or vertices, of one program
 CLASS_BLOCK = 64  # classes at a time where they do not meet
 TILE = 2048  # numbers of a tile of rows
-COUNTS = ["M", "PIECES"]  # they follow the picture: no kernel is compiled again for their sake
 
 
 # Coordinates ------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def _row_offsets(index, CS: tl.constexpr, CB: tl.constexpr):
     return index.to(tl.int64) * CS, o_c, o_c < CS
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=["PIECES"])
 def _splat_kernel(
     # pointers
     x_ptr, weight_ptr, scale_ptr, entry_ptr, piece_ptr, y_ptr,
@@ -170,7 +170,7 @@ def _splat_kernel(
     tl.store(y_ptr + o_y[:, None] + o_c[None, :], total, mask=m_p[:, None] & m_c[None, :])
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=["M", "PIECES"])
 def _join_kernel(
     # pointers
     piece_sum_ptr, owner_ptr, v_ptr,
@@ -217,7 +217,7 @@ def _blurred(v_ptr, neighbour_ptr, m, M, CS: tl.constexpr, CB: tl.constexpr):
     return _rows(v_ptr, m, M, CS, CB) + 0.5 * around
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=["M"], do_not_specialize_on_alignment=["first_ptr", "second_ptr"])
 def _blur_kernel(
     # pointers
     v_ptr, first_ptr, second_ptr, y_ptr,
@@ -255,14 +255,14 @@ def _sliced(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_v0b", "stride_v1b"])
 def _slice_kernel(
     # pointers
     v0_ptr, vertex0_ptr, weight0_ptr, scale0_ptr, v1_ptr, vertex1_ptr, weight1_ptr, scale1_ptr,
     mix_ptr, unary_ptr, a_ptr, q_ptr, y_ptr, filtered_ptr,
     # sizes
     N,
-    # strides: image of the vertices (0: one lattice numbers those of all images), of the tables in pixels (0: shared)
+    # strides: image in vertices (0: one lattice numbers those of all images), in pixels of the tables (0: shared); A's
     stride_v0b, stride_v1b, stride_t0b, stride_t1b, stride_a, stride_mm, stride_ml, stride_mk,
     # meta-parameters
     alpha0: tl.constexpr, alpha1: tl.constexpr, C: tl.constexpr, CS: tl.constexpr, CP: tl.constexpr,
@@ -274,12 +274,11 @@ def _slice_kernel(
     i = tl.program_id(0) * P + tl.arange(0, P)
     inside = i < N
     o_c = tl.program_id(1) * CP + tl.arange(0, CP)
-    # Padding that a caller's rows may bring stays in its columns, but for a matrix.
-    m_c = o_c < (C if MATRIX else CS)
-    tile = inside[:, None] & (o_c < CS)[None, :]
+    m_c = o_c < CS
+    tile = inside[:, None] & m_c[None, :]
     o_y = (b * N + i)[:, None] * CS + o_c[None, :]
     result = _sliced(
-        v0_ptr + b * stride_v0b, vertex0_ptr, weight0_ptr, scale0_ptr, b * stride_t0b + i, inside, o_c, m_c,
+        v0_ptr + b * stride_v0b * CS, vertex0_ptr, weight0_ptr, scale0_ptr, b * stride_t0b + i, inside, o_c, m_c,
         alpha0, D0, CS,
     )  # fmt: skip
     if filtered_ptr is not None:
@@ -288,7 +287,7 @@ def _slice_kernel(
         result = mixed(result, mix_ptr, stride_ml, stride_mk, o_c, C, MATRIX, CP, PRECISION)
     if FILTERS == 2:
         other = _sliced(
-            v1_ptr + b * stride_v1b, vertex1_ptr, weight1_ptr, scale1_ptr, b * stride_t1b + i, inside, o_c, m_c,
+            v1_ptr + b * stride_v1b * CS, vertex1_ptr, weight1_ptr, scale1_ptr, b * stride_t1b + i, inside, o_c, m_c,
             alpha1, D1, CS,
         )  # fmt: skip
         if filtered_ptr is not None:
@@ -304,16 +303,16 @@ def _slice_kernel(
     tl.store(y_ptr + o_y, result, mask=tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_vb"])
 def _weights_gradient_kernel(
     # pointers
     x_ptr, y_ptr, vx_ptr, vy_ptr, vertex_ptr, gradient_ptr,
     # sizes
     N,
-    # strides: image of the vertices, of the table in pixels
+    # strides: image in vertices, in pixels of the table (0: shared)
     stride_vb, stride_tb,
     # meta-parameters
-    alpha: tl.constexpr, D1: tl.constexpr, C: tl.constexpr, CS: tl.constexpr, CB: tl.constexpr, P: tl.constexpr,
+    alpha: tl.constexpr, D1: tl.constexpr, CS: tl.constexpr, CB: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns dL/db of P pixels of one image."""
     b = tl.program_id(1).to(tl.int64)
@@ -322,11 +321,11 @@ def _weights_gradient_kernel(
     o_x = (b * N + i)[:, None] * CS
     for r in range(0, D1):
         vertex = tl.load(vertex_ptr + (b * stride_tb + i) * D1 + r, mask=inside, other=0).to(tl.int64)
-        o_v = (b * stride_vb + vertex * CS)[:, None]
+        o_v = (b * stride_vb + vertex)[:, None] * CS
         total = tl.zeros((P,), tl.float32)
-        for first in range(0, C, CB):
+        for first in range(0, CS, CB):
             o_c = first + tl.arange(0, CB)[None, :]
-            tile = inside[:, None] & (o_c < C)
+            tile = inside[:, None] & (o_c < CS)
             x = tl.load(x_ptr + o_x + o_c, mask=tile, other=0.0)
             y = tl.load(y_ptr + o_x + o_c, mask=tile, other=0.0)
             ahead = tl.load(vx_ptr + o_v + o_c, mask=tile, other=0.0)
@@ -366,20 +365,21 @@ def simplex_gradient(features, d_weights):
 
 def _launch_simplex(kernel, features, **arguments):
     images, d, pixels = features.shape
-    launch(  # one warp, a pixel to a thread: what belongs to a pixel never crosses threads
-        kernel, (ceil_div(pixels, 32), images), num_warps=1,
-        f_ptr=features, **arguments, N=pixels, D=d, DP=triton.next_power_of_2(d + 1), P=32,
+    padded = triton.next_power_of_2(d + 1)
+    launch(  # a pixel to a thread: up to fifteen features, what belongs to a pixel never crosses threads
+        kernel, (ceil_div(pixels, 32), images), num_warps=max(1, padded // 16),
+        f_ptr=features, **arguments, N=pixels, D=d, DP=padded, P=32,
     )  # fmt: skip
 
 
 def rows_of(x):
-    """[B, C, *S] as rows [B, N, C] whose memory is padded to a multiple of four classes."""
+    """[B, C, *S] as rows [B, N, C], their memory padded with zeros to a multiple of four classes."""
     rows = x.flatten(2).mT
     batch, pixels, classes = rows.shape
-    step = ceil_div(classes, 4) * 4
-    if rows.stride() == (pixels * step, step, 1) and rows.storage_offset() % 4 == 0:
-        return rows
-    return rows.new_zeros((batch, pixels, step))[:, :, :classes].copy_(rows)
+    padding = -classes % 4
+    if padding == 0:
+        return rows.contiguous()
+    return rows.new_zeros((batch, pixels, classes + padding))[:, :, :classes].copy_(rows)
 
 
 def _empty_rows(like, groups: int, count: int):
@@ -441,7 +441,7 @@ def _launch_slice(y, vertices, sides, *, precision="default", epilogue="sum", mi
             filters |= {
                 f"v{m}_ptr": v, f"vertex{m}_ptr": lattice.vertices, f"weight{m}_ptr": lattice.weights,
                 f"scale{m}_ptr": side.scale, f"D{m}": lattice.corners, f"alpha{m}": lattice.alpha,
-                f"stride_v{m}b": v.stride(0) if lattice.shared else 0, f"stride_t{m}b": 0 if lattice.shared else pixels,
+                f"stride_v{m}b": v.shape[1] if lattice.shared else 0, f"stride_t{m}b": 0 if lattice.shared else pixels,
             }  # fmt: skip
     if mix is not None and not matrix:
         mix = mix.expand(-1, classes)  # a scalar serves all classes, with stride 0
@@ -486,15 +486,14 @@ def slice_step_backward(vertices, sides, precision, mix, like, q, filtered: bool
 
 def weights_gradient(rows, cotangent, lattice, v_forward, v_reverse):
     """dL/db [Bf, N, d + 1] for L = <y, K x>, as reference.lattice.weights_gradient."""
-    batch, pixels, classes = rows.shape
+    batch, pixels, _ = rows.shape
     _, arguments = _classes(rows, CLASS_BLOCK)
     p = TILE // arguments["CB"]
     gradient = rows.new_empty((batch, pixels, lattice.corners))
     launch(
         _weights_gradient_kernel, (ceil_div(pixels, p), batch), num_warps=4,
         x_ptr=rows, y_ptr=cotangent, vx_ptr=v_forward, vy_ptr=v_reverse, vertex_ptr=lattice.vertices,
-        gradient_ptr=gradient, N=pixels, stride_vb=v_forward.stride(0) if lattice.shared else 0,
-        stride_tb=0 if lattice.shared else pixels, alpha=lattice.alpha, D1=lattice.corners, C=classes, **arguments,
-        P=p,
+        gradient_ptr=gradient, N=pixels, stride_vb=v_forward.shape[1] if lattice.shared else 0,
+        stride_tb=0 if lattice.shared else pixels, alpha=lattice.alpha, D1=lattice.corners, **arguments, P=p,
     )  # fmt: skip
     return gradient.sum(0, keepdim=True) if lattice.shared else gradient
