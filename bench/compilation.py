@@ -97,7 +97,7 @@ def specialise(launch: Launch, target: GPUTarget):
     """The source and options Triton would compile for this launch: 1 and None become constants, and so on."""
     backend = make_backend(target)
     kernel = launch.kernel
-    keywords = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    keywords = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": launch.fp_fusion}
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(**launch.arguments, **keywords)
     options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialization, keywords)

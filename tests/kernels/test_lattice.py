@@ -60,6 +60,11 @@ def test_simplex_and_its_gradient(name, device):
     assert_close("dL/df", found, reference.simplex_gradient(f, d_weights), dtype=torch.float32)
 
 
+def test_sigmas_are_the_references():
+    for d in range(1, 65):
+        assert [kernels.sigma(k, d) for k in range(1, d + 1)] == reference.sigmas(d, torch.float32)
+
+
 def test_groups_of_codes(device):
     """Two integers for twelve axes."""
     f = random_features((9,), 12)

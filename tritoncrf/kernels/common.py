@@ -19,6 +19,7 @@ class Launch:
     arguments: dict
     num_warps: int
     num_stages: int
+    fp_fusion: bool = True
 
 
 @contextlib.contextmanager
@@ -41,16 +42,18 @@ def launches_run() -> bool:
     return all(run for _, run in _recorders)
 
 
-def launch(kernel, grid: tuple, num_warps: int, num_stages: int = 1, **arguments) -> None:
-    """Launch `kernel` over `grid`; an empty grid does nothing."""
+def launch(
+    kernel, grid: tuple, num_warps: int, num_stages: int = 1, fp_fusion: bool = True, **arguments
+) -> None:  # fmt: skip
+    """Launch `kernel` over `grid`; an empty grid does nothing. `fp_fusion`: whether a product may fuse with its sum."""
     if 0 in grid:
         return
     for launches, _ in _recorders:
-        launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
+        launches.append(Launch(kernel, grid, arguments, num_warps, num_stages, fp_fusion))
     if launches_run():
         tensor = next(a for a in arguments.values() if isinstance(a, torch.Tensor))
         with torch.cuda.device_of(tensor):
-            kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+            kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=fp_fusion)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -39,7 +39,10 @@ TILE = 2048  # numbers of a tile of rows
 
 @triton.constexpr_function
 def sigma(k, d):
-    return (d + 1) * (2.0 / 3.0 / (k * (k + 1))) ** 0.5
+    """sigma_k from a first factor in float32, as reference.lattice.sigmas: ties between coordinates stay ties."""
+    first = (d + 1) * (2.0 / 3.0) ** 0.5
+    split = first * (2.0**29 + 1)  # Veltkamp's splitting leaves float32's 24 bits
+    return (split - (split - first)) / (k * (k + 1)) ** 0.5
 
 
 @triton.jit
@@ -366,8 +369,10 @@ def simplex_gradient(features, d_weights):
 def _launch_simplex(kernel, features, **arguments):
     images, d, pixels = features.shape
     padded = triton.next_power_of_2(d + 1)
-    launch(  # a pixel to a thread: up to fifteen features, what belongs to a pixel never crosses threads
-        kernel, (ceil_div(pixels, 32), images), num_warps=max(1, padded // 16),
+    # A pixel to a thread: up to fifteen features, what belongs to a pixel never crosses threads. Products are rounded
+    # before they are added, as everywhere else, or ties between coordinates would be broken by chance.
+    launch(
+        kernel, (ceil_div(pixels, 32), images), num_warps=max(1, padded // 16), fp_fusion=False,
         f_ptr=features, **arguments, N=pixels, D=d, DP=padded, P=32,
     )  # fmt: skip
 

@@ -44,8 +44,10 @@ class Packing:
         return len(self.low)
 
 
-def sigmas(d: int) -> list[float]:
-    return [(d + 1) * math.sqrt(2 / 3) / math.sqrt(k * (k + 1)) for k in range(1, d + 1)]
+def sigmas(d: int, dtype=torch.float64) -> list[float]:
+    """sigma_k; for float32 from a first factor that is rounded as in the published code, so that ties stay ties."""
+    first = torch.tensor((d + 1) * math.sqrt(2 / 3), dtype=dtype).item()
+    return [first / math.sqrt(k * (k + 1)) for k in range(1, d + 1)]
 
 
 def packing(least: list[float], most: list[float], images: int, pixels: int) -> Packing:
@@ -84,7 +86,7 @@ def packing(least: list[float], most: list[float], images: int, pixels: int) -> 
 def _simplex(features):
     """Cells v, ranks and fractions, each [d + 1, R], of features [Bf, D, N], R = Bf N."""
     d = features.shape[1]
-    c = [f.flatten() * s for f, s in zip(features.unbind(1), sigmas(d))]
+    c = [f.flatten() * s for f, s in zip(features.unbind(1), sigmas(d, features.dtype))]
     y, total = [None] * (d + 1), torch.zeros_like(c[0])
     for j in range(d, 0, -1):
         y[j] = total - j * c[j - 1]

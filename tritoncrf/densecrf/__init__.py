@@ -1,0 +1,373 @@
+"""pydensecrf's classes, argument order and conventions, over `filters.Lattice` and `mean_field`.
+
+    Q <- softmax(-U - sum_k C_k(K_k Q))        from Q = softmax(-U)
+
+U are energies: minus logits. K is the permutohedral lattice over all pixels, each pixel's message to itself
+included. The compatibility C follows from the form of `compat`, and so does its sign:
+
+    number w         C(Q) = -w Q               attracts like labels where w > 0
+    vector v (L,)    C(Q) = diag(v) Q          repels where v > 0
+    matrix M (L, L)  C(Q) = (M + M^T)/2 Q      costs: positive repels
+
+Whatever is computed, is computed in float32, on the GPU if this process can use one, else on the CPU.
+"""
+
+import enum
+import math
+import os
+import warnings
+
+import numpy as np
+import torch
+
+from tritoncrf import checks
+from tritoncrf.densecrf.utils import expect_array
+from tritoncrf.filters import Lattice
+from tritoncrf.mean_field import mean_field
+
+__all__ = [
+    "CONST_KERNEL",
+    "DIAG_KERNEL",
+    "FULL_KERNEL",
+    "NORMALIZE_AFTER",
+    "NORMALIZE_BEFORE",
+    "NORMALIZE_SYMMETRIC",
+    "NO_NORMALIZATION",
+    "ConstUnary",
+    "DenseCRF",
+    "DenseCRF2D",
+    "KernelType",
+    "LogisticUnary",
+    "NormalizationType",
+    "Unary",
+]
+
+
+class KernelType(enum.IntEnum):
+    """What of a kernel pydensecrf's C++ can learn. The kernel itself is the same: no effect on inference."""
+
+    CONST_KERNEL = 0
+    DIAG_KERNEL = 1
+    FULL_KERNEL = 2
+
+
+class NormalizationType(enum.IntEnum):
+    """How K is scaled, with r = K 1: not at all; 1/r on what it reads; 1/r on what it gives; r^-1/2 on both."""
+
+    NO_NORMALIZATION = 0
+    NORMALIZE_BEFORE = 1
+    NORMALIZE_AFTER = 2
+    NORMALIZE_SYMMETRIC = 3
+
+
+CONST_KERNEL = KernelType.CONST_KERNEL
+DIAG_KERNEL = KernelType.DIAG_KERNEL
+FULL_KERNEL = KernelType.FULL_KERNEL
+NO_NORMALIZATION = NormalizationType.NO_NORMALIZATION
+NORMALIZE_BEFORE = NormalizationType.NORMALIZE_BEFORE
+NORMALIZE_AFTER = NormalizationType.NORMALIZE_AFTER
+NORMALIZE_SYMMETRIC = NormalizationType.NORMALIZE_SYMMETRIC
+
+LATTICE_NORMALIZATIONS = {
+    NO_NORMALIZATION: "none",
+    NORMALIZE_BEFORE: "before",
+    NORMALIZE_AFTER: "after",
+    NORMALIZE_SYMMETRIC: "symmetric",
+}
+IMPORTED_BY = os.getpid()
+RULED_OUT = 1e30  # stands for an infinite energy: the same probability of 0, and no infinity minus infinity
+
+
+class Unary:
+    """What `DenseCRF.setUnary` takes: `energy`, float32 (nlabels, nvar)."""
+
+    energy: np.ndarray
+
+
+class ConstUnary(Unary):
+    """The energies u, floating (nlabels, nvar)."""
+
+    def __init__(self, u):
+        self.energy = _energies("u", u)
+
+
+class LogisticUnary(Unary):
+    """The energies L f of weights L (nlabels, D) and features f (D, nvar), floating."""
+
+    def __init__(self, L, f):
+        weights, features = _matrix("L", L, "weights (nlabels, D)"), _matrix("f", f, "features (D, nvar)")
+        if weights.shape[1] != features.shape[0]:
+            raise ValueError(f"f: expected {weights.shape[1]} rows, the columns of L, got shape {features.shape}")
+        self.energy = _energies("L f", weights @ features)
+
+
+class DenseCRF:
+    """A fully connected CRF over `nvar` points and `nlabels` labels, with pydensecrf's methods.
+
+    Kernels are prepared when they are added, and kept. Arguments may have any memory order and any floating
+    dtype; arrays are copied.
+
+    Example:
+        >>> features = np.random.rand(7, 100).astype(np.float32)
+        >>> d = DenseCRF(100, 5)
+        >>> d.setUnaryEnergy(np.random.rand(5, 100))
+        >>> d.addPairwiseEnergy(features, compat=3)
+        >>> d.inference(5).shape
+        (5, 100)
+    """
+
+    def __init__(self, nvar, nlabels):
+        self._nvar = _whole("nvar", nvar, least=1)
+        self._nlabels = _whole("nlabels", nlabels, least=1)
+        self._device = _device()
+        self._logits = torch.zeros((1, self._nlabels, self._nvar), dtype=torch.float32, device=self._device)
+        self._filters = []
+        self._weights = []  # one per filter: scores += weight K Q
+
+    def setUnary(self, u):
+        """Set the energies from a `ConstUnary` or `LogisticUnary`."""
+        if not isinstance(u, Unary):
+            raise TypeError(f"u: expected a ConstUnary or LogisticUnary, got {checks.kind_of(u)}")
+        if u.energy.shape != (self._nlabels, self._nvar):
+            raise ValueError(self._explain_shape(u.energy.shape))
+        self._logits = torch.from_numpy(-u.energy)[None].to(self._device)
+
+    def setUnaryEnergy(self, u, f=None):
+        """Set the energies: minus log-probabilities, floating (nlabels, nvar). Without them all are 0.
+
+        An energy of +inf rules a label out. With `f` (D, nvar) the energies are u f, with u (nlabels, D).
+        """
+        if f is not None:
+            return self.setUnary(LogisticUnary(u, f))
+        expect_array("u", u, f"floating energies {(self._nlabels, self._nvar)}; for labels see unary_from_labels")
+        if u.shape != (self._nlabels, self._nvar):
+            raise ValueError(self._explain_shape(u.shape))
+        if _are_probabilities(u):
+            warnings.warn(
+                "u: the values of every pixel sum to 1, as probabilities do; energies are expected: "
+                "unary_from_softmax(p), or -np.log(p)",
+                stacklevel=2,
+            )
+        return self.setUnary(ConstUnary(u))
+
+    def addPairwiseEnergy(self, features, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC):
+        """Add the kernel exp(-|f_i - f_j|^2 / 2) of `features`, floating (D, nvar), divided by bandwidths.
+
+        Args:
+            compat: a number, (nlabels,) or (nlabels, nlabels); mind the signs, at the top of this module.
+            kernel: CONST_KERNEL, DIAG_KERNEL or FULL_KERNEL; no effect on inference.
+            normalization: NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER or NORMALIZE_SYMMETRIC.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
+        """
+        features = _matrix("features", features, f"features (D, {self._nvar})")
+        if features.shape[1] != self._nvar or features.shape[0] == 0:
+            hint = "; pass features.T" if features.shape[0] == self._nvar else ""
+            raise ValueError(f"features: expected shape (D, {self._nvar}), got {features.shape}{hint}")
+        self._add(features, compat, kernel, normalization)
+
+    def _add(self, features, compat, kernel, normalization):
+        """Add the kernel of float32 features, a new array [D, N]."""
+        weight = _mixing(compat, self._nlabels)
+        _member("kernel", kernel, KernelType)
+        normalization = LATTICE_NORMALIZATIONS[_member("normalization", normalization, NormalizationType)]
+        if not np.isfinite(features).all():
+            raise ValueError("features: expected finite values, got NaN or infinity")
+        with torch.no_grad():
+            f = torch.from_numpy(features)[None].to(self._device)  # [1, D, N]
+            self._filters.append(Lattice(f, normalization=normalization))
+        self._weights.append(weight.to(self._device))
+
+    @torch.no_grad()
+    def inference(self, niter):
+        """The marginals after `niter` iterations: float32 (nlabels, nvar), a NumPy array."""
+        niter = _whole("niter", niter, least=0)
+        if not self._filters or niter == 0:
+            return self.startInference()[0]
+        q = mean_field(self._logits, self._filters, self._weights, iterations=niter)
+        return q[0].cpu().numpy()
+
+    def startInference(self):
+        """(Q, tmp1, tmp2): the marginals softmax(-U), and two empty arrays that `stepInference` takes and ignores."""
+        q = torch.softmax(self._logits[0], 0).cpu().numpy()
+        return q, np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
+
+    @torch.no_grad()
+    def stepInference(self, Q, tmp1, tmp2):
+        """One iteration from the marginals Q (nlabels, nvar), written into Q."""
+        q = self._marginals(Q)
+        scores = sum(self._messages(q), start=self._logits)
+        Q[...] = torch.softmax(scores[0], 0).cpu().numpy()
+
+    @torch.no_grad()
+    def klDivergence(self, Q):
+        """pydensecrf's number for the marginals Q: sum Q log Q + sum U Q + sum_k sum Q C_k(K_k Q).
+
+        It counts every pair twice and leaves out log Z, so it is no divergence: it may be negative, and it may
+        rise from one iteration to the next. `tritoncrf.diagnostics.trace` records the free energy, which counts every
+        pair once.
+        """
+        q = self._marginals(Q)
+        expected = q.clamp_min(1e-20).log() - self._logits - sum(self._messages(q))
+        return (q.double() * expected).sum().item()
+
+    def _messages(self, q):
+        """weight K Q of each kernel, [1, L, N]: minus pydensecrf's C(K Q)."""
+        for weight, f in zip(self._weights, self._filters):
+            message = f(q)
+            yield weight @ message if weight.ndim == 2 else weight.reshape(-1, 1) * message
+
+    def _marginals(self, Q):
+        """Q on the device, [1, L, N]."""
+        shape = self._nlabels, self._nvar
+        expect_array("Q", Q, f"marginals {shape}, floating, as startInference gives them")
+        if Q.shape != shape:
+            raise ValueError(f"Q: expected shape {shape}, got {Q.shape}")
+        return torch.from_numpy(np.array(Q, dtype=np.float32, order="C"))[None].to(self._device)
+
+    def _explain_shape(self, shape):
+        expected = self._nlabels, self._nvar
+        hint, fits = "", math.prod(shape) == math.prod(expected)
+        if shape == expected[::-1]:
+            hint = "; pass u.T"
+        elif fits and shape[0] == self._nlabels:
+            hint = f"; pass u.reshape({self._nlabels}, -1)"
+        elif fits and shape[-1] == self._nlabels:
+            hint = f"; pass np.moveaxis(u, -1, 0).reshape({self._nlabels}, -1)"
+        return f"u: expected shape (nlabels, nvar) = {expected}, got {shape}{hint}"
+
+
+class DenseCRF2D(DenseCRF):
+    """A fully connected CRF over an image of width w and height h: width first, as in pydensecrf.
+
+    Example:
+        >>> image = np.random.randint(0, 256, (6, 8, 3), dtype=np.uint8)
+        >>> p = np.full((2, 6, 8), 0.5, dtype=np.float32)
+        >>> from tritoncrf.densecrf.utils import unary_from_softmax
+        >>> d = DenseCRF2D(8, 6, 2)
+        >>> d.setUnaryEnergy(unary_from_softmax(p))
+        >>> d.addPairwiseGaussian(sxy=3, compat=3)
+        >>> d.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+        >>> np.argmax(d.inference(5), axis=0).reshape(6, 8).shape
+        (6, 8)
+    """
+
+    def __init__(self, w, h, nlabels):
+        self._w, self._h = _whole("w", w, least=1), _whole("h", h, least=1)
+        super().__init__(self._w * self._h, nlabels)
+
+    def addPairwiseGaussian(self, sxy, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC):
+        """Add the kernel of positions (x, y) / sxy, in pixels; sxy a number or (sx, sy). For the rest see
+        `addPairwiseEnergy`."""
+        self._add(self._positions(sxy), compat, kernel, normalization)
+
+    def addPairwiseBilateral(self, sxy, srgb, rgbim, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC):
+        """Add the kernel of positions (x, y) / sxy and colors / srgb; for the rest see `addPairwiseEnergy`.
+
+        Args:
+            sxy: bandwidth in pixels, a number or (sx, sy).
+            srgb: bandwidth in grey levels of 0..255, a number or one per channel.
+            rgbim: uint8 (h, w, 3). For other images see `utils.create_pairwise_bilateral`.
+        """
+        positions = self._positions(sxy)
+        srgb = checks.expect_positive("srgb", srgb, 3, each="channel")
+        self._check_image(rgbim)
+        channels = rgbim.reshape(-1, 3).T.astype(np.float32)
+        colors = np.stack([channel / np.float32(s) for channel, s in zip(channels, srgb)])
+        self._add(np.concatenate([positions, colors]), compat, kernel, normalization)
+
+    def _positions(self, sxy):
+        sx, sy = checks.expect_positive("sxy", sxy, 2)
+        y, x = np.indices((self._h, self._w), dtype=np.float32).reshape(2, -1)
+        return np.stack([x / np.float32(sx), y / np.float32(sy)])
+
+    def _check_image(self, rgbim):
+        wanted = f"a uint8 NumPy array {(self._h, self._w, 3)}"
+        expect_array("rgbim", rgbim, wanted, kinds="uifb")
+        expected = self._h, self._w, 3
+        if rgbim.shape != expected:
+            hint = ""
+            if rgbim.shape == (self._w, self._h, 3):
+                hint = "; DenseCRF2D takes the width first: DenseCRF2D(w, h, nlabels)"
+            elif rgbim.shape == (3, self._h, self._w):
+                hint = "; pass rgbim.transpose(1, 2, 0)"
+            elif rgbim.shape[:2] == expected[:2]:
+                hint = "; for other than 3 channels: addPairwiseEnergy(utils.create_pairwise_bilateral(...), compat)"
+            raise ValueError(f"rgbim: expected shape (h, w, 3) = {expected}, got {rgbim.shape}{hint}")
+        if rgbim.dtype != np.uint8:
+            hint = "rgbim.astype(np.uint8) if it is 0..255"
+            if rgbim.dtype.kind == "f":
+                hint += ", (rgbim * 255).astype(np.uint8) if it is 0..1"
+            raise TypeError(f"rgbim: expected {wanted}, got dtype {rgbim.dtype}; pass {hint}")
+
+
+def _device():
+    """The GPU if this process can use one, else the CPU, in a way that works in the forked workers of a pool too.
+
+    A fork cannot use CUDA again, and waits forever for OpenMP's threads, which it has not inherited.
+    """
+    if os.getpid() != IMPORTED_BY:
+        torch.set_num_threads(1)
+    usable = torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
+    return torch.device("cuda" if usable else "cpu")
+
+
+def _whole(name, value, least):
+    """An int; whole floats count, as they do in pydensecrf."""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        value = int(value)
+    return checks.expect_int(name, value, least)
+
+
+def _member(name, value, kind):
+    """`value`, an integer or a member of the enum of this name (pydensecrf's too), as a member of `kind`."""
+    other_enum = isinstance(value, enum.Enum) and type(value).__name__ != kind.__name__
+    if isinstance(value, (int, np.integer)) and value in list(kind) and not other_enum:
+        return kind(value)
+    raise ValueError(f"{name}: expected one of {', '.join(kind.__members__)}, got {value!r}")
+
+
+def _matrix(name, value, wanted):
+    """A float32 copy of a floating matrix."""
+    expect_array(name, value, f"floating {wanted}")
+    if value.ndim != 2:
+        raise ValueError(f"{name}: expected {wanted}, got shape {value.shape}")
+    return np.array(value, dtype=np.float32, order="C")
+
+
+def _energies(name, u):
+    """A float32 copy of energies, infinite ones large."""
+    u = _matrix(name, u, "energies (nlabels, nvar)")
+    if np.isnan(u).any() or (u == -np.inf).any():
+        raise ValueError(
+            f"{name}: expected energies above minus infinity, got NaN or -inf; of logits the energy is -logits"
+        )
+    if np.isposinf(u).all(axis=0).any():
+        raise ValueError(f"{name}: expected a finite energy in every column, got pixels for which every label is inf")
+    return np.minimum(u, RULED_OUT)
+
+
+def _are_probabilities(u):
+    """Whether u looks like probabilities of several classes; equal energies are left in peace."""
+    if len(u) < 2 or not (u.min() >= 0 and u.max() <= 1) or u.min() == u.max():
+        return False
+    return bool((np.abs(u.sum(axis=0, dtype=np.float64) - 1) < 1e-3).all())
+
+
+def _mixing(compat, nlabels):
+    """The weight W that adds W K Q to the scores, a float32 tensor [], [L] or [L, L]."""
+    wanted = f"a number, or numbers of shape ({nlabels},) or ({nlabels}, {nlabels})"
+    given = np.asarray(compat) if isinstance(compat, (list, tuple)) else compat
+    if not isinstance(given, np.ndarray):
+        given = np.array(checks.expect_number("compat", given))
+    if given.dtype.kind not in "iuf":
+        raise TypeError(f"compat: expected {wanted}, got {checks.kind_of(given)}")
+    if given.shape not in ((), (nlabels,), (nlabels, nlabels)):
+        raise ValueError(f"compat: expected {wanted}, got shape {given.shape}")
+    if not np.isfinite(given).all():
+        raise ValueError(f"compat: expected finite numbers, got {given}")
+    weight = torch.tensor(given, dtype=torch.float32)
+    if weight.ndim == 2:
+        weight = (weight + weight.mT) / 2
+    return weight if weight.ndim == 0 else -weight
