@@ -211,11 +211,16 @@ def _rows(v_ptr, m, M, CS: tl.constexpr, CB: tl.constexpr):
 
 
 @triton.jit
+def _neighbours(neighbour_ptr, m, M):
+    """The next and the previous vertex of vertices m along an axis; M where there is none."""
+    pair_ptr = neighbour_ptr + 2 * m.to(tl.int64)
+    return tl.load(pair_ptr, mask=m < M, other=M), tl.load(pair_ptr + 1, mask=m < M, other=M)
+
+
+@triton.jit
 def _blurred(v_ptr, neighbour_ptr, m, M, CS: tl.constexpr, CB: tl.constexpr):
     """(B_j v) at vertices m, [V, CB]; neighbours of axis j. m may be M, which has none."""
-    m_m = m < M
-    ahead = tl.load(neighbour_ptr + 2 * m, mask=m_m, other=M)
-    back = tl.load(neighbour_ptr + 2 * m + 1, mask=m_m, other=M)
+    ahead, back = _neighbours(neighbour_ptr, m, M)
     around = _rows(v_ptr, ahead, M, CS, CB) + _rows(v_ptr, back, M, CS, CB)
     return _rows(v_ptr, m, M, CS, CB) + 0.5 * around
 
@@ -235,8 +240,7 @@ def _blur_kernel(
     m_m = m < M
     y = _blurred(v_ptr + image, first_ptr, m, M, CS, CB)
     if second_ptr is not None:
-        ahead = tl.load(second_ptr + 2 * m, mask=m_m, other=M)
-        back = tl.load(second_ptr + 2 * m + 1, mask=m_m, other=M)
+        ahead, back = _neighbours(second_ptr, m, M)
         y += 0.5 * _blurred(v_ptr + image, first_ptr, ahead, M, CS, CB)
         y += 0.5 * _blurred(v_ptr + image, first_ptr, back, M, CS, CB)
     o_row, o_c, m_c = _row_offsets(m, CS, CB)
@@ -399,8 +403,8 @@ def _classes(rows, most: int) -> tuple[int, dict]:
     return ceil_div(step, block), {"CS": step, "CB": block}
 
 
-def filtered(rows, side, reverse: bool):
-    """B ... B S (scale . x) of rows [B, N, C], as reference.lattice.filtered: [G, M + 1, C], vertex M not written."""
+def splat(rows, side):
+    """S (scale . x) of rows [B, N, C], as reference.lattice.splat: [G, M + 1, C], vertex M not written."""
     lattice = side.lattice
     groups = rows.shape[0] if lattice.shared else 1
     pieces, count = len(lattice.pieces) - 1, lattice.count
@@ -417,6 +421,14 @@ def filtered(rows, side, reverse: bool):
         piece_sum_ptr=parts, owner_ptr=lattice.owners, v_ptr=v, M=count, PIECES=pieces, **arguments,
         GROUP=GROUP, PIECE=lattice.piece,
     )  # fmt: skip
+    return v
+
+
+def filtered(rows, side, reverse: bool):
+    """B ... B S (scale . x) of rows [B, N, C], as reference.lattice.filtered: [G, M + 1, C], vertex M not written."""
+    lattice, v = side.lattice, splat(rows, side)
+    groups, count = len(v), lattice.count
+    blocks, arguments = _classes(rows, CLASS_BLOCK)
     axes = [*lattice.neighbours.unbind(0)]
     axes = axes[::-1] if reverse else axes
     tile = TILE // 2 // arguments["CB"]  # vertices; nine rows of each are in flight

@@ -142,8 +142,8 @@ def simplex_gradient(features, d_weights):
     _, rank, _ = _simplex(features)
     d_weights = d_weights.flatten(0, 1).mT  # [d + 1, R]
     d_y = (d_weights.gather(0, d - rank) - d_weights.gather(0, (d + 1 - rank) % (d + 1))) / (d + 1)
-    before = d_y.cumsum(0)
-    d_f = [s * (before[k - 1] - k * d_y[k]) for k, s in enumerate(sigmas(d), 1)]
+    before = itertools.accumulate(d_y)  # not cumsum, which on a GPU adds floats in any order
+    d_f = [s * (total - k * d_y[k]) for (k, s), total in zip(enumerate(sigmas(d, features.dtype), 1), before)]
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
 
