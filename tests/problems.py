@@ -5,7 +5,7 @@ integers and `math`, never with the library.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -61,17 +61,17 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def three_pixels(normalization: str) -> FilterProblem:
-    """Features 0, 1, 3 and a window of 3: each pixel sees its neighbours, the outer two not each other."""
-    k01, k12 = math.exp(-0.5), math.exp(-2.0)
-    r = [1 + k01, k01 + 1 + k12, k12 + 1]
+def three_pixels(normalization: str, all_pairs: bool = False) -> FilterProblem:
+    """Features 0, 1, 3. In a window of 3 each pixel sees its neighbours, the outer two not each other."""
+    k01, k12, k02 = math.exp(-0.5), math.exp(-2.0), math.exp(-4.5) if all_pairs else 0.0
+    r = [1 + k01 + k02, k01 + 1 + k12, k02 + k12 + 1]
     x = [1.0, 10.0, 100.0]
     n_in = {"before": [1 / v for v in r], "symmetric": [v**-0.5 for v in r]}.get(normalization, [1, 1, 1])
     n_out = {"after": [1 / v for v in r], "symmetric": [v**-0.5 for v in r]}.get(normalization, [1, 1, 1])
     a, b, c = (n * v for n, v in zip(n_in, x))
-    answer = [a + k01 * b, k01 * a + b + k12 * c, k12 * b + c]
+    answer = [a + k01 * b + k02 * c, k01 * a + b + k12 * c, k02 * a + k12 * b + c]
     answer = [[n * v for n, v in zip(n_out, answer)]]
-    window = {"window_size": 3, "normalization": normalization}
+    window = {"window_size": 5 if all_pairs else 3, "normalization": normalization}
     return FilterProblem(f"three pixels, {normalization}", [[0.0, 1.0, 3.0]], [x], answer, window)
 
 
@@ -127,6 +127,16 @@ FILTERS = [
         "blur and window", [[0.0] * 4], [[1.0, 3.0, 10.0, 30.0]], [[22.0] * 4], {"window_size": 3, "blur": 2},
     ),
 ]  # fmt: skip
+
+
+def everywhere(problem):
+    """The problem for a filter of all pixels; for windows that leave out no pair that weighs anything."""
+    return replace(problem, window={k: v for k, v in problem.window.items() if k != "window_size"})
+
+
+SEE_ALL = ("one pixel", "two pixels", "all far apart", "the window holds the image")
+EXACT_FILTERS = [everywhere(p) for p in FILTERS if p.name.startswith(SEE_ALL)]
+EXACT_FILTERS += [everywhere(three_pixels(n, all_pairs=True)) for n in ("none", "before", "after", "symmetric")]
 
 
 def lone_pixel(logits, weight: float, iterations: int) -> list[float]:
@@ -187,6 +197,8 @@ LOOPS = [
     LoopProblem("first messages of logarithms", weight=2.0, **_LONE, options={"initial": "log_softmax"},
                 answer=_pixels(softmax(0.3 + 2 * math.log(_Q2[0]), 1.1 + 2 * math.log(_Q2[1])), 1)),
 ]  # fmt: skip
+
+EXACT_LOOPS = [everywhere(p) for p in LOOPS]
 
 
 def named(problem) -> str:

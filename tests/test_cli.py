@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from assertions import assert_close
-from tritoncrf import __version__, cli, demo, figures
+from tritoncrf import PARAMETERS, __version__, cli, demo, figures
 from tritoncrf.refine import refine
 
 H, W, C = 24, 30, 3
@@ -94,6 +94,53 @@ def test_the_help_tells_the_defaults():
     for name, (_, text) in cli.SETTINGS.items():
         default = inspect.signature(refine).parameters[name].default
         assert default is None or text.endswith(f"({default})"), name
+
+
+@pytest.mark.parametrize("method", ["lattice", "exact", None])
+def test_methods(folder, method):
+    chosen = [] if method is None else ["--method", method]
+    assert run("refine", "image.png", "--logits", "logits.npy", "-o", "out.npy", *chosen) == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, logits=LOGITS, method=method or "lattice"))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_of_known_pipelines(folder, name):
+    assert run("refine", "image.png", "--labels", "labels.png", "-o", "out.npy", "--parameters", name) == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, **PARAMETERS[name]))
+
+
+def test_what_else_is_given_wins(folder):
+    options = "--iterations", "2", "--theta-space", "30", "--parameters", "deeplab", "--theta-color", "20"
+    assert run("refine", "image.png", "--logits", "logits.npy", "-o", "out.npy", *options) == 0
+    settings = {**PARAMETERS["deeplab"], "iterations": 2, "theta_space": 30, "theta_color": 20}
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, logits=LOGITS, **settings))
+
+
+def test_trace(folder, capsys):
+    options = "--iterations", "3", "--trace", "--trace-figure", "trace.png"
+    assert run("refine", "image.png", "--logits", "logits.npy", "-o", "out.npy", *options) == 0
+    records = []
+    q = refine(IMAGE, logits=LOGITS, iterations=3, trace=records)
+    assert np.array_equal(np.load("out.npy"), q)
+    out, err = capsys.readouterr()
+    head, *rows = out.splitlines()
+    assert err == "" and head.split() == ["iteration", "energy", "free", "energy", "entropy", "changed"]
+    for row, record in zip(rows, records, strict=True):
+        iteration, energy, free_energy, entropy, changed = row.replace(",", "").replace("%", "").split()
+        assert int(iteration) == record.iteration
+        assert float(energy) == pytest.approx(record.energy, abs=0.006)
+        assert float(free_energy) == pytest.approx(record.free_energy, abs=0.006)
+        assert float(entropy) == pytest.approx(record.entropy, abs=6e-5)
+        assert float(changed) == pytest.approx(100 * record.changed, abs=0.006)
+
+
+@pytest.mark.parametrize("name", ["trace.png", "trace.PDF", "trace.svg"])
+def test_a_trace_is_drawn_without_being_printed(folder, capsys, name):
+    options = "--iterations", "2", "--trace-figure", name
+    assert run("refine", "image.png", "--logits", "logits.npy", "-o", "out.png", *options) == 0
+    start = (folder / name).read_bytes()[:200]
+    assert {"png": b"PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:].lower()] in start
+    assert said(capsys) == ""
 
 
 @pytest.mark.parametrize("kind", ["logits", "energies", "probabilities"])
@@ -196,9 +243,13 @@ def test_as_a_module(folder):
         ),
         ("refine image.png --logits logits.npy --labels labels.png -o out.png", "not allowed with argument"),
         ("refine image.png --logits logits.npy", "-o"),
-        ("refine image.png --logits logits.npy -o out.png", "--method: expected one of window; it has no default yet"),
-        ("refine image.png --logits logits.npy -o out.png --method lattice", "'lattice' is not available yet"),
-        ("refine image.png --logits logits.npy -o out.png --method x", "method: expected one of 'window'"),
+        ("refine image.png --logits logits.npy -o out.png --method guided", "'guided' is not available yet"),
+        ("refine image.png --logits logits.npy -o out.png --method x", "method: expected one of 'lattice', 'exact'"),
+        ("refine image.png --logits logits.npy -o out.png --parameters x", "--parameters: invalid choice: 'x'"),
+        (
+            "refine image.png --logits logits.npy -o out.png --theta-color 1e-5",
+            "theta_space, theta_color: expected lattice",
+        ),
         ("refine image.png --logits logits.npy -o out.png --blur many", "--blur: invalid int value: 'many'"),
         ("demo --size 3", "unrecognized arguments: --size 3"),
         ("demo -o demo.gif", "--out: expected a file name ending in .png or .pdf or .svg, got demo.gif"),
@@ -309,7 +360,11 @@ def test_bad_images(folder, capsys, name, message):
         (["-o", "folder.png"], "--out: expected a file, got the folder folder.png"),
         (["-o", "logits.npy"], "got "),
         (["-o", "image.png"], "got "),
-        (["-o", "out.png", "--figure", "./out.png"], "--out, --figure: expected files that differ from all others"),
+        (["-o", "out.png", "--figure", "./out.png"], "--out, --figure, --trace-figure: expected different files, got"),
+        (["-o", "out.png", "--trace-figure", "out.png"], "--out, --figure, --trace-figure: expected different files"),
+        (["-o", "out.png", "--figure", "f.png", "--trace-figure", "f.png"], "expected different files, got"),
+        (["-o", "out.png", "--trace-figure", "trace.npy"], "--trace-figure: expected a file name ending in .png"),
+        (["-o", "out.png", "--trace-figure", "gone/trace.png"], "--trace-figure: expected a file in a folder that"),
         (["-o", "out.png", "--figure", "figure.jpg"], "--figure: expected a file name ending in .png"),
         (["-o", "out.png", "--figure", "gone/figure.png"], "--figure: expected a file in a folder that exists"),
     ],
@@ -353,13 +408,15 @@ def test_a_failure_in_the_middle_of_writing_leaves_no_trace(folder, capsys, monk
 
 
 @pytest.mark.parametrize("failure", [ValueError("broken"), KeyboardInterrupt()])
-def test_a_failing_figure_leaves_no_labels_either(folder, monkeypatch, failure):
+@pytest.mark.parametrize("figure", ["comparison", "trace"])
+def test_a_failing_figure_leaves_no_labels_either(folder, monkeypatch, figure, failure):
     def fail(*_, **__):
         raise failure
 
-    monkeypatch.setattr(cli.figures, "comparison", fail)
+    monkeypatch.setattr(cli.figures, figure, fail)
     before = files(folder)
-    code = run("refine", "image.png", "--logits", "logits.npy", "-o", "out.png", "--figure", "figure.png", *SMALL)
+    drawn = "--figure", "figure.png", "--trace-figure", "trace.png"
+    code = run("refine", "image.png", "--logits", "logits.npy", "-o", "out.png", *drawn, *SMALL)
     assert code == (130 if isinstance(failure, KeyboardInterrupt) else 2)
     assert files(folder) == before
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tritoncrf import figures
+from tritoncrf.diagnostics import Record
 
 # Linear RGB as a protanope and a deuteranope see it (Machado, Oliveira and Fernandes 2009, severity 1).
 EYES = {
@@ -102,3 +103,18 @@ def test_large_images_are_thinned():
     labels = np.zeros((3000, 10), np.uint8)
     figure = figures.comparison(labels, labels, labels)
     assert figure.axes[0].images[0].get_array().shape[:2] == (1000, 4)
+
+
+def test_a_trace_shows_its_records():
+    records = [Record(t, -2e6 / (t + 1), -3e6 / (t + 1), 0.0, 0.5 / (t + 1), 0.1 * t) for t in range(4)]
+    figure = figures.trace(records)
+    assert {"Free energy", "Entropy", "Labels changed", "nats per pixel"} <= set(texts(figure))
+    curves = [[line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes]
+    assert curves[0] == [[r.energy for r in records], [r.free_energy for r in records]]
+    assert curves[1] == [[r.entropy for r in records]]
+    assert curves[2] == [[100 * r.changed for r in records[1:]]]
+    assert picture(figure).std() > 0
+
+
+def test_a_trace_without_iterations():
+    assert picture(figures.trace([Record(0, -2.0, -3.0, -4.0, 0.5, 0.0)])).std() > 0

@@ -20,22 +20,27 @@ ROOMS = {
     "kernels": set(),
     "reference": set(),
     "features": {"checks"},
-    "filters": {"checks", "kernels", "reference"},
+    "filters": {"checks", "features", "kernels", "reference"},
     "mean_field": {"checks", "reference", "filters"},  # the composed step is a reference
-    "layers": {"checks", "features", "filters", "mean_field"},
-    "refine": {"checks", "features", "filters", "mean_field", "layers"},
+    "diagnostics": {"checks", "reference", "filters", "mean_field"},
+    "published": {"checks"},
+    "layers": {"checks", "features", "filters", "mean_field", "published"},
+    "refine": {"checks", "features", "filters", "mean_field", "diagnostics", "layers"},
+    "densecrf": {"checks", "filters", "mean_field"},
     "synthetic": {"checks"},
     "figures": {"checks"},
     "demo": {"checks", "refine", "synthetic"},
-    "__init__": {"checks", "features", "filters", "mean_field", "layers", "refine"},
-    "cli": {"__init__", "checks", "refine", "synthetic", "figures", "demo"},
+    "__init__": {"checks", "features", "filters", "mean_field", "diagnostics", "published", "layers", "refine"},
+    "cli": {"__init__", "checks", "published", "refine", "synthetic", "figures", "demo"},
     "__main__": {"cli"},
 }
 
 # What a room may import besides the standard library and tritoncrf. Rooms that are not named: torch alone.
 LIBRARIES = {
     "kernels": {"torch", "triton"},
+    "published": {"torch", "numpy"},
     "refine": {"torch", "numpy", "PIL"},
+    "densecrf": {"torch", "numpy"},
     "synthetic": {"torch", "numpy"},
     "figures": {"torch", "numpy", "matplotlib", "PIL"},
     "demo": {"torch", "numpy", "matplotlib", "PIL"},

@@ -4,10 +4,55 @@ import inspect
 import re
 
 import tritoncrf as tc
+from tritoncrf import densecrf, published
+from tritoncrf.densecrf import utils
 
-NAMES = ["ConvCRF", "check_values", "features", "filters", "mean_field", "refine"]
+NAMES = ["CRFRNN", "ConvCRF", "PARAMETERS", "check_values", "features", "filters", "mean_field", "refine", "trace"]
 FEATURES = ["bilateral", "color", "spatial"]
-FILTERS = ["Window"]
+FILTERS = ["Exact", "Lattice", "Window"]
+
+# pydensecrf's own, so that its scripts run.
+DENSECRF = [
+    "CONST_KERNEL",
+    "ConstUnary",
+    "DIAG_KERNEL",
+    "DenseCRF",
+    "DenseCRF2D",
+    "FULL_KERNEL",
+    "KernelType",
+    "LogisticUnary",
+    "NORMALIZE_AFTER",
+    "NORMALIZE_BEFORE",
+    "NORMALIZE_SYMMETRIC",
+    "NO_NORMALIZATION",
+    "NormalizationType",
+    "Unary",
+]
+DENSECRF_UTILS = [
+    "compute_unary",
+    "create_pairwise_bilateral",
+    "create_pairwise_gaussian",
+    "softmax_to_unary",
+    "unary_from_labels",
+    "unary_from_softmax",
+]
+SIGNATURES = {
+    densecrf.DenseCRF: "nvar nlabels",
+    densecrf.DenseCRF2D: "w h nlabels",
+    densecrf.DenseCRF.setUnaryEnergy: "self u f",
+    densecrf.DenseCRF.addPairwiseEnergy: "self features compat kernel normalization",
+    densecrf.DenseCRF2D.addPairwiseGaussian: "self sxy compat kernel normalization",
+    densecrf.DenseCRF2D.addPairwiseBilateral: "self sxy srgb rgbim compat kernel normalization",
+    densecrf.DenseCRF.inference: "self niter",
+    densecrf.DenseCRF.stepInference: "self Q tmp1 tmp2",
+    densecrf.DenseCRF.klDivergence: "self Q",
+    utils.unary_from_labels: "labels n_labels gt_prob zero_unsure",
+    utils.unary_from_softmax: "sm scale clip",
+    utils.compute_unary: "labels M GT_PROB",
+    utils.softmax_to_unary: "sm GT_PROB",
+    utils.create_pairwise_gaussian: "sdims shape",
+    utils.create_pairwise_bilateral: "sdims schan img chdim",
+}
 
 
 def public(module) -> list[str]:
@@ -18,7 +63,7 @@ def public(module) -> list[str]:
 def test_the_package():
     assert public(tc) == NAMES
     assert all(hasattr(tc, name) for name in NAMES)
-    assert inspect.isfunction(tc.mean_field) and inspect.isfunction(tc.refine)
+    assert inspect.isfunction(tc.mean_field) and inspect.isfunction(tc.refine) and inspect.isfunction(tc.trace)
 
 
 def test_the_filters_and_features():
@@ -26,11 +71,21 @@ def test_the_filters_and_features():
     assert public(tc.features) == FEATURES
 
 
+def test_the_face_of_pydensecrf():
+    assert public(densecrf) == DENSECRF
+    assert public(utils) == DENSECRF_UTILS
+    for function, names in SIGNATURES.items():
+        assert list(inspect.signature(function).parameters) == names.split(), function
+    every = [*(getattr(densecrf, name) for name in DENSECRF), *SIGNATURES]
+    assert all(inspect.getdoc(thing) for thing in every)
+
+
 def test_every_public_object_is_documented():
-    objects = [tc, *(getattr(tc, name) for name in NAMES)]
+    objects = [tc, *(getattr(tc, name) for name in NAMES if name != "PARAMETERS")]
     objects += [getattr(tc.features, name) for name in FEATURES] + [getattr(tc.filters, name) for name in FILTERS]
     for thing in objects:
         assert inspect.getdoc(thing), thing
+    assert all(f"\n    {name} " in published.__doc__ for name in tc.PARAMETERS)  # a mapping has no docstring
 
 
 def test_the_version_is_one():

@@ -1,5 +1,7 @@
 """refine: conversions by hand, kinds in and out, and one error for every bad input."""
 
+import functools
+import importlib
 import math
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image
 
 import tritoncrf as tc
 from assertions import assert_close
-from tritoncrf import features, filters
+from tritoncrf import densecrf, features, filters
 from tritoncrf.refine import refine
 
 H, W, C = 24, 30, 3
@@ -46,14 +48,102 @@ def test_it_is_mean_field_over_two_windows():
     assert_close("refined", tensor(actual), expected)
 
 
-def test_defaults_are_those_of_the_paper():
+METHODS = {
+    "lattice": filters.Lattice,
+    "exact": filters.Exact,
+    "window": functools.partial(filters.Window, window_size=11, blur=4),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_are_those_of_the_papers(method):
     image = tensor(IMAGE).permute(2, 0, 1)[None]
     kernels = [
-        filters.Window(f, 11, blur=4, normalization="symmetric")
+        METHODS[method](f, normalization="symmetric")
         for f in (features.spatial((H, W), 3.0), features.bilateral(image, 80.0, 13.0))
     ]
     expected = tc.mean_field(tensor(LOGITS)[None], kernels, weights=[3.0, 10.0], iterations=5)[0]
-    assert_close("refined", tensor(refine(IMAGE, logits=LOGITS, method="window")), expected)
+    assert_close("refined", tensor(refine(IMAGE, logits=LOGITS, method=method)), expected)
+
+
+def test_the_lattice_is_the_default():
+    assert np.array_equal(refine(IMAGE, logits=LOGITS), refine(IMAGE, logits=LOGITS, method="lattice"))
+
+
+def test_the_lattice_of_positions_is_kept(monkeypatch):
+    module = importlib.import_module("tritoncrf.filters.lattice")
+    sizes, build = [], module.build
+    monkeypatch.setattr(module, "build", lambda f, *rest: sizes.append(f.shape[1]) or build(f, *rest))
+    monkeypatch.setattr(module, "_cache", type(module._cache)())
+    first = refine(IMAGE, logits=LOGITS)
+    assert np.array_equal(refine(IMAGE, logits=LOGITS), first)
+    assert sorted(sizes) == [2, 5, 5]
+
+
+# Parameter sets ---------------------------------------------------------------------------------------------------
+
+# Copied once more from the calls: iterations, (sxy, compat), (sxy, srgb, compat), gt_prob.
+CALLS = {
+    "densecrf": (5, (3, 3), (80, 13, 10), None),
+    "deeplab": (10, (1, 3), (67, 3, 4), None),
+    "seam": (10, (3, 3), (80, 13, 10), None),
+    "irn": (10, (3, 3), (50, 5, 10), 0.7),
+    "cutler": (10, (3, 7), (50, 5, 10), None),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_parameters_of_known_pipelines(name):
+    """Are what their calls of pydensecrf give, up to the order of its features (x, y), which the lattice feels."""
+    assert set(tc.PARAMETERS) == set(CALLS)
+    iterations, (sxy, compat), bilateral, gt_prob = CALLS[name]
+    if gt_prob is None:
+        scores, unary = {"logits": LOGITS}, -LOGITS.reshape(C, -1)
+    else:
+        scores = {"labels": LABELS}
+        unary = densecrf.utils.unary_from_labels(LABELS, C, gt_prob=gt_prob, zero_unsure=False)
+    crf = densecrf.DenseCRF2D(W, H, C)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseEnergy(densecrf.utils.create_pairwise_gaussian((sxy, sxy), (H, W)), compat)
+    space, color, weight = bilateral
+    crf.addPairwiseEnergy(
+        densecrf.utils.create_pairwise_bilateral((space, space), (color,) * 3, IMAGE, chdim=2), weight
+    )
+    expected = torch.from_numpy(crf.inference(iterations)).view(C, H, W)
+    assert_close("refined", tensor(refine(IMAGE, **scores, **tc.PARAMETERS[name])), expected, rms=1e-4, worst=1e-3)
+
+
+def test_parameter_sets_cannot_be_changed_by_accident():
+    with pytest.raises(TypeError):
+        tc.PARAMETERS["densecrf"]["iterations"] = 1
+    changed = {**tc.PARAMETERS["densecrf"], "iterations": 0}
+    assert_close("refined", tensor(refine(IMAGE, logits=LOGITS, **changed)), torch.softmax(tensor(LOGITS), 0))
+
+
+# Trace ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trace_records_and_changes_nothing(method):
+    records = ["what was there stays"]
+    q = refine(IMAGE, logits=LOGITS, method=method, iterations=3, trace=records)
+    assert_close("q", tensor(q), tensor(refine(IMAGE, logits=LOGITS, method=method, iterations=3)))
+    assert [r.iteration for r in records[1:]] == [0, 1, 2, 3]
+    image = tensor(IMAGE).permute(2, 0, 1)[None]
+    kernels = [
+        METHODS[method](f, normalization="symmetric")
+        for f in (features.spatial((H, W), 3.0), features.bilateral(image, 80.0, 13.0))
+    ]
+    assert records[1:] == tc.trace(tensor(LOGITS)[None], kernels, [3.0, 10.0], iterations=3)[1]
+
+
+@pytest.mark.parametrize("bad", [True, (), "out.png"])
+def test_a_trace_is_a_list(bad):
+    with pytest.raises(TypeError, match="^trace: expected a list"):
+        refined(logits=LOGITS, trace=bad)
+
+
+# Kinds and dtypes -------------------------------------------------------------------------------------------------
 
 
 def test_without_iterations_every_score_becomes_the_probability_it_stands_for():
@@ -178,24 +268,16 @@ def test_it_cleans_up_noise():
 # Bad input ------------------------------------------------------------------------------------------------------
 
 
-def test_method_has_no_default_yet():
+def test_a_method_to_come():
     with pytest.raises(
-        TypeError, match='^method: expected "window", the only one available now; pass method="window"$'
+        NotImplementedError, match="^method: 'guided' is not available yet; available now: lattice, exact"
     ):
-        refine(IMAGE, logits=LOGITS)
+        refine(IMAGE, logits=LOGITS, method="guided")
 
 
-@pytest.mark.parametrize("method", ["lattice", "exact", "guided"])
-def test_methods_to_come(method):
-    with pytest.raises(
-        NotImplementedError, match=f"^method: '{method}' is not available yet; available now: \"window\""
-    ):
-        refine(IMAGE, logits=LOGITS, method=method)
-
-
-@pytest.mark.parametrize("method", ["widnow", 3])
+@pytest.mark.parametrize("method", ["widnow", 3, None])
 def test_unknown_methods(method):
-    with pytest.raises(ValueError, match="^method: expected one of 'window'"):
+    with pytest.raises(ValueError, match="^method: expected one of 'lattice', 'exact', 'window'"):
         refine(IMAGE, logits=LOGITS, method=method)
 
 
@@ -329,6 +411,30 @@ def test_bad_features(bad, error, message):
 def test_bad_parameters(name, bad, error):
     with pytest.raises(error, match=f"^{name}: "):
         refined(logits=LOGITS, **{name: bad})
+
+
+@pytest.mark.parametrize(
+    "names, changes",
+    [
+        ("theta_smooth", {"theta_smooth": 1e-4}),
+        ("theta_space, theta_color", {"theta_space": 1e-4}),
+        ("theta_space, theta_color", {"theta_color": 1e-4}),
+        ("features", {"features": np.full((1, H, W), 1e6)}),
+    ],
+)
+def test_thetas_too_small_for_the_lattice_are_named(names, changes):
+    with pytest.raises(ValueError, match=f"^{names}: expected lattice coordinates of at most .*too small"):
+        refine(IMAGE, logits=LOGITS, **changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_degenerate_images(method):
+    one_color = refine(np.full((H, W, 3), 9, np.uint8), logits=LOGITS, method=method)
+    assert_close("sum over classes", tensor(one_color.sum(0)), torch.ones(H, W))
+    for rows in IMAGE[:1], IMAGE[:, :1], IMAGE[:1, :1]:
+        q = refine(rows, logits=LOGITS[:, : rows.shape[0], : rows.shape[1]], method=method, theta_smooth=1e6)
+        assert_close("sum over classes", tensor(q.sum(0)), torch.ones(rows.shape[:2]))
+    assert (refine(IMAGE, logits=LOGITS[:1], method=method) == 1).all()
 
 
 @pytest.mark.parametrize("bad, error", [(0.0, ValueError), (1.0, ValueError), (math.nan, ValueError), ("1", TypeError)])

@@ -2,9 +2,11 @@
 
 from tritoncrf import features, filters
 from tritoncrf.checks import check_values
-from tritoncrf.layers import ConvCRF
+from tritoncrf.diagnostics import trace
+from tritoncrf.layers import CRFRNN, ConvCRF
 from tritoncrf.mean_field import mean_field
+from tritoncrf.published import PARAMETERS
 from tritoncrf.refine import refine
 
 __version__ = "0.1.0"
-__all__ = ["ConvCRF", "check_values", "features", "filters", "mean_field", "refine"]
+__all__ = ["CRFRNN", "PARAMETERS", "ConvCRF", "check_values", "features", "filters", "mean_field", "refine", "trace"]

@@ -4,6 +4,7 @@ Shapes, dtypes and options are checked always. Values (NaN, ranges) cost a pass 
 GPU, a synchronisation, so `values_checked` decides: CPU tensors in eager mode, or `check_values(True)`.
 """
 
+import contextlib
 import math
 
 import torch
@@ -47,6 +48,16 @@ def values_checked(x: torch.Tensor) -> bool:
     if x.device.type == "cuda":
         return _value_checks and not torch.cuda.is_current_stream_capturing()
     return False
+
+
+@contextlib.contextmanager
+def renamed(name: str, to: str):
+    """Errors about the argument `name` of what is called inside name `to` instead, which `name` was made of."""
+    try:
+        yield
+    except ValueError as error:
+        found = str(error)
+        raise ValueError(to + found.removeprefix(name) if found.startswith(f"{name}: ") else found) from None
 
 
 def kind_of(value) -> str:

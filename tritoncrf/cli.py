@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import tritoncrf
 from tritoncrf import demo, figures
+from tritoncrf.published import PARAMETERS
 from tritoncrf.refine import METHODS, UNKNOWN, refine
 
 __all__ = ["main"]
@@ -31,8 +32,8 @@ SETTINGS = {
     "theta_smooth": (float, "bandwidth of the smoothness kernel, in pixels (3)"),
     "weight_smooth": (float, "weight of the smoothness kernel (3)"),
     "iterations": (int, "mean-field steps (5)"),
-    "window_size": (int, "side of the neighbourhood, odd, in blurred pixels (11)"),
-    "blur": (int, "blur x blur pixels are averaged for the messages (4)"),
+    "window_size": (int, "with --method window: side of the neighbourhood, odd, in blurred pixels (11)"),
+    "blur": (int, "with --method window: blur x blur pixels are averaged for the messages (4)"),
     "label_confidence": (float, "probability that a label is right, with --labels (0.7)"),
     "num_classes": (int, "number of classes, with --labels (the largest label + 1)"),
 }
@@ -88,7 +89,13 @@ def _parser():
         "-o", "--out", type=Path, required=True, help="labels as an indexed .png, or float32 probabilities as .npy"
     )
     command.add_argument("--figure", type=Path, metavar="FILE", help="also draw before and after: .png, .pdf or .svg")
-    command.add_argument("--method", help=f"how pixels are compared: {', '.join(METHODS)}; no default yet")
+    command.add_argument("--trace", action="store_true", help="print energy, entropy and changed labels per iteration")
+    command.add_argument("--trace-figure", type=Path, metavar="FILE", help="draw them: .png, .pdf or .svg")
+    command.add_argument("--method", help=f"which pixels see each other: {', '.join(METHODS)} (lattice)")
+    command.add_argument(
+        "--parameters", choices=list(PARAMETERS), metavar="NAME",
+        help=f"what a known pipeline passes: {', '.join(PARAMETERS)}; what else is given wins",
+    )  # fmt: skip
     for name, (kind, text) in SETTINGS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
     command.set_defaults(run=_refine)
@@ -108,7 +115,7 @@ def _demo(options):
             truth=outcome.truth, names=demo.CLASSES, seconds=outcome.seconds,
         )  # fmt: skip
         with _replacing(options.out) as file:
-            figure.savefig(file, format=options.out.suffix[1:].lower())
+            _save(figure, file, options.out)
         step()
     print(outcome)
     print(f"wrote {options.out}")
@@ -117,13 +124,14 @@ def _demo(options):
 def _refine(options):
     kind = next(kind for kind in KINDS if getattr(options, kind) is not None)
     source = getattr(options, kind)
-    if options.method is None:
-        raise CommandError(f"--method: expected one of {', '.join(METHODS)}; it has no default yet")
     _check_output("--out", options.out, (".png", ".npy"))
-    if options.figure is not None:
-        _check_output("--figure", options.figure, FIGURES)
-    _check_distinct(options.image, source, options.out, options.figure)
-    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    for option, path in ("--figure", options.figure), ("--trace-figure", options.trace_figure):
+        if path is not None:
+            _check_output(option, path, FIGURES)
+    _check_distinct(options.image, source, options.out, options.figure, options.trace_figure)
+    given = {name: getattr(options, name) for name in ("method", *SETTINGS) if getattr(options, name) is not None}
+    settings = {**PARAMETERS.get(options.parameters, {}), **given}
+    records = [] if options.trace or options.trace_figure is not None else None
 
     with _steps("load", "refine", "write") as step:
         image = _read_image(options.image)
@@ -131,7 +139,7 @@ def _refine(options):
         step()
         start = time.perf_counter()
         on_device = torch.from_numpy(scores).to(_device())
-        refined = refine(image, method=options.method, **{kind: on_device}, **settings).float().cpu().numpy()
+        refined = refine(image, **{kind: on_device}, **settings, trace=records).float().cpu().numpy()
         seconds = time.perf_counter() - start
         if options.out.suffix.lower() == ".png" and len(refined) > 256:
             raise CommandError(f"--out: a .png holds 256 classes, got {len(refined)}; write an .npy")
@@ -142,9 +150,21 @@ def _refine(options):
             if options.figure is not None:
                 before = _before(kind, scores)
                 figure = figures.comparison(np.asarray(image), before, refined.argmax(0), seconds=seconds)
-                file = files.enter_context(_replacing(options.figure))
-                figure.savefig(file, format=options.figure.suffix[1:].lower())
+                _save(figure, files.enter_context(_replacing(options.figure)), options.figure)
+            if options.trace_figure is not None:
+                figure = figures.trace(records)
+                _save(figure, files.enter_context(_replacing(options.trace_figure)), options.trace_figure)
         step()
+    if options.trace:
+        print(_table(records))
+
+
+def _table(records):
+    """The records of a trace, a line each."""
+    lines = [f"{'iteration':>9}  {'energy':>16}  {'free energy':>16}  {'entropy':>8}  {'changed':>8}"]
+    for r in records:
+        lines.append(f"{r.iteration:9}  {r.energy:16,.2f}  {r.free_energy:16,.2f}  {r.entropy:8.4f}  {r.changed:8.2%}")
+    return "\n".join(lines)
 
 
 def _info(options):
@@ -195,7 +215,7 @@ def _check_distinct(*paths):
     image, source, *outputs = [path.resolve() for path in paths if path is not None]
     for n, path in enumerate(outputs):
         if path in (image, source, *outputs[:n]):
-            raise CommandError(f"--out, --figure: expected files that differ from all others, got {path} twice")
+            raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")
 
 
 def _decoded(path, what, read):
@@ -274,6 +294,11 @@ def _write(file, path, probabilities):
     picture = Image.fromarray(probabilities.argmax(0).astype(np.uint8), mode="P")
     picture.putpalette(figures.palette().tobytes())
     picture.save(file, format="png")
+
+
+def _save(figure, file, path):
+    """Draw into `file`, in the format that the name of `path` says."""
+    figure.savefig(file, format=path.suffix[1:].lower())
 
 
 @contextlib.contextmanager

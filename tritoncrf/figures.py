@@ -4,7 +4,7 @@ import colorsys
 
 import numpy as np
 
-__all__ = ["comparison", "palette"]
+__all__ = ["comparison", "palette", "trace"]
 
 # A grey for class 0, usually the background; then the seven colours of Okabe and Ito (2008); then 13 chosen
 # one by one, each farthest in OKLab from those before it, as seen with normal, protanope and deuteranope eyes.
@@ -74,14 +74,63 @@ def comparison(image, before, after, *, truth=None, names=None, seconds=None):
         )
         axes.imshow(picture[::step, ::step], interpolation="antialiased", aspect="auto")
         axes.spines[:].set_visible(False)
-        above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "left", "va": "baseline"}
-        axes.annotate(title, (0, 1), (0, 21), fontsize=13, fontweight="bold", color=INK, **above)
-        axes.annotate(subtitle, (0, 1), (0, 7), fontsize=10, color=MUTED, **above)
+        _head(axes, title, subtitle)
 
     if key:
         _legend(figure, key, len(key), "upper right", (1 - gap / size[0], (legend_height - 0.1) / size[1]))
     _legend(figure, entries, per_row, "upper left", (gap / size[0], (legend_height - 0.1 - key_height) / size[1]))
     return figure
+
+
+def trace(records):
+    """How a run of mean field went: free energy and energy, entropy, and labels changed, over the iterations.
+
+    Args:
+        records: what `tritoncrf.trace` gives, at least one.
+
+    Returns:
+        A matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
+
+    iterations = [r.iteration for r in records]
+    changes = records[1:]  # nothing came before the first
+    total = {
+        "energy": (MUTED, [r.energy for r in records]),
+        "free energy": (REPAIRED, [r.free_energy for r in records]),
+    }
+    panels = [
+        ("Free energy", "KL divergence up to a constant, nats", iterations, total),
+        ("Entropy", "nats per pixel", iterations, {"": (REPAIRED, [r.entropy for r in records])}),
+        (
+            "Labels changed", "% of the pixels, since the iteration before", [r.iteration for r in changes],
+            {"": (REPAIRED, [100 * r.changed for r in changes])},
+        ),
+    ]  # fmt: skip
+    figure = Figure(figsize=(13.5, 4), dpi=150, facecolor="white")
+    for n, (title, subtitle, x, curves) in enumerate(panels):
+        axes = figure.add_axes((0.06 + 0.325 * n, 0.13, 0.26, 0.68))
+        for name, (color, y) in curves.items():
+            axes.plot(x, y, color=color, marker="o", markersize=4, label=name)
+        axes.set_xlabel("iteration", color=MUTED)
+        axes.set_xlim(-0.3, iterations[-1] + 0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(EngFormatter() if curves is total else ScalarFormatter(useOffset=False))
+        axes.tick_params(colors=MUTED)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#E5E7EB")
+        if len(curves) > 1:
+            axes.legend(frameon=False, labelcolor=INK)
+        _head(axes, title, subtitle)
+    return figure
+
+
+def _head(axes, title, subtitle):
+    """Two lines above a panel."""
+    above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "left", "va": "baseline"}
+    axes.annotate(title, (0, 1), (0, 21), fontsize=13, fontweight="bold", color=INK, **above)
+    axes.annotate(subtitle, (0, 1), (0, 7), fontsize=10, color=MUTED, **above)
 
 
 def _rgb(image):

@@ -68,24 +68,8 @@ def mean_field(logits, filters, weights, compatibility="potts", iterations=5, un
         >>> tc.mean_field(torch.randn(1, 4, 20, 30), [K], weights=[3.0]).sum(1).allclose(torch.ones(()))
         True
     """
-    checks.expect_tensor("logits", logits)
-    checks.expect_spatial("logits", logits)
-    classes = logits.shape[1]
-    if classes == 0:
-        raise ValueError(f"logits: expected at least one class, got shape {list(logits.shape)}")
-    checks.expect_finite("logits", logits)
-    _check_filters(filters, weights, logits)
-    checks.expect_int("iterations", iterations, 0)
-    checks.expect_choice("initial", initial, INITIALS)
     checks.expect_choice("output", output, OUTPUTS)
-    weights = [_class_weight(f"weights[{m}]", w, logits, ndim=2) for m, w in enumerate(weights)]
-    unary_weight = _class_weight("unary_weight", unary_weight, logits, ndim=1)
-
-    mixing = weights
-    if not (isinstance(compatibility, str) and compatibility == "potts"):
-        mu = _compatibility(compatibility, logits)
-        with torch.autocast(logits.device.type, enabled=False):
-            mixing = [-mu @ w if w.ndim == 2 else -mu * w for w in weights]
+    mixing, unary_weight = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
 
     dtype = compute_dtype(logits)
     tensors = [t for f in filters for t in f.tensors_in(dtype)]
@@ -100,6 +84,25 @@ def mean_field(logits, filters, weights, compatibility="potts", iterations=5, un
     elif output == "log_probabilities":
         scores = torch.log_softmax(scores, 1)
     return scores.to(logits.dtype)
+
+
+def checked(logits, filters, weights, compatibility, iterations, unary_weight, initial):
+    """The A_m = -mu W_m and a as tensors beside the logits, or an error for whatever the loop cannot take."""
+    checks.expect_tensor("logits", logits)
+    checks.expect_spatial("logits", logits)
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits: expected at least one class, got shape {list(logits.shape)}")
+    checks.expect_finite("logits", logits)
+    _check_filters(filters, weights, logits)
+    checks.expect_int("iterations", iterations, 0)
+    checks.expect_choice("initial", initial, INITIALS)
+    mixing = [_class_weight(f"weights[{m}]", w, logits, ndim=2) for m, w in enumerate(weights)]
+    unary_weight = _class_weight("unary_weight", unary_weight, logits, ndim=1)
+    if not (isinstance(compatibility, str) and compatibility == "potts"):
+        mu = _compatibility(compatibility, logits)
+        # In float64, which autocast leaves alone, in the backward too.
+        mixing = [(-mu.double() @ w.double()).to(mu.dtype) if w.ndim == 2 else -mu * w for w in mixing]
+    return mixing, unary_weight
 
 
 def _check_filters(filters, weights, logits):

@@ -3,14 +3,13 @@
 import numpy as np
 import torch
 
-from tritoncrf import checks, filters
+from tritoncrf import checks, diagnostics, filters
 from tritoncrf.features import bilateral, spatial
 from tritoncrf.mean_field import mean_field
 
 __all__ = ["refine"]
 
-METHODS = ("window",)
-PLANNED = ("lattice", "exact", "guided")
+METHODS = {"lattice": filters.Lattice, "exact": filters.Exact, "window": filters.Window}
 UNKNOWN = 255
 CLIP = 1e-5
 
@@ -23,7 +22,7 @@ def refine(
     probabilities=None,
     energies=None,
     labels=None,
-    method=None,
+    method="lattice",
     theta_space=80,
     theta_color=13,
     weight_appearance=10,
@@ -35,6 +34,7 @@ def refine(
     label_confidence=0.7,
     num_classes=None,
     features=None,
+    trace=None,
 ):
     """Refine the scores of one image by mean field in a dense CRF.
 
@@ -51,35 +51,45 @@ def refine(
         logits, probabilities, energies: exactly one of these or `labels`; a NumPy array or a torch tensor [C, H, W]
             of floating dtype ([C, W] or [C, D, H, W] with `features`). Logits are minus energies.
         labels: [H, W] integers from 0, 255 where unknown; NumPy, torch or a PIL image of one channel.
-        method: "window": each pixel sees a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018).
-            It has no default yet.
+        method: which pixels see each other. "lattice": all, by the permutohedral lattice's approximation, in a time
+            that grows with their number (Krähenbühl and Koltun 2011). "exact": all, in a time that grows with its
+            square. "window": those of a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018).
         theta_space, theta_smooth: bandwidths in pixels; one number or one per axis.
         theta_color: bandwidth in 0..255 units; one number or one per channel.
         weight_appearance, weight_smooth: weights of the two kernels.
         iterations: mean-field steps; 0 gives softmax(U).
-        window_size: side of the neighbourhood, odd, in pixels of the blurred image.
-        blur: the messages are passed on the image averaged over blur x blur pixels, so that the neighbourhood
-            is window_size * blur pixels wide; 1 for full resolution.
+        window_size: with "window", the side of the neighbourhood, odd, in pixels of the blurred image.
+        blur: with "window", the messages are passed on the image averaged over blur x blur pixels, so that the
+            neighbourhood is window_size * blur pixels wide; 1 for full resolution.
         label_confidence: probability that a label is right, between 0 and 1; used with `labels`.
         num_classes: number of classes C of `labels`; the largest label + 1, at least 2, if left out.
         features: [D, *S], already divided by bandwidths, in place of (position, color): for depth, several
             modalities, volumes, or features of a network.
+        trace: a list, which the records of `tritoncrf.trace` are added to: one for the start and each iteration, with
+            the energy, the free energy (the KL divergence up to log Z), and the share of labels that changed.
+
+    The arguments of known pipelines are in `tritoncrf.PARAMETERS` by name, see `tritoncrf.published`:
+    refine(image, probabilities=p, **tritoncrf.PARAMETERS["deeplab"]).
 
     Returns:
         Probabilities [C, *S], of the kind, the dtype and on the device of the scores; for labels float32, as a
         NumPy array unless the labels were a torch tensor. Computed in float64 for float64 scores, else in float32.
 
     Raises:
-        TypeError: a kind or dtype other than the above, none or several of the scores, no `method`.
+        TypeError: a kind or dtype other than the above, none or several of the scores.
         ValueError: shapes that do not fit, a value out of range, NaN or infinite; the message names the argument.
-        NotImplementedError: a method that is not there yet.
+        NotImplementedError: method="guided", which is not there yet.
 
     Example:
         >>> image = np.zeros((8, 9, 3), dtype=np.uint8)
-        >>> refine(image, labels=np.zeros((8, 9), dtype=int), method="window", blur=1).shape
+        >>> refine(image, labels=np.zeros((8, 9), dtype=int)).shape
         (2, 8, 9)
     """
-    _expect_method(method)
+    if method == "guided":
+        raise NotImplementedError(f"method: 'guided' is not available yet; available now: {', '.join(METHODS)}")
+    checks.expect_choice("method", method, METHODS)
+    if trace is not None and not isinstance(trace, list):
+        raise TypeError(f"trace: expected a list, which records are added to, got {checks.kind_of(trace)}")
     scores = {"logits": logits, "probabilities": probabilities, "energies": energies, "labels": labels}
     given = {name: value for name, value in scores.items() if value is not None}
     if len(given) != 1:
@@ -99,30 +109,35 @@ def refine(
             image = _image(image, unary.device)
             _expect_size("image", image, name, size)
         if features is None:
-            appearance = bilateral(image[None], theta_space, theta_color)
+            appearance, made_of = bilateral(image[None], theta_space, theta_color), "theta_space, theta_color"
         else:
-            appearance = _features(features, name, size, unary.device)
-        thetas = checks.expect_positive("theta_smooth", theta_smooth, len(size))
+            appearance, made_of = _features(features, name, size, unary.device), "features"
         weights = [
             checks.expect_number("weight_smooth", weight_smooth),
             checks.expect_number("weight_appearance", weight_appearance),
         ]
-        smoothness = spatial(size, thetas, device=unary.device)
-        kernels = [
-            filters.Window(f.to(unary.dtype), window_size, blur=blur, normalization="symmetric")
-            for f in (smoothness, appearance)
-        ]
-        refined = mean_field(unary[None], kernels, weights=weights, iterations=iterations)[0]
-    return _like(refined, name, value)
+        options = {"normalization": "symmetric"}
+        if method == "window":
+            options |= {"window_size": window_size, "blur": blur}
+        with checks.renamed("features", "theta_smooth"):
+            smoothness = _spatial(method, size, theta_smooth, unary, options)
+        with checks.renamed("features", made_of):
+            kernels = [smoothness, METHODS[method](appearance.to(unary.dtype), **options)]
+        if trace is None:
+            refined = mean_field(unary[None], kernels, weights, iterations=iterations)
+        else:
+            refined, records = diagnostics.trace(unary[None], kernels, weights, iterations=iterations)
+            trace += records
+    return _like(refined[0], name, value)
 
 
-def _expect_method(method):
-    now = ", ".join(f'"{m}"' for m in METHODS)
-    if method is None:
-        raise TypeError(f'method: expected {now}, the only one available now; pass method="window"')
-    if method in PLANNED:
-        raise NotImplementedError(f"method: {method!r} is not available yet; available now: {now}")
-    checks.expect_choice("method", method, METHODS)
+def _spatial(method, size, theta, unary, options):
+    """The filter of positions, beside `unary`; a lattice from its cache."""
+    theta = checks.expect_positive("theta_smooth", theta, len(size))
+    like = {"device": unary.device, "dtype": unary.dtype}
+    if method == "lattice":
+        return filters.Lattice.spatial(size, theta, **like, **options)
+    return METHODS[method](spatial(size, theta, **like), **options)
 
 
 def _from_scores(name, value, num_classes):

@@ -1,4 +1,4 @@
-"""ConvCRF on the kernels: scores and the gradient of every parameter against PyTorch in float64."""
+"""The layers on the kernels: scores and the gradient of every parameter against PyTorch in float64."""
 
 import pytest
 import torch
@@ -34,9 +34,28 @@ def results(crf, logits, image):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_scores_and_every_gradient_are_those_of_float64(variant, device):
-    options = {"num_classes": C, "window_size": 3, "iterations": 2, **VARIANTS[variant]}
-    crf = disturbed(tc.ConvCRF(backend="triton", device=device, **options))
-    exact = tc.ConvCRF(backend="torch", device=device, dtype=torch.float64, **options)
+    assert_as_in_float64(tc.ConvCRF, {"window_size": 3, **VARIANTS[variant]}, device)
+
+
+RECURRENT = {
+    "class": {},
+    "full": {"kernel_weights": "full"},
+    "scalar-not-self": {"kernel_weights": "scalar", "include_self": False, "normalization": "symmetric"},
+    "learn-thetas": {"learn_thetas": True},
+    "released-pytorch": {"preset": "released-pytorch"},
+}
+
+
+@pytest.mark.parametrize("variant", RECURRENT)
+def test_the_recurrent_layer_is_that_of_float64(variant, device):
+    thetas = {"theta_smooth": 2.0, "theta_space": 9.0, "theta_color": 11.0}
+    assert_as_in_float64(tc.CRFRNN, {**thetas, **RECURRENT[variant]}, device)
+
+
+def assert_as_in_float64(kind, options, device):
+    options = {"num_classes": C, "iterations": 2, **options}
+    crf = disturbed(kind(backend="triton", device=device, **options))
+    exact = kind(backend="torch", device=device, dtype=torch.float64, **options)
     exact.load_state_dict(crf.state_dict())
     logits = random_logits(SIZE, C, batch=2, dtype=torch.float32).to(device)
     image = torch.randint(100, 140, (2, 3, *SIZE), dtype=torch.uint8, device=device)

@@ -88,7 +88,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
             raise ValueError("backend: 'triton' needs the triton package, which is not installed here; use 'auto'")
         if dtype == torch.float64:
             raise ValueError("backend: expected 'torch' or 'auto' for float64, got 'triton' (its kernels are float32)")
-        if device.type == "cpu" and not INTERPRETED and _launches_run():
+        if device.type == "cpu" and not INTERPRETED and launches_run():
             raise ValueError(
                 "backend: 'triton' runs on a GPU, and on CPU tensors only under TRITON_INTERPRET=1; "
                 "got CPU tensors without it; use 'auto'"
@@ -96,8 +96,9 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     return backend
 
 
-def _launches_run() -> bool:
-    return importlib.import_module("tritoncrf.kernels.common").launches_run()
+def launches_run() -> bool:
+    """False where launches are only recorded, and leave what they should write unwritten."""
+    return not TRITON_INSTALLED or importlib.import_module("tritoncrf.kernels.common").launches_run()
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
@@ -154,7 +155,7 @@ class Filter:
 
     def normalize(self, normalization: str) -> None:
         """Append the scales of a normalisation to `tensors`, and say so in the plan's scaled_in and scaled_out."""
-        self.tensors += scales(normalization, self.row_sums)
+        self.tensors = [*self.tensors, *scales(normalization, self.row_sums)]
         self.plan = replace(
             self.plan,
             scaled_in=normalization in ("before", "symmetric"),

@@ -12,6 +12,7 @@ from tritoncrf.filters.base import (
     Filter,
     Plan,
     checked_features,
+    launches_run,
     refuse_second_derivative,
     resolve_backend,
 )
@@ -90,19 +91,20 @@ class Lattice(Filter):
         Where theta and spacing are plain numbers it depends on no image, and the last few are kept.
         """
         options = include_self, normalization, precision, backend
-        numbers = [theta, 1.0 if spacing is None else spacing]
-        numbers = [tuple(n) if isinstance(n, (list, tuple)) else n for n in numbers]
-        plain = all(isinstance(n, (int, float)) for n in (*_flat(numbers),))
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or not plain:
+        device = torch.get_default_device() if device is None else device
+
+        def built():
             return cls(spatial(size, theta, spacing, device=device, dtype=dtype), *options)
-        key = (tuple(size), *numbers, *options, str(device), dtype)
-        if key in _cache:
-            _cache.move_to_end(key)
-        else:
+
+        key = _key(size, theta, spacing, *options, str(device), dtype)
+        if key is None or torch.compiler.is_compiling() or torch.compiler.is_exporting() or not launches_run():
+            return built()
+        if key not in _cache:
             with torch.inference_mode(False):  # a kept lattice must serve training too
-                _cache[key] = cls(spatial(size, theta, spacing, device=device, dtype=dtype), *options)
+                _cache[key] = built()
             if len(_cache) > CACHED_LATTICES:
                 _cache.popitem(last=False)
+        _cache.move_to_end(key)
         return _cache[key]
 
     def row_sums(self) -> torch.Tensor:
@@ -114,9 +116,12 @@ class Lattice(Filter):
 _cache = OrderedDict()
 
 
-def _flat(numbers):
-    for n in numbers:
-        yield from n if isinstance(n, tuple) else (n,)
+def _key(*arguments):
+    """The arguments as a key, or None where one is no plain value: a tensor, say, or a mistake that has no hash."""
+    plain = int, float, str, bool, torch.dtype, type(None)
+    arguments = tuple(tuple(a) if isinstance(a, (list, tuple)) else a for a in arguments)
+    flat = [value for a in arguments for value in (a if isinstance(a, tuple) else (a,))]
+    return arguments if all(isinstance(value, plain) for value in flat) else None
 
 
 def _self_weights(weights):

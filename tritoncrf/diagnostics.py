@@ -1,0 +1,117 @@
+r"""What mean field minimises, iteration by iteration.
+
+With logits U, mixing A_m = -mu W_m and messages F_m = K_m Q, the field Q of independent pixels has
+
+    energy       <E>  = -sum_i Q_i . a U_i - 1/2 sum_i Q_i . sum_m A_m F_m,i
+    free energy  F    = <E> + sum_i Q_i . log Q_i,      KL(Q || P) = F + log Z,   P = exp(-E) / Z
+
+the half because every pair of pixels is met from both ends (Krähenbühl and Koltun 2011, section 3; CRF-as-RNN,
+section 4). log Z does not depend on Q and is not known, so F is the KL divergence up to a constant.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from tritoncrf.filters.base import compute_dtype, without_autocast
+from tritoncrf.mean_field import checked
+from tritoncrf.reference.step import mix
+
+__all__ = ["Record", "trace"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The state after `iteration` updates of mean field; energies in nats, summed over pixels and batch.
+
+    energy: the expected energy <E> under Q.
+    free_energy: <E> minus the entropy, which is KL(Q || P) - log Z.
+    pydensecrf_kl: what pydensecrf's klDivergence gives: without the half, so each pair counts twice.
+    entropy: of a pixel's labels in nats, the mean over pixels; from 0 (certain) to log C.
+    changed: the share of pixels whose best label is another than one iteration before; 0 at iteration 0.
+    """
+
+    iteration: int
+    energy: float
+    free_energy: float
+    pydensecrf_kl: float
+    entropy: float
+    changed: float
+
+
+@torch.no_grad()
+def trace(logits, filters, weights, compatibility="potts", iterations=5, unary_weight=1.0, initial="softmax"):
+    r"""Mean-field inference that tells how it went: `mean_field`, and a record of every iteration.
+
+    .. math::
+        F(Q) = \sum_i Q_i \cdot (\log Q_i - a\,U_i) + \tfrac12 \sum_i Q_i \cdot \mu \sum_m W_m (K_m Q)_i
+
+    F falls with every update where all A_m = -mu W_m and all K_m are symmetric and positive semidefinite: the pairwise
+    term is then concave, and an update is a step of the concave-convex procedure (Krähenbühl and Koltun 2013).
+    mu = -I with weights above 0 and exact Gaussians of all pixels, each pixel itself included, with normalization
+    "none" or "symmetric", are such; the lattice nearly is. Elsewhere F may rise, since all pixels move at once.
+
+    F is KL(Q || P) - log Z of the CRF's own energy, a sum over pairs i < j, where the filters are symmetric and leave
+    out each pixel itself (`include_self=False`); with it, K_ii adds 1/2 Q_i . mu W_m K_ii Q_i for each pixel.
+
+    Args:
+        logits, filters, weights, compatibility, iterations, unary_weight, initial: as `mean_field` takes them.
+
+    Returns:
+        The probabilities [B, C, *S] that `mean_field` gives (to rounding; no gradients), and a list of `iterations` + 1
+        `Record`s, the first of softmax(U). Each record applies each filter once (the first one once more with
+        initial="log_softmax"). A GPU is waited for once, at the end.
+
+    Raises:
+        TypeError, ValueError: as `mean_field`.
+
+    Example:
+        >>> import torch, tritoncrf as tc
+        >>> K = tc.filters.Window(tc.features.spatial((20, 30), theta=3), window_size=31, normalization="symmetric")
+        >>> q, records = tc.trace(torch.randn(1, 4, 20, 30), [K], weights=[3.0], iterations=3)
+        >>> [r.iteration for r in records]
+        [0, 1, 2, 3]
+        >>> records[3].free_energy < records[0].free_energy
+        True
+    """
+    mixing, unary_weight = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
+    unary = logits.to(compute_dtype(logits)).contiguous()
+    plans = [f.resolved(logits) for f in filters]
+    with without_autocast(unary):
+        ready = [plan.prepare(f.tensors_in(unary.dtype), budget=0) for plan, f in zip(plans, filters, strict=True)]
+
+        def messages(q):
+            return sum(mix(a, plan.apply(q, r)) for a, plan, r in zip(mixing, plans, ready, strict=True))
+
+        weighted, q, rows = mix(unary_weight, unary), torch.softmax(unary, 1), []
+        labels = q.argmax(1)
+        for t in range(iterations + 1):
+            found, best = messages(q), q.argmax(1)
+            rows.append(torch.stack([*_sums(q, weighted, found), (best != labels).sum(dtype=torch.float64)]))
+            labels = best
+            if t < iterations:
+                if t == 0 and initial == "log_softmax":
+                    found = messages(torch.log_softmax(unary, 1))
+                q = torch.softmax(weighted + found, 1)
+
+    pixels = max(unary[:, 0].numel(), 1)
+    records = [_record(t, pixels, *row) for t, row in enumerate(torch.stack(rows).tolist())]
+    return q.to(logits.dtype), records
+
+
+def _sums(q, weighted, found):
+    """sum Q log Q, sum Q . aU and sum Q . A F, accumulated in float64."""
+    terms = torch.special.xlogy(q, q), q * weighted, q * found
+    return [term.sum(dtype=torch.float64) for term in terms]
+
+
+def _record(iteration, pixels, logarithms, unary, pairwise, changed):
+    energy = -unary - pairwise / 2
+    return Record(
+        iteration=iteration,
+        energy=energy,
+        free_energy=energy + logarithms,
+        pydensecrf_kl=logarithms - unary - pairwise,
+        entropy=-logarithms / pixels,
+        changed=changed / pixels,
+    )

@@ -1,0 +1,390 @@
+"""Gaussian messages between all pixels, in tiles as in flash attention.
+
+    (K x)_i = sum_j k_ij x_j ,   k_ij = exp(-|f_i - f_j|^2 / 2)           j in the blocks that i's block visits
+    dL/df_i = sum_j k_ij (<y_i, x_j> + <y_j, x_i>) (f_j - f_i)            for the cotangent y of K x
+
+Pixels are sorted so that a block of S of them is near in feature space (order), and a block visits itself and
+those that are listed for it (starts, columns). The list is symmetric, so K is, and is its own adjoint.
+
+Form. A program owns TI sorted pixels for a block of classes and walks over the columns that its block visits, TJ
+pixels at a time. Their exponents are a matrix product of features centred on the program's pixels,
+
+    log k_ij = a_i . b_j - |a_i|^2 / 2 - |b_j|^2 / 2 ,   a_i = f_i - c ,  b_j = f_j - c
+
+and the messages are another, k . x. Both multiply float16 and add in float32: a number is the sum of a high and a
+low half (22 bits), and of the four products of halves the lowest is left out, an error of 2^-22. Halves reach from
+2^-24 to 65504, so weights are multiplied by 2^SHIFT, and the values of a class by a power of two that brings the
+largest to 2^14: what a class loses beside those 22 bits is 2^-39 of its largest value. tf32x3 would take twice the
+time in the matrix units, and split the values again for every tile that reads them.
+
+The product rounds like |a|^2, so where a program's pixels are far apart (WIDE), and between pixels of one block, the
+differences are taken one channel at a time: a pixel's own weight is exactly 1, and can be left out exactly.
+
+Compiled for sm_90 (5 features, 21 classes) the inner loop issues 9 instructions a pair, the feature gradient's 16. One
+of them is the exponential; a multiprocessor does 16 of these a cycle and issues 128 instructions, so below 8 a pair
+the exponentials would bound it.
+Cost O(N^2 (D + C)) for the pairs visited; memory: values in halves, sorted features, the list.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from tritoncrf.kernels.common import ceil_div, launch
+
+TILE = 128  # pixels that a program owns; a block is a power of two of them
+MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not fit in shared memory
+
+LOG2E = tl.constexpr(math.log2(math.e))  # exp(e) = 2^(LOG2E e)
+WIDE = tl.constexpr(12.5)  # |a|^2 / 2 from where log k is off by more than 2e-6
+FARTHEST = tl.constexpr(1000.0)  # of a b that is multiplied: its weight is 0, and a half must hold it
+
+
+def _class_block(classes: int, most: int) -> int:
+    """Classes of one program: a power of two that a matrix instruction takes."""
+    return min(most, triton.next_power_of_2(max(16, classes)))
+
+
+# Halves ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _split(x):
+    """x as the sum of two halves."""
+    high = x.to(tl.float16)
+    return high, (x - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def _side_by_side(a, b):
+    """[P, Q] and [P, Q] as [P, 2 Q], column by column."""
+    return tl.reshape(tl.join(a, b), (a.shape[0], 2 * a.shape[1]))
+
+
+@triton.jit
+def _dot(a_high, a_low, b_high, b_low, total):
+    total = tl.dot(a_high, b_high, total)
+    total = tl.dot(a_high, b_low, total)
+    return tl.dot(a_low, b_high, total)
+
+
+@triton.jit
+def _halves_kernel(
+    # pointers
+    x_ptr, order_ptr, scale_ptr, h_ptr,
+    # sizes
+    N, PADDED, C,
+    # meta-parameters
+    TP: tl.constexpr, CP: tl.constexpr,
+):  # fmt: skip
+    """Each program owns TP sorted pixels of a block of CP classes of one image: a row of high halves, then low ones.
+    Pixels and classes that fill up are 0."""
+    b = tl.program_id(2).to(tl.int64)
+    o_p = tl.program_id(0) * TP + tl.arange(0, TP)
+    o_k = tl.arange(0, CP)
+    o_c = tl.program_id(1) * CP + o_k
+    m_p, m_c = o_p < N, o_c < C
+    pixel = tl.load(order_ptr + b * N + o_p, mask=m_p, other=0)
+    o_x = (b * C + o_c[None, :]) * N + pixel[:, None]
+    x = tl.load(x_ptr + o_x, mask=m_p[:, None] & m_c[None, :], other=0.0)
+    high, low = _split(x * tl.load(scale_ptr + b * C + o_c, mask=m_c, other=0.0)[None, :])
+    row = (b * PADDED + o_p) * tl.num_programs(1) + tl.program_id(1)
+    o_h = row[:, None] * (2 * CP) + o_k[None, :]
+    tl.store(h_ptr + o_h, high)
+    tl.store(h_ptr + o_h + CP, low)
+
+
+# Exponents -------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _channel(f_ptr, d, T: tl.constexpr, DP: tl.constexpr):
+    """One channel of the features of T pixels."""
+    return tl.load(f_ptr + tl.arange(0, T) * DP + d)
+
+
+@triton.jit
+def _channels(f_ptr, T: tl.constexpr, DP: tl.constexpr):
+    """The features of T pixels, [T, DP]."""
+    return tl.load(f_ptr + tl.arange(0, T)[:, None] * DP + tl.arange(0, DP)[None, :])
+
+
+@triton.jit
+def _apart(i_ptr, j_ptr, D, TI: tl.constexpr, TJ: tl.constexpr, DP: tl.constexpr):
+    """log2 k, [TI, TJ], from differences."""
+    distance = tl.zeros((TI, TJ), tl.float32)
+    for d in range(D):
+        difference = _channel(i_ptr, d, TI, DP)[:, None] - _channel(j_ptr, d, TJ, DP)[None, :]
+        distance += difference * difference
+    return distance * (-0.5 * LOG2E)
+
+
+@triton.jit
+def _centred(i_ptr, TI: tl.constexpr, DP: tl.constexpr):
+    """Features of a program's pixels: their centre c [DP], a = f - c [TI, DP], |a|^2 / 2 [TI]."""
+    a = _channels(i_ptr, TI, DP)
+    centre = tl.sum(a, 0) / TI
+    a -= centre[None, :]
+    return centre, a, 0.5 * tl.sum(a * a, 1)
+
+
+@triton.jit
+def _left(a, DP: tl.constexpr):
+    """The row operand of `_together`: halves of a; of 8 channels the high ones twice, and the low ones beside zeros."""
+    high, low = _split(tl.clamp(a, -FARTHEST, FARTHEST) * LOG2E)
+    if DP == 8:
+        return _side_by_side(high, high), _side_by_side(low, tl.zeros_like(low))
+    else:
+        return high, low
+
+
+@triton.jit
+def _right(j_ptr, centre, TJ: tl.constexpr, DP: tl.constexpr):
+    """The column operand: halves of b, with 8 channels both in one, and their part -|b|^2 / 2 [TJ] of log2 k."""
+    b = _channels(j_ptr, TJ, DP) - centre[None, :]
+    column = tl.sum(b * b, 1) * (-0.5 * LOG2E)
+    high, low = _split(tl.clamp(b, -FARTHEST, FARTHEST))
+    if DP == 8:
+        both = _side_by_side(high, low)
+        return both, both, column
+    else:
+        return high, low, column
+
+
+@triton.jit
+def _together(a_high, a_low, b_high, b_low, row, column, DP: tl.constexpr):
+    """log2 k, [TI, TJ]. A matrix instruction takes 16 channels: 8 make two products, of both halves at once."""
+    e = row[:, None] + column[None, :]
+    if DP == 8:
+        e = tl.dot(a_high, tl.trans(b_high), e)
+        return tl.dot(a_low, tl.trans(b_high), e)
+    else:
+        return _dot(a_high, a_low, tl.trans(b_high), tl.trans(b_low), e)
+
+
+@triton.jit
+def _own(turn_ptr, starts_ptr, b, PADDED, S: tl.constexpr, TI: tl.constexpr):
+    """A program's block, the first of its sorted pixels, its first visit and its last: the first is to itself, and
+    visit v > first is to block columns[v - 1]."""
+    blocks = PADDED // S
+    block = tl.load(turn_ptr + b * blocks + tl.program_id(0) // (S // TI))
+    starts_ptr += b * (blocks + 1) + block
+    i = block.to(tl.int64) * S + tl.program_id(0) % (S // TI) * TI
+    return block, i, tl.load(starts_ptr), tl.load(starts_ptr + 1)
+
+
+@triton.jit
+def _visited(columns_ptr, step, first, block, S: tl.constexpr, T: tl.constexpr):
+    """The first of T sorted pixels in a step through the visits, S / T steps to each."""
+    visit = step // (S // T)
+    j = tl.load(columns_ptr + visit - 1, mask=visit > first, other=block)
+    return j.to(tl.int64) * S + step % (S // T) * T
+
+
+@triton.jit
+def _halves(h_ptr, ROW: tl.constexpr, T: tl.constexpr, CP: tl.constexpr):
+    """High and low halves of the values of T pixels, [T, CP]."""
+    o_h = tl.arange(0, T)[:, None] * ROW + tl.arange(0, CP)[None, :]
+    return tl.load(h_ptr + o_h), tl.load(h_ptr + o_h + CP)
+
+
+# Kernels ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _exact_kernel(
+    # pointers
+    h_ptr, f_ptr, order_ptr, turn_ptr, starts_ptr, columns_ptr, scale_ptr, y_ptr,
+    # sizes: pixels, with those that fill the last block, classes, features
+    N, PADDED, C, D,
+    # meta-parameters
+    SELF: tl.constexpr, FAST: tl.constexpr, SHIFT: tl.constexpr, S: tl.constexpr, TI: tl.constexpr,
+    TJ: tl.constexpr, TE: tl.constexpr, BLOCKS: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Each program owns TI sorted pixels of a block of CP classes of one image."""
+    b = tl.program_id(2).to(tl.int64)
+    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, S, TI)
+    ROW: tl.constexpr = 2 * CP * BLOCKS
+    o_i = tl.arange(0, TI)
+    f_ptr += b * PADDED * DP
+    h_ptr += b * PADDED * ROW + tl.program_id(1) * 2 * CP
+
+    apart = last  # the last visit that is taken by differences
+    if DOT:
+        centre, a, norm = _centred(f_ptr + i * DP, TI, DP)
+        apart = tl.where(tl.max(norm, 0) > WIDE, last, first)
+    total = tl.zeros((TI, CP), tl.float32)
+    for step in range(first * (S // TE), (apart + 1) * (S // TE)):
+        j = _visited(columns_ptr, step, first, block, S, TE)
+        k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
+        if not SELF:
+            k = tl.where((i - j) + o_i[:, None] == tl.arange(0, TE)[None, :], 0.0, k)
+        high, low = _split(k)
+        x_high, x_low = _halves(h_ptr + j * ROW, ROW, TE, CP)
+        total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
+    if DOT:
+        a_high, a_low = _left(a, DP)
+        row = norm * -LOG2E + SHIFT
+        for step in range((apart + 1) * (S // TJ), (last + 1) * (S // TJ)):
+            j = _visited(columns_ptr, step, first, block, S, TJ)
+            x_high, x_low = _halves(h_ptr + j * ROW, ROW, TJ, CP)
+            b_high, b_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
+            high, low = _split(tl.exp2(_together(a_high, a_low, b_high, b_low, row, column, DP)))
+            total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
+
+    o_c = tl.program_id(1) * CP + tl.arange(0, CP)
+    m_i, m_c = i + o_i < N, o_c < C
+    pixel = tl.load(order_ptr + b * N + i + o_i, mask=m_i, other=0)
+    total *= tl.load(scale_ptr + b * C + o_c, mask=m_c, other=0.0)[None, :]
+    tl.store(y_ptr + (b * C + o_c[None, :]) * N + pixel[:, None], total, mask=m_i[:, None] & m_c[None, :])
+
+
+@triton.jit
+def _pull(k, x_i_high, x_i_low, y_i_high, y_i_low, x_ptr, y_ptr, ROW: tl.constexpr, CP: tl.constexpr):
+    """k_ij (<x_i, y_j> + <y_i, x_j>), [TI, TJ]."""
+    x_high, x_low = _halves(x_ptr, ROW, k.shape[1], CP)
+    y_high, y_low = _halves(y_ptr, ROW, k.shape[1], CP)
+    products = tl.zeros_like(k)
+    products = _dot(x_i_high, x_i_low, tl.trans(y_high), tl.trans(y_low), products)
+    products = _dot(y_i_high, y_i_low, tl.trans(x_high), tl.trans(x_low), products)
+    return k * products
+
+
+@triton.jit
+def _exact_feature_gradient_kernel(
+    # pointers
+    x_ptr, y_ptr, f_ptr, order_ptr, turn_ptr, starts_ptr, columns_ptr, scale_ptr, gradient_ptr,
+    # sizes
+    N, PADDED, D,
+    # meta-parameters
+    SHIFT: tl.constexpr, S: tl.constexpr, TI: tl.constexpr,
+    TJ: tl.constexpr, TE: tl.constexpr, BLOCKS: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Each program owns what a block of CP classes adds to the feature gradient of TI sorted pixels of one image.
+
+    sum_j p_ij (f_j - f_i) = sum_j p_ij b_j - a_i sum_j p_ij, with p_ij = k_ij (<x_i, y_j> + <y_i, x_j>).
+    """
+    b = tl.program_id(2).to(tl.int64)
+    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, S, TI)
+    ROW: tl.constexpr = 2 * CP * BLOCKS
+    o_i = tl.arange(0, TI)
+    o_d = tl.arange(0, DP)
+    f_ptr += b * PADDED * DP
+    x_ptr += b * PADDED * ROW + tl.program_id(1) * 2 * CP
+    y_ptr += b * PADDED * ROW + tl.program_id(1) * 2 * CP
+
+    apart = last
+    if DOT:
+        centre, a, norm = _centred(f_ptr + i * DP, TI, DP)
+        apart = tl.where(tl.max(norm, 0) > WIDE, last, first)
+    x_high, x_low = _halves(x_ptr + i * ROW, ROW, TI, CP)
+    y_high, y_low = _halves(y_ptr + i * ROW, ROW, TI, CP)
+    gradient = tl.zeros((TI, DP), tl.float32)
+    for step in range(first * (S // TE), (apart + 1) * (S // TE)):
+        j = _visited(columns_ptr, step, first, block, S, TE)
+        k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
+        pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
+        for d in range(D):
+            difference = _channel(f_ptr + j * DP, d, TE, DP)[None, :] - _channel(f_ptr + i * DP, d, TI, DP)[:, None]
+            gradient += tl.where(o_d[None, :] == d, tl.sum(pull * difference, 1)[:, None], 0.0)
+    if DOT:
+        a_high, a_low = _left(a, DP)
+        row = norm * -LOG2E + SHIFT
+        moved = tl.zeros((TI, 16 if DP == 8 else DP), tl.float32)
+        pulled = tl.zeros((TI,), tl.float32)
+        for step in range((apart + 1) * (S // TJ), (last + 1) * (S // TJ)):
+            j = _visited(columns_ptr, step, first, block, S, TJ)
+            b_high, b_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
+            k = tl.exp2(_together(a_high, a_low, b_high, b_low, row, column, DP))
+            pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
+            pulled += tl.sum(pull, 1)
+            high, low = _split(pull)
+            if DP == 8:
+                moved = tl.dot(low, b_high, tl.dot(high, b_high, moved))
+            else:
+                moved = _dot(high, low, b_high, b_low, moved)
+        if DP == 8:
+            gradient += tl.sum(tl.reshape(moved, (TI, 8, 2)), 2) - a * pulled[:, None]
+        else:
+            gradient += moved - a * pulled[:, None]
+
+    m_i = i + o_i < N
+    pixel = tl.load(order_ptr + b * N + i + o_i, mask=m_i, other=0)
+    o_g = ((b * tl.num_programs(1) + tl.program_id(1)) * D + o_d[None, :]) * N + pixel[:, None]
+    tl.store(gradient_ptr + o_g, gradient * tl.load(scale_ptr + b), mask=m_i[:, None] & (o_d < D)[None, :])
+
+
+# Launchers -------------------------------------------------------------------------------------------------------
+
+
+def _visits(features, order, starts, columns) -> dict:
+    """What both kernels need to know of features [B, D, T S] in sorted order and of the blocks that are visited."""
+    images, dimensions, padded = features.shape
+    stored = triton.next_power_of_2(max(8, dimensions))
+    rows = torch.nn.functional.pad(features.mT, (0, stored - dimensions)).contiguous()
+    # The longest rows of blocks first, so that none is left over when the others are done.
+    turn = starts.diff(dim=1).argsort(dim=1, descending=True).int()
+    return dict(
+        f_ptr=rows, order_ptr=order.contiguous(), turn_ptr=turn, starts_ptr=starts.contiguous(), columns_ptr=columns,
+        N=order.shape[1], PADDED=padded, D=dimensions, S=padded // turn.shape[1], TI=TILE, TE=16, DP=stored,
+        DOT=stored <= MAX_DOT_FEATURES,
+    )  # fmt: skip
+
+
+def _power(x, dims):
+    """Powers of two that bring the largest |x| over `dims` to 2^13 or more, but not over 2^14."""
+    largest = torch.linalg.vector_norm(x, torch.inf, dims, keepdim=True)
+    return torch.exp2(14 - torch.frexp(largest).exponent.clamp(-100, 127).float())
+
+
+def _in_halves(x, scale, order, padded: int, classes: int):
+    """scale x [B, C, N] in sorted order, [B, T S, blocks of classes, high and low, `classes`]."""
+    images, total, pixels = x.shape
+    blocks = ceil_div(total, classes)
+    halves = torch.empty((images, padded, blocks, 2, classes), dtype=torch.float16, device=x.device)
+    launch(
+        _halves_kernel, (ceil_div(padded, TILE), blocks, images), num_warps=4,
+        x_ptr=x.contiguous(), order_ptr=order, scale_ptr=scale.expand(images, total, 1).contiguous(), h_ptr=halves,
+        N=pixels, PADDED=padded, C=total, TP=TILE, CP=classes,
+    )  # fmt: skip
+    return halves
+
+
+def exact_sum(x, features, order, starts, columns, include_self: bool, precision: str):
+    """K x: x [B, C, N], features [B, D, T S] in sorted order, and the blocks visited (reference.exact.prepare)."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.numel() == 0:
+        return y
+    visits, classes = _visits(features, order, starts, columns), _class_block(x.shape[1], 64)
+    scale = _power(x, 2)
+    halves = _in_halves(x, scale, visits["order_ptr"], features.shape[2], classes)
+    shift = 15  # k <= 1 becomes 2^15
+    launch(
+        _exact_kernel, (features.shape[2] // TILE, halves.shape[2], x.shape[0]), num_warps=8,
+        h_ptr=halves, **visits, scale_ptr=2.0**-shift / scale, y_ptr=y,
+        C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TJ=64,
+        BLOCKS=halves.shape[2], CP=classes,
+    )  # fmt: skip
+    return y
+
+
+def exact_feature_gradient(x, y, features, order, starts, columns):
+    """The gradient of <y, K x> with respect to the features, [B, D, N], for x and y [B, C, N]."""
+    images, dimensions, padded = features.shape
+    if x.numel() == 0:
+        return features.new_zeros(images, dimensions, order.shape[1])
+    visits, classes = _visits(features, order, starts, columns), _class_block(x.shape[1], 32)
+    scales = [_power(v, (1, 2)) for v in (x, y)]
+    x, y = (_in_halves(v, s, visits["order_ptr"], padded, classes) for v, s in zip((x, y), scales))
+    blocks = x.shape[2]
+    shift = 14 - 28 - classes.bit_length()  # of k times 2 C products of two numbers up to 2^14: 2^14 at most
+    gradient = features.new_empty(images, blocks, dimensions, order.shape[1])
+    launch(
+        _exact_feature_gradient_kernel, (padded // TILE, blocks, images), num_warps=8,
+        x_ptr=x, y_ptr=y, **visits, scale_ptr=2.0**-shift / (scales[0] * scales[1]),
+        gradient_ptr=gradient, SHIFT=shift, TJ=64 if visits["DP"] <= 16 else 32, BLOCKS=blocks,
+        CP=classes,
+    )  # fmt: skip
+    return gradient[:, 0] if blocks == 1 else gradient.sum(1)

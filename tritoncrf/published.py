@@ -1,0 +1,115 @@
+"""What others published: the parameter sets that pipelines refine with, and the CRF-RNN codes.
+
+`PARAMETERS` holds arguments of `refine` by name, as these pipelines pass them to pydensecrf. Its kernels, symmetrically
+normalised, are those of `refine` with the lattice:
+
+    densecrf   pydensecrf's README: 5 iterations; SimpleCRF's defaults are the same
+    deeplab    deeplab-pytorch and CLIP-ES
+    seam       SEAM, AFA, 1-stage-wseg and IRN on probabilities: densecrf with 10 iterations
+    irn        SEAM and IRN on labels, which are trusted with probability 0.7
+    cutler     CutLER: masks of two classes
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+
+from tritoncrf import checks
+
+__all__ = ["CRFRNN_CODES", "PARAMETERS", "crfrnn_parameters"]
+
+
+def _set(iterations, smooth, appearance, **others):
+    """(theta, weight) of smoothness; (theta_space, theta_color, weight) of appearance."""
+    names = "theta_smooth", "weight_smooth", "theta_space", "theta_color", "weight_appearance"
+    return MappingProxyType({**dict(zip(names, (*smooth, *appearance))), "iterations": iterations, **others})
+
+
+PARAMETERS = MappingProxyType(
+    {
+        "densecrf": _set(5, (3, 3), (80, 13, 10)),
+        "deeplab": _set(10, (1, 3), (67, 3, 4)),
+        "seam": _set(10, (3, 3), (80, 13, 10)),
+        "irn": _set(10, (3, 3), (50, 5, 10), label_confidence=0.7),
+        "cutler": _set(10, (3, 7), (50, 5, 10)),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Code:
+    """One of the published CRF-RNN codes: S = U + sign mu sum_m W_m F_m, with mu = sign I at the start."""
+
+    weights: tuple[float, float]  # at the start, times I: smoothness, appearance
+    sign: int
+    mean: tuple[float, float, float]  # of red, green and blue, which it takes off the image in 0..255
+    separator: str | None  # between a layer's name and its parameter's; Caffe names neither
+
+
+CRFRNN_CODES = MappingProxyType(
+    {
+        "released": Code((3.0, 5.0), -1, (122.679, 116.669, 104.007), None),
+        "released-keras": Code((1.0, 1.0), -1, (123.68, 116.779, 103.939), "/"),
+        "released-pytorch": Code((3.0, 5.0), 1, (123.68, 116.779, 103.939), "."),
+    }
+)
+NAMES = "spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix"
+FILES = "spatial.par", "bilateral.par"
+
+
+def crfrnn_parameters(parameters, num_classes: int, code: Code) -> list[torch.Tensor]:
+    """W_smooth, W_appearance and mu, each [C, C] in float64, from what a published code saved; see `CRFRNN`."""
+    square = [(num_classes, num_classes), (1, 1, num_classes, num_classes)]
+    if isinstance(parameters, (list, tuple)):
+        if len(parameters) != len(NAMES):
+            raise ValueError(f"parameters: expected 3 arrays, {', '.join(NAMES)}, got {len(parameters)}")
+        found = [_numbers(f"parameters[{n}]", array, square) for n, array in enumerate(parameters)]
+        return [array.view(square[0]) for array in found]
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters: expected a dict of arrays, or a list of 3, got {checks.kind_of(parameters)}")
+    if code.separator is None:
+        _expect_names(parameters, FILES)
+        weights = [_numbers(f"parameters[{name!r}]", parameters[name], [(num_classes,)]).diag() for name in FILES]
+        return [*weights, code.sign * torch.eye(num_classes, dtype=torch.float64)]
+    keys = _keys(parameters, code.separator)
+    return [_numbers(f"parameters[{keys[name]!r}]", parameters[keys[name]], square[:1]) for name in NAMES]
+
+
+def _keys(parameters, separator) -> dict:
+    """The key of each of NAMES: they may stand behind their layer's name, and among other layers."""
+    layers = {}
+    for key in parameters:
+        layer, _, name = str(key).rpartition(separator)
+        layers.setdefault(layer, {})[name.removesuffix(":0") if separator == "/" else name] = key
+    found = {layer: keys for layer, keys in layers.items() if not set(NAMES).isdisjoint(keys)}
+    if len(found) > 1:
+        raise ValueError(f"parameters: expected {NAMES[0]} and the others of one layer, got layers {', '.join(found)}")
+    keys = next(iter(found.values()), {})
+    _expect_names(keys or parameters, NAMES)
+    return keys
+
+
+def _expect_names(found, names):
+    missing, unknown = [name for name in names if name not in found], [str(key) for key in found if key not in names]
+    if missing or unknown:
+        got = ", ".join(unknown[:3]) + ("" if len(unknown) <= 3 else f" and {len(unknown) - 3} others")
+        wrong = [f"{', '.join(missing)} missing"] * bool(missing) + [f"{got} unknown"] * bool(unknown)
+        raise ValueError(f"parameters: expected {', '.join(names)}, got {' and '.join(wrong)}")
+
+
+def _numbers(name, value, shapes) -> torch.Tensor:
+    """An array or tensor of one of these shapes, finite, as float64 on the CPU."""
+    array = value.detach().cpu().double() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"{name}: expected an array or tensor of numbers, got {checks.kind_of(value)}")
+        array = torch.from_numpy(array.astype(np.float64))
+    if tuple(array.shape) not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"{name}: expected shape {wanted}, got {list(array.shape)}")
+    if not torch.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite values, got NaN or infinite ones")
+    return array
