@@ -777,3 +777,11 @@ def test_the_fixture_is_small():
     assert (Path(__file__).parent / "data_densecrf.npz").stat().st_size < 40_000
     assert set(ANSWERS) == {"image", "energies", "divergences", *CASES}
     assert IMAGE.shape == (H, W, 3) and ENERGIES.shape == (C, H * W)
+
+
+def test_bandwidths_so_small_that_the_lattice_ends_are_named():
+    d = DenseCRF2D(300, 200, 2)
+    with pytest.raises(ValueError, match="^sxy: expected lattice coordinates of at most"):
+        d.addPairwiseGaussian(sxy=1e-3, compat=3)
+    with pytest.raises(ValueError, match="^sxy, srgb: expected lattice coordinates of at most"):
+        d.addPairwiseBilateral(sxy=1e-3, srgb=13, rgbim=np.zeros((200, 300, 3), np.uint8), compat=3)

@@ -214,7 +214,7 @@ class CRFRNN(nn.Module):
         learn_thetas: also learn the bandwidths, as log_theta_*. The lattice's derivative is that of its own function,
             which jumps where a pixel changes its simplex: `ConvCRF`, or `mean_field` with `filters.Exact`, learns them
             better. Without it they are fixed numbers, which no state dict holds, and the lattice of the smoothness
-            kernel, which then depends on the size alone, is kept between calls (not in the presets).
+            kernel, which then depends on the size alone, is kept between calls.
         normalization: of both kernels, see `filters.Lattice`.
         include_self: whether a pixel sends a message to itself.
         spacing: distance of neighbouring pixels or voxels, a number or one per axis.
@@ -358,9 +358,7 @@ class CRFRNN(nn.Module):
         thetas = checks.expect_positive("theta_smooth", self.theta("theta_smooth"), len(size))
         options = {"spacing": self.spacing, "device": logits.device, "dtype": compute_dtype(logits)}
         with checks.renamed("features", "theta_smooth"):
-            if self.preset is None:
-                return filters.Lattice.spatial(size, thetas, **options, **self.lattice)
-            return filters.Lattice(features.spatial(size, thetas, **options).flip(1), **self.lattice)
+            return filters.Lattice.spatial(size, thetas, **options, **self.lattice, flip=self.preset is not None)
 
     def _appearance(self, image):
         """Features of positions and colours, in the preset in its order and from its origin."""

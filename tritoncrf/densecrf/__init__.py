@@ -16,6 +16,7 @@ import enum
 import math
 import os
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
@@ -119,6 +120,7 @@ class DenseCRF:
     def __init__(self, nvar, nlabels):
         self._nvar = _whole("nvar", nvar, least=1)
         self._nlabels = _whole("nlabels", nlabels, least=1)
+        self._size = (self._nvar,)  # how this library's filters see the points
         self._device = _device()
         self._logits = torch.zeros((1, self._nlabels, self._nvar), dtype=torch.float32, device=self._device)
         self._filters = []
@@ -165,18 +167,22 @@ class DenseCRF:
         if features.shape[1] != self._nvar or features.shape[0] == 0:
             hint = "; pass features.T" if features.shape[0] == self._nvar else ""
             raise ValueError(f"features: expected shape (D, {self._nvar}), got {features.shape}{hint}")
-        self._add(features, compat, kernel, normalization)
+        if not np.isfinite(features).all():
+            raise ValueError("features: expected finite values, got NaN or infinity")
+        self._add(partial(self._lattice, features), "features", compat, kernel, normalization)
 
-    def _add(self, features, compat, kernel, normalization):
-        """Add the kernel of float32 features, a new array [D, N]."""
+    def _lattice(self, features, normalization):
+        """The filter of float32 features, an array [D, N]."""
+        f = torch.from_numpy(features).view(1, -1, *self._size).to(self._device)
+        return Lattice(f, normalization=normalization)
+
+    def _add(self, lattice, made_of, compat, kernel, normalization):
+        """Add the kernel that `lattice` gives for a normalization; its features are made of the arguments `made_of`."""
         weight = _mixing(compat, self._nlabels)
         _member("kernel", kernel, KernelType)
         normalization = LATTICE_NORMALIZATIONS[_member("normalization", normalization, NormalizationType)]
-        if not np.isfinite(features).all():
-            raise ValueError("features: expected finite values, got NaN or infinity")
-        with torch.no_grad():
-            f = torch.from_numpy(features)[None].to(self._device)  # [1, D, N]
-            self._filters.append(Lattice(f, normalization=normalization))
+        with torch.no_grad(), checks.renamed("features", made_of):
+            self._filters.append(lattice(normalization=normalization))
         self._weights.append(weight.to(self._device))
 
     @torch.no_grad()
@@ -185,8 +191,9 @@ class DenseCRF:
         niter = _whole("niter", niter, least=0)
         if not self._filters or niter == 0:
             return self.startInference()[0]
-        q = mean_field(self._logits, self._filters, self._weights, iterations=niter)
-        return q[0].cpu().numpy()
+        logits = self._logits.view(1, self._nlabels, *self._size)
+        q = mean_field(logits, self._filters, self._weights, iterations=niter)
+        return q[0].flatten(1).cpu().numpy()
 
     def startInference(self):
         """(Q, tmp1, tmp2): the marginals softmax(-U), and two empty arrays that `stepInference` takes and ignores."""
@@ -215,7 +222,7 @@ class DenseCRF:
     def _messages(self, q):
         """weight K Q of each kernel, [1, L, N]: minus pydensecrf's C(K Q)."""
         for weight, f in zip(self._weights, self._filters):
-            message = f(q)
+            message = f(q.view(1, self._nlabels, *self._size)).flatten(2)
             yield weight @ message if weight.ndim == 2 else weight.reshape(-1, 1) * message
 
     def _marginals(self, Q):
@@ -256,11 +263,14 @@ class DenseCRF2D(DenseCRF):
     def __init__(self, w, h, nlabels):
         self._w, self._h = _whole("w", w, least=1), _whole("h", h, least=1)
         super().__init__(self._w * self._h, nlabels)
+        self._size = self._h, self._w
 
     def addPairwiseGaussian(self, sxy, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC):
         """Add the kernel of positions (x, y) / sxy, in pixels; sxy a number or (sx, sy). For the rest see
         `addPairwiseEnergy`."""
-        self._add(self._positions(sxy), compat, kernel, normalization)
+        sx, sy = _bandwidths(sxy)
+        positions = partial(Lattice.spatial, self._size, (sy, sx), flip=True, device=self._device)
+        self._add(positions, "sxy", compat, kernel, normalization)
 
     def addPairwiseBilateral(self, sxy, srgb, rgbim, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC):
         """Add the kernel of positions (x, y) / sxy and colors / srgb; for the rest see `addPairwiseEnergy`.
@@ -270,17 +280,14 @@ class DenseCRF2D(DenseCRF):
             srgb: bandwidth in grey levels of 0..255, a number or one per channel.
             rgbim: uint8 (h, w, 3). For other images see `utils.create_pairwise_bilateral`.
         """
-        positions = self._positions(sxy)
+        sx, sy = _bandwidths(sxy)
         srgb = checks.expect_positive("srgb", srgb, 3, each="channel")
         self._check_image(rgbim)
+        y, x = np.indices(self._size, dtype=np.float32).reshape(2, -1)
         channels = rgbim.reshape(-1, 3).T.astype(np.float32)
-        colors = np.stack([channel / np.float32(s) for channel, s in zip(channels, srgb)])
-        self._add(np.concatenate([positions, colors]), compat, kernel, normalization)
-
-    def _positions(self, sxy):
-        sx, sy = checks.expect_positive("sxy", sxy, 2)
-        y, x = np.indices((self._h, self._w), dtype=np.float32).reshape(2, -1)
-        return np.stack([x / np.float32(sx), y / np.float32(sy)])
+        colors = [channel / np.float32(s) for channel, s in zip(channels, srgb)]
+        features = np.stack([x / sx, y / sy, *colors])
+        self._add(partial(self._lattice, features), "sxy, srgb", compat, kernel, normalization)
 
     def _check_image(self, rgbim):
         wanted = f"a uint8 NumPy array {(self._h, self._w, 3)}"
@@ -311,6 +318,11 @@ def _device():
         torch.set_num_threads(1)
     usable = torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
     return torch.device("cuda" if usable else "cpu")
+
+
+def _bandwidths(sxy):
+    """(sx, sy), rounded to float32 as pydensecrf does."""
+    return [float(np.float32(s)) for s in checks.expect_positive("sxy", sxy, 2)]
 
 
 def _whole(name, value, least):

@@ -85,18 +85,20 @@ class Lattice(Filter):
 
     @classmethod
     def spatial(cls, size, theta, spacing=None, include_self=True, normalization="none", precision="default",
-                backend="auto", *, device=None, dtype=torch.float32):  # fmt: skip
+                backend="auto", *, flip=False, device=None, dtype=torch.float32):  # fmt: skip
         """The lattice of pixel positions alone, `Lattice(features.spatial(size, theta, spacing), ...)`.
 
-        Where theta and spacing are plain numbers it depends on no image, and the last few are kept.
+        Where theta and spacing are plain numbers it depends on no image, and the last few are kept. `flip` takes the
+        axes in reverse, (x, y) instead of (row, column), as CRF-RNN and pydensecrf do: the lattice feels the order.
         """
         options = include_self, normalization, precision, backend
         device = torch.get_default_device() if device is None else device
 
         def built():
-            return cls(spatial(size, theta, spacing, device=device, dtype=dtype), *options)
+            positions = spatial(size, theta, spacing, device=device, dtype=dtype)
+            return cls(positions.flip(1) if flip else positions, *options)
 
-        key = _key(size, theta, spacing, *options, str(device), dtype)
+        key = _key(size, theta, spacing, *options, flip, str(device), dtype)
         if key is None or torch.compiler.is_compiling() or torch.compiler.is_exporting() or not launches_run():
             return built()
         if key not in _cache:
