@@ -237,6 +237,8 @@ class Configuration:
 
     def _filter(self, features):
         shared = self.include_self, self.normalization
+        if self.kind == "exact":
+            return tc.filters.Exact(features, *shared, precision=self.precision, backend="triton")
         if self.kind == "lattice":
             return tc.filters.Lattice(features, *shared, self.precision, backend="triton")
         window = self.window_size, self.dilation, self.blur
@@ -277,9 +279,21 @@ def configurations(thorough: bool = False) -> list[Configuration]:
             {"weights": "matrix", "precision": "fast"},
         )
     ]
+    exacts = [Configuration("exact", classes=c, features=5) for c in (2, 21, 64, 150)]
+    exacts += [
+        Configuration("exact", **v)
+        for v in (
+            {"size": (48, 64), "batch": 2, "normalization": "symmetric"},  # 64 x 48 pixels: whole tiles
+            {"size": (301,), "features": 9, "normalization": "after"},
+            {"features": 32, "include_self": False},
+            {"features": 64, "classes": 64},
+            {"features": 65, "classes": 64},  # too many for products of features
+            {"features": 5, "precision": "fast"},
+        )
+    ]
     if not thorough:
         windows = [Configuration(classes=c, weights=w, filters=f) for c, w, f in sums]
-        return windows + [Configuration(**v) for v in variations] + lattices
+        return windows + [Configuration(**v) for v in variations] + lattices + exacts
     variations += [
         {},
         {"window_size": 3},
@@ -289,13 +303,12 @@ def configurations(thorough: bool = False) -> list[Configuration]:
         {"size": (8, 16, 32), "window_size": 3, "blur": 2},
     ]
     classes, weights = (1, 2, 21, 33, 64, 100, 150, 256, 300), ("scalar", "class", "matrix", "compatibility")
-    return [
-        Configuration(classes=c, weights=w, filters=f, **v)
-        for c, w, f, v in product(classes, weights, (1, 2), variations)
-    ] + [
-        Configuration("lattice", c, weights=w, filters=f, features=d)
-        for c, w, f, d in product(classes, weights, (1, 2), (1, 2, 3, 5, 8, 16, 31))
-    ]
+    windows = product(classes, weights, (1, 2), variations)
+    lattices = product(classes, weights, (1, 2), (1, 2, 3, 5, 8, 16, 31))
+    exacts = product(classes, (1, 8, 9, 32, 64, 65), (True, False), ("default", "fast"))
+    found = [Configuration(classes=c, weights=w, filters=f, **v) for c, w, f, v in windows]
+    found += [Configuration("lattice", c, weights=w, filters=f, features=d) for c, w, f, d in lattices]
+    return found + [Configuration("exact", c, features=d, include_self=s, precision=p) for c, d, s, p in exacts]
 
 
 def launches_of(configuration: Configuration) -> list[Launch]:

@@ -1,12 +1,13 @@
 """The fewest bytes and operations the work needs, and the time a machine cannot beat.
 
-The floor is the largest of three times: bytes over memory bandwidth, multiply-adds over the fp32 rate,
-exponentials over the rate of the special-function units. Sums on the matrix units may go below the second
-term, and values found in the L2 cache below the first; then the reason is in the report, not in the floor.
+The floor is the largest of four times: bytes over memory bandwidth, multiply-adds over the fp32 rate, those that
+the matrix units can do over their rate in half precision, exponentials over the rate of the special-function
+units. Where sums that were counted at the fp32 rate run on the matrix units, a time may go below the second, and
+where values are found in the L2 cache below the first; then the reason is in the report, not in the floor.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -15,34 +16,42 @@ from bench.timing import seconds_on_gpu
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes, fp32 operations (a multiply-add is two) and exponentials per second."""
+    """Bytes, fp32 operations (a multiply-add is two), exponentials, and operations of the matrix units per second."""
 
     bytes: float
     operations: float
     exponentials: float
+    products: float
 
 
-# Leads for one H200. The bandwidth is measured again where the benchmarks run; the others are data-sheet figures.
-H200 = Rates(bytes=4.3e12, operations=67e12, exponentials=3.7e12)
+# Leads for one H200. The bandwidth is measured again where the benchmarks run; the others are data-sheet figures, but
+# for the products: half precision on random data.
+H200 = Rates(bytes=4.3e12, operations=67e12, exponentials=3.7e12, products=790e12)
 
 
 @dataclass(frozen=True)
 class Work:
+    """`products`: operations that are matrix products. `gathered`: bytes of rows picked one by one, which caches may
+    hold; of these the floor knows nothing."""
+
     bytes: int
     operations: int
     exponentials: int
+    products: int = 0
+    gathered: int = 0
 
     def __add__(self, other):
-        return Work(
-            self.bytes + other.bytes, self.operations + other.operations, self.exponentials + other.exponentials
-        )
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other))))
 
     def __mul__(self, times):
-        return Work(self.bytes * times, self.operations * times, self.exponentials * times)
+        return Work(*(a * times for a in astuple(self)))
 
     def floor(self, rates: Rates) -> float:
         """Seconds."""
-        return max(self.bytes / rates.bytes, self.operations / rates.operations, self.exponentials / rates.exponentials)
+        return max(getattr(self, name) / rate for name, rate in vars(rates).items())
+
+
+NOTHING = Work(0, 0, 0)
 
 
 def pairs(size, radii, dilation=(1, 1, 1)) -> int:
@@ -84,16 +93,91 @@ def convcrf(batch, classes, size, window_size, blur=1, iterations=5, backward=Fa
     return work * (iterations * batch)
 
 
+def lattice_build(pixels: int, corners: int) -> Work:
+    """One permutohedral lattice; corners = d + 1.
+
+    bytes       features in; barycentric weight, vertex and place in the order of vertices of N (d + 1) pairs out:
+                4 N (d + 3 (d + 1)). Sorting these pairs and finding neighbours is what takes the time, and is not
+                counted: nothing comes near this floor.
+    """
+    return Work(4 * pixels * (corners - 1 + 3 * corners), 0, 0)
+
+
+def lattice_filter(classes: int, pixels: int, corners: int, vertices: float, itemsize: int = 4) -> Work:
+    """One application of a lattice of M vertices to one image.
+
+    bytes       values in and out: 2 C N itemsize
+    operations  a multiply-add per class and pair of pixel and vertex, once splatted and once sliced: 4 C N (d + 1);
+                three per class, vertex and axis blurred: 3 C M (d + 1)
+    gathered    a row of C values per pair in splat and slice, and four per vertex and axis in the blur (itself, its
+                two neighbours, the result): C (2 N + 4 M) (d + 1) itemsize. At 500 x 500, 21 classes and d = 5 splat
+                and slice alone are 252 MB, out of the L2 cache for most of them.
+    """
+    rows, vertices = classes * corners, round(vertices)
+    return Work(
+        2 * classes * pixels * itemsize, rows * (4 * pixels + 3 * vertices), 0,
+        gathered=rows * (2 * pixels + 4 * vertices) * itemsize,
+    )  # fmt: skip
+
+
+def exact_filter(classes: int, pixels: int, features: int, live: float, itemsize: int = 4) -> Work:
+    """One application of the exact sum to one image, `live` being the share of pairs that are not skipped.
+
+    bytes         values in and out: 2 C N itemsize
+    exponentials  one per ordered pair, live N^2: a program owns the sums of its pixels. Forming a weight once for both
+                  its pixels would halve them, and have two programs add to one sum.
+    products      the exponent is a product of D features, the messages one of C values: 2 (D + C) live N^2, as if half
+                  precision were enough for either. float32's accuracy takes three or four such products.
+    """
+    pairs = round(live * pixels**2)
+    return Work(2 * classes * pixels * itemsize, 0, pairs, 2 * (features + classes) * pairs)
+
+
+def full_step(filters: list[Work], classes: int, pixels: int, itemsize: int = 4) -> Work:
+    """One iteration of a fully connected CRF on one image; `filters`: an application of each, whose values stay in
+    cache or registers.
+
+    bytes         U in, Q in, Q out: 3 C N itemsize
+    exponentials  the softmax's C N besides those of the filters
+    """
+    values = classes * pixels
+    return _within(filters) + Work(3 * values * itemsize, 0, values)
+
+
+def full_step_backward(filters: list[Work], classes: int, pixels: int, learns: str, itemsize: int = 4) -> Work:
+    """The backward of one iteration, to scores and weights, with `learns` "features" to those as well.
+
+    bytes       dS_{t+1} and Q_t in, dS_t out, dU in and out: 5 C N itemsize
+    operations  dQ is the filters again; <B_m, Q_t> is a multiply-add per filter, class and pixel; the gradient of
+                features takes the filters twice more, of Q_t and of dS_{t+1}
+    """
+    values = classes * pixels
+    work = Work(5 * values * itemsize, 2 * len(filters) * values, 0)
+    return work + _within(filters) * (3 if learns == "features" else 1)
+
+
+def _within(filters: list[Work]) -> Work:
+    """All that filters need but their bytes."""
+    return sum((replace(f, bytes=0) for f in filters), NOTHING)
+
+
 def launched(launch) -> Work:
-    """What one launch needs: its tensors once, and for a window kernel the pairs of its window.
+    """What one launch needs: its tensors once, for a window kernel the pairs of its window, for one of the exact sum
+    the pairs of the blocks that it visits.
 
     operations    forward and adjoint: 2 C pairs per filter, one filter if merged; feature gradient: 4 C pairs, since
                   the program that owns a pixel computes both <y_i, x_j> and <y_j, x_i>
     exponentials  one per pair and filter
+    products      of the exact sum: 2 (C + D) pairs, of its feature gradient twice as many
     """
     arguments = launch.arguments
     tensors = {(t.data_ptr(), t.shape): t for t in arguments.values() if isinstance(t, torch.Tensor)}
     moved = sum(t.nbytes for t in tensors.values())
+    if "columns_ptr" in arguments:
+        blocks = arguments["columns_ptr"].numel() + arguments["turn_ptr"].numel()  # every block visits itself too
+        p = blocks * arguments["S"] ** 2
+        terms = arguments.get("C", arguments["CP"] * arguments["BLOCKS"]) + arguments["D"]
+        return Work(moved, 0, p, 2 * terms * p * (2 if "gradient_ptr" in arguments else 1))
     if "RZ" not in arguments:
         return Work(moved, 0, 0)
     size, radii = ([arguments[f"{name}{axis}"] for axis in "ZYX"] for name in "NR")
@@ -111,4 +195,4 @@ def measured_rates(device: torch.device) -> Rates | None:
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / seconds_on_gpu(lambda: target.copy_(source))
     # The arithmetic rates are Hopper's: on another GPU the floor is its bytes' time at best.
-    return Rates(bandwidth, H200.operations, H200.exponentials)
+    return replace(H200, bytes=bandwidth)

@@ -780,7 +780,7 @@ def test_the_fixture_is_small():
 
 
 def test_bandwidths_so_small_that_the_lattice_ends_are_named():
-    d = DenseCRF2D(300, 200, 2)
+    d = dcrf.DenseCRF2D(300, 200, 2)
     with pytest.raises(ValueError, match="^sxy: expected lattice coordinates of at most"):
         d.addPairwiseGaussian(sxy=1e-3, compat=3)
     with pytest.raises(ValueError, match="^sxy, srgb: expected lattice coordinates of at most"):

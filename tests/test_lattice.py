@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -386,6 +387,24 @@ def test_few_lattices_are_kept():
     for n in range(20):
         Lattice.spatial((4, 4), 4.0 + n)
     assert Lattice.spatial((4, 4), 3.0) is not first
+
+
+def test_what_another_thread_drops_is_still_returned(monkeypatch):
+    class Dropping(OrderedDict):
+        """Another thread drops what this one has just found."""
+
+        def __contains__(self, key):
+            return self.get(key) is not None
+
+        def get(self, key):
+            found = super().get(key)
+            if found is not None:
+                del self[key]
+            return found
+
+    monkeypatch.setattr("tritoncrf.filters.lattice._cache", Dropping())
+    first = Lattice.spatial((5, 6), 3.0)
+    assert Lattice.spatial((5, 6), 3.0) is first
 
 
 # Operators --------------------------------------------------------------------------------------------------------

@@ -204,6 +204,13 @@ def scales(normalization: str, row_sums) -> list[torch.Tensor]:
     return [r.rsqrt()] * 2 if normalization == "symmetric" else [r.reciprocal()]
 
 
+def summed(products, shared: bool) -> torch.Tensor:
+    """Products [B, C, *S] summed to the gradient of a per-pixel factor [Bf, 1, *S]: over classes, and over a batch
+    that shares the factor."""
+    total = products.sum(1, keepdim=True)
+    return total.sum(0, keepdim=True) if shared else total
+
+
 @torch.library.custom_op("tritoncrf::filter", mutates_args=())
 def filter_apply(values: torch.Tensor, tensors: list[torch.Tensor], plan: str) -> torch.Tensor:
     (plan,) = decode(plan)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from tritoncrf import checks
-from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, checked_features, resolve_backend
+from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, checked_features, resolve_backend, summed
 from tritoncrf.reference import exact as reference
+from tritoncrf.reference.step import scaled
 
 
 class Exact(Filter):
@@ -92,6 +93,11 @@ class Prepared:
     scale_in: torch.Tensor | None  # [Bf, 1, *S]
     scale_out: torch.Tensor | None
 
+    @property
+    def shared(self) -> bool:
+        """Whether one image's features serve the whole batch."""
+        return self.shape[0] == 1
+
 
 @dataclass(frozen=True)
 class ExactPlan(Plan):
@@ -115,11 +121,11 @@ class ExactPlan(Plan):
         )
 
     def apply(self, x, prepared):
-        return _scaled(self._sum(_scaled(x, prepared.scale_in), prepared), prepared.scale_out)
+        return scaled(self._sum(scaled(x, prepared.scale_in), prepared), prepared.scale_out)
 
     def adjoint(self, y, prepared):
         """K is symmetric: only the scales change places."""
-        return _scaled(self._sum(_scaled(y, prepared.scale_out), prepared), prepared.scale_in)
+        return scaled(self._sum(scaled(y, prepared.scale_out), prepared), prepared.scale_in)
 
     def _sum(self, x, prepared):
         rows = _rows(x, prepared)
@@ -130,30 +136,20 @@ class ExactPlan(Plan):
     def gradients(self, x, y, prepared):
         """Of <y, K x>: features pair by pair, scales through the products that they are in."""
         scale_in, scale_out = prepared.scale_in, prepared.scale_out
-        scaled_x, scaled_y = _scaled(x, scale_in), _scaled(y, scale_out)
+        scaled_x, scaled_y = scaled(x, scale_in), scaled(y, scale_out)
         gradient = (_kernels() if self.backend == "triton" else reference).exact_feature_gradient
         found = [gradient(_rows(scaled_x, prepared), _rows(scaled_y, prepared), *prepared.visits).view(prepared.shape)]
         if scale_in is not None:
-            found.append(_like(x * self._sum(scaled_y, prepared), scale_in))
+            found.append(summed(x * self._sum(scaled_y, prepared), prepared.shared))
         if scale_out is not None:
-            found.append(_like(y * self._sum(scaled_x, prepared), scale_out))
+            found.append(summed(y * self._sum(scaled_x, prepared), prepared.shared))
         return found
 
 
 def _rows(x, prepared):
     """x [B, C, *S] as [Bf, R, N]: images that share their features are so many more classes of one."""
     rows = x.flatten(2)
-    return rows.flatten(0, 1)[None] if prepared.shape[0] == 1 else rows
-
-
-def _scaled(x, scale):
-    return x if scale is None else x * scale
-
-
-def _like(products, scale):
-    """Sum [B, C, *S] products over classes, and over the batch that shares one scale [Bf, 1, *S]."""
-    total = products.sum(1, keepdim=True)
-    return total if scale.shape[0] == total.shape[0] else total.sum(0, keepdim=True)
+    return rows.flatten(0, 1)[None] if prepared.shared else rows
 
 
 def _kernels():

@@ -1,5 +1,6 @@
 """The Gaussian filter over all pixels by the permutohedral lattice: what a user calls, and its plan."""
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from tritoncrf.filters.base import (
     launches_run,
     refuse_second_derivative,
     resolve_backend,
+    summed,
 )
 from tritoncrf.filters.lattice_step import LatticeStep, TritonLatticeStep, lattice_kernels
 from tritoncrf.reference import lattice as reference
@@ -101,13 +103,16 @@ class Lattice(Filter):
         key = _key(size, theta, spacing, *options, flip, str(device), dtype)
         if key is None or torch.compiler.is_compiling() or torch.compiler.is_exporting() or not launches_run():
             return built()
-        if key not in _cache:
+        kept = _cache.get(key)
+        if kept is None:
             with torch.inference_mode(False):  # a kept lattice must serve training too
-                _cache[key] = built()
+                kept = built()
+        with _lock:
+            _cache[key] = kept
+            _cache.move_to_end(key)
             if len(_cache) > CACHED_LATTICES:
                 _cache.popitem(last=False)
-        _cache.move_to_end(key)
-        return _cache[key]
+        return kept
 
     def row_sums(self) -> torch.Tensor:
         """r = K 1; infinite, so that messages vanish, where a pixel hears nobody but itself."""
@@ -115,7 +120,7 @@ class Lattice(Filter):
         return r if self.plan.include_self else torch.where(r > NO_SELF, r, torch.inf)
 
 
-_cache = OrderedDict()
+_cache, _lock = OrderedDict(), threading.Lock()
 
 
 def _key(*arguments):
@@ -256,11 +261,11 @@ class LatticePlan(Plan):
             return plain if self.include_self else plain - prepared.self_weights * own
 
         if not self.include_self:
-            found.append(_summed(-scaled_x * scaled_y, lattice.shared))
+            found.append(summed(-scaled_x * scaled_y, lattice.shared))
         if scale_in is not None:
-            found.append(_summed(x * message(back, scaled_y), lattice.shared))
+            found.append(summed(x * message(back, scaled_y), lattice.shared))
         if scale_out is not None:
-            found.append(_summed(y * message(ahead, scaled_x), lattice.shared))
+            found.append(summed(y * message(ahead, scaled_x), lattice.shared))
         return found
 
     def fuse(self, plans, prepared, mixing, unary, unary_weight):
@@ -278,9 +283,3 @@ class LatticePlan(Plan):
         matrix = any(a.ndim == 2 for a in mixing)
         limit = lattice_kernels().MAX_MATRIX_CLASSES if matrix else lattice_kernels().MAX_CLASSES
         return TritonLatticeStep(*arguments) if len(plans) <= 2 and unary.shape[1] <= limit else None
-
-
-def _summed(products, shared: bool):
-    """[B, C, *S] summed over classes, and over the batch that shares one lattice."""
-    total = products.sum(1, keepdim=True)
-    return total.sum(0, keepdim=True) if shared else total

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from tritoncrf import checks
-from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, checked_features, resolve_backend
+from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, checked_features, resolve_backend, summed
 from tritoncrf.filters.window_step import (
     FusedBlurStep,
     FusedStep,
@@ -113,6 +113,11 @@ class Prepared:
             return None
         return reference.window_weights([(self.features, None, 1.0)], self.radii, self.dilation)
 
+    @property
+    def shared(self) -> bool:
+        """Whether one image's features serve the whole batch."""
+        return self.features.shape[0] == 1
+
     def affords(self, budget: float) -> bool:
         """Whether half a window of weights is at most `budget` numbers per pixel of full resolution."""
         return len(reference.half_window(self.radii, self.dilation)) <= budget * math.prod(self.blur)
@@ -179,10 +184,10 @@ class WindowPlan(Plan):
         shape, factors = scaled_x.shape[2:], prepared.blur
         if prepared.scale_in is not None:
             back = blur.pool_adjoint(self._sum(low_y, prepared), shape, factors)
-            gradients.append(_like(lifted(x) * back, prepared.scale_in))
+            gradients.append(summed(lifted(x) * back, prepared.shared))
         if prepared.scale_out is not None:
             message = blur.upsample(self._sum(low_x, prepared), shape, factors)
-            gradients.append(_like(lifted(y) * message, prepared.scale_out))
+            gradients.append(summed(lifted(y) * message, prepared.shared))
         axes = x.ndim - 2
         return [g.reshape(*g.shape[:2], *g.shape[5 - axes :]) for g in gradients]
 
@@ -210,9 +215,3 @@ class WindowPlan(Plan):
 def _same_geometry(plan, other) -> bool:
     keys = "size", "dilation", "blur", "precision", "backend"
     return isinstance(other, WindowPlan) and all(getattr(plan, key) == getattr(other, key) for key in keys)
-
-
-def _like(products, scale):
-    """Sum [B, C, *S] products over classes, and over the batch that shares one scale [Bf, 1, *S]."""
-    total = products.sum(1, keepdim=True)
-    return total if scale.shape[0] == total.shape[0] else total.sum(0, keepdim=True)

@@ -364,8 +364,8 @@ def exact_sum(x, features, order, starts, columns, include_self: bool, precision
     launch(
         _exact_kernel, (features.shape[2] // TILE, halves.shape[2], x.shape[0]), num_warps=8,
         h_ptr=halves, **visits, scale_ptr=2.0**-shift / scale, y_ptr=y,
-        C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TJ=64,
-        BLOCKS=halves.shape[2], CP=classes,
+        C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TJ=64, BLOCKS=halves.shape[2],
+        CP=classes,
     )  # fmt: skip
     return y
 
@@ -383,8 +383,7 @@ def exact_feature_gradient(x, y, features, order, starts, columns):
     gradient = features.new_empty(images, blocks, dimensions, order.shape[1])
     launch(
         _exact_feature_gradient_kernel, (padded // TILE, blocks, images), num_warps=8,
-        x_ptr=x, y_ptr=y, **visits, scale_ptr=2.0**-shift / (scales[0] * scales[1]),
-        gradient_ptr=gradient, SHIFT=shift, TJ=64 if visits["DP"] <= 16 else 32, BLOCKS=blocks,
-        CP=classes,
+        x_ptr=x, y_ptr=y, **visits, scale_ptr=2.0**-shift / scales[0] / scales[1], gradient_ptr=gradient,
+        SHIFT=shift, TJ=64 if visits["DP"] <= 16 else 32, BLOCKS=blocks, CP=classes,
     )  # fmt: skip
     return gradient[:, 0] if blocks == 1 else gradient.sum(1)
