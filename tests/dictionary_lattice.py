@@ -82,9 +82,10 @@ def dense_lattice(features, include_self=True, normalization="none") -> torch.Te
         oracle = DictionaryLattice(f.mT.numpy())
         k = oracle.matrix()
         if not include_self:
-            k = k - torch.diag(torch.from_numpy(dense_self(oracle)))
+            own = torch.from_numpy(dense_self(oracle))
+            k = k - torch.diag(own)
         r = k.sum(1)
-        r = r if include_self else torch.where(r > 1e-6, r, torch.inf)
+        r = r if include_self else torch.where(r > own / 2, r, torch.inf)  # isolated pixels hear nobody
         before = {"before": 1 / r, "symmetric": r.rsqrt()}.get(normalization, torch.ones_like(r))
         after = {"after": 1 / r, "symmetric": r.rsqrt()}.get(normalization, torch.ones_like(r))
         matrices.append(after[:, None] * k * before)

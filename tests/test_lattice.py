@@ -214,6 +214,18 @@ def test_isolated_pixels_hear_nobody():
     assert torch.isfinite(found).all() and not found.any()
 
 
+@pytest.mark.parametrize("theta_color", [3.0, 13.0])
+def test_means_without_oneself_stay_near_the_values(theta_color):
+    """ "after" makes weighted means, and K_ii is subtracted whole even where vertices are missing: what that takes too
+    much must not be blown up. With so small a theta many pixels have hardly a neighbour."""
+    size = (40, 60)
+    photo = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 8), size, mode="bicubic").mul(0.6).add(0.2)
+    photo = (photo + 0.02 * torch.randn(1, 3, *size)).clamp(0, 1)
+    x = torch.rand(1, 2, *size)
+    found = Lattice(tc.features.bilateral(photo, 80.0, theta_color), include_self=False, normalization="after")(x)
+    assert found.min() > -1 and found.max() < 2
+
+
 # The loop ---------------------------------------------------------------------------------------------------------
 
 SETTINGS = {
@@ -365,7 +377,7 @@ def test_a_second_derivative_is_refused():
 def test_the_lattice_of_positions_is_kept():
     first = Lattice.spatial((5, 6), 3.0, normalization="symmetric")
     assert Lattice.spatial((5, 6), 3.0, normalization="symmetric") is first
-    assert Lattice.spatial([5, 6], 3, normalization="symmetric") is first
+    assert Lattice.spatial([5, 6], 3.0, None, True, "symmetric") is first
     assert Lattice.spatial((5, 6), [3.0, 3.0], normalization="symmetric") is not first
     others = [
         Lattice.spatial((5, 7), 3.0, normalization="symmetric"), Lattice.spatial((5, 6), 2.0, normalization="symmetric"),
@@ -375,6 +387,14 @@ def test_the_lattice_of_positions_is_kept():
     x = torch.randn(1, 2, 5, 6)
     expected = Lattice(tc.features.spatial((5, 6), 3.0), normalization="symmetric")(x)
     assert torch.equal(first(x), expected)
+
+
+def test_a_kept_lattice_answers_no_mistake():
+    """1 == 1.0 == True, but not for the checks of arguments."""
+    Lattice.spatial((5, 6), 1.0)
+    for size, theta in ((5.0, 6), 1.0), ((5, 6), True):
+        with pytest.raises(TypeError):
+            Lattice.spatial(size, theta)
 
 
 def test_a_learnt_theta_is_not_kept():

@@ -5,15 +5,16 @@ GPU, a synchronisation, so `values_checked` decides: CPU tensors in eager mode, 
 """
 
 import contextlib
+import contextvars
 import math
 
 import torch
 
-_value_checks = False
+_value_checks = contextvars.ContextVar("value_checks", default=False)
 
 
 class check_values:
-    """Also check values of CUDA tensors (NaN, image range, thetas, labels); a call or a `with` block.
+    """Also check values of CUDA tensors (NaN, image range, thetas, labels) in this thread; a call or a `with` block.
 
     By default values are looked at for CPU tensors in eager mode only: on CUDA a look costs a
     synchronisation. Never looked at while compiling, exporting or capturing a CUDA graph.
@@ -25,16 +26,14 @@ class check_values:
     """
 
     def __init__(self, enabled: bool):
-        global _value_checks
-        self.previous = _value_checks
-        _value_checks = bool(enabled)
+        self.previous = _value_checks.get()
+        _value_checks.set(bool(enabled))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        global _value_checks
-        _value_checks = self.previous
+        _value_checks.set(self.previous)
 
 
 def values_checked(x: torch.Tensor) -> bool:
@@ -46,7 +45,7 @@ def values_checked(x: torch.Tensor) -> bool:
     if x.device.type == "cpu":
         return True
     if x.device.type == "cuda":
-        return _value_checks and not torch.cuda.is_current_stream_capturing()
+        return _value_checks.get() and not torch.cuda.is_current_stream_capturing()
     return False
 
 

@@ -172,9 +172,9 @@ def iterate(
         states = []
         for t in range(iterations):
             if keep:
-                states.append(q)
+                states.append(q.contiguous())
             q = step.forward(q, last=t == iterations - 1)
-        return [q.contiguous(), *(q.contiguous() for q in states)]
+        return [q.contiguous(), *states]
 
 
 @iterate.register_fake

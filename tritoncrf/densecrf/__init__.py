@@ -322,7 +322,9 @@ def _device():
 
 def _bandwidths(sxy):
     """(sx, sy), rounded to float32 as pydensecrf does."""
-    return [float(np.float32(s)) for s in checks.expect_positive("sxy", sxy, 2)]
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = [float(np.float32(s)) for s in checks.expect_positive("sxy", sxy, 2)]
+    return checks.expect_positive("sxy", rounded, 2)
 
 
 def _whole(name, value, least):

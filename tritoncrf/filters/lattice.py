@@ -23,7 +23,7 @@ from tritoncrf.reference import lattice as reference
 from tritoncrf.reference.lattice import Side, image_of
 from tritoncrf.reference.step import scaled
 
-NO_SELF = 1e-6  # a row sum below this, without the pixel itself, is nobody but rounding
+ISOLATED = 0.5  # of K_ii: where all other pixels weigh less, what is left of K 1 is mostly the error of K_ii
 CACHED_LATTICES = 8
 
 
@@ -38,7 +38,7 @@ class Lattice(Filter):
     for all classes, iterations and the backward. K is not quite symmetric: its adjoint, which gradients use,
     blurs in the reverse order. Against the exact sum, which `filters.Exact` gives, normalised messages are off by
     2 % (position) to 6 % (position and colour) on photos. Without normalisation K is the raw lattice, whose row
-    sums are 0.5 to 0.9 of the Gaussian's. With r = K 1: "before" K (x / r), "after" K x / r,
+    sums are mostly 0.4 to 0.9 of the Gaussian's. With r = K 1: "before" K (x / r), "after" K x / r,
     "symmetric" r^-1/2 K (r^-1/2 x).
 
     Args:
@@ -47,7 +47,8 @@ class Lattice(Filter):
             of the lattice's own function, which jumps where a pixel changes its simplex. The order of the D
             features, and their origin, change the result within the lattice's error.
         include_self: whether a pixel's own value counts. Without it K_ii, as on a lattice whose vertices all exist,
-            is subtracted.
+            is subtracted. Where vertices are missing that is too much; normalised, a pixel that all others weigh less
+            for than half its K_ii therefore hears nobody.
         normalization: "none", "before", "after" or "symmetric".
         precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
@@ -94,41 +95,43 @@ class Lattice(Filter):
         axes in reverse, (x, y) instead of (row, column), as CRF-RNN and pydensecrf do: the lattice feels the order.
         """
         options = include_self, normalization, precision, backend
-        device = torch.get_default_device() if device is None else device
 
-        def built():
+        def built(device=device):
             positions = spatial(size, theta, spacing, device=device, dtype=dtype)
             return cls(positions.flip(1) if flip else positions, *options)
 
-        key = _key(size, theta, spacing, *options, flip, str(device), dtype)
+        key = _key(size, theta, spacing, *options, flip, dtype)
         if key is None or torch.compiler.is_compiling() or torch.compiler.is_exporting() or not launches_run():
             return built()
-        kept = _cache.get(key)
+        device = torch.empty(0, device=device).device  # with its index, where there are several
+        kept = _cache.get((*key, device))
         if kept is None:
             with torch.inference_mode(False):  # a kept lattice must serve training too
-                kept = built()
+                kept = built(device)
+            if device.type == "cuda":  # and other streams
+                torch.cuda.current_stream(device).synchronize()
         with _lock:
-            _cache[key] = kept
-            _cache.move_to_end(key)
+            _cache[(*key, device)] = kept
+            _cache.move_to_end((*key, device))
             if len(_cache) > CACHED_LATTICES:
                 _cache.popitem(last=False)
         return kept
 
     def row_sums(self) -> torch.Tensor:
-        """r = K 1; infinite, so that messages vanish, where a pixel hears nobody but itself."""
+        """r = K 1; infinite, so that messages vanish, where a pixel hears hardly anybody but itself."""
         r = super().row_sums()
-        return r if self.plan.include_self else torch.where(r > NO_SELF, r, torch.inf)
+        return r if self.plan.include_self else torch.where(r > ISOLATED * self.tensors[-1], r, torch.inf)
 
 
 _cache, _lock = OrderedDict(), threading.Lock()
 
 
 def _key(*arguments):
-    """The arguments as a key, or None where one is no plain value: a tensor, say, or a mistake that has no hash."""
+    """The arguments and their types (1 is not True) as a key, or None where one is no plain value, a tensor, say."""
     plain = int, float, str, bool, torch.dtype, type(None)
     arguments = tuple(tuple(a) if isinstance(a, (list, tuple)) else a for a in arguments)
     flat = [value for a in arguments for value in (a if isinstance(a, tuple) else (a,))]
-    return arguments if all(isinstance(value, plain) for value in flat) else None
+    return (*arguments, *map(type, flat)) if all(isinstance(value, plain) for value in flat) else None
 
 
 def _self_weights(weights):
@@ -150,7 +153,7 @@ def _self_weights(weights):
 def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
     """A lattice of features [Bf, D, N]: weights, vertices, neighbours, entries, pieces, owners (reference.Lattice)."""
     images, d, pixels = features.shape
-    if images * pixels * (d + 1) >= 1 << 31:
+    if images * pixels * (d + 1) > (1 << 31) - 1 - reference.PIECE:
         raise ValueError(
             f"features: expected fewer than 2^31 pairs of a pixel and a lattice vertex, got {list(features.shape)}"
         )

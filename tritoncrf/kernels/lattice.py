@@ -74,7 +74,7 @@ def _simplex_kernel(
     # pointers
     f_ptr, low_ptr, stride_ptr, weight_ptr, code_ptr,
     # sizes
-    N, image_stride,
+    N,
     # meta-parameters: FIRST, of the groups that the axes are packed in
     D: tl.constexpr, DP: tl.constexpr, FIRST: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +103,7 @@ def _simplex_kernel(
         origin = (tl.sum(tl.where(o == j, v, 0), 0) - tl.load(low_ptr + j)).to(tl.int64)[None, :]
         code += (origin - tl.where(rank_j > D - o, 1, 0)) * stride
     if FIRST:
-        code = (code + b * image_stride) * (D + 1) + o
+        code = (code + b * tl.load(stride_ptr + D)) * (D + 1) + o
     tl.store(code_ptr + o_y, code, mask=tile)
 
 
@@ -351,12 +351,12 @@ def simplex(features, packed):
     weights = features.new_empty((images, pixels, d + 1))
     low = torch.tensor(packed.low, device=features.device)
     codes = []
-    for g, (strides, size) in enumerate(zip(packed.strides, packed.sizes)):
-        dtype = torch.int32 if size < 1 << 31 else torch.int64
+    for g, (strides, dtype) in enumerate(zip(packed.strides, packed.dtypes)):
+        strides = torch.tensor([*strides, packed.image_stride], device=features.device)  # they follow the picture
         code = torch.empty(weights.numel(), dtype=dtype, device=features.device)
         _launch_simplex(
-            _simplex_kernel, features, low_ptr=low, stride_ptr=torch.tensor(strides, device=features.device),
-            weight_ptr=weights, code_ptr=code, image_stride=packed.image_stride, FIRST=g == 0,
+            _simplex_kernel, features, low_ptr=low, stride_ptr=strides,
+            weight_ptr=weights, code_ptr=code, FIRST=g == 0,
         )  # fmt: skip
         codes.append(code)
     return weights, codes
@@ -448,18 +448,18 @@ def _launch_slice(y, vertices, sides, *, precision="default", epilogue="sum", mi
     """y, q, unary rows [B, N, C]; vertices of `filtered` and the sides that they leave by, of one or two filters."""
     batch, pixels, classes = y.shape
     matrix = mix is not None and mix.ndim == 3
-    blocks, shape = _classes(y, CLASS_BLOCK if epilogue == "sum" else max(MAX_CLASSES, 16))
+    blocks, shape = _classes(y, CLASS_BLOCK if epilogue == "sum" else MAX_CLASSES)
     padded = max(shape["CB"], 16) if matrix else shape["CB"]
     p = max(16, TILE // padded)
     filters = {}
-    for m, (v, side) in enumerate([*zip(vertices, sides, strict=True)] * 2):
+    for m in (0, 1):  # one filter fills both places
+        v, side = vertices[m % len(sides)], sides[m % len(sides)]
         lattice = side.lattice
-        if m < 2:
-            filters |= {
-                f"v{m}_ptr": v, f"vertex{m}_ptr": lattice.vertices, f"weight{m}_ptr": lattice.weights,
-                f"scale{m}_ptr": side.scale, f"D{m}": lattice.corners, f"alpha{m}": lattice.alpha,
-                f"stride_v{m}b": v.shape[1] if lattice.shared else 0, f"stride_t{m}b": 0 if lattice.shared else pixels,
-            }  # fmt: skip
+        filters |= {
+            f"v{m}_ptr": v, f"vertex{m}_ptr": lattice.vertices, f"weight{m}_ptr": lattice.weights,
+            f"scale{m}_ptr": side.scale, f"D{m}": lattice.corners, f"alpha{m}": lattice.alpha,
+            f"stride_v{m}b": v.shape[1] if lattice.shared else 0, f"stride_t{m}b": 0 if lattice.shared else pixels,
+        }  # fmt: skip
     if mix is not None and not matrix:
         mix = mix.expand(-1, classes)  # a scalar serves all classes, with stride 0
     strides = (*(mix.stride() if mix is not None else ()), 0, 0, 0)

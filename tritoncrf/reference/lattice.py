@@ -43,6 +43,11 @@ class Packing:
     def dimensions(self) -> int:
         return len(self.low)
 
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Of each group's codes: the smaller integers sort several times faster."""
+        return [torch.int32 if size < 1 << 31 else torch.int64 for size in self.sizes]
+
 
 def sigmas(d: int, dtype=torch.float64) -> list[float]:
     """sigma_k; for float32 from a first factor that is rounded as in the published code, so that ties stay ties."""
@@ -118,7 +123,7 @@ def simplex(features, packed: Packing):
     weights = weights.mT.reshape(images, pixels, d + 1)
 
     codes = []
-    for g, (strides, size) in enumerate(zip(packed.strides, packed.sizes)):
+    for g, (strides, dtype) in enumerate(zip(packed.strides, packed.dtypes)):
         # Vertex r lies one back along each axis whose rank is above d - r.
         stride = torch.tensor([*strides, 0], device=device)[:, None]
         origin = sum((v[j] - low) * s for j, (low, s) in enumerate(zip(packed.low, strides)) if s)
@@ -127,13 +132,8 @@ def simplex(features, packed: Packing):
         if g == 0:
             image = torch.arange(images, device=device).repeat_interleave(pixels) * packed.image_stride
             code = (code + image) * (d + 1) + torch.arange(d + 1, device=device)[:, None]
-        codes.append(code.to(code_dtype(size)).mT.flatten())
+        codes.append(code.to(dtype).mT.flatten())
     return weights, codes
-
-
-def code_dtype(size: int) -> torch.dtype:
-    """The smaller integers sort several times faster."""
-    return torch.int32 if size < 1 << 31 else torch.int64
 
 
 def simplex_gradient(features, d_weights):
@@ -285,7 +285,9 @@ def splat(rows, side: Side):
 def filtered(rows, side: Side, reverse: bool):
     """B_d ... B_0 S (scale . x), or B_0 ... B_d S (scale . x) if `reverse`: the vertices that `sliced` reads."""
     v, lattice = splat(rows, side), side.lattice
-    weights = v.new_tensor([1, 0.5, 0.5]).expand(lattice.count + 1, 3)
+    weights = v.new_full((3,), 0.5)
+    weights[0] = 1
+    weights = weights.expand(lattice.count + 1, 3)
     for index in lattice.around.flip(0) if reverse else lattice.around:
         v = torch.stack([weighted_sums(x, index, None, weights) for x in v]) if len(v) else v
     return v
