@@ -1,4 +1,4 @@
-"""`python -m bench run | compare | compile | gpu`: see README.md beside this file."""
+"""`python -m bench run | accuracy | compare | compile | gpu`: see README.md beside this file."""
 
 import argparse
 import sys
@@ -20,6 +20,9 @@ def main() -> int:
     run = commands.add_parser("run", help="the suite, on whatever this machine has")
     run.add_argument("--out", type=Path, default=RESULTS)
     run.add_argument("--quick", action="store_true")
+    accuracy = commands.add_parser("accuracy", help="the lattice against the exact sum, on photos")
+    accuracy.add_argument("--photos", type=Path, help="folder of photos for extra rows")
+    accuracy.add_argument("--out", type=Path, help="folder for the report; without it it is only printed")
     compare = commands.add_parser("compare", help="two reports side by side")
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
@@ -33,11 +36,15 @@ def main() -> int:
     gpu.add_argument("--commit", default="unknown")
     gpu.add_argument("--data", type=Path)
     watched = commands.add_parser("exercise", help="run what a sanitizer or a profiler watches, and time nothing")
-    watched.add_argument("--large", action="store_true", help="a training step of W1 instead of many small ones")
+    watched.add_argument("--large", action="store_true", help="short training steps of W4, W1 and W2")
     arguments = parser.parse_args()
 
     if arguments.command == "run":
         return run_suite(arguments.out, quick=arguments.quick)
+    if arguments.command == "accuracy":
+        from bench.accuracy import run as accuracy_report
+
+        return accuracy_report(arguments.photos, arguments.out)
     if arguments.command == "compare":
         print(report.compare(arguments.before, arguments.after))
         return 0
@@ -80,11 +87,14 @@ def exercise(large: bool) -> int:
     import torch
 
     from bench.compilation import Configuration
-    from bench.workloads import ConvCRFWork, Inputs, runner
+    from bench.providers import runner
+    from bench.workloads import ConvCRFWork, ExactWork, Inputs, LatticeWork
 
     device = device_found()
     if large:
-        runner("tritoncrf", Inputs(ConvCRFWork(11, size=(500, 500)), device, training=True))()
+        short = {"size": (500, 500), "iterations": 2}
+        for work in ExactWork(**short), ConvCRFWork(11, **short), LatticeWork(**short):
+            runner("tritoncrf", Inputs(work, device, learns="weights" if work.filter == "exact" else "features"))()
         return 0
     watched = [
         Configuration(),
@@ -94,6 +104,11 @@ def exercise(large: bool) -> int:
         Configuration(classes=70, size=(9, 40), blur=4, weights="class", filters=1),
         Configuration(classes=4, size=(5, 6, 7), window_size=3),
         Configuration(classes=300, size=(7, 50), window_size=3),
+        Configuration("lattice", features=5, normalization="symmetric", batch=2),
+        Configuration("lattice", classes=3, size=(5, 6, 7), features=4, weights="matrix", include_self=False),
+        Configuration("lattice", classes=300, size=(301,), features=12, weights="class", filters=1),
+        Configuration("exact", features=5, normalization="symmetric", batch=2),
+        Configuration("exact", classes=70, size=(301,), features=20, include_self=False),
     ]
     for configuration in watched:
         configuration.run(device)

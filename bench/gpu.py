@@ -5,6 +5,8 @@ They run on a machine that has a GPU, torch, triton, pytest and little else: no 
 
 import shutil
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from bench.timing import device_found, seconds_on_gpu
 STAGE_SECONDS = 8.5 * 60  # of 9 minutes; the rest is for starting and for writing reports
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
+WATCHED = "window|exact|simplex|splat|join|blur|slice|weights_gradient"  # kernels, by ncu
 
 
 class Deadline:
@@ -46,8 +49,10 @@ def outcome(status: int) -> str:
 
 
 def tests(out: Path, commit: str, data: Path | None) -> int:
-    """Kernels on the GPU itself (no interpreter), a process for each file, and all else, side by side."""
-    deadline = Deadline()
+    """Kernels on the GPU itself (no interpreter), a process for each file, and all else, side by side; all their output
+    in one log, which grows as they end."""
+    deadline, joined, writing = Deadline(), out / "tests.log", threading.Lock()
+    joined.unlink(missing_ok=True)
     runs = {path.stem: [f"tests/kernels/{path.name}"] for path in sorted(KERNEL_TESTS.glob("test_*.py"))}
     runs["others"] = ["tests", "--ignore=tests/kernels"]
 
@@ -55,12 +60,15 @@ def tests(out: Path, commit: str, data: Path | None) -> int:
         command = [sys.executable, "-m", "pytest", *runs[name], "--durations=15", "-p", "no:cacheprovider"]
         command += ["-W", "default"]  # other versions of torch and triton deprecate other things
         command += [] if name == "test_on_gpu" else ["-m", "not slow"]
-        started, log = time.monotonic(), out / f"tests-{name}.log"
+        started, log = time.monotonic(), Path(logs) / name
         status = run_boxed(command, deadline.share(1), log, {"TRITON_INTERPRET": "0"})
-        summary = log.read_text().strip().splitlines()[-1:] or [""]
+        text = log.read_text()
+        with writing, joined.open("a") as file:
+            file.write(f"\n==== {name} ====\n\n{text}")
+        summary = text.strip().splitlines()[-1:] or [""]
         return [name, outcome(status), f"{time.monotonic() - started:.0f}", summary[0].strip("= ")]
 
-    with ThreadPoolExecutor() as pool:
+    with tempfile.TemporaryDirectory() as logs, ThreadPoolExecutor() as pool:
         lines = list(pool.map(run, runs))
     finish(out, "tests", commit, ["tests", "outcome", "s", "summary"], lines)
     return int(any(line[1] != outcome(0) for line in lines))
@@ -95,9 +103,10 @@ def bench(out: Path, commit: str, data: Path | None) -> int:
 
 
 def profile(out: Path, commit: str, data: Path | None) -> int:
-    """Every kernel of W1's training step by itself: time between events, counted work, achieved rates; then ncu."""
+    """Every kernel of the training steps by itself: time between events, counted work, achieved rates; then ncu."""
     from bench.compilation import identity
-    from bench.workloads import ConvCRFWork, Inputs, runner
+    from bench.providers import runner
+    from bench.workloads import ConvCRFWork, ExactWork, Inputs, LatticeWork
     from tritoncrf.kernels.common import record_launches
 
     deadline, device = Deadline(), device_found()
@@ -106,10 +115,19 @@ def profile(out: Path, commit: str, data: Path | None) -> int:
         return 0
     rates = floors.measured_rates(device)
     lines = []
-    header = ["k", "blur", "norm", "kernel", "launches", "us", "floor us", "x floor", "TB/s", "TFLOP/s", "Gexp/s"]
-    works = [ConvCRFWork(7, 1), ConvCRFWork(11, 1), ConvCRFWork(11, 1, "symmetric"), ConvCRFWork(7, 4)]
-    for work in works:
-        step = runner("tritoncrf", Inputs(work, device, training=True))
+    header = ["work", "kernel", "launches", "us", "floor us", "x floor", "TB/s", "TFLOP/s", "Gexp/s"]
+    works = {
+        "W2": (LatticeWork(), "features"),
+        "W1 k=7": (ConvCRFWork(7), "features"),
+        "W1 k=11": (ConvCRFWork(11), "features"),
+        "W1 k=11 symmetric": (ConvCRFWork(11, 1, "symmetric"), "features"),
+        "W1 k=7 blur 4": (ConvCRFWork(7, 4), "features"),
+        "W4": (ExactWork(), "weights"),
+    }
+    traces = out / "traces.txt"
+    traces.unlink(missing_ok=True)
+    for name, (work, learns) in works.items():
+        step = runner("tritoncrf", Inputs(work, device, learns=learns))
         step()
         with record_launches() as launches:
             step()
@@ -120,13 +138,14 @@ def profile(out: Path, commit: str, data: Path | None) -> int:
             seconds = seconds_on_gpu(lambda: run(**launch.arguments, **options))  # noqa: B023
             counted = floors.launched(launch)
             floor = counted.floor(rates)
-            rated = (counted.bytes * 1e-12, counted.operations * 1e-12, counted.exponentials * 1e-9)
+            operations = counted.operations + counted.products
+            rated = (counted.bytes * 1e-12, operations * 1e-12, counted.exponentials * 1e-9)
             lines.append([
-                str(work.window_size), str(work.blur), work.normalization, described(launch),
-                str(count[identity(launch)]),
+                name, described(launch), str(count[identity(launch)]),
                 *map(report.number, (seconds * 1e6, floor * 1e6, seconds / floor, *(r / seconds for r in rated))),
             ])  # fmt: skip
-        trace(step, out / f"trace-k{work.window_size}-blur{work.blur}-{work.normalization}.txt")
+        with traces.open("a") as file:
+            file.write(f"{name}\n\n{trace(step)}\n\n")
         finish(out, "profile", commit, header, lines)
     finish(out, "profile", commit, header, lines, counters(out, deadline))
     return 0
@@ -137,19 +156,19 @@ def described(launch) -> str:
     return f"{launch.kernel.__name__} {epilogue}".strip()
 
 
-def trace(call, path: Path) -> None:
+def trace(call) -> str:
     """Device time of every kernel in one call, PyTorch's own among them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
-    report.save(path, profiler.key_averages().table(sort_by="self_device_time_total", row_limit=30))
+    return profiler.key_averages().table(sort_by="self_device_time_total", row_limit=30)
 
 
 def counters(out: Path, deadline: Deadline) -> str:
-    """Hardware counters of the first window kernels, where ncu is there and works; says what came of it."""
+    """Hardware counters of some kernels of each work, where ncu is there and works; says what came of it."""
     tool = shutil.which("ncu")
     if tool is None:
         return "ncu is not on this machine: no hardware counters."
-    command = [tool, "--clock-control", "none", "--kernel-name", "regex:window", "--launch-count", "8", "--csv"]
-    command += ["--page", "details", sys.executable, "-m", "bench", "exercise", "--large"]
+    command = [tool, "--clock-control", "none", "--kernel-name", f"regex:{WATCHED}", "--csv"]
+    command += ["--launch-count", "80", "--page", "details", sys.executable, "-m", "bench", "exercise", "--large"]
     return f"ncu: {outcome(run_boxed(command, deadline.share(1), out / 'ncu.csv'))}."

@@ -1,7 +1,8 @@
 """How much memory a call needs beyond what the process and its inputs held before.
 
 On a GPU the allocator knows. On a CPU it is the growth of the resident set to its peak, in a process of its own:
-`python -m bench.memory '{"provider": ..., "training": ..., "work": {...}}'` prints bytes. Linux only; elsewhere None.
+`python -m bench.memory '{"provider": ..., "stage": ..., "learns": ..., "kind": ..., "work": {...}}'` prints bytes.
+Linux only; elsewhere None.
 """
 
 import json
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import torch
 
-from bench.workloads import ConvCRFWork, Inputs, runner, small
+from bench.providers import runner
+from bench.workloads import ConvCRFWork, CRFWork, ExactWork, Inputs, LatticeWork, small
 
 ROOT = Path(__file__).parent.parent
+KINDS = {kind.__name__: kind for kind in (ConvCRFWork, LatticeWork, ExactWork)}
 
 
 def peak_on_gpu(call) -> int:
@@ -28,22 +31,23 @@ def peak_on_gpu(call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def peak_on_cpu(provider: str, work: ConvCRFWork, training: bool) -> int | None:
+def peak_on_cpu(provider: str, work: CRFWork, stage: str, learns: str | None) -> int | None:
     if not sys.platform.startswith("linux"):
         return None
-    job = json.dumps({"provider": provider, "training": training, "work": asdict(work)})
-    command = [sys.executable, "-m", "bench.memory", job]
-    return int(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    job = {"provider": provider, "stage": stage, "learns": learns, "kind": type(work).__name__, "work": asdict(work)}
+    command = [sys.executable, "-m", "bench.memory", json.dumps(job)]
+    printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return int(printed.splitlines()[-1])  # peers may print before
 
 
 def _status(field: str) -> int:
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
-def _main(provider, training, work):
-    work = ConvCRFWork(**work | {"size": tuple(work["size"])})
-    runner(provider, Inputs(small(work), "cpu", training=training))()
-    call = runner(provider, Inputs(work, "cpu", training=training))
+def _main(provider, stage, learns, kind, work):
+    work = KINDS[kind](**work | {"size": tuple(work["size"])})
+    runner(provider, Inputs(small(work), "cpu", learns=learns), stage)()
+    call = runner(provider, Inputs(work, "cpu", learns=learns), stage)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
     kept = call()  # outputs count: a training step's gradients are as large as the scores

@@ -3,14 +3,29 @@
 `im2col_convcrf` is the published ConvCRF's algorithm (Teichmann and Cipolla, 2018) as its code was released,
 written here in plain PyTorch. It gathers every neighbour of every pixel into a [B, C, k^2, N] tensor and sums,
 so it is slow, hungry and obvious: the speed peer of `tc.ConvCRF`, and the oracle of its `preset="released"`.
+
+`densecrf` runs pydensecrf and `keops_scores` KeOps, where these are installed.
 """
 
+import importlib
+import importlib.metadata
+import importlib.util
 import math
 
 import torch
 import torch.nn.functional as F
 
+OPTIONAL = ("pydensecrf", "pykeops")
 RELEASE_EPSILON = 1e-20  # added to a row sum before its inverse square root, as released
+
+
+def versions() -> dict[str, str]:
+    """Of the optional peers, or "not installed"."""
+    return {name: importlib.metadata.version(name) if installed(name) else "not installed" for name in OPTIONAL}
+
+
+def installed(name: str) -> bool:
+    return name not in OPTIONAL or importlib.util.find_spec(name) is not None
 
 
 def im2col_convcrf(
@@ -117,3 +132,39 @@ def _filter(values, window, size, blur):
     pooled = _pool(values, blur)
     out = (_im2col(pooled, size) * window).sum(2)  # the k^2 x C x n tensor
     return _unpool(out.unflatten(2, pooled.shape[2:]), blur, *values.shape[2:])
+
+
+def densecrf(energy, picture, smooth=None, appearance=None):
+    """pydensecrf's CRF of one image, symmetrically normalised, its lattices built; `inference(T)` gives Q_T [C, N].
+
+    energy: minus the logits, [C, N] float32 array. picture: [H, W, 3] uint8 array. smooth: (theta, weight);
+    appearance: (theta_space, theta_color, weight).
+    """
+    crf = importlib.import_module("pydensecrf.densecrf").DenseCRF2D(*picture.shape[1::-1], len(energy))
+    crf.setUnaryEnergy(energy)
+    if smooth is not None:
+        theta, weight = smooth
+        crf.addPairwiseGaussian(sxy=theta, compat=weight)
+    if appearance is not None:
+        theta_space, theta_color, weight = appearance
+        crf.addPairwiseBilateral(sxy=theta_space, srgb=theta_color, rgbim=picture, compat=weight)
+    return crf
+
+
+def keops_scores(logits, features, weights, iterations):
+    """S_T of the exact fully connected CRF, symmetrically normalised: sums over all pairs by KeOps.
+
+    logits: [1, C, *S]; features: one [1, D, *S] per kernel. Gradients reach logits, features and weights.
+    """
+    lazy = importlib.import_module("pykeops.torch").LazyTensor
+    unary = logits[0].flatten(1).mT.contiguous()  # [N, C]
+    kernels = []
+    for f in features:
+        f = f[0].flatten(1).mT.contiguous()
+        kernel = (((lazy(f[:, None]) - lazy(f[None])) ** 2).sum(-1) * -0.5).exp()
+        kernels.append((kernel, (kernel @ torch.ones_like(unary[:, :1])).rsqrt()))
+    scores = unary
+    for _ in range(iterations):
+        q = scores.softmax(1)
+        scores = unary + sum(w * n * (kernel @ (n * q)) for w, (kernel, n) in zip(weights, kernels))
+    return scores.mT.view(logits.shape)

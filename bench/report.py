@@ -11,7 +11,28 @@ from pathlib import Path
 import torch
 import triton
 
-KEY = ("work", "picture", "size", "batch", "window_size", "blur", "normalization", "mode", "axis", "value", "provider")
+from bench.peers import versions
+
+KEY = (
+    "work", "filter", "picture", "size", "batch", "iterations", "window_size", "blur", "normalization", "stage",
+    "learns", "mode", "axis", "value", "provider",
+)  # fmt: skip
+OLDER = {"filter": "window", "learns": "features"}  # what a report's rows mean that do not say so
+STAGES = {
+    "smooth": "filter of smoothness", "appearance": "filter of appearance", "loop": "loop", "total": "total",
+    "kept": "total, smoothness kept", "build": "build", "apply": "one application",
+}  # fmt: skip
+SECTIONS = [
+    ("W1", "window", "ConvCRF"),
+    ("W2", "lattice", "fully connected CRF on the lattice"),
+    ("W4", "exact", "exact fully connected CRF"),
+    ("W5", "window", "training step of W1"),
+    ("W5", "lattice", "training step of W2"),
+    ("W5", "exact", "training step of W4"),
+    ("W7", "window", "growth of the window filter"),
+    ("W7", "lattice", "growth of the lattice"),
+    ("splat", "lattice", "sorted (tritoncrf) and by atomic additions"),
+]
 
 
 def environment(commit: str | None = None) -> dict:
@@ -24,6 +45,7 @@ def environment(commit: str | None = None) -> dict:
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
+        "peers": {"im2col": "here", **versions()},
     }
 
 
@@ -53,10 +75,14 @@ def read_rows(path: Path) -> list[dict]:
 
 def write(out: Path, environment: dict, rows: list[dict]) -> Path:
     """<device>-<date>.json and .md in `out`; returns the Markdown's path."""
-    out.mkdir(parents=True, exist_ok=True)
-    name = out / slug(environment)
+    return write_both(out / slug(environment), environment, rows, markdown(environment, rows))
+
+
+def write_both(name: Path, environment: dict, rows: list[dict], text: str) -> Path:
+    """name.json and name.md, and the folder they are in; returns the Markdown's path."""
+    name.parent.mkdir(parents=True, exist_ok=True)
     save(name.with_suffix(".json"), json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
-    save(name.with_suffix(".md"), markdown(environment, rows))
+    save(name.with_suffix(".md"), text)
     return name.with_suffix(".md")
 
 
@@ -80,61 +106,87 @@ def number(value, scale=1.0) -> str:
 
 
 def key(row: dict, without=()) -> tuple:
-    return tuple(str(row.get(name, "")) for name in KEY if name not in without)
+    return tuple(str(row.get(name, OLDER.get(name, ""))) for name in KEY if name not in without)
 
 
 def peers(rows: list[dict]) -> dict:
-    """Rows of im2col by what was computed; it is timed eagerly, and compared with every mode of ours."""
-    return {key(row, ("provider", "mode")): row for row in rows if row["provider"] == "im2col"}
+    """Rows of the peers by what was computed; they are compared with every mode of ours."""
+    return {key(row, ("provider", "mode")): row for row in rows if row["provider"] != "tritoncrf"}
+
+
+def peer_of(row: dict, found: dict) -> dict | None:
+    """No peer keeps a filter from one picture to the next: its whole call is what that is compared with."""
+    stage = "total" if row.get("stage") == "kept" else row.get("stage", "")
+    return found.get(key(row | {"stage": stage}, ("provider", "mode"))) if row["provider"] == "tritoncrf" else None
 
 
 def markdown(environment: dict, rows: list[dict]) -> str:
     bandwidth = next((row["copy_bandwidth"] for row in rows if row["copy_bandwidth"]), None)
     lines = [f"# {environment['device']}, {environment['date']}", ""]
-    lines += [", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("device", "date"))]
+    others = {name: value for name, value in environment.items() if name not in ("device", "date", "peers")}
+    lines += [", ".join(f"{name} {value}" for name, value in others.items()), ""]
+    lines += ["Peers: " + ", ".join(f"{name}: {version}" for name, version in environment["peers"].items()) + "."]
     if bandwidth:
         lines += ["", f"Copy bandwidth, measured: {bandwidth / 1e12:.2f} TB/s (bytes read plus written)."]
-    sections = [("W1", "ConvCRF, T = 5"), ("W5", "its training step"), ("W7", "growth of the window filter")]
-    for work, title in sections:
-        chosen = [row for row in rows if row["work"] == work]
+    found = peers(rows)
+    for work, filter, title in SECTIONS:
+        chosen = [row for row in rows if (row["work"], row["filter"]) == (work, filter)]
         if chosen:
-            lines += ["", f"## {work}: {title}", "", _growth(chosen) if work == "W7" else _work(chosen, rows)]
+            lines += ["", f"## {work}: {title}", "", cells_table([cells(row, peer_of(row, found)) for row in chosen])]
     return "\n".join(lines) + "\n"
 
 
-def _work(chosen: list[dict], rows: list[dict]) -> str:
-    header = ["picture", "size", "batch", "k", "blur", "norm", "run", "ms", "IQR", "floor ms", "x floor", "GB", "Gop"]
-    header += ["Gexp", "MB", "x Q", "faster", "memory", "error", "worst"]
-    found = peers(rows)
-    lines = []
-    for row in chosen:
+def cells(row: dict, peer: dict | None) -> dict[str, str]:
+    """A row as text by column; empty where it says nothing."""
+    q = None
+    if "size" in row:
         q = row["batch"] * row["classes"] * row["size"][0] * row["size"][1] * 4
-        peer = found.get(key(row, ("provider", "mode"))) if row["provider"] == "tritoncrf" else None
-        peak, peer_peak = row["peak_memory"], peer and peer["peak_memory"]
-        lines.append([
-            row["picture"], "x".join(map(str, row["size"])), str(row["batch"]), str(row["window_size"]),
-            str(row["blur"]), row["normalization"], f"{row['provider']} {row['mode']}",
-            number(row["median"], 1e3), number(row["iqr"], 1e3), number(row["floor"], 1e3),
-            number(row["median"] / row["floor"]) if row["floor"] else "",
-            number(row["bytes"], 1e-9), number(row["operations"], 1e-9), number(row["exponentials"], 1e-9),
-            number(peak, 1e-6), number(peak / q) if peak is not None else "",
-            number(peer["median"] / row["median"]) + " x" if peer else "",
-            f"1/{number(peer_peak / peak)}" if peak and peer_peak else "",
-            number(row.get("loop_rms", row.get("gradient_rms"))), number(row.get("loop_max")),
-        ])  # fmt: skip
-    return table(header, lines)
+    peak, peer_peak = row["peak_memory"], peer and peer["peak_memory"]
+    growth = row["work"] == "W7"
+    learns = {"weights": "logits, weights", "features": "logits, weights, thetas"}.get(row.get("learns"), "")
+    return {
+        "axis": row.get("axis", ""),
+        "value": str(row.get("value", "")),
+        "picture": row.get("picture", ""),
+        "size": "x".join(map(str, row.get("size", ()))),
+        "batch": "" if growth else str(row["batch"]),
+        "T": str(row.get("iterations", "")),
+        "k": "" if growth else str(row.get("window_size", "")),
+        "blur": str(row.get("blur", "")),
+        "norm": row.get("normalization", ""),
+        "M/N": ", ".join(map(number, row.get("vertices_per_pixel", ()))),
+        "live": ", ".join(map(number, row.get("live", ()))),
+        "gradients of": learns,
+        "stage": STAGES.get(row.get("stage"), ""),
+        "run": "" if growth else f"{row['provider']} {row['mode']}",
+        "ms": number(row["median"], 1e3),
+        "IQR": number(row["iqr"], 1e3),
+        "ns per pixel": number(row["median"] / (row["batch"] * row["side"] ** 2), 1e9) if growth else "",
+        "ps per multiply-add": number(row["median"] / row["operations"], 2e12) if growth and row["operations"] else "",
+        "floor ms": number(row["floor"], 1e3),
+        "x floor": number(row["median"] / row["floor"]) if row["floor"] else "",
+        "GB": number(row["bytes"] or None, 1e-9),
+        "gathered GB": number(row.get("gathered") or None, 1e-9),
+        "Gop": number(row["operations"] or None, 1e-9),
+        "matrix Gop": number(row.get("products") or None, 1e-9),
+        "Gexp": number(row["exponentials"] or None, 1e-9),
+        "MB": number(peak, 1e-6),
+        "x Q": number(peak / q) if peak is not None and q else "",
+        "faster": number(peer["median"] / row["median"]) + " x" if peer else "",
+        "memory": share(peak / peer_peak) if peak and peer_peak else "",
+        "error": number(row.get("loop_rms", row.get("gradient_rms"))),
+        "worst": number(row.get("loop_max")),
+    }
 
 
-def _growth(chosen: list[dict]) -> str:
-    header = ["axis", "value", "ms", "IQR", "ps per pixel, class, tap", "floor ms", "x floor", "MB"]
-    return table(header, [
-        [
-            row["axis"], str(row["value"]), number(row["median"], 1e3), number(row["iqr"], 1e3),
-            number(row["median"] / row["operations"], 2e12), number(row["floor"], 1e3),
-            number(row["median"] / row["floor"]) if row["floor"] else "", number(row["peak_memory"], 1e-6),
-        ]
-        for row in chosen
-    ])  # fmt: skip
+def share(part: float) -> str:
+    return f"1/{number(1 / part)}" if part < 1 else f"{number(part)} x"
+
+
+def cells_table(lines: list[dict[str, str]]) -> str:
+    """The columns that say something in any line."""
+    header = [name for name in lines[0] if any(line[name] for line in lines)]
+    return table(header, [[line[name] for name in header] for line in lines])
 
 
 def compare(before: Path, after: Path) -> str:

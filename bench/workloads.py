@@ -1,10 +1,13 @@
-"""The work that every report measures: W1 (ConvCRF), its backward (W5), and the growth of the window filter (W7).
+"""The work that every report measures: W1 (ConvCRF), W2 and W4 (fully connected CRFs on the lattice and exact), their
+training steps (W5), and the growth of one application of a filter (W7).
 
 Scores come from a picture, never from noise: the label map is the picture's own brightness in large regions, cut
-into as many equal bands as there are classes, and `noisy_scores` spoils it from the seed below.
+into as many equal bands as there are classes, and `noisy_scores` spoils it from the seed below. The lattice's
+size follows the picture, so noise or zeros would measure another lattice.
 """
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,38 +19,156 @@ import torch.nn.functional as F
 from PIL import Image
 
 import tritoncrf as tc
-from bench.peers import im2col_convcrf
+from bench import floors
+from tritoncrf.reference.lattice import Lattice
 from tritoncrf.synthetic import noisy_scores
 
 SEED = 2018
 GRACE_HOPPER = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-THETA_POSITION, THETA_COLOR = 3.0, 13.0
-WEIGHT_POSITION, WEIGHT_COLOR = 3.0, 10.0
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
+THETA_COLOR = 13.0
 
 
-@dataclass(frozen=True)
-class ConvCRFWork:
-    """W1: five iterations with a position and a colour kernel. `picture` is a file; its stem names it in reports."""
+@dataclass(frozen=True, kw_only=True)
+class CRFWork:
+    """Mean field with two kernels, of smoothness and of appearance. `picture` is a file; its stem names it in reports.
 
-    window_size: int
-    blur: int = 1
-    normalization: str = "none"
+    Subclasses say which `filter`, and name themselves (`id`) and their `peer`; `smooth` and `appearance` build the
+    filters of some inputs, `facts` are what the time depends on besides the size (of a window: nothing), and `counts`,
+    given these, what a stage needs at least.
+    """
+
     size: tuple = (500, 334)
     classes: int = 21
     batch: int = 1
     iterations: int = 5
     picture: str = str(GRACE_HOPPER)
 
+    weights = (3.0, 10.0)
 
-def small(work: ConvCRFWork) -> ConvCRFWork:
+
+@dataclass(frozen=True)
+class ConvCRFWork(CRFWork):
+    """W1: position and colour kernels in a window."""
+
+    window_size: int
+    blur: int = 1
+    normalization: str = "none"
+
+    id, filter, peer, thetas = "W1", "window", "im2col", (3.0, THETA_COLOR)
+
+    def smooth(self, inputs):
+        return self._window(tc.features.spatial(self.size, inputs.thetas[0], **inputs.form))
+
+    def appearance(self, inputs):
+        return self._window(tc.features.color(inputs.image, inputs.thetas[1]))
+
+    def _window(self, features):
+        return tc.filters.Window(features, self.window_size, blur=self.blur, normalization=self.normalization)
+
+    def counts(self, facts, stage="total", learns=None) -> floors.Work:
+        shape = self.batch, self.classes, self.size, self.window_size, self.blur
+        return floors.convcrf(*shape, self.iterations, backward=learns is not None)
+
+
+@dataclass(frozen=True)
+class FullCRFWork(CRFWork):
+    """All pixels hear each other, by position and by position and colour."""
+
+    normalization: str = "symmetric"
+
+    thetas = (3.0, 80.0, THETA_COLOR)
+    dimensions = (2, 5)
+
+    def smooth_features(self, inputs):
+        return tc.features.spatial(self.size, inputs.thetas[0], **inputs.form)
+
+    def appearance_features(self, inputs):
+        return tc.features.bilateral(inputs.image, *inputs.thetas[1:])
+
+    def smooth(self, inputs):
+        return self.kind(self.smooth_features(inputs), normalization=self.normalization)
+
+    def appearance(self, inputs):
+        return self.kind(self.appearance_features(inputs), normalization=self.normalization)
+
+    def counts(self, facts, stage="total", learns=None) -> floors.Work:
+        pixels = math.prod(self.size)
+        (smooth, appearance), filters = self._counts(facts, pixels)
+        loop = floors.full_step(filters, self.classes, pixels)
+        if learns is not None:
+            loop += floors.full_step_backward(filters, self.classes, pixels, learns)
+        loop, appearance = loop * (self.iterations * self.batch), appearance * self.batch
+        kept = appearance + loop
+        stages = {"smooth": smooth, "appearance": appearance, "loop": loop, "kept": kept, "total": smooth + kept}
+        return stages[stage]
+
+
+@dataclass(frozen=True)
+class LatticeWork(FullCRFWork):
+    """W2"""
+
+    id, filter, peer, kind = "W2", "lattice", "pydensecrf", tc.filters.Lattice
+
+    def facts(self, filters) -> dict:
+        """Vertices of either lattice, per image and per pixel."""
+        counts = [lattice_of(f).count / f.batch for f in filters]
+        return {"vertices": counts, "vertices_per_pixel": [m / math.prod(self.size) for m in counts]}
+
+    def _counts(self, facts, pixels):
+        """Of building each filter (the row sums that normalise it are an application to one class) and applying it."""
+        shapes = [(pixels, d + 1, m) for d, m in zip(self.dimensions, facts["vertices"])]
+        builds = [floors.lattice_build(*shape[:2]) + floors.lattice_filter(1, *shape) for shape in shapes]
+        return builds, [floors.lattice_filter(self.classes, *shape) for shape in shapes]
+
+
+@dataclass(frozen=True)
+class ExactWork(FullCRFWork):
+    """W4"""
+
+    id, filter, peer, kind = "W4", "exact", "pykeops", tc.filters.Exact
+
+    def facts(self, filters) -> dict:
+        """The share of pairs of blocks that either filter visits, each block with itself among them."""
+        return {"live": [live_share(f) for f in filters]}
+
+    def _counts(self, facts, pixels):
+        """Of building each filter, which is an application to one class, and applying it."""
+        shapes = [(pixels, d, live) for d, live in zip(self.dimensions, facts["live"])]
+        return [[floors.exact_filter(c, *shape) for shape in shapes] for c in (1, self.classes)]
+
+
+def gaussian_features(image, thetas) -> torch.Tensor:
+    """Positions for one theta, positions and colours for two; image [B, 3, H, W]."""
+    if len(thetas) == 2:
+        return tc.features.bilateral(image, *thetas)
+    return tc.features.spatial(image.shape[2:], *thetas, device=image.device)
+
+
+def lattice_of(filter) -> Lattice:
+    return Lattice(*filter.tensors[:6])
+
+
+def live_share(filter) -> float:
+    _, _, starts, columns, *_ = filter.tensors
+    images, blocks = starts.shape[0], starts.shape[1] - 1
+    return (len(columns) + images * blocks) / (images * blocks**2)
+
+
+def small(work: CRFWork) -> CRFWork:
     """The same work on few pixels: what is loaded or compiled on first use is so, and little memory is touched."""
     return replace(work, size=(32, 32), batch=1, iterations=2)
 
 
-def load_picture(path, size) -> np.ndarray:
-    """[H, W, 3] uint8, resized, writable."""
+def load_picture(path, size=None) -> np.ndarray:
+    """[H, W, 3] uint8, writable; resized to `size` if given."""
     with Image.open(path) as image:
-        return np.array(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        image = image.convert("RGB")
+        return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR) if size else image)
+
+
+def photographs(folder: Path | None) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES) if folder else []
 
 
 def brightness_bands(picture: np.ndarray, classes: int) -> np.ndarray:
@@ -59,26 +180,35 @@ def brightness_bands(picture: np.ndarray, classes: int) -> np.ndarray:
     return np.digitize(smooth, edges)
 
 
+@functools.lru_cache(maxsize=4)
+def scene(path: str, size: tuple, classes: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of pictures [B, H, W, 3] uint8, shifted copies of one, and scores [B, C, H, W], each with own noise."""
+    picture = load_picture(path, size)
+    labels = brightness_bands(picture, classes)
+    shifts = [16 * b for b in range(batch)]
+    scores = [noisy_scores(np.roll(labels, n, axis=1), classes, seed=SEED + b) for b, n in enumerate(shifts)]
+    return np.stack([np.roll(picture, n, axis=1) for n in shifts]), np.stack(scores)
+
+
 class Inputs:
-    """A work's tensors on a device. `training` makes everything a ConvCRF learns require gradients."""
+    """A work's tensors on a device. `learns`: None, "weights" (with the logits) or "features" (with both): what
+    requires gradients."""
 
-    def __init__(self, work: ConvCRFWork, device, dtype=torch.float32, training=False):
-        picture = load_picture(work.picture, work.size)
-        labels = brightness_bands(picture, work.classes)
-        # Images of a batch are shifted copies, each with noise of its own.
-        images = [np.roll(picture, 16 * b, axis=1) for b in range(work.batch)]
-        scores = [noisy_scores(np.roll(labels, 16 * b, axis=1), work.classes, seed=SEED + b) for b in range(work.batch)]
-        self.work = work
-        self.image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device, dtype).contiguous() / 255
-        self.logits = torch.from_numpy(np.stack(scores)).to(device, dtype)
-        self.parameters = [THETA_POSITION, THETA_COLOR, WEIGHT_POSITION, WEIGHT_COLOR]
-        if training:
-            self.parameters = [torch.tensor(p, device=device, dtype=dtype, requires_grad=True) for p in self.parameters]
+    def __init__(self, work: CRFWork, device, dtype=torch.float32, learns=None):
+        self.work, self.learns = work, learns
+        self.form = {"device": device, "dtype": dtype}
+        self.pictures, scores = scene(work.picture, work.size, work.classes, work.batch)
+        self.image = torch.from_numpy(self.pictures).permute(0, 3, 1, 2).to(device, dtype).contiguous() / 255
+        self.logits = torch.tensor(scores, **self.form)
+        self.thetas, self.weights, self.learnt = [*work.thetas], [*work.weights], []
+        if learns:
             self.logits.requires_grad_()
+            self.weights = self._leaves(self.weights)
+            self.thetas = self._leaves(self.thetas) if learns == "features" else self.thetas
+            self.learnt = [x for x in (self.logits, *self.thetas, *self.weights) if isinstance(x, torch.Tensor)]
 
-    @property
-    def learnt(self):
-        return [self.logits, *self.parameters]
+    def _leaves(self, numbers):
+        return [torch.tensor(n, **self.form, requires_grad=True) for n in numbers]
 
     @cached_property
     def cotangent(self):
@@ -87,119 +217,90 @@ class Inputs:
         return torch.randn(self.logits.shape, generator=generator).to(self.logits)
 
 
-def tritoncrf_scores(inputs: Inputs, backend="auto") -> torch.Tensor:
-    """S_T by this library, preparation of the filters included."""
-    work = inputs.work
-    theta_position, theta_color, *weights = inputs.parameters
-    image = inputs.image
-    features = [
-        tc.features.spatial(work.size, theta_position, device=image.device, dtype=image.dtype),
-        tc.features.color(image, theta_color),
-    ]
-    options = dict(blur=work.blur, normalization=work.normalization, backend=backend)
-    filters = [tc.filters.Window(f, work.window_size, **options) for f in features]
-    return tc.mean_field(inputs.logits, filters, weights, iterations=work.iterations, output="logits")
-
-
-def im2col_scores(inputs: Inputs) -> torch.Tensor:
-    """S_T by the published code's algorithm. Its released scores differ from ours by quirks, its work does not."""
-    work = inputs.work
-    theta_position, theta_color, weight_position, weight_color = inputs.parameters
-    return im2col_convcrf(
-        inputs.logits, inputs.image, size=work.window_size, blur=work.blur, iterations=work.iterations,
-        theta_position=theta_position, theta_color=theta_color, weight_position=weight_position,
-        weight_color=weight_color, normalization=work.normalization, merge=work.normalization == "none",
-    )  # fmt: skip
-
-
-PROVIDERS = {"tritoncrf": tritoncrf_scores, "im2col": im2col_scores}
-
-
-def runner(provider: str, inputs: Inputs):
-    """The call that is timed: scores without gradients, or gradients of all that is learnt."""
-    scores = PROVIDERS[provider]
-
-    def forward():
-        with torch.no_grad():
-            return scores(inputs)
-
-    def training_step():
-        return torch.autograd.grad(scores(inputs), inputs.learnt, inputs.cotangent)
-
-    return training_step if inputs.logits.requires_grad else forward
-
-
-@functools.lru_cache
-def errors(work: ConvCRFWork, device, training: bool) -> dict:
-    """Distance from float64, which runs in PyTorch.
-
-    step_rms: of the scores after one iteration, relative. loop_rms, loop_max: of the probabilities after all,
-    absolute. reference_rms, where the loop ran in Triton: loop_rms of PyTorch in float32, the rounding any
-    float32 loop has. gradient_rms: the worst of the gradients, relative.
-    """
-    exact, found = Inputs(work, device, torch.float64, training), Inputs(work, device, training=training)
-    if training:
-        pairs = zip(runner("tritoncrf", found)(), runner("tritoncrf", exact)(), strict=True)
-        return {"gradient_rms": max(relative_rms(a, b) for a, b in pairs)}
-
-    def after(inputs, iterations=work.iterations, **options):
-        inputs.work = replace(work, iterations=iterations)
-        with torch.no_grad():
-            return tritoncrf_scores(inputs, **options).double()
-
-    truth = after(exact).softmax(1)
-    difference = after(found).softmax(1) - truth
-    measured = {
-        "step_rms": relative_rms(after(found, 1), after(exact, 1)),
-        "loop_rms": difference.square().mean().sqrt().item(),
-        "loop_max": difference.abs().max().item(),
-    }
-    if found.logits.is_cuda:
-        plain = after(found, backend="torch").softmax(1) - truth
-        measured["reference_rms"] = plain.square().mean().sqrt().item()
-    return measured
-
-
-def relative_rms(found, exact) -> float:
-    return ((found.double() - exact).norm() / exact.norm()).item()
-
-
 # W7: one axis grows, the others stay here.
-GROWTH_BASE = {"side": 256, "classes": 21, "window_size": 7, "batch": 1, "features": 3}
 GROWTH = {
-    "side": [128, 256, 512, 1024, 2048, 4096, 8192],
-    "classes": [2, 8, 21, 64, 150, 256],
-    "window_size": [3, 7, 11, 15, 21, 31],
-    "batch": [1, 4, 16, 32],
-    "features": [1, 3, 8, 16, 32, 64],
+    "window": (
+        {"side": 256, "classes": 21, "window_size": 7, "batch": 1, "features": 3},
+        {
+            "side": [128, 256, 512, 1024, 2048, 4096, 8192],
+            "classes": [2, 8, 21, 64, 150, 256],
+            "window_size": [3, 7, 11, 15, 21, 31],
+            "batch": [1, 4, 16, 32],
+            "features": [1, 3, 8, 16, 32, 64],
+        },
+    ),
+    "lattice": (
+        {"side": 256, "classes": 21, "batch": 1, "features": 5},
+        {
+            "side": [128, 256, 512, 1024, 2048, 4096, 8192],
+            "classes": [2, 8, 21, 64, 150, 256],
+            "batch": [1, 4, 16, 32],
+            "features": [1, 2, 5, 8, 16],
+        },
+    ),
 }
 LARGEST_SIDE_ON_CPU = 2048
 
 
-def growth_points(device_type: str) -> list[tuple[str, int]]:
+def growth_points(device_type: str) -> list[tuple[str, str, int]]:
+    """(filter, axis, value)."""
     return [
-        (axis, value)
-        for axis, values in GROWTH.items()
+        (filter, axis, value)
+        for filter, (_, axes) in GROWTH.items()
+        for axis, values in axes.items()
         for value in values
         if device_type != "cpu" or axis != "side" or value <= LARGEST_SIDE_ON_CPU
     ]
 
 
-def growth_call(axis: str, value: int, device):
-    """One application of a window filter, its preparation apart, at the base point with one axis changed."""
-    point = GROWTH_BASE | {axis: value}
-    size = (point["side"], point["side"])
-    picture = torch.from_numpy(load_picture(GRACE_HOPPER, size)).to(device).permute(2, 0, 1)[None]
-    # More features than colours: copies shifted a little, as deep features of neighbouring pixels resemble each other.
-    copies = [picture.roll(d, dims=3) for d in range(-(-point["features"] // 3))]
-    features = torch.cat(copies, 1)[:, : point["features"]].float() / (THETA_COLOR * len(copies) ** 0.5)
-    filter = tc.filters.Window(features, point["window_size"])
-    # Probabilities of the right size made on the device: 8192 x 8192 scores from a label map would take minutes.
-    shift = torch.linspace(-2, 2, point["classes"], device=device).view(1, -1, 1, 1)
-    values = (shift * picture.float().mean(1, keepdim=True) / 64).softmax(1).repeat(point["batch"], 1, 1, 1)
+class GrowthPoint:
+    """A filter at its base point with one axis changed: `build` makes it, `apply` applies it once."""
 
-    def apply():
+    def __init__(self, filter: str, axis: str, value: int, device):
+        self.filter, self.point = filter, GROWTH[filter][0] | {axis: value}
+        self.size = (self.point["side"],) * 2
+        picture = torch.from_numpy(load_picture(GRACE_HOPPER, self.size)).to(device).permute(2, 0, 1)[None]
+        self.features = self._features(picture, self.point["features"])
+        # Probabilities of the right size made on the device: 8192 x 8192 scores from a label map would take minutes.
+        shift = torch.linspace(-2, 2, self.point["classes"], device=device).view(1, -1, 1, 1)
+        values = (shift * picture.float().mean(1, keepdim=True) / 64).softmax(1)
+        self.values = values.repeat(self.point["batch"], 1, 1, 1)
+        self.built = self.build()
+
+    def _features(self, picture, count):
+        """Colours, for a lattice after the positions. More than three: copies shifted a little, as deep features of
+        neighbouring pixels resemble each other."""
+        positions = []
+        if self.filter == "lattice":
+            positions = [tc.features.spatial(self.size, 80.0, device=picture.device)[:, :count]]
+            count = max(0, count - 2)
+        copies = -(-count // 3)
+        colours = [picture.roll(d, dims=3) / (THETA_COLOR * copies**0.5) for d in range(copies)]
+        return torch.cat([*positions, *([torch.cat(colours, 1)[:, :count]] if copies else [])], 1)
+
+    def build(self):
+        if self.filter == "lattice":
+            return tc.filters.Lattice(self.features)
+        return tc.filters.Window(self.features, self.point["window_size"])
+
+    def apply(self):
         with torch.no_grad():
-            return filter(values)
+            return self.built(self.values)
 
-    return apply, point
+    @property
+    def facts(self) -> dict:
+        if self.filter == "lattice":
+            return {"vertices_per_pixel": [lattice_of(self.built).count / math.prod(self.size)]}
+        return {}
+
+    @property
+    def counts(self) -> dict[str, floors.Work]:
+        """Of each stage that is measured."""
+        pixels, classes, batch = math.prod(self.size), self.point["classes"], self.point["batch"]
+        if self.filter == "lattice":
+            lattice = lattice_of(self.built)
+            applied = floors.lattice_filter(classes, pixels, lattice.corners, lattice.count)
+            return {"build": floors.lattice_build(pixels, lattice.corners), "apply": applied * batch}
+        pairs = floors.pairs(self.size, (self.point["window_size"] // 2,) * 2)
+        # values in and out; one multiply-add per pair and class; one exponential per pair
+        return {"apply": floors.Work(2 * classes * pixels * 4, 2 * classes * pairs, pairs) * batch}

@@ -1,4 +1,7 @@
-"""What only a GPU can show: real sizes, graph capture, memory, and offsets beyond 2^31."""
+"""What only a GPU can show: real sizes, graph capture, memory, the same bits many times, and offsets beyond 2^31."""
+
+import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,14 +28,19 @@ def picture(device, size=(334, 500), classes=21, dtype=torch.float32):
     return logits.to(device, dtype), image.to(device, dtype)
 
 
-def sharpen(logits, image, weights, backend="triton", k=11, blur=1, normalization="symmetric"):
-    size = logits.shape[2:]
-    features = [
-        tc.features.spatial(size, 3.0, device=logits.device, dtype=logits.dtype),
-        tc.features.bilateral(image, 80.0, 13.0),
-    ]
-    filters = [tc.filters.Window(f, k, blur=blur, normalization=normalization, backend=backend) for f in features]
+def filters_of(image, kind=tc.filters.Window, backend="triton", normalization="symmetric", **options):
+    """The usual two filters of a picture, of smoothness and of appearance."""
+    positions = tc.features.spatial(image.shape[2:], 3.0, device=image.device, dtype=image.dtype)
+    options |= {"normalization": normalization, "backend": backend}
+    return [kind(f, **options) for f in (positions, tc.features.bilateral(image, 80.0, 13.0))]
+
+
+def sharpen(logits, filters, weights=(3.0, 10.0)):
     return tc.mean_field(logits, filters, weights, iterations=5, output="log_probabilities")
+
+
+def class_weights(device, dtype=torch.float32):
+    return torch.tensor([[3.0], [10.0]], dtype=dtype, device=device).expand(2, 21).clone()
 
 
 @pytest.mark.parametrize("normalization", ["none", "symmetric"])
@@ -41,10 +49,10 @@ def test_a_photo_sized_loop_and_its_gradients(blur, normalization, device):
     cotangent = torch.randn(1, 21, 334, 500, dtype=torch.float64, device=device)
 
     def outcome(backend, dtype):
-        logits, image = picture(device, dtype=dtype)
-        weights = torch.tensor([[3.0], [10.0]], dtype=dtype, device=device).expand(2, 21).clone()
-        inputs = [logits.requires_grad_(), image.requires_grad_(), weights.requires_grad_()]
-        found = sharpen(logits, image, [*weights], backend, blur=blur, normalization=normalization)
+        inputs = [x.requires_grad_() for x in (*picture(device, dtype=dtype), class_weights(device, dtype))]
+        logits, image, weights = inputs
+        filters = filters_of(image, backend=backend, normalization=normalization, window_size=11, blur=blur)
+        found = sharpen(logits, filters, [*weights])
         return [found.detach(), *torch.autograd.grad(found, inputs, cotangent.to(dtype))]
 
     results = outcome("triton", torch.float32), outcome("torch", torch.float64), outcome("torch", torch.float32)
@@ -52,16 +60,53 @@ def test_a_photo_sized_loop_and_its_gradients(blur, normalization, device):
         assert_within_budget(name, found, exact, plain)
 
 
-@pytest.mark.parametrize("blur", [1, 4])
-def test_a_captured_graph_replays_the_loop(blur, device):
+def rebased(filter, backend, dtype):
+    """The same filter on another backend, its floating-point tensors copies that require gradients."""
+    filter = copy.copy(filter)
+    filter.plan = replace(filter.plan, backend=backend)
+    filter.tensors = [
+        t.detach().to(dtype).clone().requires_grad_() if t.is_floating_point() else t for t in filter.tensors
+    ]
+    return filter
+
+
+@pytest.mark.parametrize("normalization", ["none", "symmetric"])
+def test_a_photo_sized_loop_on_lattices_and_its_gradients(normalization, device):
+    """On one and the same lattice: built in float64, a pixel between two simplices may lie in the other."""
+    logits, image = picture(device)
+    built = filters_of(image, tc.filters.Lattice, normalization=normalization)
+    cotangent = torch.randn(1, 21, 334, 500, dtype=torch.float64, device=device)
+
+    def outcome(backend, dtype):
+        filters = [rebased(f, backend, dtype) for f in built]
+        inputs = [logits.to(dtype).clone().requires_grad_(), class_weights(device, dtype).requires_grad_()]
+        inputs += [t for f in filters for t in f.tensors if t.is_floating_point()]
+        found = sharpen(inputs[0], filters, [*inputs[1]])
+        return [found.detach(), *torch.autograd.grad(found, inputs, cotangent.to(dtype))]
+
+    results = outcome("triton", torch.float32), outcome("torch", torch.float64), outcome("torch", torch.float32)
+    for n, (found, exact, plain) in enumerate(zip(*results, strict=True)):
+        name = ("log Q", "logits", "weights")[n] if n < 3 else f"tensor {n - 3} of the lattices"
+        assert_within_budget(name, found, exact, plain)
+
+
+CAPTURED = {
+    "window": dict(window_size=7),
+    "window-blur-4": dict(window_size=7, blur=4),
+    "lattice": dict(kind=tc.filters.Lattice),
+    "exact": dict(kind=tc.filters.Exact),
+}
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_a_captured_graph_replays_the_loop(name, device):
     logits, image = picture(device, (61, 83))
-    f = tc.features.bilateral(image, 80.0, 13.0)
-    filters = [tc.filters.Window(f, 7, blur=blur, normalization="symmetric", backend="triton")]
+    filters = filters_of(image, **CAPTURED[name])
     weight = torch.tensor(10.0, device=device)
 
     def run():
         with torch.no_grad():
-            return tc.mean_field(logits, filters, [weight], unary_weight=1.0)
+            return tc.mean_field(logits, filters, [weight, weight], unary_weight=1.0)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -80,23 +125,40 @@ def test_a_captured_graph_replays_the_loop(blur, device):
 
 def test_the_loop_launches_only_its_kernels(device):
     logits, image = picture(device, (61, 83))
+    filters = filters_of(image, normalization="none", window_size=11)
     with torch.no_grad(), record_launches() as launches:
-        sharpen(logits, image, [3.0, 10.0], normalization="none")
+        sharpen(logits, filters)
     assert len(launches) == 5
 
 
-@pytest.mark.parametrize("blur", [1, 4])
-def test_memory_stays_within_three_states(blur, device):
+@pytest.mark.parametrize("options, states", [
+    (dict(window_size=11), 3), (dict(window_size=11, blur=4), 3), (dict(kind=tc.filters.Lattice), 8),
+])  # fmt: skip
+def test_memory_stays_within_states(options, states, device):
+    """The filters included."""
     logits, image = picture(device)
-    weights = [3.0, 10.0]
     with torch.no_grad():
-        sharpen(logits, image, weights, blur=blur)
+        sharpen(logits, filters_of(image, **options))
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        q = sharpen(logits, image, weights, blur=blur)
+        q = sharpen(logits, filters_of(image, **options))
         grown = torch.cuda.max_memory_allocated() - before
-    assert grown <= 4 * q.numel() * q.element_size()  # its result, and three more
+    assert grown <= (states + 1) * q.numel() * q.element_size()  # and its result
+
+
+def test_lattices_give_the_same_bits_twenty_times(device):
+    """Built, run and differentiated anew each time."""
+
+    def outcome():
+        inputs = [x.requires_grad_() for x in (*picture(device), class_weights(device))]
+        scores = sharpen(inputs[0], filters_of(inputs[1], tc.filters.Lattice), [*inputs[2]])
+        return scores.detach(), *torch.autograd.grad(scores, inputs, torch.cos(scores.detach()))
+
+    first = outcome()
+    for _ in range(19):
+        for name, a, b in zip(("log Q", "logits", "image", "weights"), first, outcome(), strict=True):
+            assert torch.equal(a, b), name
 
 
 @pytest.mark.slow

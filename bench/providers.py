@@ -1,0 +1,204 @@
+"""Who computes a work, stage by stage: this library and its peers; the calls that are timed, and their errors.
+
+A provider has `total()`, the whole call. One that builds its filters apart has the other stages as well:
+
+    smooth, appearance   the filter of either kernel
+    loop                 the iterations, over filters built before
+    kept                 the whole call where the smoothness filter, which depends on no picture, is kept
+"""
+
+import copy
+import functools
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+import tritoncrf as tc
+from bench.peers import densecrf, im2col_convcrf, keops_scores
+from bench.timing import replayed
+from bench.workloads import CRFWork, Inputs
+
+SIZE_OF_EXACT_ERRORS = (96, 128)
+
+
+class Tritoncrf:
+    def __init__(self, inputs: Inputs):
+        self.inputs, self.work = inputs, inputs.work
+
+    def smooth(self):
+        return self.work.smooth(self.inputs)
+
+    def appearance(self):
+        return self.work.appearance(self.inputs)
+
+    def build(self) -> list:
+        return [self.smooth(), self.appearance()]
+
+    def loop(self, filters, iterations=None) -> torch.Tensor:
+        """S_T."""
+        iterations = self.work.iterations if iterations is None else iterations
+        inputs = self.inputs
+        return tc.mean_field(inputs.logits, filters, inputs.weights, iterations=iterations, output="logits")
+
+    def total(self):
+        return self.loop(self.build())
+
+    def kept(self):
+        inputs, work = self.inputs, self.work
+        options = {"normalization": work.normalization, **inputs.form}
+        return self.loop([tc.filters.Lattice.spatial(work.size, inputs.thetas[0], **options), self.appearance()])
+
+
+class Im2col:
+    """The published code's algorithm. Its released scores differ from ours by quirks, its work does not."""
+
+    def __init__(self, inputs: Inputs):
+        self.inputs = inputs
+
+    def total(self):
+        inputs, work = self.inputs, self.inputs.work
+        return im2col_convcrf(
+            inputs.logits, inputs.image, size=work.window_size, blur=work.blur, iterations=work.iterations,
+            theta_position=inputs.thetas[0], theta_color=inputs.thetas[1], weight_position=inputs.weights[0],
+            weight_color=inputs.weights[1], normalization=work.normalization, merge=work.normalization == "none",
+        )  # fmt: skip
+
+
+class Pydensecrf:
+    """One process, one thread of a CPU, one image. What it takes is made before: its own format is no work of its."""
+
+    def __init__(self, inputs: Inputs):
+        self.work = inputs.work
+        self.energy = np.ascontiguousarray(-inputs.logits[0].detach().flatten(1).cpu().numpy())
+        self.picture = np.ascontiguousarray(inputs.pictures[0])
+        theta_smooth, *thetas = inputs.thetas
+        weight_smooth, weight = inputs.weights
+        self.kernels = {"smooth": (theta_smooth, weight_smooth), "appearance": (*thetas, weight)}
+
+    def _crf(self, *kernels):
+        return densecrf(self.energy, self.picture, **{name: self.kernels[name] for name in kernels})
+
+    def smooth(self):
+        return self._crf("smooth")
+
+    def appearance(self):
+        return self._crf("appearance")
+
+    def build(self):
+        return self._crf("smooth", "appearance")
+
+    def loop(self, crf) -> np.ndarray:
+        """Q_T [C, N]."""
+        return np.asarray(crf.inference(self.work.iterations))
+
+    def total(self):
+        return self.loop(self.build())
+
+
+class Pykeops:
+    def __init__(self, inputs: Inputs):
+        self.inputs = inputs
+
+    def total(self):
+        inputs, work = self.inputs, self.inputs.work
+        features = [work.smooth_features(inputs), work.appearance_features(inputs)]
+        return keops_scores(inputs.logits, features, inputs.weights, work.iterations)
+
+
+PROVIDERS = {"tritoncrf": Tritoncrf, "im2col": Im2col, "pydensecrf": Pydensecrf, "pykeops": Pykeops}
+
+
+def runner(name: str, inputs: Inputs, stage="total"):
+    """The call that is timed: a stage without gradients, or the gradients of all that is learnt."""
+    provider = PROVIDERS[name](inputs)
+    if stage != "loop":
+        return _differentiated(getattr(provider, stage), inputs)
+    with torch.no_grad():
+        built = provider.build()
+    return _differentiated(lambda: provider.loop(built), inputs)
+
+
+def _differentiated(call, inputs: Inputs):
+    if inputs.learns:
+        return lambda: torch.autograd.grad(call(), inputs.learnt, inputs.cotangent)
+    return torch.no_grad()(call)
+
+
+def graphed(inputs: Inputs, stage="total"):
+    """`runner`'s call by this library, as the replay of a CUDA graph.
+
+    Building a lattice or an exact filter waits for the device, so it stays eager, and what is replayed after it is a
+    loop captured over filters of the same inputs.
+    """
+    if inputs.work.filter == "window":
+        return replayed(runner("tritoncrf", inputs, stage))
+    replay = replayed(runner("tritoncrf", inputs, "loop"))
+    if stage == "loop":
+        return replay
+    build = Tritoncrf(inputs).build if stage == "total" else Tritoncrf(inputs).appearance
+
+    def call():
+        with torch.no_grad():
+            build()
+        replay()
+
+    return call
+
+
+@functools.lru_cache
+def facts(work: CRFWork, device) -> dict:
+    """What the time of a work depends on besides its size."""
+    if work.filter == "window":
+        return {}
+    with torch.no_grad():
+        return work.facts(Tritoncrf(Inputs(work, device)).build())
+
+
+@functools.lru_cache
+def errors(work: CRFWork, device, learns: str | None) -> dict:
+    """Distance from float64, which runs in PyTorch; of exact filters at 96 x 128, where that is quick.
+
+    step_rms: of the scores after one iteration, relative. loop_rms, loop_max: of the probabilities after all,
+    absolute. reference_rms, where the loop ran in Triton: loop_rms of PyTorch in float32, the rounding any
+    float32 loop has. gradient_rms: the worst of the gradients, relative.
+
+    A lattice is the same in float64 as in float32, unless its features learn: a float64 one places a pixel that lies
+    between two simplices in the other, which is no rounding of the filter.
+    """
+    if work.filter == "exact":
+        work = replace(work, size=SIZE_OF_EXACT_ERRORS)
+    exact, found = (Tritoncrf(Inputs(work, device, dtype, learns)) for dtype in (torch.float64, torch.float32))
+    with torch.set_grad_enabled(learns == "features"):
+        filters = found.build()
+        truth = filters if work.filter == "lattice" and learns != "features" else exact.build()
+
+    def gradients(provider, filters):
+        return torch.autograd.grad(provider.loop(filters), provider.inputs.learnt, provider.inputs.cotangent)
+
+    if learns:
+        pairs = zip(gradients(found, filters), gradients(exact, truth), strict=True)
+        return {"gradient_rms": max(relative_rms(a, b) for a, b in pairs)}
+    with torch.no_grad():
+        exact_scores = exact.loop(truth).softmax(1)
+        difference = found.loop(filters).double().softmax(1) - exact_scores
+        measured = {
+            "step_rms": relative_rms(found.loop(filters, 1), exact.loop(truth, 1)),
+            "loop_rms": difference.square().mean().sqrt().item(),
+            "loop_max": difference.abs().max().item(),
+        }
+        if found.inputs.logits.is_cuda:
+            plain = found.loop([in_torch(f) for f in filters]).double().softmax(1) - exact_scores
+            measured["reference_rms"] = plain.square().mean().sqrt().item()
+    return measured
+
+
+def in_torch(filter):
+    """The same filter, applied by PyTorch."""
+    filter = copy.copy(filter)
+    filter.plan = replace(filter.plan, backend="torch")
+    return filter
+
+
+def relative_rms(found, exact) -> float:
+    return ((found.double() - exact).norm() / exact.norm()).item()

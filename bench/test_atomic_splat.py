@@ -1,0 +1,39 @@
+"""The lattice's splat, sorted and deterministic, against atomic additions. On a GPU only: what is asked is what
+additions at the same address cost there."""
+
+import math
+
+import pytest
+import torch
+
+import tritoncrf as tc
+from bench.atomic_splat import atomic_splat
+from bench.floors import Work
+from bench.timing import clock, device_found, replayed
+from bench.workloads import GRACE_HOPPER, Inputs, LatticeWork, gaussian_features, lattice_of
+from tritoncrf.kernels import lattice as kernels
+from tritoncrf.reference.lattice import Side
+
+ON_GPU = device_found().type == "cuda"
+pytestmark = [pytest.mark.benchmark(timer=clock), pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+
+WORK = LatticeWork(size=(500, 500))
+THETAS = [(3,), (80, 13), (67, 3), (50, 5)]
+FORMS = {"tritoncrf": kernels.splat, "atomic": atomic_splat}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("thetas", THETAS, ids=str)
+def test_splat(measure, device, thetas, form):
+    inputs = Inputs(WORK, device)
+    lattice = lattice_of(tc.filters.Lattice(gaussian_features(inputs.image, thetas)))
+    rows, side = kernels.rows_of(inputs.logits.softmax(1)), Side(lattice, None)
+    pixels, classes = math.prod(WORK.size), WORK.classes
+    pairs = pixels * lattice.corners
+    # values in, vertices out, and a weight and a place in a table for each pair; a multiply-add per pair and class
+    counts = Work(4 * (classes * (pixels + lattice.count) + 2 * pairs), 2 * classes * pairs, 0, 0, 4 * classes * pairs)
+    with torch.no_grad():
+        call = replayed(lambda: FORMS[form](rows, side))
+    about = {"picture": GRACE_HOPPER.stem, "size": WORK.size, "batch": 1, "classes": classes, "filter": "lattice"}
+    about |= {"vertices_per_pixel": [lattice.count / pixels], "axis": "theta", "value": ", ".join(map(str, thetas))}
+    measure(call, counts, work="splat", provider=form, mode="graph", **about)

@@ -1,0 +1,141 @@
+"""W1, ConvCRF; W2 and W4, fully connected CRFs; and their training steps (W5). CPU or GPU, as found."""
+
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bench.memory import peak_on_cpu, peak_on_gpu
+from bench.peers import installed
+from bench.providers import errors, facts, graphed, runner
+from bench.timing import clock, device_found
+from bench.workloads import ConvCRFWork, ExactWork, Inputs, LatticeWork, photographs
+
+pytestmark = pytest.mark.benchmark(timer=clock)
+
+DEVICE = device_found()
+ON_GPU = DEVICE.type == "cuda"
+SIZE = (500, 500) if ON_GPU else (500, 334)
+EXACT_SIZE = SIZE if ON_GPU else (96, 128)  # a CPU forms some 1e8 weights a second
+MODES = ["eager", "graph"] if ON_GPU else ["eager"]
+MAX_PHOTOS = 4
+
+WINDOWS = [
+    ConvCRFWork(k, blur, normalization, size=SIZE)
+    for normalization in ("none", "symmetric")
+    for k in (7, 11, 13)
+    for blur in (1, 4)
+]
+LATTICES = [LatticeWork(size=SIZE, iterations=t) for t in (5, 10)]
+EXACT = ExactWork(size=EXACT_SIZE)
+# Quick runs take the published settings.
+QUICK_WINDOWS = [work for work in WINDOWS if work.window_size <= 11 and work.normalization == "none"]
+
+
+def runs(work, stage="total", learns=None, modes=MODES, peer=True):
+    """A work by this library and its peer: (work, stage, learns, provider, mode). Peers are timed eagerly: their
+    launches are short beside their kernels, or there is no GPU in them."""
+    ours = [(work, stage, learns, "tritoncrf", mode) for mode in modes]
+    return ours + [(work, stage, learns, work.peer, "eager")] * peer
+
+
+def stages(work):
+    """The stages of a fully connected CRF, and its whole. Filters are built eagerly: building waits for the device."""
+    found = []
+    if work.iterations == 5:
+        for stage in ("smooth", "appearance"):
+            found += runs(work, stage, modes=["eager"], peer=work.filter == "lattice")
+        if work.filter == "lattice":
+            found += runs(work, "kept", peer=False)
+    found += runs(work, "loop", peer=work.filter == "lattice")
+    return found + runs(work)
+
+
+def forward(quick: bool) -> list:
+    """W2 first: of a run that ends early it is the shortest part."""
+    lattices = [run for work in (LATTICES[:1] if quick else LATTICES) for run in stages(work)]
+    windows = [run for work in (QUICK_WINDOWS if quick else WINDOWS) for run in runs(work)]
+    return lattices + windows + ([] if quick else stages(EXACT))
+
+
+def training(quick: bool) -> list:
+    windows = QUICK_WINDOWS if quick else WINDOWS
+    batches = (1, 8) if ON_GPU else (1,)
+    found = []
+    for batch in batches:
+        lattice = replace(LATTICES[0], batch=batch)
+        found += runs(lattice, learns="weights", peer=False)
+        # The gradient of features goes back through the build, which waits for the device: no graph holds it.
+        found += runs(lattice, learns="features", modes=["eager"], peer=False)
+    for batch in batches:
+        for work in windows:
+            # Each iteration of im2col keeps T k^2 C N values for its backward: beyond this, tens of gigabytes.
+            peer = batch == 1 and work.window_size == 7
+            found += runs(replace(work, batch=batch), learns="features", peer=peer)
+    if ON_GPU and not quick:
+        found += runs(EXACT, learns="weights", peer=False)
+    return found
+
+
+def photos(config) -> list:
+    """The same work on other pictures: what a window costs must not depend on what it sees; what a lattice costs
+    does."""
+    paths, found = photographs(config.getoption("--photos")), []
+    for path in paths[:: max(1, len(paths) // MAX_PHOTOS)][:MAX_PHOTOS]:
+        found += runs(ConvCRFWork(7, size=SIZE, picture=str(path)), modes=MODES[-1:], peer=False)
+        found += runs(LatticeWork(size=SIZE, picture=str(path)), modes=MODES[-1:])
+    return found
+
+
+def name(run) -> str:
+    work, stage, learns, provider, mode = run
+    words = [work.filter]
+    if work.filter == "window":
+        words += [f"k{work.window_size}", f"blur{work.blur}", work.normalization]
+    words += [f"batch{work.batch}", f"T{work.iterations}", stage, learns, Path(work.picture).stem, provider, mode]
+    return "-".join(filter(None, words))
+
+
+def pytest_generate_tests(metafunc):
+    config = metafunc.config
+    cases = {test_forward: forward, test_training_step: training}.get(metafunc.function)
+    cases = cases(config.getoption("--quick")) if cases else photos(config)
+    metafunc.parametrize("run", cases, ids=name)
+
+
+def crf(measure, run):
+    work, stage, learns, provider, mode = run
+    if not installed(provider):
+        pytest.skip(f"{provider}: not installed")
+    inputs = Inputs(work, DEVICE, learns=learns)
+    call = runner(provider, inputs, stage)
+    memory = partial(peak_on_gpu, call) if ON_GPU else partial(peak_on_cpu, provider, work, stage, learns)
+    about = asdict(work) | {"filter": work.filter, "picture": Path(work.picture).stem, "provider": provider}
+    about |= {"mode": mode, "learns": learns} if learns else {"mode": mode}
+    if work.filter != "window":
+        about["stage"] = stage
+    found = facts(work, DEVICE)
+    # Building is held by tests alone, and images of a batch do not meet.
+    if provider == "tritoncrf" and work.batch == 1 and stage in ("loop", "total"):
+        about |= errors(work, DEVICE, learns)
+    measure(
+        graphed(inputs, stage) if mode == "graph" else call,
+        work.counts(found, stage, learns),
+        memory,
+        work="W5" if learns else work.id,
+        **found,
+        **about,
+    )
+
+
+def test_forward(measure, run):
+    crf(measure, run)
+
+
+def test_training_step(measure, run):
+    crf(measure, run)
+
+
+def test_photos(measure, run):
+    crf(measure, run)

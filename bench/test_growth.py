@@ -1,0 +1,33 @@
+"""W7: how one application of a filter, and the building of a lattice, grow along one axis at a time."""
+
+import pytest
+
+from bench.timing import clock, device_found
+from bench.workloads import GrowthPoint, growth_points
+
+pytestmark = pytest.mark.benchmark(timer=clock)
+
+
+def cases(quick: bool) -> list:
+    """(filter, axis, value, stage); quick runs take the two smallest images."""
+    points = growth_points(device_found().type)
+    if quick:
+        points = [point for point in points if point[1] == "side" and point[2] <= 256]
+    found = []
+    for point in points:
+        # The build knows nothing of classes, nor of images that share it.
+        builds = point[0] == "lattice" and point[1] in ("side", "features")
+        found += [(*point, stage) for stage in (("build", "apply") if builds else ("apply",))]
+    return found
+
+
+def pytest_generate_tests(metafunc):
+    metafunc.parametrize("filter, axis, value, stage", cases(metafunc.config.getoption("--quick")))
+
+
+def test_growth(measure, device, filter, axis, value, stage):
+    grown = GrowthPoint(filter, axis, value, device)
+    about = {"work": "W7", "provider": "tritoncrf", "mode": "eager", "axis": axis, "value": value, "filter": filter}
+    if filter == "lattice":
+        about["stage"] = stage
+    measure(getattr(grown, stage), grown.counts[stage], **about, **grown.facts, **grown.point)

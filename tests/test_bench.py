@@ -1,0 +1,267 @@
+"""The benchmarks' own plumbing, at tiny sizes: what is counted, who is compared with whom, and what the reports say."""
+
+import json
+import math
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tritoncrf as tc
+import tritoncrf.densecrf
+from assertions import assert_close
+from bench import accuracy, floors, peers, providers, report
+from bench import test_crf as benchmarks
+from bench.memory import peak_on_cpu
+from bench.providers import errors, facts, runner
+from bench.workloads import (
+    GROWTH,
+    ConvCRFWork,
+    CRFWork,
+    ExactWork,
+    GrowthPoint,
+    Inputs,
+    LatticeWork,
+    gaussian_features,
+    growth_points,
+    live_share,
+)
+from tritoncrf.reference import exact as reference
+
+SIZE = (24, 32)
+CPU = torch.device("cpu")
+
+# Floors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lattice_filter_is_counted():
+    """21 classes, 10 pixels in simplices of 3 corners, 4 vertices."""
+    gathered = 4 * 21 * (2 * 10 * 3 + 4 * 4 * 3)
+    counted = floors.Work(2 * 21 * 10 * 4, 21 * (10 * 3 * 4 + 4 * 3 * 3), 0, gathered=gathered)
+    assert floors.lattice_filter(21, 10, 3, 4) == counted
+    assert floors.lattice_build(10, 3).bytes == 4 * (10 * 2 + 3 * 10 * 3)
+
+
+def test_an_exact_filter_is_counted():
+    counted = floors.exact_filter(21, 10, 5, 0.25)
+    assert counted == floors.Work(2 * 21 * 10 * 4, 0, 25, 2 * 26 * 25)
+
+
+def test_a_step_reads_u_and_q_and_writes_q():
+    filters = [floors.lattice_filter(2, 10, 3, 4), floors.lattice_filter(2, 10, 6, 7)]
+    step = floors.full_step(filters, 2, 10)
+    assert step.bytes == 3 * 2 * 10 * 4 and step.exponentials == 20
+    assert step.operations == sum(f.operations for f in filters)
+    backward = {learns: floors.full_step_backward(filters, 2, 10, learns) for learns in ("weights", "features")}
+    assert backward["weights"].operations == step.operations + 2 * 2 * 20
+    assert backward["features"].operations == 3 * step.operations + 2 * 2 * 20
+
+
+def test_the_floor_is_the_slowest_unit():
+    rates = floors.Rates(bytes=1.0, operations=2.0, exponentials=4.0, products=8.0)
+    for work, seconds in [((8, 1, 1, 1), 8), ((1, 8, 1, 1), 4), ((1, 1, 8, 1), 2), ((0, 0, 0, 8), 1)]:
+        assert floors.Work(*work, gathered=1000).floor(rates) == seconds
+
+
+# Works and providers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [LatticeWork, ExactWork])
+def test_stages_add_up(kind):
+    work = kind(size=SIZE, classes=3, batch=2)
+    found = facts(work, CPU)
+    counts = {stage: work.counts(found, stage) for stage in ("smooth", "appearance", "loop", "kept", "total")}
+    assert counts["kept"] == counts["appearance"] + counts["loop"]
+    assert counts["total"] == counts["smooth"] + counts["kept"]
+    assert work.counts(found, "loop", "weights").operations > counts["loop"].operations
+    assert all(c.bytes > 0 for c in counts.values())
+
+
+def test_vertices_are_counted_per_image():
+    one, two = (facts(LatticeWork(size=SIZE, batch=b), CPU) for b in (1, 2))
+    assert one["vertices"][0] == two["vertices"][0]  # positions serve both images
+    assert [m / math.prod(SIZE) for m in one["vertices"]] == one["vertices_per_pixel"]
+    # The second image is the first one, shifted: about as many vertices, not twice as many.
+    assert two["vertices"][1] == pytest.approx(one["vertices"][1], rel=0.2)
+
+
+def test_live_share_of_all_pairs_and_of_few():
+    f = torch.linspace(0, 1, 400).view(1, 1, -1)
+    assert live_share(tc.filters.Exact(f, rtol=0)) == 1
+    apart = torch.arange(400.0).view(1, 1, -1) * 100
+    blocks = -(-400 // reference.TILE)
+    assert live_share(tc.filters.Exact(apart)) == pytest.approx(1 / blocks)
+
+
+@pytest.mark.parametrize("kind", [LatticeWork, ExactWork])
+def test_the_stages_compute_the_same(kind):
+    inputs = Inputs(kind(size=SIZE, classes=3), CPU)
+    total = runner("tritoncrf", inputs)()
+    assert torch.equal(runner("tritoncrf", inputs, "loop")(), total)
+    if kind is LatticeWork:
+        assert torch.equal(runner("tritoncrf", inputs, "kept")(), total)
+    for stage in ("smooth", "appearance"):
+        assert runner("tritoncrf", inputs, stage)().size == SIZE
+
+
+@pytest.mark.parametrize("learns", [None, "weights"])
+@pytest.mark.parametrize("work, builds", [
+    (LatticeWork(size=SIZE, classes=3), {"loop": 2, "total": 4, "kept": 3}), (ExactWork(size=SIZE, classes=3), {"total": 4}),
+    (ConvCRFWork(3, size=SIZE, classes=3), {"total": 4}),
+])  # fmt: skip
+def test_what_waits_for_the_device_is_not_captured(work, builds, learns, monkeypatch):
+    """Filters are built once for the capture, and by each call before the replay; those of windows within it."""
+    built = []
+    monkeypatch.setattr(providers, "replayed", lambda call: call)
+    for name in ("smooth", "appearance"):
+        build = getattr(type(work), name)
+        monkeypatch.setattr(type(work), name, lambda *args, build=build: built.append(args) or build(*args))
+    inputs = Inputs(work, CPU, learns=learns or ("features" if work.filter == "window" else None))
+    for stage, count in builds.items():
+        built.clear()
+        call = providers.graphed(inputs, stage)
+        call()
+        if work.filter == "window":
+            call()
+        assert len(built) == count
+
+
+@pytest.mark.parametrize("learns, count", [("weights", 3), ("features", 6)])
+def test_a_training_step_gives_every_gradient(learns, count):
+    inputs = Inputs(LatticeWork(size=SIZE, classes=3), CPU, learns=learns)
+    gradients = runner("tritoncrf", inputs)()
+    assert len(gradients) == len(inputs.learnt) == count
+    assert all(g.abs().sum() > 0 for g in gradients)
+
+
+def test_errors_are_those_of_float32():
+    work = LatticeWork(size=SIZE, classes=3, iterations=2)
+    found = errors(work, CPU, None)
+    assert 0 < found["step_rms"] < 1e-5 and 0 < found["loop_max"] < 1e-4
+    assert 0 < errors(work, CPU, "weights")["gradient_rms"] < 1e-4
+
+
+def test_pydensecrf_is_called_as_its_own_shape_asks(monkeypatch):
+    """Run through tritoncrf.densecrf, which has pydensecrf's face, and its order of axes: columns first."""
+    monkeypatch.setitem(sys.modules, "pydensecrf", tritoncrf)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", tritoncrf.densecrf)
+    inputs = Inputs(LatticeWork(size=SIZE, classes=3), CPU)
+    work = inputs.work
+    smooth, appearance = work.smooth_features(inputs)[:, [1, 0]], work.appearance_features(inputs)[:, [1, 0, 2, 3, 4]]
+    filters = [tc.filters.Lattice(f, normalization="symmetric") for f in (smooth, appearance)]
+    expected = tc.mean_field(inputs.logits, filters, inputs.weights, iterations=work.iterations)[0].flatten(1)
+    q = torch.from_numpy(runner("pydensecrf", inputs)())
+    assert torch.equal(q, torch.from_numpy(runner("pydensecrf", inputs, "loop")()))
+    assert_close("Q", q, expected)
+    for stage in ("smooth", "appearance"):
+        runner("pydensecrf", inputs, stage)()
+
+
+@pytest.mark.slow  # it compiles
+def test_keops_computes_the_exact_crf():
+    pytest.importorskip("pykeops", reason="pykeops: not installed")
+    inputs = Inputs(ExactWork(size=(16, 16), classes=3, iterations=2), CPU)
+    assert_close("S", runner("pykeops", inputs)(), runner("tritoncrf", inputs)(), rms=1e-4, worst=1e-3)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_measured_in_a_process_of_its_own():
+    assert peak_on_cpu("tritoncrf", LatticeWork(size=(64, 64)), "loop", "weights") > 0
+
+
+@pytest.mark.parametrize("filter", ["window", "lattice"])
+def test_growth_points_are_made_and_counted(filter, monkeypatch):
+    assert {point[0] for point in growth_points("cpu")} == {"window", "lattice"}
+    monkeypatch.setitem(GROWTH[filter][0], "side", 20)
+    for axis, value in (("side", 16), ("features", 1), ("features", 7)):
+        grown = GrowthPoint(filter, axis, value, CPU)
+        assert grown.features.shape[1] == grown.point["features"]
+        assert grown.apply().shape == grown.values.shape
+        assert all(c.bytes > 0 for c in grown.counts.values())
+
+
+# Reports ----------------------------------------------------------------------------------------------------------
+
+
+def row(work: CRFWork, provider: str, median: float, **others) -> dict:
+    """As a benchmark writes it."""
+    about = {"work": work.id, "filter": work.filter, "picture": "p", "provider": provider, "mode": "eager"}
+    measured = {"median": median, "iqr": 0.0, "floor": None, "copy_bandwidth": None, "peak_memory": 1000}
+    return asdict(work) | about | measured | asdict(floors.Work(10, 20, 0)) | others
+
+
+def test_a_report_names_its_peers_and_compares_with_them():
+    work = LatticeWork(size=SIZE)
+    rows = [
+        row(work, "tritoncrf", 1.0, stage="total", vertices_per_pixel=[0.1, 0.25]),
+        row(work, "tritoncrf", 0.5, stage="kept"),
+        row(work, "tritoncrf", 0.1, stage="loop"),
+        row(work, "pydensecrf", 3.0, stage="total"),
+        row(replace(work, iterations=10), "tritoncrf", 1.0, stage="total"),
+    ]
+    environment = {"device": "a processor", "date": "today", "torch": "2.0", "peers": {"pydensecrf": "not installed"}}
+    text = report.markdown(environment, rows)
+    assert "pydensecrf: not installed" in text and "torch 2.0" in text
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    header, *lines = table
+    found = [dict(zip(header, line)) for line in lines]
+    assert [line["faster"] for line in found] == ["3 x", "6 x", "", "", ""]
+    assert found[0]["M/N"] == "0.1, 0.25" and found[0]["T"] == "5" and "k" not in header
+
+
+def test_a_row_that_does_not_name_its_filter_is_of_a_window():
+    assert report.key({"work": "W1"}) == report.key({"work": "W1", "filter": "window", "learns": "features"})
+
+
+def test_peers_that_are_not_installed_are_named(monkeypatch):
+    monkeypatch.setattr(peers, "OPTIONAL", ("no_such_peer",))
+    assert peers.versions() == {"no_such_peer": "not installed"}
+    assert not peers.installed("no_such_peer") and peers.installed("im2col")
+
+
+def test_quick_benchmarks_take_the_lattice_and_its_peer():
+    quick, whole = ([benchmarks.name(run) for run in benchmarks.forward(q)] for q in (True, False))
+    assert set(quick) < set(whole) and len(set(whole)) == len(whole)
+    for provider in ("tritoncrf", "pydensecrf"):
+        assert f"lattice-batch1-T5-total-grace_hopper-{provider}-eager" in quick
+    assert "exact-batch1-T5-total-grace_hopper-pykeops-eager" in whole
+    assert not any(run.startswith("exact") for run in quick)
+
+
+# Accuracy ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_distance_is_from_the_dense_matrix():
+    """All pixels of a small picture: the error that is reported, computed again."""
+    picture = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    (row,) = accuracy.measure("noise", picture, "cpu", thetas=[(80, 13)], pixels=117)
+    f = gaussian_features(torch.from_numpy(picture).permute(2, 0, 1)[None], (80, 13))
+    points = f.double()[0].flatten(1).T
+    k = torch.exp(-torch.cdist(points, points).square() / 2)
+    labels = accuracy.brightness_bands(picture, accuracy.CLASSES)
+    scores = accuracy.noisy_scores(labels, accuracy.CLASSES, seed=accuracy.SEED)
+    x = torch.from_numpy(scores)[None]
+    mean = x.double()[0].flatten(1) @ (k / k.sum(1, keepdim=True)).T
+    difference = tc.filters.Lattice(f, normalization="after")(x)[0].flatten(1).double() - mean
+    assert row["relative_l2"] == pytest.approx((difference.norm() / mean.norm()).item(), rel=1e-4)
+    assert row["largest"] == pytest.approx(difference.abs().max().item(), rel=1e-4)
+
+
+def test_an_accuracy_report(tmp_path, monkeypatch, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (30, 1000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(photos / "wide.png")
+    monkeypatch.setattr(accuracy, "SIZE", SIZE)
+    assert accuracy.run(photos, tmp_path / "out") == 0
+    (text,), (data,) = (list((tmp_path / "out").glob(pattern)) for pattern in ("accuracy-*.md", "accuracy-*.json"))
+    assert text.read_text() in capsys.readouterr().out
+    rows = json.loads(data.read_text())["rows"]
+    assert len(rows) == 2 * len(accuracy.THETAS)
+    assert {row["picture"]: row["size"] for row in rows} == {"grace_hopper": [24, 32], "wide": [15, 500]}
+    for found in rows:
+        assert 0 < found["relative_l2"] < 1 and 0 < found["largest"] < 2 and 0.3 < found["row_sum_ratio"] < 1.1
+        assert found["bar"] == (0.02 if len(found["thetas"]) == 1 else 0.06)
