@@ -23,8 +23,13 @@ class LatticeStep:
     """The step in PyTorch: A_m acts on the vertices, and all filters are sliced in one pass."""
 
     def __init__(self, plans, prepared, mixing, unary, unary_weight):
-        self.prepared, self.mixing = prepared, mixing
-        self.unary = rows_of(mix(unary_weight, unary))
+        self.prepared, self.mixing, self.arguments = prepared, mixing, (unary_weight, unary)
+        self.shape = len(unary), unary.shape[2:].numel(), unary.shape[1]
+
+    @functools.cached_property
+    def unary(self):
+        """a U in rows; going back nobody asks."""
+        return rows_of(mix(*self.arguments))
 
     def forward(self, q, last: bool):
         rows = rows_of(q)
@@ -57,7 +62,7 @@ class LatticeStep:
 
     def _table(self, sides):
         """Every filter's slice table, side by side; the vertices of each filter follow those of the one before."""
-        batch, indices, weights, first = len(self.unary), [], [], 0
+        batch, indices, weights, first = self.shape[0], [], [], 0
         for side in sides:
             index, weight = reference.slice_table(side, batch)
             indices.append(index + first)
@@ -69,7 +74,7 @@ class LatticeStep:
         """sum_m scale_m . alpha S_m^T v_m: [B, N, C]."""
         index, weights = table
         rows = torch.cat([v.flatten(0, 1) for v in vertices])
-        return reference.weighted_sums(rows, index, None, weights).view(self.unary.shape)
+        return reference.weighted_sums(rows, index, None, weights).view(self.shape)
 
 
 class TritonLatticeStep:
@@ -78,9 +83,13 @@ class TritonLatticeStep:
     def __init__(self, plans, prepared, mixing, unary, unary_weight):
         self.prepared, self.precision = prepared, plans[0].precision
         self.mix = stacked(mixing, unary.shape[1])
-        self.unary = lattice_kernels().rows_of(unary)
-        self.unary_weight = unary_weight.expand(unary.shape[1])
+        self.image, self.unary_weight = unary, unary_weight.expand(unary.shape[1])
         self.made = None, None  # what a step returned last, and its rows
+
+    @functools.cached_property
+    def unary(self):
+        """U in rows; going back nobody asks."""
+        return lattice_kernels().rows_of(self.image)
 
     def forward(self, q, last: bool):
         kernels, rows = lattice_kernels(), self._rows(q)
