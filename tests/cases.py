@@ -88,7 +88,11 @@ def dense_window(features, window_size, dilation=1, blur=1, include_self=True, n
     mask = window_mask(low, window_size, dilation)
     if not include_self:
         mask = mask & ~torch.eye(len(mask), dtype=torch.bool)
-    matrix = up @ torch.where(mask, torch.exp(-distance / 2), 0.0) @ pool
+    return normalized(up @ torch.where(mask, torch.exp(-distance / 2), 0.0) @ pool, normalization)
+
+
+def normalized(matrix, normalization: str) -> torch.Tensor:
+    """K [Bf, N, N] divided by its row sums, on the side or sides that the normalisation names."""
     r = matrix.sum(2)
     r = torch.where(r > 0, r, 1.0)  # an isolated pixel's row is 0 whatever divides it
     if normalization == "before":

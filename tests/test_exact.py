@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritoncrf as tc
 from assertions import assert_close, assert_within_budget
-from cases import NORMALIZATIONS, dense_apply, dense_scores, dense_window, leaves, random_features, strided
+from cases import NORMALIZATIONS, dense_apply, dense_scores, dense_window, leaves, normalized, random_features, strided
 from problems import EXACT_FILTERS, EXACT_LOOPS, named
 from tritoncrf.filters.base import encode, filter_apply, filter_backward
 from tritoncrf.filters.exact import visited
@@ -24,15 +24,7 @@ def dense_exact(features, include_self=True, normalization="none") -> torch.Tens
     matrix = torch.exp((f[:, :, :, None] - f[:, :, None, :]).square().sum(1) / -2)
     if not include_self:
         matrix = matrix * (1 - torch.eye(f.shape[2], dtype=f.dtype))
-    r = matrix.sum(2)
-    r = torch.where(r > 0, r, 1.0)  # an isolated pixel's row is 0 whatever divides it
-    if normalization == "before":
-        matrix = matrix / r[:, None, :]
-    elif normalization == "after":
-        matrix = matrix / r[:, :, None]
-    elif normalization == "symmetric":
-        matrix = matrix / (r[:, None, :] * r[:, :, None]).sqrt()
-    return matrix
+    return normalized(matrix, normalization)
 
 
 def prepared(exact):

@@ -55,8 +55,9 @@ def renamed(name: str, to: str):
     try:
         yield
     except ValueError as error:
-        found = str(error)
-        raise ValueError(to + found.removeprefix(name) if found.startswith(f"{name}: ") else found) from None
+        if not str(error).startswith(f"{name}: "):
+            raise
+        raise ValueError(to + str(error).removeprefix(name)) from None
 
 
 def kind_of(value) -> str:

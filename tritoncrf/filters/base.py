@@ -192,6 +192,18 @@ def checked_features(features) -> torch.Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
+def shared_fields(features, include_self, normalization, precision, backend) -> dict:
+    """What the plans of all Gaussian filters have, checked; `Filter.normalize` sets the scales."""
+    checks.expect_choice("normalization", normalization, NORMALIZATIONS)
+    fields = {
+        "precision": checks.expect_choice("precision", precision, ("default", "fast")),
+        "backend": checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+        "include_self": checks.expect_bool("include_self", include_self),
+    }
+    resolve_backend(backend, features.device, features.dtype)
+    return {**fields, "scaled_in": False, "scaled_out": False}
+
+
 def scales(normalization: str, row_sums) -> list[torch.Tensor]:
     """The per-pixel scales of a normalisation (spec: n_out K n_in): [in, out], [in] or [out].
 

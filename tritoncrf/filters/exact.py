@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from tritoncrf import checks
-from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, checked_features, resolve_backend, summed
+from tritoncrf.filters.base import Filter, Plan, checked_features, shared_fields, summed
 from tritoncrf.reference import exact as reference
 from tritoncrf.reference.step import scaled
 
@@ -55,17 +55,9 @@ class Exact(Filter):
                  backend="auto"):  # fmt: skip
         features = checked_features(features)
         self.size, self.batch = features.shape[2:], features.shape[0]
-        self.plan = ExactPlan(
-            precision=checks.expect_choice("precision", precision, ("default", "fast")),
-            backend=checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
-            include_self=checks.expect_bool("include_self", include_self),
-            scaled_in=False,
-            scaled_out=False,
-        )
-        checks.expect_choice("normalization", normalization, NORMALIZATIONS)
+        self.plan = ExactPlan(**shared_fields(features, include_self, normalization, precision, backend))
         if checks.expect_number("rtol", rtol) < 0:
             raise ValueError(f"rtol: expected a finite number of at least 0, got {rtol}")
-        resolve_backend(backend, features.device, features.dtype)
         self.tensors = [features, *visited(features.detach().flatten(2), rtol)]
         self.normalize(normalization)
 

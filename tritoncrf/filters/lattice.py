@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from tritoncrf import checks
 from tritoncrf.features import spatial
 from tritoncrf.filters.base import (
-    NORMALIZATIONS,
     Filter,
     Plan,
     checked_features,
     launches_run,
     refuse_second_derivative,
     resolve_backend,
+    shared_fields,
     summed,
 )
 from tritoncrf.filters.lattice_step import LatticeStep, TritonLatticeStep, lattice_kernels
@@ -72,16 +71,8 @@ class Lattice(Filter):
     def __init__(self, features, include_self=True, normalization="none", precision="default", backend="auto"):
         features = checked_features(features)
         self.size, self.batch = features.shape[2:], features.shape[0]
-        self.plan = LatticePlan(
-            precision=checks.expect_choice("precision", precision, ("default", "fast")),
-            backend=checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
-            include_self=checks.expect_bool("include_self", include_self),
-            scaled_in=False,
-            scaled_out=False,
-        )
-        checks.expect_choice("normalization", normalization, NORMALIZATIONS)
-        backend = resolve_backend(backend, features.device, features.dtype)
-        self.tensors = build(features.flatten(2), backend)
+        self.plan = LatticePlan(**shared_fields(features, include_self, normalization, precision, backend))
+        self.tensors = build(features.flatten(2), resolve_backend(backend, features.device, features.dtype))
         if not include_self:
             self.tensors = [*self.tensors, _self_weights(self.tensors[0]).view(self.batch, 1, *self.size)]
         self.normalize(normalization)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from tritoncrf import checks
-from tritoncrf.filters.base import NORMALIZATIONS, Filter, Plan, checked_features, resolve_backend, summed
+from tritoncrf.filters.base import Filter, Plan, checked_features, shared_fields, summed
 from tritoncrf.filters.window_step import (
     FusedBlurStep,
     FusedStep,
@@ -67,17 +67,11 @@ class Window(Filter):
         features = checked_features(features)
         self.size, self.batch = features.shape[2:], features.shape[0]
         self.plan = WindowPlan(
-            precision=checks.expect_choice("precision", precision, ("default", "fast")),
-            backend=checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
             size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             dilation=checks.expect_int("dilation", dilation, 1),
             blur=checks.expect_int("blur", blur, 1),
-            include_self=checks.expect_bool("include_self", include_self),
-            scaled_in=False,
-            scaled_out=False,
+            **shared_fields(features, include_self, normalization, precision, backend),
         )
-        checks.expect_choice("normalization", normalization, NORMALIZATIONS)
-        resolve_backend(backend, features.device, features.dtype)
         self.tensors = [lowered(features, self.plan.blur)]
         self.normalize(normalization)
 
