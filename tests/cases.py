@@ -70,12 +70,20 @@ def along_axes(matrix, size, b: int) -> torch.Tensor:
     return full
 
 
-def window_mask(size, window_size: int, dilation: int) -> torch.Tensor:
-    """[N, N]: whether j is one of the window's taps around i."""
+def box_mask(size, radii, dilation: int = 1) -> torch.Tensor:
+    """[N, N]: whether j is one of the taps around i of a box with a radius per axis."""
     position = torch.tensor(list(itertools.product(*map(range, size))))  # [N, axes]
     offset = position[None] - position[:, None]
-    reach = window_size // 2 * dilation
+    reach = torch.tensor(radii) * dilation
     return ((offset.abs() <= reach) & (offset % dilation == 0)).all(-1)
+
+
+def dense_box(size, radii, dilation: int = 1, box: str = "count") -> torch.Tensor:
+    """The matrix of `box_mean`, [N, N]."""
+    mask = box_mask(size, radii, dilation).double()
+    if box == "count":
+        return mask / mask.sum(1, keepdim=True)
+    return mask / math.prod(min(2 * r + 1, math.ceil(n / dilation)) for n, r in zip(size, radii))
 
 
 def dense_window(features, window_size, dilation=1, blur=1, include_self=True, normalization="none") -> torch.Tensor:
@@ -85,7 +93,7 @@ def dense_window(features, window_size, dilation=1, blur=1, include_self=True, n
     low = [-(-n // blur) for n in size]
     f = features.flatten(2) @ pool.mT  # [B, D, n]
     distance = (f[:, :, :, None] - f[:, :, None, :]).square().sum(1)
-    mask = window_mask(low, window_size, dilation)
+    mask = box_mask(low, [window_size // 2] * len(low), dilation)
     if not include_self:
         mask = mask & ~torch.eye(len(mask), dtype=torch.bool)
     return normalized(up @ torch.where(mask, torch.exp(-distance / 2), 0.0) @ pool, normalization)
@@ -102,6 +110,28 @@ def normalized(matrix, normalization: str) -> torch.Tensor:
     elif normalization == "symmetric":
         matrix = matrix / (r[:, None, :] * r[:, :, None]).sqrt()
     return matrix
+
+
+def dense_guided(guide, radius, eps, box="count", subsample=1) -> torch.Tensor:
+    """The matrix of `filters.Guided`, [Bf, N, N], by its closed form; differentiable with respect to guide and eps.
+
+    W_ij = sum_k M_ik M'_kj (1 + (I_i - mu_k)^T (Sigma_k + eps)^-1 (I_j - mu_k)), M and M' the box means; where it is
+    subsampled, windows k and pixels j are those of the low resolution, and M is upsampled.
+    """
+    size, dimensions = guide.shape[2:], guide.shape[1]
+    pool, up = (along_axes(matrix, size, subsample).to(guide.dtype) for matrix in (axis_pool, axis_upsample))
+    radii = radius if isinstance(radius, tuple) else (radius,) * len(size)
+    radii = [max(1, round(r / subsample)) for r in radii]
+    mean = dense_box([-(-n // subsample) for n in size], radii, 1, box).to(guide.dtype)
+    full = guide.flatten(2)  # [B, D, N]
+    low = full @ pool.mT  # [B, D, n]
+    mu = low @ mean.mT
+    second = torch.einsum("kj,bdj,bej->bkde", mean, low, low)
+    sigma = second - torch.einsum("bdk,bek->bkde", mu, mu)
+    inverse = torch.linalg.inv(sigma + eps * torch.eye(dimensions, dtype=guide.dtype))
+    here, there = (image[:, :, None] - mu[..., None] for image in (full, low))  # [B, D, k, pixels]
+    alike = 1 + torch.einsum("bdki,bkde,bekj->bkij", here, inverse, there)
+    return torch.einsum("ik,kj,bkij->bij", up @ mean, mean, alike) @ pool
 
 
 def dense_apply(matrix, x) -> torch.Tensor:
@@ -138,15 +168,15 @@ class Setting:
 
     `windows` are keyword arguments of `kind`, a filter, one dict per filter; `weight` is "scalar", "class" or
     "matrix" (or one of these per filter); `channels` the features of each filter. `shared`: one image's features
-    serve the batch, for all filters or one by one.
+    serve the batch, for all filters or one by one. `dense` makes the matrices of `kind`.
     """
 
     def __init__(self, size, windows, *, classes=3, batch=1, shared=True, channels=(2, 3), weight="scalar",
                  compatibility=False, unary="scalar", initial="softmax", iterations=2, strength=0.7,
-                 kind=tc.filters.Window):  # fmt: skip
+                 kind=tc.filters.Window, dense=dense_window):  # fmt: skip
         weight = [weight] * len(windows) if isinstance(weight, str) else weight
         shared = [shared] * len(windows) if isinstance(shared, bool) else shared
-        self.windows, self.initial, self.iterations, self.kind = windows, initial, iterations, kind
+        self.windows, self.initial, self.iterations, self.kind, self.dense = windows, initial, iterations, kind, dense
         self.logits = random_logits(size, classes, batch)
         self.features = [random_features(size, d, 1 if s else batch) for d, s, _ in zip(channels, shared, windows)]
         self.weights = [random_weight(form, classes, strength) for form in weight]
@@ -180,7 +210,7 @@ class Setting:
     def run_dense(self, *inputs):
         """The dense matrices."""
         logits, features, options = self.unpack(inputs)
-        return dense_scores(logits, [dense_window(f, **w) for f, w in zip(features, self.windows)], **options)
+        return dense_scores(logits, [self.dense(f, **w) for f, w in zip(features, self.windows)], **options)
 
     def gradients(self, run, cotangent=None, dtype=torch.float64, device="cpu", make=lambda x: x):
         """Scores, and the gradients of <cotangent, scores> (a fixed random one) with respect to every input."""

@@ -27,6 +27,19 @@ class FilterProblem:
 
 
 @dataclass(frozen=True)
+class BoxProblem:
+    """box_mean(values, ...) = answer, both [C, *S]."""
+
+    name: str
+    values: list
+    answer: list
+    options: dict
+
+    def tensors(self, dtype, device="cpu"):
+        return [torch.tensor([x], dtype=dtype, device=device) for x in (self.values, self.answer)]
+
+
+@dataclass(frozen=True)
 class LoopProblem:
     """mean_field(logits, one window, ...) = answer, the probabilities; logits and answer [C, *S]."""
 
@@ -125,6 +138,58 @@ FILTERS = [
     ),
     FilterProblem(  # both blocks see both means, 2 and 20
         "blur and window", [[0.0] * 4], [[1.0, 3.0, 10.0, 30.0]], [[22.0] * 4], {"window_size": 3, "blur": 2},
+    ),
+]  # fmt: skip
+
+
+ROW = [[1.0, 2.0, 3.0, 4.0]]
+APART_2 = [[1.0, 10.0, 100.0, 1e3, 1e4]]
+BOXES = [
+    BoxProblem("one pixel", [[[5.0]], [[-2.0]]], [[[5.0]], [[-2.0]]], {"radius": 3}),
+    BoxProblem("one pixel, constant", [[[5.0]]], [[[5.0]]], {"radius": 3, "box": "constant"}),
+    BoxProblem("image", RAMP, BOX_MEANS, {"radius": 1}),
+    BoxProblem(
+        "image, constant", RAMP, [[[s / 9 for s in row] for row in BOX_SUMS[0]]], {"radius": 1, "box": "constant"},
+    ),
+    BoxProblem("a radius per axis", RAMP, [[[4.0, 4.5, 4.5, 5.0], [6.0, 6.5, 6.5, 7.0], [8.0, 8.5, 8.5, 9.0]]],
+               {"radius": (1, 2)}),
+    BoxProblem("the box holds the image", RAMP, [[[6.5] * 4] * 3], {"radius": 5}),
+    BoxProblem("the box holds the image, constant", RAMP, [[[6.5] * 4] * 3], {"radius": 5, "box": "constant"}),
+    BoxProblem("row", ROW, [[2.0, 2.5, 2.5, 3.0]], {"radius": 2}),
+    BoxProblem("row, constant", ROW, [[1.5, 2.5, 2.5, 2.25]], {"radius": 2, "box": "constant"}),
+    BoxProblem("dilation", APART_2, [[50.5, 505.0, 3367.0, 505.0, 5050.0]], {"radius": 1, "dilation": 2}),
+    BoxProblem("dilation, constant", APART_2, [[s / 3 for s in (101, 1010, 10101, 1010, 10100)]],
+               {"radius": 1, "dilation": 2, "box": "constant"}),
+    BoxProblem("dilation past the image", APART_2, APART_2, {"radius": 2, "dilation": 5}),
+]  # fmt: skip
+
+# Where the guide is 0 only b is seen. Windows of the step, r = 1, eps = 1, (a, b): (0, 0), (0, 0),
+# (4/3 / (8 + 1), 1/3 - 2 a), (3/2 / (9 + 1), 1/2 - 3 a).
+_STEP_A, _STEP_B = (4 / 27 + 3 / 20), (1 / 27 + 1 / 20)
+GUIDED = [
+    FilterProblem("one pixel", [[[3.0]]], [[[5.0]], [[-2.0]]], [[[5.0]], [[-2.0]]], {"radius": 2, "eps": 0.5}),
+    FilterProblem(  # mu = 1, Sigma = 1, cov = 2 or -1, a = 1 or -1/2
+        "one window", [[0.0, 2.0]], [[1.0, 5.0], [7.0, 5.0]], [[2.0, 4.0], [6.5, 5.5]], {"radius": 1, "eps": 1.0},
+    ),
+    FilterProblem("more smoothing", [[0.0, 2.0]], [[1.0, 5.0]], [[2.5, 3.5]], {"radius": 1, "eps": 3.0}),
+    FilterProblem(  # the box mean of the box means 3/2, 3, 6, 15/2
+        "a flat guide", [[7.0] * 4], [[0.0, 3.0, 6.0, 9.0]], [[2.25, 3.5, 5.5, 6.75]], {"radius": 1, "eps": 1.0},
+    ),
+    FilterProblem(
+        "a step", [[0.0, 0.0, 0.0, 6.0]], [[0.0, 0.0, 0.0, 1.0]],
+        [[0.0, 1 / 81, _STEP_B / 3, (6 * _STEP_A + _STEP_B) / 2]], {"radius": 1, "eps": 1.0},
+    ),
+    FilterProblem(  # (a, b) = (0, 1), (1, 2), (4/3, 2/3)
+        "constant box", [[0.0, 0.0, 3.0]], [[3.0, 0.0, 6.0]], [[1.0, 11 / 9, 29 / 9]],
+        {"radius": 1, "eps": 1.0, "box": "constant"},
+    ),
+    FilterProblem(  # Sigma + 1 = [[3, -1], [-1, 3]], cov = (16/3, -8/3), a = (5/3, -1/3), b = 4/3
+        "two channels", [[0.0, 3.0, 0.0], [0.0, 0.0, 3.0]], [[0.0, 8.0, 0.0]], [[4 / 3, 19 / 3, 1 / 3]],
+        {"radius": 2, "eps": 1.0},
+    ),
+    FilterProblem(  # "one window" of the block means, a = 1 and b = 2, at the guide's full resolution
+        "subsampled", [[-1.0, 1.0, 2.0, 2.0]], [[0.0, 2.0, 4.0, 6.0]], [[1.0, 3.0, 4.0, 4.0]],
+        {"radius": 2, "eps": 1.0, "subsample": 2},
     ),
 ]  # fmt: skip
 

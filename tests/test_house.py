@@ -48,7 +48,7 @@ LIBRARIES = {
 }
 
 # The only kernel files that other kernel files may import, and what these may import in turn.
-KERNEL_HELPERS = {"common": set(), "step": {"common"}}
+KERNEL_HELPERS = {"common": set(), "step": {"common"}, "box": {"common"}}
 
 
 def sources(*folders: str) -> list[Path]:

@@ -65,6 +65,7 @@ GEOMETRIES = {
     "volume": ((3, 4, 5), dict(window_size=3)),
     "volume-dilated": ((5, 3, 4), dict(window_size=3, dilation=2)),
     "volume-blurred": ((5, 4, 3), dict(window_size=3, blur=2)),
+    "volume-thinner-than-a-block": ((2, 5, 3), dict(window_size=3, blur=4)),
     "volume-of-a-plane": ((1, 4, 5), dict(window_size=3)),
 }
 

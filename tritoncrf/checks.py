@@ -146,10 +146,11 @@ def expect_positive(name: str, value, count: int, each: str = "axis") -> list:
         values = list(value)
         if len(values) != count:
             raise ValueError(f"{name}: expected {wanted}, got {len(values)}")
-    return [_expect_positive(name, v, wanted) for v in values]
+    return [expect_positive_number(name, v, wanted) for v in values]
 
 
-def _expect_positive(name, value, wanted):
+def expect_positive_number(name: str, value, wanted: str = "a finite number above 0"):
+    """`value` as a float above 0, or itself if it is a 0-d tensor, else an error."""
     if not isinstance(value, torch.Tensor):
         return expect_number(name, value, positive=True)
     expect_tensor(name, value, wanted)

@@ -39,6 +39,11 @@ def sharpen(logits, filters, weights=(3.0, 10.0)):
     return tc.mean_field(logits, filters, weights, iterations=5, output="log_probabilities")
 
 
+def guided_of(image, radius=3, backend="triton"):
+    """The guidance CRF's filter of a picture."""
+    return [tc.filters.Guided(255 * image, radius, 1.0, backend=backend)]
+
+
 def class_weights(device, dtype=torch.float32):
     return torch.tensor([[3.0], [10.0]], dtype=dtype, device=device).expand(2, 21).clone()
 
@@ -90,23 +95,41 @@ def test_a_photo_sized_loop_on_lattices_and_its_gradients(normalization, device)
         assert_within_budget(name, found, exact, plain)
 
 
+@pytest.mark.parametrize("radius", [3, 7, 8, 64, 200])
+def test_a_photo_sized_guidance_crf_and_its_gradients(radius, device):
+    cotangent = torch.randn(1, 21, 334, 500, dtype=torch.float64, device=device)
+
+    def outcome(backend, dtype):
+        logits, image = picture(device, dtype=dtype)
+        inputs = [logits.requires_grad_(), class_weights(device, dtype)[0].clone().requires_grad_()]
+        found = sharpen(inputs[0], guided_of(image, radius, backend), inputs[1:])
+        return [found.detach(), *torch.autograd.grad(found, inputs, cotangent.to(dtype))]
+
+    results = outcome("triton", torch.float32), outcome("torch", torch.float64), outcome("torch", torch.float32)
+    for name, found, exact, plain in zip(("log Q", "logits", "weights"), *results, strict=True):
+        assert_within_budget(name, found, exact, plain)
+
+
 CAPTURED = {
     "window": dict(window_size=7),
     "window-blur-4": dict(window_size=7, blur=4),
     "lattice": dict(kind=tc.filters.Lattice),
     "exact": dict(kind=tc.filters.Exact),
+    "guided": dict(radius=3),
+    "guided-long": dict(radius=20),
 }
 
 
 @pytest.mark.parametrize("name", CAPTURED)
 def test_a_captured_graph_replays_the_loop(name, device):
     logits, image = picture(device, (61, 83))
-    filters = filters_of(image, **CAPTURED[name])
+    make = guided_of if name.startswith("guided") else filters_of
+    filters = make(image, **CAPTURED[name])
     weight = torch.tensor(10.0, device=device)
 
     def run():
         with torch.no_grad():
-            return tc.mean_field(logits, filters, [weight, weight], unary_weight=1.0)
+            return tc.mean_field(logits, filters, [weight] * len(filters), unary_weight=1.0)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -159,6 +182,54 @@ def test_lattices_give_the_same_bits_twenty_times(device):
     for _ in range(19):
         for name, a, b in zip(("log Q", "logits", "image", "weights"), first, outcome(), strict=True):
             assert torch.equal(a, b), name
+
+
+def test_a_guidance_crf_stays_within_six_states(device):
+    """Its statistics included; beside its result."""
+    logits, image = picture(device)
+    with torch.no_grad():
+        sharpen(logits, guided_of(image), [2.0])
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        q = sharpen(logits, guided_of(image), [2.0])
+        grown = torch.cuda.max_memory_allocated() - before
+    assert grown <= 7 * q.numel() * q.element_size()
+
+
+@pytest.mark.parametrize("radius", [3, 64])
+def test_a_guidance_crf_gives_the_same_bits_twenty_times(radius, device):
+    """Its second pass reads what its program's other threads have left for it."""
+
+    def outcome():
+        inputs = [x.requires_grad_() for x in picture(device)]
+        scores = sharpen(inputs[0], guided_of(inputs[1], radius), [2.0])
+        return scores.detach(), *torch.autograd.grad(scores, inputs, torch.cos(scores.detach()))
+
+    first = outcome()
+    for _ in range(19):
+        for name, a, b in zip(("log Q", "logits", "image"), first, outcome(), strict=True):
+            assert torch.equal(a, b), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("radius", [3, 64])
+def test_offsets_of_a_guided_filter_beyond_two_to_the_31(radius, device):
+    """The last rows of an image of 2^31 numbers of z and more equal those of a crop that ends with them."""
+    classes, size, rows = 9, (8192, 8192), 4 * radius
+    if torch.cuda.get_device_properties(device).total_memory < 60 * GIB:
+        pytest.skip("needs 60 GiB of GPU memory")
+    guide = random_features((rows, size[1]), 3, dtype=torch.float32).to(device)
+    low = torch.randn(1, classes, rows, size[1], device=device)
+    whole, values = (torch.cat([x.new_zeros(1, x.shape[1], size[0] - rows, size[1]), x], 2) for x in (guide, low))
+    assert 4 * values.numel() > 1 << 31
+
+    def run(values, guide):
+        with torch.no_grad():
+            return tc.filters.Guided(guide, radius, 0.3, backend="triton")(values)[:, :, -rows // 2 :].clone()
+
+    found = run(values, whole)
+    assert_close("W x", found, run(low, guide))
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Pairwise filters: what mean field passes its messages through. One file per filter."""
 
 from tritoncrf.filters.exact import Exact
+from tritoncrf.filters.guided import Guided
 from tritoncrf.filters.lattice import Lattice
 from tritoncrf.filters.window import Window
 
-__all__ = ["Exact", "Lattice", "Window"]
+__all__ = ["Exact", "Guided", "Lattice", "Window"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from tritoncrf import checks
+from tritoncrf.reference import blur
 
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
@@ -134,6 +135,7 @@ class Filter:
     tensors: list[torch.Tensor]
     size: torch.Size
     batch: int
+    source = "features"  # what errors call that which the filter was made from
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """K values: [B, C, *S] -> [B, C, *S], in the dtype of `values`; differentiable once."""
@@ -171,15 +173,31 @@ class Filter:
         if values.ndim != len(self.size) + 2 or values.shape[2:] != self.size:
             batch = "B" if self.batch == 1 else self.batch
             expected = f"[{batch}, C, {', '.join(map(str, self.size))}]"
-            raise ValueError(f"{name}: expected {expected} as the filter's features, got {list(values.shape)}")
+            raise ValueError(f"{name}: expected {expected} as the filter's {self.source}, got {list(values.shape)}")
         if self.batch not in (1, values.shape[0]):
             raise ValueError(
-                f"{name}: expected a batch of {self.batch} as in the filter's features, got {list(values.shape)}"
+                f"{name}: expected a batch of {self.batch} as in the filter's {self.source}, got {list(values.shape)}"
             )
         if values.device != self.tensors[0].device:
-            raise ValueError(
-                f"{name}: expected the device of the filter's features, {self.tensors[0].device}, got {values.device}"
-            )
+            own = self.tensors[0].device
+            raise ValueError(f"{name}: expected the device of the filter's {self.source}, {own}, got {values.device}")
+
+
+def lifted(x):
+    """[B, C, *S] as [B, C, Z, Y, X], missing axes of extent 1."""
+    return x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:])
+
+
+def per_axis(value: int, axes: int, missing: int) -> tuple[int, int, int]:
+    """`value` for each of the last `axes` axes, `missing` for the others."""
+    return (missing,) * (3 - axes) + (value,) * axes
+
+
+def lowered(features, factor: int):
+    """Features averaged over blocks of `factor` a side, with as many axes as they came with."""
+    axes = features.ndim - 2
+    low = blur.pool(lifted(features), per_axis(factor, axes, 1))
+    return low.reshape(*features.shape[:2], *low.shape[5 - axes :])
 
 
 def checked_features(features) -> torch.Tensor:

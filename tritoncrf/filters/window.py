@@ -7,13 +7,21 @@ from dataclasses import dataclass
 import torch
 
 from tritoncrf import checks
-from tritoncrf.filters.base import Filter, Plan, checked_features, shared_fields, summed
+from tritoncrf.filters.base import (
+    Filter,
+    Plan,
+    checked_features,
+    lifted,
+    lowered,
+    per_axis,
+    shared_fields,
+    summed,
+)
 from tritoncrf.filters.window_step import (
     FusedBlurStep,
     FusedStep,
     MergedStep,
     blur_kernels,
-    lifted,
     window_kernels,
 )
 from tritoncrf.reference import blur
@@ -74,18 +82,6 @@ class Window(Filter):
         )
         self.tensors = [lowered(features, self.plan.blur)]
         self.normalize(normalization)
-
-
-def per_axis(value: int, axes: int, missing: int) -> tuple[int, int, int]:
-    """`value` for each of the last `axes` axes, `missing` for the others."""
-    return (missing,) * (3 - axes) + (value,) * axes
-
-
-def lowered(features, factor: int):
-    """Features averaged over blocks of `factor` a side, with as many axes as they came with."""
-    axes = features.ndim - 2
-    low = blur.pool(lifted(features), per_axis(factor, axes, 1))
-    return low.reshape(*features.shape[:2], *low.shape[5 - axes :])
 
 
 @dataclass

@@ -5,6 +5,7 @@ import importlib
 
 import torch
 
+from tritoncrf.filters.base import lifted
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
 from tritoncrf.reference.step import Step, scaled, softmax_adjoint, stacked
@@ -144,11 +145,6 @@ class FusedBlurStep:
     def _sum(self, x):
         """K_m x_m for x [M, B, C, *low]."""
         return window_kernels().window_sum(x.flatten(0, 1), self.features, *self.window).view(x.shape)
-
-
-def lifted(x):
-    """[B, C, *S] as [B, C, Z, Y, X], missing axes of extent 1."""
-    return x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:])
 
 
 def window_kernels():

@@ -20,6 +20,7 @@ class Launch:
     num_warps: int
     num_stages: int
     fp_fusion: bool = True
+    registers: int | None = None
 
 
 @contextlib.contextmanager
@@ -43,17 +44,22 @@ def launches_run() -> bool:
 
 
 def launch(
-    kernel, grid: tuple, num_warps: int, num_stages: int = 1, fp_fusion: bool = True, **arguments
+    kernel, grid: tuple, num_warps: int, num_stages: int = 1, fp_fusion: bool = True, registers: int | None = None,
+    **arguments,
 ) -> None:  # fmt: skip
-    """Launch `kernel` over `grid`; an empty grid does nothing. `fp_fusion`: whether a product may fuse with its sum."""
+    """Launch `kernel` over `grid`; an empty grid does nothing. `fp_fusion`: whether a product may fuse with its sum.
+    `registers`: what a thread may use on NVIDIA; else ptxas may spill a few to fit one more program on a processor."""
     if 0 in grid:
         return
     for launches, _ in _recorders:
-        launches.append(Launch(kernel, grid, arguments, num_warps, num_stages, fp_fusion))
+        launches.append(Launch(kernel, grid, arguments, num_warps, num_stages, fp_fusion, registers))
     if launches_run():
         tensor = next(a for a in arguments.values() if isinstance(a, torch.Tensor))
+        options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": fp_fusion}
+        if registers is not None and torch.version.hip is None:
+            options["maxnreg"] = registers
         with torch.cuda.device_of(tensor):
-            kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=fp_fusion)
+            kernel[grid](**arguments, **options)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -24,10 +24,12 @@ def pool(x, blur):
     """[B, C, *S] -> [B, C, *low_size]."""
     if max(blur) == 1:
         return x
-    pad = padding(x.shape[2:], blur)
     if blur[0] == 1:  # PyTorch's 2-D pooling is the faster one
+        pad = padding(x.shape[2:], blur)
         pooled = F.avg_pool2d(x.flatten(1, 2), blur[1:], blur[1:], pad[1:], count_include_pad=False)
         return _crop(pooled.unflatten(1, x.shape[1:3]), low_size(x.shape[2:], blur))
+    blur = tuple(map(min, blur, x.shape[2:]))  # PyTorch's 3-D pooling refuses blocks larger than the image
+    pad = padding(x.shape[2:], blur)
     return _crop(F.avg_pool3d(x, blur, blur, pad, count_include_pad=False), low_size(x.shape[2:], blur))
 
 

@@ -20,9 +20,11 @@ class Step:
 
     def forward(self, q, last: bool):
         """The next Q, or the scores S if `last`."""
-        scores = self.weighted_unary.clone()
+        scores = None
         for plan, ready, a in zip(self.plans, self.prepared, self.mixing, strict=True):
-            scores += mix(a, plan.apply(q, ready))
+            message = mix(a, plan.apply(q, ready))
+            scores = message if scores is None else scores.add_(message)
+        scores += self.weighted_unary
         return scores if last else torch.softmax(scores, 1)
 
     def backward(self, q, g, through_softmax: bool, filtered: bool):

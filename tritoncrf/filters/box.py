@@ -1,0 +1,105 @@
+"""Box means: the averages that the guided filter and SegModel's context pooling are made of."""
+
+import importlib
+
+import torch
+
+from tritoncrf import checks
+from tritoncrf.filters.base import compute_dtype, lifted, resolve_backend, without_autocast
+from tritoncrf.reference import box as reference
+
+FARTHEST = 1 << 31  # no image is wider: what reaches farther sees no more
+
+
+def box_mean(x, radius, dilation=1, box="count", backend="auto"):
+    r"""The mean over a box around every pixel, in a time that does not depend on its radius.
+
+    .. math::
+        y_i = \frac{1}{D_i} \sum_{|t_a| \le r_a} x_{i + d\,t}
+
+    over the taps that are in the image, with d the dilation and r the radius, for each class by itself. D is the number
+    of these taps for "count" (He, Sun and Tang 2013), so that constants are kept, and the product over the axes of
+    min(2 r + 1, ceil(n / d)), for n pixels, for "constant" (as SegModel's code released it; Shen et al. 2017), so that
+    means fade at the image's border. Every mean is a sum of its own pixels: nothing drifts along the image.
+
+    Args:
+        x: [B, C, *S], floating, 1 to 3 spatial axes. Half precision is summed in float32.
+        radius: r, 1 or more; one int or one per axis. What reaches beyond the image counts as the whole image.
+        dilation: distance of neighbouring taps in pixels, 1 or more.
+        box: "count" or "constant".
+        backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
+
+    Returns:
+        [B, C, *S], dtype of x; differentiable, any number of times.
+
+    Raises:
+        TypeError: x is no floating-point tensor, radius or dilation is no int.
+        ValueError: a shape, an option or a value is out of bounds.
+
+    Example:
+        >>> import torch, tritoncrf as tc
+        >>> tc.box_mean(torch.tensor([[[0.0, 3.0, 6.0, 9.0]]]), radius=1)
+        tensor([[[1.5000, 3.0000, 6.0000, 7.5000]]])
+    """
+    checks.expect_tensor("x", x)
+    checks.expect_spatial("x", x)
+    radii = expect_radii(radius, x.ndim - 2)
+    dilation = min(checks.expect_int("dilation", dilation, 1), FARTHEST)
+    checks.expect_choice("box", box, reference.BOXES)
+    checks.expect_choice("backend", backend, ("auto", "triton", "torch"))
+    checks.expect_finite("x", x)
+    dtype = compute_dtype(x)
+    backend = resolve_backend(backend, x.device, dtype)
+    area = reference.areas(x.shape[2:], radii, dilation, box, dtype=dtype, device=x.device)
+    return (box_sum(x.to(dtype), radii, dilation, backend) / area).to(x.dtype)
+
+
+def expect_radii(radius, axes: int) -> list[int]:
+    """A radius per axis from one for all or one each."""
+    radii = list(radius) if isinstance(radius, (list, tuple)) else [radius] * axes
+    if len(radii) != axes:
+        raise ValueError(f"radius: expected one int of at least 1, or one per axis ({axes}), got {len(radii)}")
+    return [min(checks.expect_int("radius", r, 1), FARTHEST) for r in radii]
+
+
+@torch.library.custom_op("tritoncrf::box_sum", mutates_args=())
+def box_sum(x: torch.Tensor, radii: list[int], dilation: int, backend: str) -> torch.Tensor:
+    """P x of reference.box for x [B, C, *S]; its own adjoint."""
+    with without_autocast(x):
+        found = box_summer(backend)(lifted(x), [0] * (3 - len(radii)) + radii, dilation).reshape(x.shape)
+        alias = found.data_ptr() == x.data_ptr()  # one pixel: there was nothing to add
+        return found.clone(memory_format=torch.contiguous_format) if alias else found.contiguous()
+
+
+@box_sum.register_fake
+def _(x, radii, dilation, backend):
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _setup_context(ctx, inputs, output):
+    _, *ctx.form = inputs
+
+
+def _backward(ctx, cotangent):
+    return box_sum(cotangent.contiguous(), *ctx.form), None, None, None
+
+
+box_sum.register_autograd(_backward, setup_context=_setup_context)
+
+
+def box_summer(backend: str):
+    """P x for (x [n, fields, Z, Y, X], radii, dilation=1) by a backend; longer windows than the kernel's by PyTorch."""
+    if backend == "torch":
+        return reference.box_sum
+    kernels = importlib.import_module("tritoncrf.kernels.box")
+
+    def summed(x, radii, dilation=1):
+        reach = max(capped(radii, [-(-n // dilation) for n in x.shape[2:]]))
+        return (kernels if reach <= kernels.MAX_RADIUS else reference).box_sum(x, radii, dilation)
+
+    return summed
+
+
+def capped(radii, size) -> tuple[int, ...]:
+    """Radii that reach no farther than the image."""
+    return tuple(min(r, n - 1) for r, n in zip(radii, size, strict=True))

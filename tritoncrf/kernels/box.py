@@ -1,0 +1,194 @@
+"""Box sums along one axis, in a time that does not depend on the radius (van Herk 1992; Gil and Werman 1993).
+
+    y_o = sum of x_j over |j - o| <= R                                        o: a pixel of the axis, w = 2 R + 1
+
+Outputs are cut into blocks of w. The window of the k-th output of a block reaches over the last w - k of the w inputs
+from o - R on, and over the first k of those behind them:
+
+    y_{first + k} = sum_{l >= k} x_{first - R + l}  +  sum_{0 < l <= k} x_{first + R + l}
+
+the tail of one block and the head of the next: two scans, and about two reads an output for any R. Nothing is ever
+subtracted, so every sum carries the rounding of its own pixels alone. P along all axes is symmetric, its own adjoint.
+
+A tile is [W, lines] for an axis with others inside it, [lines, W] for the innermost, W the power of two from w on;
+what is beyond w is masked, at most half. A dilation d makes d times as many lines of an axis 1 / d as long.
+Sums are in the dtype of x. Exact but for rounding.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from tritoncrf.kernels.common import ceil_div, launch
+
+MAX_RADIUS = 255  # of a tile: 512 x 4 numbers
+TILE = 1024  # numbers, 8 for each of 128 threads; of long windows twice as many of both
+
+
+def tile(radius: int) -> tuple[int, int, int]:
+    """W, lines and warps: up to W = 256 lines fill a sector of 32 bytes."""
+    width = triton.next_power_of_2(2 * radius + 1)
+    lines = max(min(8, 2 * TILE // width), TILE // width)
+    return width, lines, 4 * width * lines // TILE
+
+
+@triton.jit
+def places(first, o_k, R, n):
+    """Where the tails' and the heads' inputs of a block are, and which of them there are."""
+    m_k = o_k < 2 * R + 1
+    tail = first - R + o_k
+    head = first + R + o_k
+    return tail, m_k & (tail >= 0) & (tail < n), head, m_k & (o_k > 0) & (head < n)
+
+
+@triton.jit
+def window_sums(tails, heads, AXIS: tl.constexpr):
+    """From the inputs at `places` along an axis of the tile."""
+    return tl.cumsum(tails, AXIS, reverse=True) + tl.cumsum(heads, AXIS)
+
+
+@triton.jit
+def area(z, y, x, NZ, NY, NX, RZ, RY, RX, AREA, COUNT: tl.constexpr):
+    """D of pixels, above 0 outside the image too."""
+    if COUNT:
+        nz = tl.minimum(z + RZ, NZ - 1) - tl.maximum(z - RZ, 0) + 1
+        ny = tl.minimum(y + RY, NY - 1) - tl.maximum(y - RY, 0) + 1
+        nx = tl.minimum(x + RX, NX - 1) - tl.maximum(x - RX, 0) + 1
+        return (tl.maximum(nz, 1) * tl.maximum(ny, 1) * tl.maximum(nx, 1)).to(tl.float32)
+    else:
+        return tl.full((), AREA, tl.float32)
+
+
+@triton.jit
+def area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT: tl.constexpr):
+    """D of pixels by their flat index."""
+    return area(i // (NY * NX), i // NX % NY, i % NX, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
+
+
+@triton.jit
+def _box_kernel(
+    # pointers
+    x_ptr, y_ptr,
+    # sizes: of the axis; lines side by side; numbers of a plane
+    n, lines, length, R,
+    # meta-parameters
+    INNERMOST: tl.constexpr, W: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Each program owns one block of outputs of T lines of one plane."""
+    blocks, tiles = tl.cdiv(n, 2 * R + 1), tl.cdiv(lines, T)
+    program = tl.program_id(0)
+    first = program // tiles % blocks * (2 * R + 1)
+    plane = (program // tiles // blocks).to(tl.int64) * length
+    AXIS: tl.constexpr = 1 if INNERMOST else 0
+    if INNERMOST:
+        o_k = tl.arange(0, W)[None, :]
+        line = program % tiles * T + tl.arange(0, T)[:, None]
+        step, line_step = 1, n
+    else:
+        o_k = tl.arange(0, W)[:, None]
+        line = program % tiles * T + tl.arange(0, T)[None, :]
+        step, line_step = lines, 1
+    tail, m_tail, head, m_head = places(first, o_k, R, n)
+    offset = line.to(tl.int64) * line_step
+    o_tail, o_head, o_y = offset + tail * step, offset + head * step, offset + (first + o_k) * step
+    # A dilated axis need not fill its last row of lines.
+    tails = tl.load(x_ptr + plane + o_tail, mask=m_tail & (line < lines) & (o_tail < length), other=0.0)
+    heads = tl.load(x_ptr + plane + o_head, mask=m_head & (line < lines) & (o_head < length), other=0.0)
+    inside = (o_k < 2 * R + 1) & (first + o_k < n) & (line < lines) & (o_y < length)
+    tl.store(y_ptr + plane + o_y, window_sums(tails, heads, AXIS), mask=inside)
+
+
+@triton.jit
+def _products_kernel(
+    # pointers
+    x_ptr, guide_ptr, y_ptr,
+    # sizes
+    C, NZ, NY, NX, RZ, RY, RX, AREA,
+    # strides: the batch of the guide (0: one serves all)
+    stride_gb,
+    # meta-parameters
+    D: tl.constexpr, COUNT: tl.constexpr, SCALED: tl.constexpr, DTYPE: tl.constexpr,
+    W: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Each program owns one block of outputs along the innermost axis, of T rows of one class: the sums of x and of
+    I x, y [B, 1 + D, C, N]; of x / D if SCALED."""
+    b = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(1)
+    N = tl.full((), 1, tl.int64) * NZ * NY * NX
+    lines = NZ * NY
+    tiles = tl.cdiv(lines, T)
+    first = tl.program_id(0) // tiles * (2 * RX + 1)
+    o_k = tl.arange(0, W)[None, :]
+    line = tl.program_id(0) % tiles * T + tl.arange(0, T)[:, None]
+    tail, m_tail, head, m_head = places(first, o_k, RX, NX)
+    m_tail, m_head = m_tail & (line < lines), m_head & (line < lines)
+    i_tail, i_head = line * NX + tail, line * NX + head
+    x_ptr += (b * C + c) * N
+    tails = tl.load(x_ptr + i_tail, mask=m_tail, other=0.0).to(DTYPE)
+    heads = tl.load(x_ptr + i_head, mask=m_head, other=0.0).to(DTYPE)
+    if SCALED:
+        tails /= area_of(i_tail, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
+        heads /= area_of(i_head, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
+    inside = (o_k < 2 * RX + 1) & (first + o_k < NX) & (line < lines)
+    y_ptr += (b * (D + 1) * C + c) * N + line * NX + first + o_k
+    tl.store(y_ptr, window_sums(tails, heads, 1), mask=inside)
+    guide_ptr += b * stride_gb
+    for d in tl.static_range(D):
+        t = tails * tl.load(guide_ptr + d * N + i_tail, mask=m_tail, other=0.0).to(DTYPE)
+        h = heads * tl.load(guide_ptr + d * N + i_head, mask=m_head, other=0.0).to(DTYPE)
+        tl.store(y_ptr + (d + 1) * C * N, window_sums(t, h, 1), mask=inside)
+
+
+def box_sum(x: torch.Tensor, radii, dilation: int = 1) -> torch.Tensor:
+    """P x for x [B, C, Z, Y, X]; a launch for each axis with a radius, at most MAX_RADIUS."""
+    x = x.contiguous()
+    for axis, r in enumerate(radii, 2):
+        r = min(r, (x.shape[axis] - 1) // dilation)  # what is farther never is in the image
+        if r > 0:
+            x = _along(x, axis, r, dilation)
+    return x
+
+
+def _along(x, axis: int, radius: int, dilation: int):
+    y = torch.empty_like(x)
+    n, inner = x.shape[axis], x[(0,) * (axis + 1)].numel() if x.numel() else 1
+    innermost = inner == dilation == 1
+    if innermost:  # all lines of all planes are one after the other
+        length, lines = x.numel(), x.numel() // n
+    else:
+        length, lines, n = n * inner, inner * dilation, ceil_div(n, dilation)
+    width, across, warps = tile(radius)
+    planes = x.numel() // max(1, length)
+    launch(
+        _box_kernel, (planes * ceil_div(n, 2 * radius + 1) * ceil_div(lines, across),), warps,
+        x_ptr=x, y_ptr=y, n=n, lines=lines, length=length, R=radius, INNERMOST=innermost, W=width, T=across,
+    )  # fmt: skip
+    return y
+
+
+def geometry_of(size, radii, box: str) -> dict:
+    """Sizes and radii of an image, and D where it is constant."""
+    area = math.prod(min(2 * r + 1, n) for r, n in zip(radii, size))
+    names = "NZ", "NY", "NX", "RZ", "RY", "RX"
+    return {**dict(zip(names, (*size, *radii))), "AREA": float(area), "COUNT": box == "count"}
+
+
+def batch_stride(x) -> int:
+    return 0 if len(x) == 1 else x.stride(0)
+
+
+def product_sums(x, image, geometry: dict, scaled: bool, dtype=torch.float32):
+    """The sums of x and of I x along the innermost axis: [B, 1 + D, C, *S]."""
+    batch, classes, *size = x.shape
+    d = image.shape[1]
+    y = x.new_empty((batch, 1 + d, classes, *size), dtype=dtype)
+    width, across, warps = tile(geometry["RX"])
+    grid = ceil_div(size[2], 2 * geometry["RX"] + 1) * ceil_div(size[0] * size[1], across), classes, batch
+    launch(
+        _products_kernel, grid, warps, x_ptr=x, guide_ptr=image, y_ptr=y, C=classes, **geometry,
+        stride_gb=batch_stride(image), D=d, SCALED=scaled, W=width, T=across,
+        DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
+    )  # fmt: skip
+    return y

@@ -1,0 +1,68 @@
+"""Sums and means over boxes, in plain PyTorch.
+
+    (P x)_i = sum of x_j over the pixels j = i + d t of the image, t a whole vector with |t_a| <= r_a;  d: dilation
+    (m x)_i = (P x)_i / D_i
+
+with D_i the number of those pixels ("count"), or the product of min(2 r_a + 1, n_a) everywhere ("constant", as
+SegModel's code released it). P is symmetric, so the adjoint of m is P (y / D).
+
+A window of w pixels is put together from sums of 1, 2, 4, ... neighbours, so every result is a sum of its own pixels
+in a tree: it loses nothing over long rows, as running sums do, and takes about 2 log2(w) additions.
+"""
+
+import torch
+
+BOXES = ("count", "constant")
+
+
+def box_sum(x, radii, dilation: int = 1):
+    """P x for x [..., *S] and one radius per axis of S."""
+    for axis, r in zip(range(-len(radii), 0), radii, strict=True):
+        x = _along(x, axis, r, dilation)
+    return x
+
+
+def _along(x, axis: int, r: int, dilation: int):
+    n = x.shape[axis]
+    r = min(r, (n - 1) // dilation)  # what is farther never is in the image
+    if r <= 0:
+        return x
+    before, width, axis = r * dilation, 2 * r + 1, axis % x.ndim
+    shape = [*x.shape]
+    shape[axis] += before
+    power = x.new_empty(shape)  # of `taken` neighbours from each place on, what lies behind the end left out
+    power.narrow(axis, 0, before).zero_()
+    power.narrow(axis, before, n).copy_(x)
+    total, reach, taken = None, 0, 1  # total: of `reach` neighbours
+    while True:
+        if width & taken:
+            total = power if total is None else _ahead(total, power, axis, reach * dilation)
+            reach += taken
+        if reach == width:
+            return total.narrow(axis, 0, n)
+        power = _ahead(power, power, axis, taken * dilation)
+        taken *= 2
+
+
+def _ahead(near, far, axis: int, offset: int):
+    """near_i + far_{i + offset}; near_i where that is behind the end."""
+    left = near.shape[axis] - offset
+    if left <= 0:
+        return near
+    found = torch.empty_like(near)
+    torch.add(near.narrow(axis, 0, left), far.narrow(axis, offset, left), out=found.narrow(axis, 0, left))
+    found.narrow(axis, left, offset).copy_(near.narrow(axis, left, offset))
+    return found
+
+
+def areas(size, radii, dilation: int = 1, box: str = "count", *, dtype, device):
+    """D: [*size] for "count", [1, 1, ...] for "constant"."""
+    found = torch.ones((), dtype=dtype, device=device)
+    for n, r in zip(size, radii, strict=True):
+        if box == "constant":
+            found = found[..., None] * min(2 * r + 1, -(-n // dilation))
+        else:
+            i = torch.arange(n, device=device)
+            before, after = i // dilation, (n - 1 - i) // dilation
+            found = found[..., None] * (before.clamp(max=r) + after.clamp(max=r) + 1).to(dtype)
+    return found
