@@ -82,12 +82,13 @@ def test_labels_to_labels(folder):
 def test_every_parameter_arrives(folder):
     settings = {
         "theta_space": 60.0, "theta_color": 20.0, "weight_appearance": 7.0, "theta_smooth": 4.0, "weight_smooth": 2.0,
-        "iterations": 3, "window_size": 7, "blur": 3, "label_confidence": 0.6, "num_classes": 5,
+        "iterations": 3, "window_size": 7, "blur": 3, "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5,
     }  # fmt: skip
     assert set(settings) == set(cli.SETTINGS)
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
-    assert run("refine", "image.png", "--labels", "labels.png", "-o", "out.npy", "--method", "window", *options) == 0
-    assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, method="window", **settings))
+    for method in "window", "guided":
+        assert run("refine", "image.png", "--labels", "labels.png", "-o", "out.npy", "--method", method, *options) == 0
+        assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, method=method, **settings))
 
 
 def test_the_help_tells_the_defaults():
@@ -96,7 +97,7 @@ def test_the_help_tells_the_defaults():
         assert default is None or text.endswith(f"({default})"), name
 
 
-@pytest.mark.parametrize("method", ["lattice", "exact", None])
+@pytest.mark.parametrize("method", ["lattice", "exact", "guided", None])
 def test_methods(folder, method):
     chosen = [] if method is None else ["--method", method]
     assert run("refine", "image.png", "--logits", "logits.npy", "-o", "out.npy", *chosen) == 0
@@ -243,8 +244,10 @@ def test_as_a_module(folder):
         ),
         ("refine image.png --logits logits.npy --labels labels.png -o out.png", "not allowed with argument"),
         ("refine image.png --logits logits.npy", "-o"),
-        ("refine image.png --logits logits.npy -o out.png --method guided", "'guided' is not available yet"),
-        ("refine image.png --logits logits.npy -o out.png --method x", "method: expected one of 'lattice', 'exact'"),
+        (
+            "refine image.png --logits logits.npy -o out.png --method x",
+            "method: expected one of 'lattice', 'exact', 'window', 'guided', got 'x'",
+        ),
         ("refine image.png --logits logits.npy -o out.png --parameters x", "--parameters: invalid choice: 'x'"),
         (
             "refine image.png --logits logits.npy -o out.png --theta-color 1e-5",
@@ -271,12 +274,15 @@ def test_bad_commands(folder, capsys, arguments, message):
         ("--weight-smooth", "inf", "weight_smooth: expected a finite number"),
         ("--iterations", "-1", "iterations: expected an int of at least 0"),
         ("--blur", "0", "blur: expected an int of at least 1"),
+        ("--radius", "0", "radius: expected an int of at least 1"),
+        ("--eps", "0", "eps: expected a finite number above 0"),
         ("--num-classes", "2", "labels: expected 0 to 1, or 255 where unknown, got 0 to 2"),
         ("--label-confidence", "2", "label_confidence: expected a probability"),
     ],
 )
 def test_bad_parameters(folder, capsys, option, value, message):
-    arguments = ["refine", "image.png", "--labels", "labels.png", "-o", "out.png", *SMALL, option, value]
+    method = ("--method", "guided") if option in ("--radius", "--eps") else SMALL
+    arguments = ["refine", "image.png", "--labels", "labels.png", "-o", "out.png", *method, option, value]
     assert message in error_of(capsys, *arguments)
     assert not (folder / "out.png").exists()
 

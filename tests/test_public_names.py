@@ -7,9 +7,22 @@ import tritoncrf as tc
 from tritoncrf import densecrf, published
 from tritoncrf.densecrf import utils
 
-NAMES = ["CRFRNN", "ConvCRF", "PARAMETERS", "check_values", "features", "filters", "mean_field", "refine", "trace"]
+NAMES = [
+    "CRFRNN",
+    "ConvCRF",
+    "GuidanceCRF",
+    "PARAMETERS",
+    "box_mean",
+    "check_values",
+    "features",
+    "filters",
+    "guided_filter",
+    "mean_field",
+    "refine",
+    "trace",
+]
 FEATURES = ["bilateral", "color", "spatial"]
-FILTERS = ["Exact", "Lattice", "Window"]
+FILTERS = ["Exact", "Guided", "Lattice", "Window"]
 
 # pydensecrf's own, so that its scripts run.
 DENSECRF = [
@@ -63,7 +76,8 @@ def public(module) -> list[str]:
 def test_the_package():
     assert public(tc) == NAMES
     assert all(hasattr(tc, name) for name in NAMES)
-    assert inspect.isfunction(tc.mean_field) and inspect.isfunction(tc.refine) and inspect.isfunction(tc.trace)
+    functions = "box_mean", "guided_filter", "mean_field", "refine", "trace"
+    assert all(inspect.isfunction(getattr(tc, name)) for name in functions)
 
 
 def test_the_filters_and_features():

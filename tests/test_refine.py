@@ -80,6 +80,110 @@ def test_the_lattice_of_positions_is_kept(monkeypatch):
     assert sorted(sizes) == [2, 5, 5]
 
 
+# The guided filter ------------------------------------------------------------------------------------------------
+
+
+def guided(image=IMAGE, **arguments):
+    return refine(image, **{"method": "guided", "iterations": 3, "logits": LOGITS, **arguments})
+
+
+def guided_by_hand(guide, radius=3, eps=1.0, weight=10.0, iterations=3, logits=LOGITS, mean_field=tc.mean_field):
+    kernel = filters.Guided(guide, radius, eps)
+    return mean_field(tensor(logits)[None], [kernel], weights=[weight], iterations=iterations)
+
+
+def colors(image=IMAGE):
+    """The guide of an image [H, W, D], in 0..255 units."""
+    return tensor(image).float().permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("radius", [2, (4, 1)])
+def test_guided_is_mean_field_over_one_guided_filter(radius):
+    q = guided(radius=radius, eps=400.0, weight_appearance=2, iterations=4)
+    expected = guided_by_hand(colors(), radius, 400.0, weight=2.0, iterations=4)
+    assert_close("refined", tensor(q), expected[0])
+
+
+def test_guided_has_defaults_and_leaves_the_gaussians_settings_alone():
+    q = refine(IMAGE, logits=LOGITS, method="guided")
+    assert_close("refined", tensor(q), guided_by_hand(colors(), iterations=5)[0])
+    unused = {"theta_space": 1, "theta_color": 2, "theta_smooth": 1, "weight_smooth": 9, "window_size": 3, "blur": 1}
+    assert np.array_equal(refine(IMAGE, logits=LOGITS, method="guided", **unused), q)
+
+
+def test_radius_and_eps_matter():
+    q = guided()
+    for change in {"radius": 4}, {"eps": 100.0}:
+        assert np.abs(guided(**change) - q).max() > 0.01, change
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_guided_by_every_kind_of_image(channels):
+    image = IMAGE[..., :channels]
+    expected = guided_by_hand(colors(image))[0]
+    kinds = {
+        "uint8": image if channels == 3 else image[..., 0],
+        "float64": (image if channels == 3 else image[..., 0]) / 255,
+        "PIL": Image.fromarray(image.squeeze()),
+        "torch": tensor(image).permute(2, 0, 1),
+        "torch float": tensor(image).permute(2, 0, 1) / 255,
+    }
+    for name, given in kinds.items():
+        assert_close(name, tensor(guided(given)), expected)
+
+
+def test_guided_in_float64():
+    q = guided(logits=LOGITS.astype(np.float64))
+    expected = guided_by_hand(colors().double(), logits=LOGITS.astype(np.float64))[0]
+    assert q.dtype == np.float64
+    assert_close("refined", tensor(q), expected)
+
+
+@pytest.mark.parametrize("size, channels", [((40,), 1), ((12, 13), 8), ((5, 6, 7), 4)])
+def test_features_guide_as_they_are(size, channels):
+    f, logits = torch.randn(channels, *size), torch.randn(C, *size)
+    arguments = {"features": f, "logits": logits, "radius": 2, "eps": 0.1}
+    expected = guided_by_hand(f[None], 2, 0.1, logits=logits)[0]
+    assert_close("refined", guided(None, **arguments), expected)
+    if len(size) == 2:  # the only ones that an image may stand beside
+        assert torch.equal(guided(np.zeros((*size, 3), np.uint8), **arguments), guided(None, **arguments))
+
+
+def test_a_trace_of_guided():
+    records = []
+    q = guided(trace=records)
+    expected, by_hand = guided_by_hand(colors(), mean_field=tc.trace)
+    assert_close("q", tensor(q), expected[0])
+    assert [r.iteration for r in records] == [0, 1, 2, 3] and records == by_hand
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"radius": 0}, ValueError, "^radius: expected an int of at least 1, got 0"),
+        ({"radius": 2.5}, TypeError, "^radius: expected an int of at least 1, got 2.5"),
+        ({"radius": (1, 2, 3)}, ValueError, r"^radius: expected one int .*, or one per axis \(2\), got 3"),
+        ({"eps": 0}, ValueError, "^eps: expected a finite number above 0, got 0"),
+        ({"eps": math.nan}, ValueError, "^eps: expected a finite number above 0, got nan"),
+        ({"eps": "1"}, TypeError, "^eps: expected a finite number above 0, got '1'"),
+        ({"weight_appearance": math.inf}, ValueError, "^weight_appearance: expected a finite number"),
+        ({"features": np.zeros((9, H, W))}, ValueError, "^features: expected 1 to 8 channels on axis 1"),
+        ({"features": np.zeros((3, H, W - 1))}, ValueError, "^features: expected the size of logits"),
+    ],
+)
+def test_bad_arguments_of_guided(change, error, message):
+    with pytest.raises(error, match=message):
+        guided(**change)
+
+
+def test_guided_cleans_up_noise():
+    truth = np.zeros((48, 60), np.int64)
+    truth[:, 30:] = 1
+    image = np.where(truth[..., None], 200, 50).astype(np.uint8).repeat(3, axis=2)
+    noisy = np.where(np.random.default_rng(0).random(truth.shape) < 0.2, 1 - truth, truth)
+    assert np.array_equal(refine(image, labels=noisy, method="guided").argmax(0), truth)
+
+
 # Parameter sets ---------------------------------------------------------------------------------------------------
 
 # Copied once more from the calls: iterations, (sxy, compat), (sxy, srgb, compat), gt_prob.
@@ -268,16 +372,9 @@ def test_it_cleans_up_noise():
 # Bad input ------------------------------------------------------------------------------------------------------
 
 
-def test_a_method_to_come():
-    with pytest.raises(
-        NotImplementedError, match="^method: 'guided' is not available yet; available now: lattice, exact"
-    ):
-        refine(IMAGE, logits=LOGITS, method="guided")
-
-
 @pytest.mark.parametrize("method", ["widnow", 3, None])
 def test_unknown_methods(method):
-    with pytest.raises(ValueError, match="^method: expected one of 'lattice', 'exact', 'window'"):
+    with pytest.raises(ValueError, match="^method: expected one of 'lattice', 'exact', 'window', 'guided', got"):
         refine(IMAGE, logits=LOGITS, method=method)
 
 
@@ -427,7 +524,7 @@ def test_thetas_too_small_for_the_lattice_are_named(names, changes):
         refine(IMAGE, logits=LOGITS, **changes)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "guided"])
 def test_degenerate_images(method):
     one_color = refine(np.full((H, W, 3), 9, np.uint8), logits=LOGITS, method=method)
     assert_close("sum over classes", tensor(one_color.sum(0)), torch.ones(H, W))

@@ -3,10 +3,25 @@
 from tritoncrf import features, filters
 from tritoncrf.checks import check_values
 from tritoncrf.diagnostics import trace
-from tritoncrf.layers import CRFRNN, ConvCRF
+from tritoncrf.filters.box import box_mean
+from tritoncrf.filters.guided import guided_filter
+from tritoncrf.layers import CRFRNN, ConvCRF, GuidanceCRF
 from tritoncrf.mean_field import mean_field
 from tritoncrf.published import PARAMETERS
 from tritoncrf.refine import refine
 
 __version__ = "0.1.0"
-__all__ = ["CRFRNN", "PARAMETERS", "ConvCRF", "check_values", "features", "filters", "mean_field", "refine", "trace"]
+__all__ = [
+    "CRFRNN",
+    "PARAMETERS",
+    "ConvCRF",
+    "GuidanceCRF",
+    "box_mean",
+    "check_values",
+    "features",
+    "filters",
+    "guided_filter",
+    "mean_field",
+    "refine",
+    "trace",
+]

@@ -28,12 +28,14 @@ KINDS = ("logits", "probabilities", "energies", "labels")
 SETTINGS = {
     "theta_space": (float, "bandwidth of positions in the appearance kernel, in pixels (80)"),
     "theta_color": (float, "bandwidth of colours, in 0..255 units (13)"),
-    "weight_appearance": (float, "weight of the appearance kernel (10)"),
+    "weight_appearance": (float, "weight of the appearance kernel, or of the guided filter (10)"),
     "theta_smooth": (float, "bandwidth of the smoothness kernel, in pixels (3)"),
     "weight_smooth": (float, "weight of the smoothness kernel (3)"),
     "iterations": (int, "mean-field steps (5)"),
     "window_size": (int, "with --method window: side of the neighbourhood, odd, in blurred pixels (11)"),
     "blur": (int, "with --method window: blur x blur pixels are averaged for the messages (4)"),
+    "radius": (int, "with --method guided: radius of the filter's windows, in pixels (3)"),
+    "eps": (float, "with --method guided: what counts as an edge, in 0..255 units squared (1.0)"),
     "label_confidence": (float, "probability that a label is right, with --labels (0.7)"),
     "num_classes": (int, "number of classes, with --labels (the largest label + 1)"),
 }
@@ -47,7 +49,7 @@ class CommandError(Exception):
 
 
 # What bad input raises here and in the library; anything else is a bug and shows its traceback.
-REFUSALS = (CommandError, ValueError, TypeError, NotImplementedError, OSError, MemoryError, torch.OutOfMemoryError)
+REFUSALS = (CommandError, ValueError, TypeError, OSError, MemoryError, torch.OutOfMemoryError)
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,7 +4,7 @@ import colorsys
 
 import numpy as np
 
-__all__ = ["comparison", "palette", "trace"]
+__all__ = ["comparison", "methods", "palette", "trace"]
 
 # A grey for class 0, usually the background; then the seven colours of Okabe and Ito (2008); then 13 chosen
 # one by one, each farthest in OKLab from those before it, as seen with normal, protanope and deuteranope eyes.
@@ -14,6 +14,7 @@ DISTINCT = (
 )
 REPAIRED, BROKEN, STILL_WRONG = "#0072B2", "#D55E00", "#F0E442"
 INK, MUTED = "#1F2328", "#6B7280"
+GAP, TITLE_HEIGHT = 0.12, 0.62  # inches
 MOST_PIXELS = 1200  # a side; a panel shows no more
 MOST_NAMES = 24
 
@@ -42,11 +43,8 @@ def comparison(image, before, after, *, truth=None, names=None, seconds=None):
     Returns:
         A matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
     """
-    from matplotlib.figure import Figure
-
     before, after = (np.asarray(labels).astype(int) for labels in (before, after))
     height, width = before.shape
-    step = -(-max(before.shape) // MOST_PIXELS)
     grey = _grey(image)
     panels = [
         ("Image", f"{width} x {height} pixels", _rgb(image)),
@@ -55,20 +53,44 @@ def comparison(image, before, after, *, truth=None, names=None, seconds=None):
         ("What changed", *_changes(grey, before, after, truth)),
     ]
     rows, columns = (1, 4) if width <= 1.15 * height else (2, 2)
-    panel_width = 3.6 if rows == 1 else 5.6
+    return _figure(panels, rows, columns, 3.6 if rows == 1 else 5.6, _entries([before, after], names), _key(truth))
+
+
+def methods(image, before, refined, *, truth=None, names=None):
+    """Input labels and what several methods make of them, side by side.
+
+    Args:
+        image, before, truth, names: as of `comparison`.
+        refined: by the method's name, [H, W] integer labels and the seconds that they took.
+
+    Returns:
+        A matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
+    """
+    before, grey = np.asarray(before).astype(int), _grey(image)
+    panels = [("Input labels", _accuracy(before, truth), _overlay(grey, before))]
+    for name, (labels, seconds) in refined.items():
+        labels = np.asarray(labels).astype(int)
+        panels.append((name, _join(_accuracy(labels, truth), _duration(seconds)), _overlay(grey, labels)))
+    return _figure(panels, 1, len(panels), 2.9, _entries([before], names), [])
+
+
+def _figure(panels, rows, columns, panel_width, entries, key):
+    """(title, subtitle, picture) of each panel, over a key on the right and the legend of the classes."""
+    from matplotlib.figure import Figure
+
+    height, width, _ = panels[0][2].shape
+    step = -(-max(height, width) // MOST_PIXELS)
     panel_height = panel_width * height / width
-    entries, key = _entries(before, after, names), _key(truth)
     per_row = max(1, int(columns * panel_width / 2.05))
     key_height = 0.3 if key else 0
     legend_height = 0.28 + key_height + 0.22 * -(-len(entries) // per_row)
-    title_height, gap = 0.62, 0.12
-    size = (columns * (panel_width + gap) + gap, rows * (panel_height + title_height) + legend_height)
+    size = (columns * (panel_width + GAP) + GAP, rows * (panel_height + TITLE_HEIGHT) + legend_height)
 
     figure = Figure(figsize=size, dpi=150, facecolor="white")
     for n, (title, subtitle, picture) in enumerate(panels):
         row, column = divmod(n, columns)
-        left = gap + column * (panel_width + gap)
-        bottom = size[1] - (row + 1) * (panel_height + title_height)
+        left = GAP + column * (panel_width + GAP)
+        bottom = size[1] - (row + 1) * (panel_height + TITLE_HEIGHT)
         axes = figure.add_axes(
             (left / size[0], bottom / size[1], panel_width / size[0], panel_height / size[1]), xticks=[], yticks=[]
         )
@@ -77,8 +99,8 @@ def comparison(image, before, after, *, truth=None, names=None, seconds=None):
         _head(axes, title, subtitle)
 
     if key:
-        _legend(figure, key, len(key), "upper right", (1 - gap / size[0], (legend_height - 0.1) / size[1]))
-    _legend(figure, entries, per_row, "upper left", (gap / size[0], (legend_height - 0.1 - key_height) / size[1]))
+        _legend(figure, key, len(key), "upper right", (1 - GAP / size[0], (legend_height - 0.1) / size[1]))
+    _legend(figure, entries, per_row, "upper left", (GAP / size[0], (legend_height - 0.1 - key_height) / size[1]))
     return figure
 
 
@@ -182,15 +204,15 @@ def _join(*parts):
     return ", ".join(part for part in parts if part)
 
 
-def _entries(before, after, names):
-    """(color, text) of the classes present, by their share of the refined labels."""
-    shares = [{c: n / x.size for c, n in zip(*np.unique(x, return_counts=True)) if c >= 0} for x in (before, after)]
-    present = sorted(shares[0] | shares[1], key=lambda c: -shares[1].get(c, 0))
+def _entries(maps, names):
+    """(color, text) of the classes present, by their share of the last map; of several, with the share of each."""
+    shares = [{c: n / x.size for c, n in zip(*np.unique(x, return_counts=True)) if c >= 0} for x in maps]
+    present = sorted(set().union(*shares), key=lambda c: -shares[-1].get(c, 0))
     entries = []
     for c in present[:MOST_NAMES]:
         name = f"class {c}" if names is None else names[c]
         change = " \N{RIGHTWARDS ARROW} ".join(f"{100 * share.get(c, 0):.1f}" for share in shares)
-        entries.append((palette()[c % 256] / 255, f"{name}  {change} %"))
+        entries.append((palette()[c % 256] / 255, f"{name}  {change} %" if len(maps) > 1 else name))
     if len(present) > MOST_NAMES:
         entries.append(("none", f"and {len(present) - MOST_NAMES} more"))
     return entries

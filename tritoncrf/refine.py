@@ -4,12 +4,12 @@ import numpy as np
 import torch
 
 from tritoncrf import checks, diagnostics, filters
-from tritoncrf.features import bilateral, spatial
+from tritoncrf.features import bilateral, color, spatial
 from tritoncrf.mean_field import mean_field
 
 __all__ = ["refine"]
 
-METHODS = {"lattice": filters.Lattice, "exact": filters.Exact, "window": filters.Window}
+METHODS = {"lattice": filters.Lattice, "exact": filters.Exact, "window": filters.Window, "guided": filters.Guided}
 UNKNOWN = 255
 CLIP = 1e-5
 
@@ -31,6 +31,8 @@ def refine(
     iterations=5,
     window_size=11,
     blur=4,
+    radius=3,
+    eps=1.0,
     label_confidence=0.7,
     num_classes=None,
     features=None,
@@ -45,6 +47,13 @@ def refine(
     minus the energies, or from labels the logarithm of label_confidence for the label and of
     (1 - label_confidence) / (C - 1) for every other class, equal where the label is unknown.
 
+    With method="guided" there is one kernel:
+
+        Q <- softmax(U + weight_appearance W Q)
+
+    W is the guided filter by the image in 0..255 units, see `filters.Guided`; neither the thetas nor weight_smooth play
+    a part.
+
     Args:
         image: a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]; uint8, or
             floating from 0 to 1. It may be left out where `features` are given.
@@ -53,18 +62,24 @@ def refine(
         labels: [H, W] integers from 0, 255 where unknown; NumPy, torch or a PIL image of one channel.
         method: which pixels see each other. "lattice": all, by the permutohedral lattice's approximation, in a time
             that grows with their number (Krähenbühl and Koltun 2011). "exact": all, in a time that grows with its
-            square. "window": those of a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018).
-        theta_space, theta_smooth: bandwidths in pixels; one number or one per axis.
-        theta_color: bandwidth in 0..255 units; one number or one per channel.
-        weight_appearance, weight_smooth: weights of the two kernels.
+            square. "window": those of a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018). "guided":
+            those at most 2 radius away, by the guided filter, in a time that does not depend on it (SegModel: Shen et
+            al. 2017, with weight_appearance=2 and iterations=3).
+        theta_space, theta_smooth: bandwidths in pixels; one number or one per axis. Not used by "guided".
+        theta_color: bandwidth in 0..255 units; one number or one per channel. Not used by "guided".
+        weight_appearance, weight_smooth: weights of the two kernels; "guided" uses the first.
         iterations: mean-field steps; 0 gives softmax(U).
         window_size: with "window", the side of the neighbourhood, odd, in pixels of the blurred image.
         blur: with "window", the messages are passed on the image averaged over blur x blur pixels, so that the
             neighbourhood is window_size * blur pixels wide; 1 for full resolution.
+        radius: with "guided", the radius of the filter's windows in pixels, at least 1; one int or one per axis.
+        eps: with "guided", what counts as an edge, in 0..255 units squared, or in the unit of `features` squared:
+            variances below are smoothed over. Above 0.
         label_confidence: probability that a label is right, between 0 and 1; used with `labels`.
         num_classes: number of classes C of `labels`; the largest label + 1, at least 2, if left out.
         features: [D, *S], already divided by bandwidths, in place of (position, color): for depth, several
-            modalities, volumes, or features of a network.
+            modalities, volumes, or features of a network. With "guided", D from 1 to 8, in any unit, in place of the
+            image as the guide.
         trace: a list, which the records of `tritoncrf.trace` are added to: one for the start and each iteration, with
             the energy, the free energy (the KL divergence up to log Z), and the share of labels that changed.
 
@@ -78,15 +93,12 @@ def refine(
     Raises:
         TypeError: a kind or dtype other than the above, none or several of the scores.
         ValueError: shapes that do not fit, a value out of range, NaN or infinite; the message names the argument.
-        NotImplementedError: method="guided", which is not there yet.
 
     Example:
         >>> image = np.zeros((8, 9, 3), dtype=np.uint8)
         >>> refine(image, labels=np.zeros((8, 9), dtype=int)).shape
         (2, 8, 9)
     """
-    if method == "guided":
-        raise NotImplementedError(f"method: 'guided' is not available yet; available now: {', '.join(METHODS)}")
     checks.expect_choice("method", method, METHODS)
     if trace is not None and not isinstance(trace, list):
         raise TypeError(f"trace: expected a list, which records are added to, got {checks.kind_of(trace)}")
@@ -108,21 +120,25 @@ def refine(
         if image is not None:
             image = _image(image, unary.device)
             _expect_size("image", image, name, size)
-        if features is None:
-            appearance, made_of = bilateral(image[None], theta_space, theta_color), "theta_space, theta_color"
+        if features is not None:
+            features = _features(features, name, size, unary.device)
+        weights = [checks.expect_number("weight_appearance", weight_appearance)]
+        if method == "guided":
+            guide = color(image[None], 1.0) if features is None else features
+            with checks.renamed("guide", "features"):
+                kernels = [filters.Guided(guide.to(unary.dtype), radius, eps)]
         else:
-            appearance, made_of = _features(features, name, size, unary.device), "features"
-        weights = [
-            checks.expect_number("weight_smooth", weight_smooth),
-            checks.expect_number("weight_appearance", weight_appearance),
-        ]
-        options = {"normalization": "symmetric"}
-        if method == "window":
-            options |= {"window_size": window_size, "blur": blur}
-        with checks.renamed("features", "theta_smooth"):
-            smoothness = _spatial(method, size, theta_smooth, unary, options)
-        with checks.renamed("features", made_of):
-            kernels = [smoothness, METHODS[method](appearance.to(unary.dtype), **options)]
+            appearance, made_of = features, "features"
+            if features is None:
+                appearance, made_of = bilateral(image[None], theta_space, theta_color), "theta_space, theta_color"
+            weights = [checks.expect_number("weight_smooth", weight_smooth), *weights]
+            options = {"normalization": "symmetric"}
+            if method == "window":
+                options |= {"window_size": window_size, "blur": blur}
+            with checks.renamed("features", "theta_smooth"):
+                smoothness = _spatial(method, size, theta_smooth, unary, options)
+            with checks.renamed("features", made_of):
+                kernels = [smoothness, METHODS[method](appearance.to(unary.dtype), **options)]
         if trace is None:
             refined = mean_field(unary[None], kernels, weights, iterations=iterations)
         else:

@@ -1,0 +1,7 @@
+"""CRFs as layers of a network: they own the parameters and leave the mathematics to `mean_field`."""
+
+from tritoncrf.layers.conv_crf import ConvCRF
+from tritoncrf.layers.crf_rnn import CRFRNN
+from tritoncrf.layers.guidance_crf import GuidanceCRF
+
+__all__ = ["CRFRNN", "ConvCRF", "GuidanceCRF"]

@@ -1,0 +1,51 @@
+"""What the layers share: checks of their arguments."""
+
+import torch
+
+from tritoncrf import checks
+
+
+def expect_inputs(crf, logits, image, features, larger_image: bool = False):
+    """An error unless a layer can take these; what image and features hold is checked later."""
+    checks.expect_tensor("logits", logits)
+    checks.expect_spatial("logits", logits)
+    if logits.shape[1] != crf.num_classes:
+        raise ValueError(f"logits: expected {crf.num_classes} classes on axis 1, got shape {list(logits.shape)}")
+    if (image is None) == (features is None):
+        raise ValueError(f"image: expected an image or features, got {'neither' if image is None else 'both'}")
+    for parameter in crf.parameters():
+        if logits.device != parameter.device:
+            raise ValueError(f"logits: expected the layer's device, {parameter.device}, got {logits.device}")
+    name, given = ("image", image) if features is None else ("features", features)
+    if not isinstance(given, torch.Tensor):
+        return
+    if given.device != logits.device:
+        raise ValueError(f"{name}: expected the device of logits, {logits.device}, got {given.device}")
+    size, own = given.shape[2:], logits.shape[2:]
+    if larger_image and features is None:
+        fits, wanted = len(size) == len(own) and all(n >= least for n, least in zip(size, own)), "at least the"
+    else:
+        fits, wanted = size == own, "the"
+    if not fits:
+        raise ValueError(f"{name}: expected {wanted} spatial size {list(own)} of logits, got {list(given.shape)}")
+
+
+def as_precise(image, scores):
+    """The image; in float64 where it is bytes beside scores of float64, for features are as precise as their image."""
+    if scores.dtype == torch.float64 and isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
+        return image.double() / 255
+    return image
+
+
+def floating(dtype) -> torch.dtype:
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+    return dtype
+
+
+def bandwidth(name: str, theta) -> torch.Tensor:
+    """A theta, one or several in a sequence, array or tensor, as a float64 tensor [] or [n]."""
+    numbers = theta.tolist() if hasattr(theta, "tolist") else theta
+    for number in numbers if isinstance(numbers, (list, tuple)) else [numbers]:
+        checks.expect_number(name, number, positive=True)
+    return torch.tensor(numbers, dtype=torch.float64)

@@ -1,0 +1,193 @@
+"""ConvCRF: the CRF in a window, as a layer."""
+
+import math
+
+import torch
+from torch import nn
+
+from tritoncrf import checks, features, filters
+from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype
+from tritoncrf.filters.window import MAX_WINDOW
+from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, floating
+from tritoncrf.mean_field import mean_field
+
+PRESETS = (None, "released")
+
+
+class ConvCRF(nn.Module):
+    r"""Convolutional CRF: mean field with exact Gaussian messages in a window, all of it learnable.
+
+    .. math::
+        S_{t+1} = U + (I + c) \sum_m w_m K_m \mathrm{softmax}(S_t), \qquad S_0 = U
+
+    with two kernels: smoothness, Gaussian in the position, and appearance, Gaussian in colour and position
+    (Teichmann and Cipolla 2018, ConvCRF, section 4; Potts model in the form that rewards equal labels).
+
+    Args:
+        num_classes: C.
+        window_size: pixels a side of the window, odd, 1 to 31; of the blurred image where `blur` > 1.
+        blur: factor by which messages are computed at lower resolution; the window spans blur * window_size
+            pixels. 1 is exact.
+        iterations: mean-field updates.
+        theta_smooth, theta_space: bandwidths of the position in the smoothness and the appearance kernel, in
+            pixels or in the unit of `spacing`; a number or one per axis. theta_space is 80 if left out.
+        theta_color: bandwidth of the colour, in 0..255 units whatever the image's dtype; a number or one
+            per channel.
+        appearance_position: whether the appearance kernel sees the position. If left out it does, but in the
+            preset only where theta_space is given.
+        weight_smooth, weight_appearance: initial kernel weights w_m.
+        class_weights: learn each w_m per class, [C], instead of one number.
+        compatibility: learn the 1x1 convolution c of the messages, [C, C] (the paper's +C). It starts at a
+            constant, which a softmax does not see; without it c = 0, the Potts model.
+        learn_positions: the spatial size *S of the images, to learn the coordinate of every pixel (the paper's
+            +T), [D, *S] starting at the pixel grid; the layer then takes images of that size only.
+        normalization: of both kernels, see `filters.Window`; "symmetric" if left out.
+        include_self: whether a pixel sends a message to itself.
+        spacing: distance of neighbouring pixels or voxels, a number or one per axis.
+        preset: "released" computes what the authors' code does:
+            S = (1 - w) L + w (I + c) sum_m w_m K_m Q with L = log_softmax(U), per-class w = 0.2, first
+            messages from L itself, weights not normalised, no position in the appearance kernel, and
+            bandwidths learnt as 1 / theta. appearance_position and normalization may still be given.
+        precision, backend: see `filters.Window`.
+        device, dtype: of the parameters.
+
+    Parameters: log_theta_* (inverse_theta_* in the preset), weight_smooth, weight_appearance,
+    and where asked for compatibility [C, C], positions [D, *S], class_weight [C] (preset). Freeze what should
+    not be learnt with `requires_grad_(False)`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> import torch, tritoncrf as tc
+        >>> crf = tc.ConvCRF(num_classes=4, window_size=5, blur=2)
+        >>> image = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
+        >>> scores = crf(torch.randn(2, 4, 20, 30), image)
+        >>> torch.nn.functional.cross_entropy(scores, torch.randint(0, 4, (2, 20, 30))).backward()
+    """
+
+    def __init__(
+        self, num_classes, window_size=11, blur=4, iterations=5, *,
+        theta_smooth=3.0, theta_space=None, theta_color=13.0, appearance_position=None,
+        weight_smooth=3.0, weight_appearance=10.0, class_weights=False, compatibility=False, learn_positions=None,
+        normalization=None, include_self=True, spacing=None, preset=None,
+        precision="default", backend="auto", device=None, dtype=torch.float32,
+    ):  # fmt: skip
+        super().__init__()
+        if preset not in PRESETS:
+            raise ValueError(f"preset: expected None or 'released', got {preset!r}")
+        self.num_classes = checks.expect_int("num_classes", num_classes, 1)
+        self.iterations = checks.expect_int("iterations", iterations, 0)
+        self.preset, self.spacing = preset, spacing
+        released, factory = preset == "released", {"device": device, "dtype": floating(dtype)}
+        if appearance_position is None:
+            appearance_position = theta_space is not None or not released
+        if not checks.expect_bool("appearance_position", appearance_position) and theta_space is not None:
+            raise ValueError(f"theta_space: expected None with appearance_position=False, got {theta_space!r}")
+        if normalization is None:
+            normalization = "none" if released else "symmetric"
+        self.window = {
+            "window_size": checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
+            "blur": checks.expect_int("blur", blur, 1),
+            "include_self": checks.expect_bool("include_self", include_self),
+            "normalization": checks.expect_choice("normalization", normalization, NORMALIZATIONS),
+            "precision": checks.expect_choice("precision", precision, ("default", "fast")),
+            "backend": checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+        }
+
+        thetas = {"theta_smooth": theta_smooth, "theta_color": theta_color}
+        if appearance_position:
+            thetas["theta_space"] = 80.0 if theta_space is None else theta_space
+        for name, theta in thetas.items():
+            value = bandwidth(name, theta)
+            setattr(self, self._stored(name), nn.Parameter((1 / value if released else value.log()).to(**factory)))
+        shape = (num_classes,) if checks.expect_bool("class_weights", class_weights) else ()
+        for name, weight in ("weight_smooth", weight_smooth), ("weight_appearance", weight_appearance):
+            setattr(self, name, nn.Parameter(torch.full(shape, checks.expect_number(name, weight), **factory)))
+        self.class_weight = nn.Parameter(torch.full((num_classes,), 0.2, **factory)) if released else None
+        self.compatibility = self.positions = None
+        if checks.expect_bool("compatibility", compatibility):
+            start = 0.1 * math.sqrt(2 / num_classes)
+            self.compatibility = nn.Parameter(torch.full((num_classes, num_classes), start, **factory))
+        if learn_positions is not None:
+            if not isinstance(learn_positions, (list, tuple)) or not 1 <= len(learn_positions) <= 3:
+                raise ValueError(
+                    f"learn_positions: expected 1 to 3 spatial sizes, got {checks.kind_of(learn_positions)}"
+                )
+            size = [checks.expect_int("learn_positions", n, 1) for n in learn_positions]
+            self.positions = nn.Parameter(features.spatial(size, 1.0, spacing, dtype=torch.float64)[0].to(**factory))
+
+    def _stored(self, name: str) -> str:
+        return f"inverse_{name}" if self.preset == "released" else f"log_{name}"
+
+    def theta(self, name: str) -> torch.Tensor | None:
+        """The bandwidth "theta_smooth", "theta_space" or "theta_color" as it stands; None where there is none."""
+        stored = getattr(self, self._stored(name), None)
+        if stored is None:
+            return None
+        return 1 / stored if self.preset == "released" else stored.exp()
+
+    def _over(self, raw, name: str):
+        """Raw features [B, D, *S] over the bandwidth `name`."""
+        stored = getattr(self, self._stored(name)).to(raw.dtype)
+        inverse = stored if self.preset == "released" else (-stored).exp()
+        if inverse.ndim and len(inverse) != raw.shape[1]:
+            raise ValueError(f"{name}: expected one number or {raw.shape[1]} for these images, got {len(inverse)}")
+        return raw * inverse.reshape(-1, *(1,) * (raw.ndim - 2))
+
+    def forward(self, logits, image=None, *, features=None, output="logits"):
+        """Refined scores [B, C, *S], dtype of `logits`.
+
+        Args:
+            logits: U, [B, C, *S], floating.
+            image: [B, channels, *S], uint8 or floating in 0..1, see `tritoncrf.features`.
+            features: instead of an image, [B or 1, D, *S], divided by their bandwidths: the appearance kernel's
+                features as they are.
+            output: "logits", "probabilities" or "log_probabilities".
+        """
+        expect_inputs(self, logits, image, features)
+        positions = self._positions(logits)
+        appearance = self._appearance(image, positions) if features is None else features
+        smooth = self._over(positions, "theta_smooth")
+        kernels = [filters.Window(f, **self.window) for f in (smooth, appearance)]
+        weights = [self.weight_smooth, self.weight_appearance]
+        options = {"iterations": self.iterations, "output": output}
+        if self.compatibility is not None:
+            mixed = self.compatibility.to(positions.dtype)
+            mixed = torch.eye(len(mixed), dtype=mixed.dtype, device=mixed.device) + mixed
+            options["compatibility"] = -mixed
+        if self.preset != "released":
+            return mean_field(logits, kernels, weights, **options)
+
+        # The class weight scales the rows of whatever the messages go through.
+        class_weight = self.class_weight.to(positions.dtype)
+        if self.compatibility is None:
+            weights = [w * class_weight for w in weights]
+        else:
+            options["compatibility"] = class_weight[:, None] * options["compatibility"]
+        options |= {"unary_weight": 1 - class_weight, "initial": "log_softmax"}
+        log_unary = torch.log_softmax(logits.to(positions.dtype), 1)
+        return mean_field(log_unary, kernels, weights, **options).to(logits.dtype)
+
+    def _positions(self, logits):
+        """Coordinates of the pixels, [1, D, *S]; float64 for float64 logits, else float32."""
+        dtype = compute_dtype(logits)
+        if self.positions is None:
+            return features.spatial(tuple(logits.shape[2:]), 1.0, self.spacing, device=logits.device, dtype=dtype)
+        size = self.positions.shape[1:]
+        if logits.shape[2:] != size:
+            raise ValueError(
+                f"logits: expected the spatial size {list(size)} of learn_positions, got shape {list(logits.shape)}"
+            )
+        return self.positions[None].to(dtype)
+
+    def _appearance(self, image, positions):
+        colors = self._over(features.color(as_precise(image, positions), 1.0), "theta_color")
+        if self.theta("theta_space") is None:
+            return colors
+        space = self._over(positions, "theta_space").to(colors.dtype)
+        return torch.cat([space.expand(colors.shape[0], *space.shape[1:]), colors], 1)
+
+    def extra_repr(self) -> str:
+        window = ", ".join(f"{k}={v!r}" for k, v in self.window.items())
+        return f"num_classes={self.num_classes}, iterations={self.iterations}, preset={self.preset!r}, {window}"

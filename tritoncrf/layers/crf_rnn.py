@@ -1,0 +1,198 @@
+"""CRFRNN: the fully connected CRF, as a layer."""
+
+import torch
+from torch import nn
+
+from tritoncrf import checks, features, filters
+from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype
+from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, floating
+from tritoncrf.mean_field import mean_field
+from tritoncrf.published import CRFRNN_CODES, crfrnn_parameters
+
+
+class CRFRNN(nn.Module):
+    r"""The fully connected CRF as a recurrent layer: mean field on the permutohedral lattice, its weights learnable.
+
+    .. math::
+        S_{t+1} = U - \mu \sum_m W_m K_m\, \mathrm{softmax}(S_t), \qquad S_0 = U
+
+    with two kernels over all pixels: smoothness, Gaussian in the position, and appearance, Gaussian in position and
+    colour (Zheng et al. 2015, CRF as RNN, sections 4 and 5, Algorithm 1).
+
+    Args:
+        num_classes: C.
+        iterations, test_iterations: updates in training mode (5, in the presets 10) and in evaluation mode (10).
+        theta_smooth, theta_space: bandwidths of the position in the smoothness and the appearance kernel, in pixels or
+            in the unit of `spacing`; a number or one per axis.
+        theta_color: bandwidth of the colour, in 0..255 units whatever the image's dtype; a number or one per channel.
+        weight_smooth, weight_appearance: initial kernel weights; 3 and 5, in the preset "released-keras" 1 and 1.
+        kernel_weights: learn each W_m as one number per class, "class"; as a matrix [C, C], "full" (the presets);
+            or as one number, "scalar".
+        learn_thetas: also learn the bandwidths, as log_theta_*. The lattice's derivative is that of its own function,
+            which jumps where a pixel changes its simplex: `ConvCRF`, or `mean_field` with `filters.Exact`, learns them
+            better. Without it they are fixed numbers, which no state dict holds, and the lattice of the smoothness
+            kernel, which then depends on the size alone, is kept between calls.
+        normalization: of both kernels, see `filters.Lattice`.
+        include_self: whether a pixel sends a message to itself.
+        spacing: distance of neighbouring pixels or voxels, a number or one per axis.
+        preset: computes what published code does: matrices W_m, positions in the order (x, y), then blue, green and red
+            minus the mean of that code's training images, for the lattice feels the order and the origin of its
+            features. The image is still given as RGB. "released" is the authors' Caffe code; "released-keras"
+            starts with W_m = I; in "released-pytorch" mu is a reward, S = U + mu M, and starts at +I.
+            Their networks pad images to 500 x 500 pixels with that mean, which the layer leaves to the caller.
+        precision, backend: see `filters.Lattice`.
+        device, dtype: of the parameters.
+
+    Parameters: weight_smooth and weight_appearance, [C], [C, C] or [], and compatibility mu [C, C], a cost for the
+    class of its row where the class of its column is near; it starts at -I, the Potts model. With learn_thetas also
+    log_theta_smooth, log_theta_space and log_theta_color. Only the products mu W_m count, and adding the same row to
+    all rows of mu changes no probability. Freeze what should not be learnt with `requires_grad_(False)`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> import torch, tritoncrf as tc
+        >>> crf = tc.CRFRNN(num_classes=4)
+        >>> image = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
+        >>> scores = crf(torch.randn(2, 4, 20, 30), image)
+        >>> torch.nn.functional.cross_entropy(scores, torch.randint(0, 4, (2, 20, 30))).backward()
+    """
+
+    def __init__(
+        self, num_classes, iterations=None, test_iterations=10, *,
+        theta_smooth=3.0, theta_space=160.0, theta_color=3.0, weight_smooth=None, weight_appearance=None,
+        kernel_weights=None, learn_thetas=False, normalization="after", include_self=True, spacing=None, preset=None,
+        precision="default", backend="auto", device=None, dtype=torch.float32,
+    ):  # fmt: skip
+        super().__init__()
+        if preset is not None:
+            checks.expect_choice("preset", preset, CRFRNN_CODES)
+        self.preset, self.spacing = preset, spacing
+        self.num_classes = checks.expect_int("num_classes", num_classes, 1)
+        if iterations is None:
+            iterations = 5 if preset is None else 10
+        self.iterations = checks.expect_int("iterations", iterations, 0)
+        self.test_iterations = checks.expect_int("test_iterations", test_iterations, 0)
+        factory = {"device": device, "dtype": floating(dtype)}
+        self.lattice = {
+            "include_self": checks.expect_bool("include_self", include_self),
+            "normalization": checks.expect_choice("normalization", normalization, NORMALIZATIONS),
+            "precision": checks.expect_choice("precision", precision, ("default", "fast")),
+            "backend": checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+        }
+
+        thetas = {"theta_smooth": theta_smooth, "theta_space": theta_space, "theta_color": theta_color}
+        thetas = {name: bandwidth(name, theta) for name, theta in thetas.items()}
+        self.fixed_thetas = {}
+        if checks.expect_bool("learn_thetas", learn_thetas):
+            for name, theta in thetas.items():
+                setattr(self, f"log_{name}", nn.Parameter(theta.log().to(**factory)))
+        else:
+            self.fixed_thetas = {name: theta.tolist() for name, theta in thetas.items()}
+
+        code = CRFRNN_CODES.get(preset)
+        if kernel_weights is None:
+            kernel_weights = "class" if code is None else "full"
+        checks.expect_choice("kernel_weights", kernel_weights, ("class", "full", "scalar"))
+        eye = torch.eye(num_classes, **factory)
+        ones = {"scalar": torch.ones((), **factory), "class": torch.ones(num_classes, **factory), "full": eye}
+        starts = (3.0, 5.0) if code is None else code.weights
+        given = {"weight_smooth": weight_smooth, "weight_appearance": weight_appearance}
+        for (name, weight), start in zip(given.items(), starts):
+            weight = start if weight is None else checks.expect_number(name, weight)
+            setattr(self, name, nn.Parameter(weight * ones[kernel_weights]))
+        self.sign = -1 if code is None else code.sign
+        self.compatibility = nn.Parameter(self.sign * eye)
+
+    def theta(self, name: str):
+        """The bandwidth "theta_smooth", "theta_space" or "theta_color" as it stands: a tensor if it is learnt."""
+        if name in self.fixed_thetas:
+            return self.fixed_thetas[name]
+        stored = getattr(self, f"log_{name}")
+        return stored.to(torch.promote_types(stored.dtype, torch.float32)).exp()
+
+    @torch.no_grad()
+    def load_published(self, parameters) -> None:
+        """Take the parameters that the code of this layer's preset has learnt. All of them, or none and an error.
+
+        Args:
+            parameters: for "released-pytorch" a state dict, for "released-keras" a mapping of names to arrays. Both
+                hold spatial_ker_weights, bilateral_ker_weights and compatibility_matrix, [C, C], perhaps behind the
+                name of their layer and among those of other layers, which are passed over:
+                "crfrnn.spatial_ker_weights", "crfrnn/spatial_ker_weights:0".
+                For "released" the numbers [C] of the files "spatial.par" and "bilateral.par", by these names; mu is
+                then -I, as it is there. For every preset a list of the three arrays in this order will do, [C, C] or
+                [1, 1, C, C], such as the data of the layer's blobs in Caffe.
+
+        Raises:
+            TypeError, ValueError: the layer has no preset or other than "full" kernel weights; names that are missing,
+                unknown or of several layers; an array of another shape, or with NaN or infinity.
+
+        Example:
+            >>> import torch, tritoncrf as tc
+            >>> crf = tc.CRFRNN(num_classes=2, preset="released")
+            >>> crf.load_published({"spatial.par": [3.5, 2.5], "bilateral.par": [5.0, 6.0]})
+            >>> crf.weight_smooth.tolist()
+            [[3.5, 0.0], [0.0, 2.5]]
+        """
+        if self.preset is None:
+            raise ValueError("preset: expected the code that the parameters are of, got None; CRFRNN(preset=...)")
+        if self.weight_smooth.ndim != 2:
+            raise ValueError("kernel_weights: expected 'full', as in the published codes, to load their parameters")
+        found = crfrnn_parameters(parameters, self.num_classes, CRFRNN_CODES[self.preset])
+        for own, value in zip((self.weight_smooth, self.weight_appearance, self.compatibility), found, strict=True):
+            own.copy_(value)
+
+    def forward(self, logits, image=None, *, features=None, output="logits"):
+        """Refined scores [B, C, *S], dtype of `logits`.
+
+        Args:
+            logits: U, [B, C, *S], floating.
+            image: [B or 1, channels, *S], uint8 or floating in 0..1, see `tritoncrf.features`; RGB in the presets.
+            features: instead of an image, [B or 1, D, *S], divided by their bandwidths: the appearance kernel's
+                features as they are.
+            output: "logits", "probabilities" or "log_probabilities".
+        """
+        expect_inputs(self, logits, image, features)
+        if features is None:
+            with checks.renamed("features", "theta_space, theta_color"):
+                appearance = filters.Lattice(self._appearance(as_precise(image, logits)), **self.lattice)
+        else:
+            appearance = filters.Lattice(features, **self.lattice)
+        return mean_field(
+            logits,
+            [self._smoothness(logits), appearance],
+            weights=[self.weight_smooth, self.weight_appearance],
+            compatibility=self.compatibility if self.sign < 0 else -self.compatibility,
+            iterations=self.iterations if self.training else self.test_iterations,
+            output=output,
+        )
+
+    def _smoothness(self, logits):
+        """The lattice of positions alone."""
+        size = tuple(logits.shape[2:])
+        thetas = checks.expect_positive("theta_smooth", self.theta("theta_smooth"), len(size))
+        options = {"spacing": self.spacing, "device": logits.device, "dtype": compute_dtype(logits)}
+        with checks.renamed("features", "theta_smooth"):
+            return filters.Lattice.spatial(size, thetas, **options, **self.lattice, flip=self.preset is not None)
+
+    def _appearance(self, image):
+        """Features of positions and colours, in the preset in its order and from its origin."""
+        space, color = self.theta("theta_space"), self.theta("theta_color")
+        if self.preset is None:
+            return features.bilateral(image, space, color, self.spacing)
+        photo, size = features.color(image, 1.0), tuple(image.shape[2:])
+        mean = CRFRNN_CODES[self.preset].mean
+        if photo.shape[1] != len(mean):
+            raise ValueError(f"image: expected red, green and blue for the preset, got shape {list(image.shape)}")
+        space = checks.expect_positive("theta_space", space, len(size))
+        positions = features.spatial(size, space, self.spacing, device=photo.device, dtype=photo.dtype)
+        color = checks.expect_positive("theta_color", color, len(mean), each="channel")
+        colors = [(channel - m) / theta for channel, m, theta in zip(photo.unbind(1), mean, color)]
+        positions = positions.expand(len(photo), *positions.shape[1:])
+        return torch.cat([positions.flip(1), torch.stack(colors[::-1], 1)], 1)
+
+    def extra_repr(self) -> str:
+        shown = {name: getattr(self, name) for name in ("num_classes", "iterations", "test_iterations", "preset")}
+        return ", ".join(f"{name}={value!r}" for name, value in (shown | self.fixed_thetas | self.lattice).items())

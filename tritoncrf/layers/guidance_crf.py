@@ -1,0 +1,147 @@
+"""GuidanceCRF: SegModel's CRF of the guided filter, as a layer."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tritoncrf import checks, features, filters
+from tritoncrf.filters.base import compute_dtype
+from tritoncrf.filters.box import expect_radii
+from tritoncrf.filters.guided import BOXES
+from tritoncrf.layers.common import as_precise, expect_inputs, floating
+from tritoncrf.mean_field import OUTPUTS, mean_field
+
+PRESETS = (None, "released")
+UPSAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class GuidanceCRF(nn.Module):
+    r"""The guidance CRF: mean field with the guided filter, a kernel of any radius at the same price.
+
+    .. math::
+        S_{t+1} = U + \lambda\, W \mathrm{softmax}(S_t), \qquad S_0 = U
+
+    with W the guided filter by the image and lambda the `strength` (Shen et al. 2017, SegModel, guidance CRF). The
+    scores may be smaller than the image: the image is then averaged to their size, where the CRF runs, and what comes
+    out is brought to the image's size, as SegModel does at a quarter of it.
+
+    Args:
+        num_classes: C.
+        radius: r of the filter's windows, in pixels of the scores; one int or one per axis. A pixel hears from 2 r
+            pixels in every direction.
+        eps: what counts as an edge, in 0..255 units squared whatever the image's dtype: variances of the colour below
+            are smoothed over. A number above 0.
+        iterations: mean-field updates.
+        strength: lambda, the weight of the messages.
+        compatibility: learn a cost mu, [C, C], of the class of its row where the class of its column is near:
+            S = U - lambda mu W softmax(S). It starts at -I, the Potts model, which is what the layer is without it.
+        box: how windows at the border are averaged, "count" or "constant", see `filters.Guided`; the preset is
+            "constant".
+        fast: fit the filter's coefficients at 1 / `subsample` of the scores' resolution (fast guided filter: He and
+            Sun 2015).
+        subsample: that factor; used with `fast`.
+        upsample: whether scores come out at the image's size, brought there linearly along every axis, by PyTorch,
+            whose backward on a GPU adds in no fixed order. Otherwise they stay at their own.
+        preset: "released" computes what the authors' code does: S = U - lambda (sum_c g_c - g) with g = W softmax(S),
+            "constant" boxes, and eps added to the covariances once more at every update, so that update t has t * eps.
+            The rest may be chosen, but compatibility and fast, which it does not offer. Gradients are those of this
+            function; the authors' backward, which goes on to add eps, is not copied.
+        precision, backend: see `filters.Guided`.
+        device, dtype: of the parameter.
+
+    Parameters: compatibility [C, C], if asked for; else there are none, and gradients reach the logits and the image.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> import torch, tritoncrf as tc
+        >>> crf = tc.GuidanceCRF(num_classes=4, compatibility=True)
+        >>> image = torch.randint(0, 256, (2, 3, 80, 120), dtype=torch.uint8)
+        >>> scores = crf(torch.randn(2, 4, 20, 30), image)
+        >>> scores.shape
+        torch.Size([2, 4, 80, 120])
+        >>> torch.nn.functional.cross_entropy(scores, torch.randint(0, 4, (2, 80, 120))).backward()
+    """
+
+    def __init__(
+        self, num_classes, radius=3, eps=1.0, iterations=3, *,
+        strength=2.0, compatibility=False, box="count", fast=False, subsample=4, upsample=True, preset=None,
+        precision="default", backend="auto", device=None, dtype=torch.float32,
+    ):  # fmt: skip
+        super().__init__()
+        if preset not in PRESETS:
+            raise ValueError(f"preset: expected None or 'released', got {preset!r}")
+        self.preset = preset
+        self.num_classes = checks.expect_int("num_classes", num_classes, 1)
+        self.eps = checks.expect_number("eps", eps, positive=True)
+        self.iterations = checks.expect_int("iterations", iterations, 0)
+        self.strength = checks.expect_number("strength", strength)
+        self.upsample = checks.expect_bool("upsample", upsample)
+        for name, value in ("compatibility", compatibility), ("fast", fast):
+            if checks.expect_bool(name, value) and preset is not None:
+                raise ValueError(f"{name}: expected False with preset={preset!r}, which does not offer it, got True")
+        checks.expect_choice("box", box, BOXES)
+        checks.expect_int("subsample", subsample, 1)
+        one_per_axis = isinstance(radius, (list, tuple))
+        self.guided = {
+            "radius": tuple(expect_radii(radius, len(radius))) if one_per_axis else expect_radii(radius, 1)[0],
+            "box": box if preset is None else "constant",
+            "subsample": subsample if fast else 1,
+            "precision": checks.expect_choice("precision", precision, ("default", "fast")),
+            "backend": checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+        }
+        factory = {"device": device, "dtype": floating(dtype)}
+        self.compatibility = nn.Parameter(-torch.eye(num_classes, **factory)) if compatibility else None
+
+    def forward(self, logits, image=None, *, features=None, output="logits"):
+        """Refined scores [B, C, *S'], or [B, C, *S] without an image or with upsample=False; dtype of `logits`.
+
+        Args:
+            logits: U, [B, C, *S], floating.
+            image: [B or 1, channels, *S'], 1 to 8 channels, uint8 or floating in 0..1, see `tritoncrf.features`; along
+                every axis at least as large as the scores, in any ratio.
+            features: instead of an image, [B or 1, D, *S], D from 1 to 8: the guide as it is, with eps in its unit
+                squared.
+            output: "logits", "probabilities" or "log_probabilities"; the last two of the scores at their final size.
+        """
+        expect_inputs(self, logits, image, features, larger_image=True)
+        checks.expect_choice("output", output, OUTPUTS)
+        if features is None:
+            name, guide = "image", self._guide(image, logits)
+        else:
+            name, guide = "features", checks.expect_tensor("features", features)
+        with checks.renamed("guide", name):
+            scores = self._scores(logits.to(compute_dtype(logits)), guide)
+        if features is None and self.upsample and image.shape[2:] != logits.shape[2:]:
+            scores = F.interpolate(scores, image.shape[2:], mode=UPSAMPLING[image.ndim - 2], align_corners=False)
+        if output == "probabilities":
+            scores = torch.softmax(scores, 1)
+        elif output == "log_probabilities":
+            scores = torch.log_softmax(scores, 1)
+        return scores.to(logits.dtype)
+
+    def _guide(self, image, logits):
+        """The colours in 0..255 units, averaged to the size of the scores."""
+        colors, size = features.color(as_precise(image, logits), 1.0), logits.shape[2:]
+        return colors if colors.shape[2:] == size else F.interpolate(colors, size, mode="area")
+
+    def _scores(self, logits, guide):
+        """S_T at the size of the logits."""
+        if self.preset is None:
+            kernel = filters.Guided(guide, eps=self.eps, **self.guided)
+            cost = "potts" if self.compatibility is None else self.compatibility
+            return mean_field(logits, [kernel], [self.strength], cost, self.iterations, output="logits")
+        # mean_field keeps its filter, and here every update has an eps of its own: so it runs for one update at a time,
+        # from the scores before, and the logits are added outside.
+        cost, scores = 1 - torch.eye(self.num_classes, device=logits.device, dtype=logits.dtype), logits
+        for t in range(1, self.iterations + 1):
+            kernel = filters.Guided(guide, eps=t * self.eps, **self.guided)
+            messages = mean_field(scores, [kernel], [self.strength], cost, 1, unary_weight=0.0, output="logits")
+            scores = logits + messages
+        return scores
+
+    def extra_repr(self) -> str:
+        names = "num_classes", "eps", "iterations", "strength", "upsample", "preset"
+        shown = {name: getattr(self, name) for name in names} | self.guided
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
