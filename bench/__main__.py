@@ -1,4 +1,4 @@
-"""`python -m bench run | accuracy | compare | compile | gpu`: see README.md beside this file."""
+"""`python -m bench run | accuracy | methods | compare | compile | gpu`: see README.md beside this file."""
 
 import argparse
 import sys
@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench import report
+from bench.methods import FIGURE
+from bench.methods import run as draw_methods
 from bench.suite import run_suite
 from bench.timing import device_found
 
@@ -23,6 +25,8 @@ def main() -> int:
     accuracy = commands.add_parser("accuracy", help="the lattice against the exact sum, on photos")
     accuracy.add_argument("--photos", type=Path, help="folder of photos for extra rows")
     accuracy.add_argument("--out", type=Path, help="folder for the report; without it it is only printed")
+    methods = commands.add_parser("methods", help="the methods of `refine` on one photo, drawn side by side")
+    methods.add_argument("--out", type=Path, default=FIGURE)
     compare = commands.add_parser("compare", help="two reports side by side")
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
@@ -36,7 +40,7 @@ def main() -> int:
     gpu.add_argument("--commit", default="unknown")
     gpu.add_argument("--data", type=Path)
     watched = commands.add_parser("exercise", help="run what a sanitizer or a profiler watches, and time nothing")
-    watched.add_argument("--large", action="store_true", help="short training steps of W4, W1 and W2")
+    watched.add_argument("--large", action="store_true", help="short training steps of W4, W1, W2 and W3")
     arguments = parser.parse_args()
 
     if arguments.command == "run":
@@ -45,6 +49,8 @@ def main() -> int:
         from bench.accuracy import run as accuracy_report
 
         return accuracy_report(arguments.photos, arguments.out)
+    if arguments.command == "methods":
+        return draw_methods(arguments.out)
     if arguments.command == "compare":
         print(report.compare(arguments.before, arguments.after))
         return 0
@@ -88,12 +94,12 @@ def exercise(large: bool) -> int:
 
     from bench.compilation import Configuration
     from bench.providers import runner
-    from bench.workloads import ConvCRFWork, ExactWork, Inputs, LatticeWork
+    from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
 
     device = device_found()
     if large:
         short = {"size": (500, 500), "iterations": 2}
-        for work in ExactWork(**short), ConvCRFWork(11, **short), LatticeWork(**short):
+        for work in ExactWork(**short), ConvCRFWork(11, **short), LatticeWork(**short), GuidedWork(**short):
             runner("tritoncrf", Inputs(work, device, learns="weights" if work.filter == "exact" else "features"))()
         return 0
     watched = [
@@ -109,6 +115,10 @@ def exercise(large: bool) -> int:
         Configuration("lattice", classes=300, size=(301,), features=12, weights="class", filters=1),
         Configuration("exact", features=5, normalization="symmetric", batch=2),
         Configuration("exact", classes=70, size=(301,), features=20, include_self=False),
+        Configuration("guided", weights="class", batch=2),
+        Configuration("guided", classes=70, radius=16, box="constant"),
+        Configuration("guided", classes=4, size=(5, 6, 7), radius=2, features=1),
+        Configuration("guided", classes=300, size=(301,), radius=5, features=2),
     ]
     for configuration in watched:
         configuration.run(device)

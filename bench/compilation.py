@@ -98,6 +98,8 @@ def specialise(launch: Launch, target: GPUTarget):
     backend = make_backend(target)
     kernel = launch.kernel
     keywords = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": launch.fp_fusion}
+    if launch.registers is not None and target.backend == "cuda":
+        keywords["maxnreg"] = launch.registers
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(**launch.arguments, **keywords)
     options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialization, keywords)
@@ -198,11 +200,14 @@ def instruction_mix(sass: str) -> Counter:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to use a filter and the loop. `weights`: "scalar", "class", "matrix" or "compatibility"."""
+    """One way to use a filter and the loop. `weights`: "scalar", "class", "matrix" or "compatibility". A guided filter
+    is alone in its loop; `features` are its guide's channels."""
 
     kind: str = "window"
     classes: int = 21
     window_size: int = 7
+    radius: int = 3
+    box: str = "count"
     size: tuple = (37, 41)  # no multiples of 16, so nothing may be assumed of strides; (48, 64) allows all
     filters: int = 2
     weights: str = "scalar"
@@ -217,14 +222,12 @@ class Configuration:
     def run(self, device) -> None:
         """A filter alone and a loop of three steps, forward and backward to everything."""
         scores = torch.rand(self.batch, self.classes, *self.size, device=device, requires_grad=True)
+        features = [
+            torch.rand(b, d, *self.size, device=device, requires_grad=True) for b, d in self._batches_and_channels()
+        ]
         shape = {"scalar": (), "class": (self.classes,), "matrix": (self.classes, self.classes)}
         shape["compatibility"] = ()
-        weights = [torch.rand(shape[self.weights], device=device, requires_grad=True) for _ in range(self.filters)]
-        # The first filter's features serve the whole batch, as positions do.
-        features = [
-            torch.rand(b, d, *self.size, device=device, requires_grad=True)
-            for b, d in [(1, len(self.size)), (self.batch, self.features)][: self.filters]
-        ]
+        weights = [torch.rand(shape[self.weights], device=device, requires_grad=True) for _ in features]
         compatibility, learnt = "potts", [scores, *weights, *features]
         if self.weights == "compatibility":
             compatibility = torch.rand(self.classes, self.classes, device=device, requires_grad=True)
@@ -235,7 +238,14 @@ class Configuration:
         refined = tc.mean_field(scores, filters, weights, compatibility, iterations=3, output="logits")
         torch.autograd.grad(refined, learnt, torch.rand_like(refined))
 
+    def _batches_and_channels(self) -> list[tuple[int, int]]:
+        """Of each filter's features. The first filter's serve the whole batch, as positions do."""
+        own = self.batch, self.features
+        return [own] if self.kind == "guided" else [(1, len(self.size)), own][: self.filters]
+
     def _filter(self, features):
+        if self.kind == "guided":
+            return tc.filters.Guided(features, self.radius, 1.0, self.box, precision=self.precision, backend="triton")
         shared = self.include_self, self.normalization
         if self.kind == "exact":
             return tc.filters.Exact(features, *shared, precision=self.precision, backend="triton")
@@ -291,9 +301,33 @@ def configurations(thorough: bool = False) -> list[Configuration]:
             {"features": 5, "precision": "fast"},
         )
     ]
+    guideds = [(c, "scalar") for c in (1, 2, 21, 64, 150, 256)]
+    guideds += [(21, "class"), (21, "matrix"), (64, "matrix"), (300, "scalar")]
+    guideds = [Configuration("guided", c, weights=w) for c, w in guideds]
+    guideds += [
+        Configuration("guided", **v)
+        for v in (
+            {"radius": 1},
+            {"radius": 5},
+            {"radius": 8},  # the first to be summed along one axis after the other
+            {"radius": 16, "box": "constant"},
+            {"radius": 64, "size": (131, 133)},
+            {"radius": 200, "size": (401, 403), "classes": 2},
+            {"features": 1},
+            {"features": 8, "box": "constant"},
+            {"features": 8, "radius": 16},
+            {"size": (9, 10, 11), "features": 1},
+            {"size": (18, 19, 20), "radius": 8},
+            {"size": (301,)},
+            {"size": (301,), "radius": 16},
+            {"size": (48, 64), "batch": 2},
+            {"size": (48, 64), "batch": 2, "radius": 16},
+            {"weights": "matrix", "precision": "fast"},
+        )
+    ]
     if not thorough:
         windows = [Configuration(classes=c, weights=w, filters=f) for c, w, f in sums]
-        return windows + [Configuration(**v) for v in variations] + lattices + exacts
+        return windows + [Configuration(**v) for v in variations] + lattices + exacts + guideds
     variations += [
         {},
         {"window_size": 3},
@@ -306,8 +340,10 @@ def configurations(thorough: bool = False) -> list[Configuration]:
     windows = product(classes, weights, (1, 2), variations)
     lattices = product(classes, weights, (1, 2), (1, 2, 3, 5, 8, 16, 31))
     exacts = product(classes, (1, 8, 9, 32, 64, 65), (True, False), ("default", "fast"))
+    guideds = product(classes, weights, (3, 8, 32), (1, 3, 8))
     found = [Configuration(classes=c, weights=w, filters=f, **v) for c, w, f, v in windows]
     found += [Configuration("lattice", c, weights=w, filters=f, features=d) for c, w, f, d in lattices]
+    found += [Configuration("guided", c, weights=w, radius=r, features=d) for c, w, r, d in guideds]
     return found + [Configuration("exact", c, features=d, include_self=s, precision=p) for c, d, s, p in exacts]
 
 

@@ -133,6 +133,78 @@ def exact_filter(classes: int, pixels: int, features: int, live: float, itemsize
     return Work(2 * classes * pixels * itemsize, 0, pairs, 2 * (features + classes) * pairs)
 
 
+def guided_statistics(pixels: int, channels: int, itemsize: int = 4) -> Work:
+    """What a guided filter knows of one guide of D channels: mu and the P = D (D + 1) / 2 numbers of A.
+
+    bytes       guide in, mu and A out: (2 D + P) N itemsize
+    operations  P products; a box sum of D + P fields; D^3 + 2 P for the inverse and the covariances
+    """
+    triangle = channels * (channels + 1) // 2
+    operations = triangle + _box_sum(channels + triangle) + channels**3 + 2 * triangle
+    return Work((2 * channels + triangle) * pixels * itemsize, operations * pixels, 0)
+
+
+def guided_statistics_backward(pixels: int, channels: int, itemsize: int = 4) -> Work:
+    """The gradient of guide and eps, once the gradients of mu and A are there.
+
+    bytes       guide, mu, A and their gradients in, the guide's gradient out: (4 D + 2 P) N itemsize
+    operations  dSigma = -A dA A, 4 D^3; a box sum of D + P fields; products with mu and with the guide, 2 D^2 each
+    """
+    triangle = channels * (channels + 1) // 2
+    operations = 4 * channels**3 + _box_sum(channels + triangle) + 4 * channels**2
+    return Work((4 * channels + 2 * triangle) * pixels * itemsize, operations * pixels, 0)
+
+
+def guided_filter(classes: int, pixels: int, channels: int, itemsize: int = 4) -> Work:
+    """One application of a guided filter to one image, or of its adjoint, with a guide of D channels; the same for
+    every radius.
+
+    bytes       values in and out, 2 C N; the 1 + D coefficients a, b of every class, which a window needs from all its
+                pixels, out of the first box and into the second, 2 (1 + D) C N; the guide in both, mu and A in the
+                first, (3 D + P) N for all classes. What finds the coefficients in the L2 cache is below this floor.
+    operations  per class and pixel D for I x, 2 D for the covariances, 2 D^2 for a, 2 D for b, 2 D to meet the guide
+                again; two box sums of 1 + D fields
+    """
+    values, triangle = classes * pixels, channels * (channels + 1) // 2
+    numbers = 2 * values + 2 * (1 + channels) * values + (3 * channels + triangle) * pixels
+    operations = 7 * channels + 2 * channels**2 + 2 * _box_sum(1 + channels)
+    return Work(numbers * itemsize, operations * values, 0)
+
+
+def guided_step(classes: int, pixels: int, channels: int, itemsize: int = 4) -> Work:
+    """One iteration of a guidance CRF on one image.
+
+    bytes         the filter's, its values being Q in and Q out; U in, C N itemsize
+    operations    the filter's, and a multiply-add with its weight
+    exponentials  the softmax's C N
+    """
+    values = classes * pixels
+    return guided_filter(classes, pixels, channels) + Work(values * itemsize, 2 * values, values)
+
+
+def guided_step_backward(classes: int, pixels: int, channels: int, learns: str, itemsize: int = 4) -> Work:
+    """The backward of one iteration, to scores and weights, with `learns` "features" to guide and eps as well.
+
+    bytes       the adjoint's, its values being dS_{t+1} in and dS_t out; Q_t in, dU in and out, 3 C N itemsize;
+                for features, the coefficients of Q_t and of dS_{t+1} out and in again, and the gradients of guide, mu
+                and A out
+    operations  the adjoint's, <B, Q_t> and a multiply-add with the weight, 4 C N; for features the filter twice more,
+                of Q_t and of dS_{t+1}, and per class and pixel 4 D multiply-adds for mu and the guide, 2 P for A
+    """
+    values, triangle = classes * pixels, channels * (channels + 1) // 2
+    work = guided_filter(classes, pixels, channels) + Work(3 * values * itemsize, 4 * values, 0)
+    if learns == "features":
+        numbers = 4 * (1 + channels) * values + (2 * channels + triangle) * pixels
+        filters = replace(guided_filter(classes, pixels, channels), bytes=0) * 2
+        work += filters + Work(numbers * itemsize, (8 * channels + 4 * triangle) * values, 0)
+    return work
+
+
+def _box_sum(fields: int, axes: int = 2) -> int:
+    """Operations per pixel: along each axis a sum runs, one number comes and one goes; then the mean's division."""
+    return (2 * axes + 1) * fields
+
+
 def full_step(filters: list[Work], classes: int, pixels: int, itemsize: int = 4) -> Work:
     """One iteration of a fully connected CRF on one image; `filters`: an application of each, whose values stay in
     cache or registers.
@@ -162,8 +234,8 @@ def _within(filters: list[Work]) -> Work:
 
 
 def launched(launch) -> Work:
-    """What one launch needs: its tensors once, for a window kernel the pairs of its window, for one of the exact sum
-    the pairs of the blocks that it visits.
+    """What one launch needs: its tensors once; for a window kernel of Gaussians the pairs of its window, for one of the
+    exact sum the pairs of the blocks that it visits.
 
     operations    forward and adjoint: 2 C pairs per filter, one filter if merged; feature gradient: 4 C pairs, since
                   the program that owns a pixel computes both <y_i, x_j> and <y_j, x_i>
@@ -178,7 +250,7 @@ def launched(launch) -> Work:
         p = blocks * arguments["S"] ** 2
         terms = arguments.get("C", arguments["CP"] * arguments["BLOCKS"]) + arguments["D"]
         return Work(moved, 0, p, 2 * terms * p * (2 if "gradient_ptr" in arguments else 1))
-    if "RZ" not in arguments:
+    if "STEP" not in arguments:  # the windows of boxes have no pairs, whatever their radius
         return Work(moved, 0, 0)
     size, radii = ([arguments[f"{name}{axis}"] for axis in "ZYX"] for name in "NR")
     p = launch.grid[1] * pairs(size, radii, [arguments["STEP"]] * 3)

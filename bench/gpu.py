@@ -21,7 +21,7 @@ from bench.timing import device_found, seconds_on_gpu
 STAGE_SECONDS = 8.5 * 60  # of 9 minutes; the rest is for starting and for writing reports
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
-WATCHED = "window|exact|simplex|splat|join|blur|slice|weights_gradient"  # kernels, by ncu
+WATCHED = "window|exact|simplex|splat|join|blur|slice|weights_gradient|products|coefficients|_step|box"  # by ncu
 
 
 class Deadline:
@@ -106,7 +106,7 @@ def profile(out: Path, commit: str, data: Path | None) -> int:
     """Every kernel of the training steps by itself: time between events, counted work, achieved rates; then ncu."""
     from bench.compilation import identity
     from bench.providers import runner
-    from bench.workloads import ConvCRFWork, ExactWork, Inputs, LatticeWork
+    from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
     from tritoncrf.kernels.common import record_launches
 
     deadline, device = Deadline(), device_found()
@@ -118,6 +118,8 @@ def profile(out: Path, commit: str, data: Path | None) -> int:
     header = ["work", "kernel", "launches", "us", "floor us", "x floor", "TB/s", "TFLOP/s", "Gexp/s"]
     works = {
         "W2": (LatticeWork(), "features"),
+        "W3": (GuidedWork(size=(500, 500)), "features"),
+        "W3 radius 16": (GuidedWork(size=(500, 500), radius=16), "features"),
         "W1 k=7": (ConvCRFWork(7), "features"),
         "W1 k=11": (ConvCRFWork(11), "features"),
         "W1 k=11 symmetric": (ConvCRFWork(11, 1, "symmetric"), "features"),

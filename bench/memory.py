@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from bench.providers import runner
-from bench.workloads import ConvCRFWork, CRFWork, ExactWork, Inputs, LatticeWork, small
+from bench.workloads import ConvCRFWork, CRFWork, ExactWork, GuidedWork, Inputs, LatticeWork, small
 
 ROOT = Path(__file__).parent.parent
-KINDS = {kind.__name__: kind for kind in (ConvCRFWork, LatticeWork, ExactWork)}
+KINDS = {kind.__name__: kind for kind in (ConvCRFWork, LatticeWork, GuidedWork, ExactWork)}
 
 
 def peak_on_gpu(call) -> int:

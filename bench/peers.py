@@ -4,7 +4,9 @@
 written here in plain PyTorch. It gathers every neighbour of every pixel into a [B, C, k^2, N] tensor and sums,
 so it is slow, hungry and obvious: the speed peer of `tc.ConvCRF`, and the oracle of its `preset="released"`.
 
-`densecrf` runs pydensecrf and `keops_scores` KeOps, where these are installed.
+`BoxGuidedFilter` is the guided filter as textbooks have it (He, Sun and Tang, 2013), made of PyTorch's average pooling.
+
+`densecrf` runs pydensecrf, `keops_scores` KeOps and `guided_blur` kornia, where these are installed.
 """
 
 import importlib
@@ -15,7 +17,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-OPTIONAL = ("pydensecrf", "pykeops")
+OPTIONAL = ("pydensecrf", "pykeops", "kornia")
 RELEASE_EPSILON = 1e-20  # added to a row sum before its inverse square root, as released
 
 
@@ -132,6 +134,54 @@ def _filter(values, window, size, blur):
     pooled = _pool(values, blur)
     out = (_im2col(pooled, size) * window).sum(2)  # the k^2 x C x n tensor
     return _unpool(out.unflatten(2, pooled.shape[2:]), blur, *values.shape[2:])
+
+
+class BoxGuidedFilter:
+    """The guided filter by a colour guide [B, D, H, W], with windows averaged over their pixels inside the image; call
+    it on values [B, C, H, W]. What the guide alone decides is computed once."""
+
+    def __init__(self, guide, radius, eps):
+        self.guide, self.radius = guide, radius
+        self.mean = self._box(guide)
+        products = (guide[:, :, None] * guide[:, None]).flatten(1, 2)
+        moments = self._box(products).unflatten(1, (guide.shape[1],) * 2)  # [B, D, D, H, W]
+        covariance = moments - self.mean[:, :, None] * self.mean[:, None]
+        covariance = covariance.permute(0, 3, 4, 1, 2)  # [B, H, W, D, D]
+        identity = torch.eye(guide.shape[1], dtype=guide.dtype, device=guide.device)
+        self.inverse = torch.linalg.inv(covariance + eps * identity).permute(0, 3, 4, 1, 2)
+
+    def _box(self, x):
+        # One axis after the other. Differences of running sums would be quicker on long windows, but in float32 they
+        # lose what covariances of grey levels need.
+        for axis in 0, 1:
+            side, padding = [1, 1], [0, 0]
+            side[axis], padding[axis] = 2 * self.radius + 1, self.radius
+            x = F.avg_pool2d(x, side, stride=1, padding=padding, count_include_pad=False)
+        return x
+
+    def __call__(self, values):
+        mean = self._box(values)
+        products = self._box((self.guide[:, :, None] * values[:, None]).flatten(1, 2))
+        covariance = products.unflatten(1, (-1, values.shape[1])) - self.mean[:, :, None] * mean[:, None]
+        a = torch.einsum("bedhw,bdchw->bechw", self.inverse, covariance)  # [B, D, C, H, W]
+        b = mean - (a * self.mean[:, :, None]).sum(1)
+        a = self._box(a.flatten(1, 2)).unflatten(1, (-1, values.shape[1]))
+        return (a * self.guide[:, :, None]).sum(1) + self._box(b)
+
+
+def guided_blur(guide, values, radius, eps):
+    """kornia's guided filter. It takes no account of how many pixels a window has inside the image: this border, zeros,
+    is that of `box="constant"`; with any, what is 2 radius from the border is the same as ours."""
+    filters = importlib.import_module("kornia.filters")
+    return filters.guided_blur(guide, values, 2 * radius + 1, eps, border_type="constant")
+
+
+def guidance_scores(logits, filter, weight, iterations):
+    """S_T of the guidance CRF: S_{t+1} = U + weight W softmax(S_t), S_0 = U = logits; `filter` gives W x."""
+    scores = logits
+    for _ in range(iterations):
+        scores = logits + weight * filter(scores.softmax(1))
+    return scores
 
 
 def densecrf(energy, picture, smooth=None, appearance=None):

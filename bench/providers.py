@@ -5,6 +5,7 @@ A provider has `total()`, the whole call. One that builds its filters apart has 
     smooth, appearance   the filter of either kernel
     loop                 the iterations, over filters built before
     kept                 the whole call where the smoothness filter, which depends on no picture, is kept
+    build                all filters
 """
 
 import copy
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 import tritoncrf as tc
-from bench.peers import densecrf, im2col_convcrf, keops_scores
+from bench.peers import BoxGuidedFilter, densecrf, guidance_scores, guided_blur, im2col_convcrf, keops_scores
 from bench.timing import replayed
 from bench.workloads import CRFWork, Inputs
 
@@ -33,7 +34,7 @@ class Tritoncrf:
         return self.work.appearance(self.inputs)
 
     def build(self) -> list:
-        return [self.smooth(), self.appearance()]
+        return self.work.filters(self.inputs)
 
     def loop(self, filters, iterations=None) -> torch.Tensor:
         """S_T."""
@@ -106,7 +107,47 @@ class Pykeops:
         return keops_scores(inputs.logits, features, inputs.weights, work.iterations)
 
 
-PROVIDERS = {"tritoncrf": Tritoncrf, "im2col": Im2col, "pydensecrf": Pydensecrf, "pykeops": Pykeops}
+class TorchBoxes:
+    """The guided filter as a user of PyTorch would write it."""
+
+    def __init__(self, inputs: Inputs):
+        self.inputs, self.work = inputs, inputs.work
+
+    def build(self) -> BoxGuidedFilter:
+        return BoxGuidedFilter(self.work.guide(self.inputs), self.work.radius, *self.inputs.thetas)
+
+    def loop(self, filter):
+        return guidance_scores(self.inputs.logits, filter, *self.inputs.weights, self.work.iterations)
+
+    def total(self):
+        return self.loop(self.build())
+
+
+class Kornia:
+    """One call filters by one guide, so every iteration begins with the guide."""
+
+    def __init__(self, inputs: Inputs):
+        self.inputs = inputs
+
+    def total(self):
+        inputs, work = self.inputs, self.inputs.work
+        guide = work.guide(inputs)
+        filter = lambda q: guided_blur(guide, q, work.radius, *inputs.thetas)  # noqa: E731
+        return guidance_scores(inputs.logits, filter, *inputs.weights, work.iterations)
+
+
+PROVIDERS = {
+    "tritoncrf": Tritoncrf,
+    "im2col": Im2col,
+    "pydensecrf": Pydensecrf,
+    "pykeops": Pykeops,
+    "torch_boxes": TorchBoxes,
+    "kornia": Kornia,
+}
+
+
+def offers(name: str, stage: str) -> bool:
+    return hasattr(PROVIDERS[name], stage)
 
 
 def runner(name: str, inputs: Inputs, stage="total"):
@@ -131,7 +172,7 @@ def graphed(inputs: Inputs, stage="total"):
     Building a lattice or an exact filter waits for the device, so it stays eager, and what is replayed after it is a
     loop captured over filters of the same inputs.
     """
-    if inputs.work.filter == "window":
+    if not inputs.work.follows_picture:
         return replayed(runner("tritoncrf", inputs, stage))
     replay = replayed(runner("tritoncrf", inputs, "loop"))
     if stage == "loop":
@@ -149,7 +190,7 @@ def graphed(inputs: Inputs, stage="total"):
 @functools.lru_cache
 def facts(work: CRFWork, device) -> dict:
     """What the time of a work depends on besides its size."""
-    if work.filter == "window":
+    if not work.follows_picture:
         return {}
     with torch.no_grad():
         return work.facts(Tritoncrf(Inputs(work, device)).build())

@@ -14,8 +14,8 @@ import triton
 from bench.peers import versions
 
 KEY = (
-    "work", "filter", "picture", "size", "batch", "iterations", "window_size", "blur", "normalization", "stage",
-    "learns", "mode", "axis", "value", "provider",
+    "work", "filter", "picture", "size", "batch", "iterations", "window_size", "radius", "blur", "normalization",
+    "stage", "learns", "mode", "axis", "value", "provider",
 )  # fmt: skip
 OLDER = {"filter": "window", "learns": "features"}  # what a report's rows mean that do not say so
 STAGES = {
@@ -25,12 +25,15 @@ STAGES = {
 SECTIONS = [
     ("W1", "window", "ConvCRF"),
     ("W2", "lattice", "fully connected CRF on the lattice"),
+    ("W3", "guided", "guidance CRF"),
     ("W4", "exact", "exact fully connected CRF"),
     ("W5", "window", "training step of W1"),
     ("W5", "lattice", "training step of W2"),
+    ("W5", "guided", "training step of W3"),
     ("W5", "exact", "training step of W4"),
     ("W7", "window", "growth of the window filter"),
     ("W7", "lattice", "growth of the lattice"),
+    ("W7", "guided", "growth of the guided filter"),
     ("splat", "lattice", "sorted (tritoncrf) and by atomic additions"),
 ]
 
@@ -45,7 +48,7 @@ def environment(commit: str | None = None) -> dict:
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "peers": {"im2col": "here", **versions()},
+        "peers": {"im2col": "here", "torch_boxes": "here", **versions()},
     }
 
 
@@ -109,15 +112,19 @@ def key(row: dict, without=()) -> tuple:
     return tuple(str(row.get(name, OLDER.get(name, ""))) for name in KEY if name not in without)
 
 
-def peers(rows: list[dict]) -> dict:
+def peers(rows: list[dict]) -> dict[tuple, list[dict]]:
     """Rows of the peers by what was computed; they are compared with every mode of ours."""
-    return {key(row, ("provider", "mode")): row for row in rows if row["provider"] != "tritoncrf"}
+    found = {}
+    for row in rows:
+        if row["provider"] != "tritoncrf":
+            found.setdefault(key(row, ("provider", "mode")), []).append(row)
+    return found
 
 
-def peer_of(row: dict, found: dict) -> dict | None:
+def peers_of(row: dict, found: dict) -> list[dict]:
     """No peer keeps a filter from one picture to the next: its whole call is what that is compared with."""
     stage = "total" if row.get("stage") == "kept" else row.get("stage", "")
-    return found.get(key(row | {"stage": stage}, ("provider", "mode"))) if row["provider"] == "tritoncrf" else None
+    return found.get(key(row | {"stage": stage}, ("provider", "mode")), []) if row["provider"] == "tritoncrf" else []
 
 
 def markdown(environment: dict, rows: list[dict]) -> str:
@@ -132,18 +139,18 @@ def markdown(environment: dict, rows: list[dict]) -> str:
     for work, filter, title in SECTIONS:
         chosen = [row for row in rows if (row["work"], row["filter"]) == (work, filter)]
         if chosen:
-            lines += ["", f"## {work}: {title}", "", cells_table([cells(row, peer_of(row, found)) for row in chosen])]
+            lines += ["", f"## {work}: {title}", "", cells_table([cells(row, peers_of(row, found)) for row in chosen])]
     return "\n".join(lines) + "\n"
 
 
-def cells(row: dict, peer: dict | None) -> dict[str, str]:
+def cells(row: dict, peers: list[dict]) -> dict[str, str]:
     """A row as text by column; empty where it says nothing."""
     q = None
     if "size" in row:
         q = row["batch"] * row["classes"] * row["size"][0] * row["size"][1] * 4
-    peak, peer_peak = row["peak_memory"], peer and peer["peak_memory"]
-    growth = row["work"] == "W7"
-    learns = {"weights": "logits, weights", "features": "logits, weights, thetas"}.get(row.get("learns"), "")
+    peak, growth = row["peak_memory"], row["work"] == "W7"
+    features = "guide, eps" if row["filter"] == "guided" else "thetas"
+    learns = {"weights": "logits, weights", "features": f"logits, weights, {features}"}.get(row.get("learns"), "")
     return {
         "axis": row.get("axis", ""),
         "value": str(row.get("value", "")),
@@ -152,6 +159,7 @@ def cells(row: dict, peer: dict | None) -> dict[str, str]:
         "batch": "" if growth else str(row["batch"]),
         "T": str(row.get("iterations", "")),
         "k": "" if growth else str(row.get("window_size", "")),
+        "r": "" if growth else str(row.get("radius", "")),
         "blur": str(row.get("blur", "")),
         "norm": row.get("normalization", ""),
         "M/N": ", ".join(map(number, row.get("vertices_per_pixel", ()))),
@@ -172,8 +180,8 @@ def cells(row: dict, peer: dict | None) -> dict[str, str]:
         "Gexp": number(row["exponentials"] or None, 1e-9),
         "MB": number(peak, 1e-6),
         "x Q": number(peak / q) if peak is not None and q else "",
-        "faster": number(peer["median"] / row["median"]) + " x" if peer else "",
-        "memory": share(peak / peer_peak) if peak and peer_peak else "",
+        "faster": ", ".join(number(peer["median"] / row["median"]) + " x" for peer in peers),
+        "memory": ", ".join(share(peak / peer["peak_memory"]) for peer in peers if peak and peer["peak_memory"]),
         "error": number(row.get("loop_rms", row.get("gradient_rms"))),
         "worst": number(row.get("loop_max")),
     }

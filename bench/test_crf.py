@@ -1,4 +1,4 @@
-"""W1, ConvCRF; W2 and W4, fully connected CRFs; and their training steps (W5). CPU or GPU, as found."""
+"""W1, ConvCRF; W2 and W4, fully connected CRFs; W3, guidance CRF; their training steps (W5). CPU or GPU, as found."""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -8,9 +8,9 @@ import pytest
 
 from bench.memory import peak_on_cpu, peak_on_gpu
 from bench.peers import installed
-from bench.providers import errors, facts, graphed, runner
+from bench.providers import errors, facts, graphed, offers, runner
 from bench.timing import clock, device_found
-from bench.workloads import ConvCRFWork, ExactWork, Inputs, LatticeWork, photographs
+from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork, photographs
 
 pytestmark = pytest.mark.benchmark(timer=clock)
 
@@ -28,35 +28,39 @@ WINDOWS = [
     for blur in (1, 4)
 ]
 LATTICES = [LatticeWork(size=SIZE, iterations=t) for t in (5, 10)]
+GUIDED = [GuidedWork(size=(500, 500)), GuidedWork(size=(256, 512), classes=19)]
 EXACT = ExactWork(size=EXACT_SIZE)
 # Quick runs take the published settings.
 QUICK_WINDOWS = [work for work in WINDOWS if work.window_size <= 11 and work.normalization == "none"]
 
 
-def runs(work, stage="total", learns=None, modes=MODES, peer=True):
-    """A work by this library and its peer: (work, stage, learns, provider, mode). Peers are timed eagerly: their
-    launches are short beside their kernels, or there is no GPU in them."""
+def runs(work, stage="total", learns=None, modes=MODES, peers=True):
+    """A work by this library and those of its peers that have the stage: (work, stage, learns, provider, mode). Peers
+    are timed eagerly: their launches are short beside their kernels, or there is no GPU in them."""
     ours = [(work, stage, learns, "tritoncrf", mode) for mode in modes]
-    return ours + [(work, stage, learns, work.peer, "eager")] * peer
+    return ours + [(work, stage, learns, name, "eager") for name in work.peers if peers and offers(name, stage)]
 
 
 def stages(work):
-    """The stages of a fully connected CRF, and its whole. Filters are built eagerly: building waits for the device."""
+    """The stages of a CRF that is not of windows, and its whole. The filters of fully connected ones are built eagerly:
+    building waits for the device."""
     found = []
-    if work.iterations == 5:
+    if work.filter == "guided":
+        found += runs(work, "build")
+    elif work.iterations == 5:
         for stage in ("smooth", "appearance"):
-            found += runs(work, stage, modes=["eager"], peer=work.filter == "lattice")
+            found += runs(work, stage, modes=["eager"])
         if work.filter == "lattice":
-            found += runs(work, "kept", peer=False)
-    found += runs(work, "loop", peer=work.filter == "lattice")
-    return found + runs(work)
+            found += runs(work, "kept")
+    return found + runs(work, "loop") + runs(work)
 
 
 def forward(quick: bool) -> list:
     """W2 first: of a run that ends early it is the shortest part."""
     lattices = [run for work in (LATTICES[:1] if quick else LATTICES) for run in stages(work)]
+    guided = [run for work in (GUIDED[:1] if quick else GUIDED) for run in stages(work)]
     windows = [run for work in (QUICK_WINDOWS if quick else WINDOWS) for run in runs(work)]
-    return lattices + windows + ([] if quick else stages(EXACT))
+    return lattices + guided + windows + ([] if quick else stages(EXACT))
 
 
 def training(quick: bool) -> list:
@@ -65,16 +69,20 @@ def training(quick: bool) -> list:
     found = []
     for batch in batches:
         lattice = replace(LATTICES[0], batch=batch)
-        found += runs(lattice, learns="weights", peer=False)
+        found += runs(lattice, learns="weights", peers=False)
         # The gradient of features goes back through the build, which waits for the device: no graph holds it.
-        found += runs(lattice, learns="features", modes=["eager"], peer=False)
+        found += runs(lattice, learns="features", modes=["eager"], peers=False)
+    for batch in batches:
+        guided = replace(GUIDED[0], batch=batch)
+        found += runs(guided, learns="weights", peers=batch == 1)
+        found += runs(guided, learns="features", peers=False)
     for batch in batches:
         for work in windows:
             # Each iteration of im2col keeps T k^2 C N values for its backward: beyond this, tens of gigabytes.
-            peer = batch == 1 and work.window_size == 7
-            found += runs(replace(work, batch=batch), learns="features", peer=peer)
+            peers = batch == 1 and work.window_size == 7
+            found += runs(replace(work, batch=batch), learns="features", peers=peers)
     if ON_GPU and not quick:
-        found += runs(EXACT, learns="weights", peer=False)
+        found += runs(EXACT, learns="weights", peers=False)
     return found
 
 
@@ -83,7 +91,7 @@ def photos(config) -> list:
     does."""
     paths, found = photographs(config.getoption("--photos")), []
     for path in paths[:: max(1, len(paths) // MAX_PHOTOS)][:MAX_PHOTOS]:
-        found += runs(ConvCRFWork(7, size=SIZE, picture=str(path)), modes=MODES[-1:], peer=False)
+        found += runs(ConvCRFWork(7, size=SIZE, picture=str(path)), modes=MODES[-1:], peers=False)
         found += runs(LatticeWork(size=SIZE, picture=str(path)), modes=MODES[-1:])
     return found
 
@@ -93,6 +101,8 @@ def name(run) -> str:
     words = [work.filter]
     if work.filter == "window":
         words += [f"k{work.window_size}", f"blur{work.blur}", work.normalization]
+    if work.filter == "guided":
+        words += [f"r{work.radius}", "x".join(map(str, work.size))]
     words += [f"batch{work.batch}", f"T{work.iterations}", stage, learns, Path(work.picture).stem, provider, mode]
     return "-".join(filter(None, words))
 

@@ -1,5 +1,5 @@
-"""The work that every report measures: W1 (ConvCRF), W2 and W4 (fully connected CRFs on the lattice and exact), their
-training steps (W5), and the growth of one application of a filter (W7).
+"""The work that every report measures: W1 (ConvCRF), W2 and W4 (fully connected CRFs on the lattice and exact), W3
+(guidance CRF), their training steps (W5), and the growth of one application of a filter (W7).
 
 Scores come from a picture, never from noise: the label map is the picture's own brightness in large regions, cut
 into as many equal bands as there are classes, and `noisy_scores` spoils it from the seed below. The lattice's
@@ -33,9 +33,9 @@ THETA_COLOR = 13.0
 class CRFWork:
     """Mean field with two kernels, of smoothness and of appearance. `picture` is a file; its stem names it in reports.
 
-    Subclasses say which `filter`, and name themselves (`id`) and their `peer`; `smooth` and `appearance` build the
-    filters of some inputs, `facts` are what the time depends on besides the size (of a window: nothing), and `counts`,
-    given these, what a stage needs at least.
+    Subclasses say which `filter`, and name themselves (`id`) and their `peers`; `smooth` and `appearance` build the
+    filters of some inputs, and `counts` are what a stage needs at least. Where the time depends on more than the size,
+    `follows_picture`: `facts` are on what, which `counts` is given, and building waits for the device to know them.
     """
 
     size: tuple = (500, 334)
@@ -45,6 +45,11 @@ class CRFWork:
     picture: str = str(GRACE_HOPPER)
 
     weights = (3.0, 10.0)
+    learns_image = False  # among the features
+    follows_picture = False
+
+    def filters(self, inputs) -> list:
+        return [self.smooth(inputs), self.appearance(inputs)]
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class ConvCRFWork(CRFWork):
     blur: int = 1
     normalization: str = "none"
 
-    id, filter, peer, thetas = "W1", "window", "im2col", (3.0, THETA_COLOR)
+    id, filter, peers, thetas = "W1", "window", ("im2col",), (3.0, THETA_COLOR)
 
     def smooth(self, inputs):
         return self._window(tc.features.spatial(self.size, inputs.thetas[0], **inputs.form))
@@ -79,6 +84,7 @@ class FullCRFWork(CRFWork):
 
     thetas = (3.0, 80.0, THETA_COLOR)
     dimensions = (2, 5)
+    follows_picture = True
 
     def smooth_features(self, inputs):
         return tc.features.spatial(self.size, inputs.thetas[0], **inputs.form)
@@ -108,7 +114,7 @@ class FullCRFWork(CRFWork):
 class LatticeWork(FullCRFWork):
     """W2"""
 
-    id, filter, peer, kind = "W2", "lattice", "pydensecrf", tc.filters.Lattice
+    id, filter, peers, kind = "W2", "lattice", ("pydensecrf",), tc.filters.Lattice
 
     def facts(self, filters) -> dict:
         """Vertices of either lattice, per image and per pixel."""
@@ -126,7 +132,7 @@ class LatticeWork(FullCRFWork):
 class ExactWork(FullCRFWork):
     """W4"""
 
-    id, filter, peer, kind = "W4", "exact", "pykeops", tc.filters.Exact
+    id, filter, peers, kind = "W4", "exact", ("pykeops",), tc.filters.Exact
 
     def facts(self, filters) -> dict:
         """The share of pairs of blocks that either filter visits, each block with itself among them."""
@@ -136,6 +142,34 @@ class ExactWork(FullCRFWork):
         """Of building each filter, which is an application to one class, and applying it."""
         shapes = [(pixels, d, live) for d, live in zip(self.dimensions, facts["live"])]
         return [[floors.exact_filter(c, *shape) for shape in shapes] for c in (1, self.classes)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedWork(CRFWork):
+    """W3: one guided filter, its guide the picture in grey levels. Its one theta is eps, in grey levels squared."""
+
+    iterations: int = 3
+    radius: int = 3
+
+    id, filter, peers = "W3", "guided", ("torch_boxes", "kornia")
+    thetas, weights = (1.0,), (2.0,)
+    learns_image = True
+
+    def guide(self, inputs) -> torch.Tensor:
+        return inputs.image * 255
+
+    def filters(self, inputs) -> list:
+        return [tc.filters.Guided(self.guide(inputs), self.radius, *inputs.thetas)]
+
+    def counts(self, facts, stage="total", learns=None) -> floors.Work:
+        guide = math.prod(self.size), 3
+        build, loop = floors.guided_statistics(*guide), floors.guided_step(self.classes, *guide)
+        if learns is not None:
+            loop += floors.guided_step_backward(self.classes, *guide, learns)
+        if learns == "features":
+            build += floors.guided_statistics_backward(*guide)
+        build, loop = build * self.batch, loop * (self.iterations * self.batch)
+        return {"build": build, "loop": loop, "total": build + loop}[stage]
 
 
 def gaussian_features(image, thetas) -> torch.Tensor:
@@ -202,10 +236,12 @@ class Inputs:
         self.logits = torch.tensor(scores, **self.form)
         self.thetas, self.weights, self.learnt = [*work.thetas], [*work.weights], []
         if learns:
-            self.logits.requires_grad_()
             self.weights = self._leaves(self.weights)
             self.thetas = self._leaves(self.thetas) if learns == "features" else self.thetas
-            self.learnt = [x for x in (self.logits, *self.thetas, *self.weights) if isinstance(x, torch.Tensor)]
+            self.logits.requires_grad_()
+            self.image.requires_grad_(work.learns_image and learns == "features")
+            tensors = [self.logits, self.image, *self.thetas, *self.weights]
+            self.learnt = [x for x in tensors if isinstance(x, torch.Tensor) and x.requires_grad]
 
     def _leaves(self, numbers):
         return [torch.tensor(n, **self.form, requires_grad=True) for n in numbers]
@@ -238,6 +274,16 @@ GROWTH = {
             "features": [1, 2, 5, 8, 16],
         },
     ),
+    "guided": (
+        {"side": 256, "classes": 21, "radius": 3, "batch": 1, "features": 3},
+        {
+            "side": [128, 256, 512, 1024, 2048, 4096, 8192],
+            "classes": [2, 8, 21, 64, 150, 256],
+            "radius": [3, 4, 8, 16, 32, 64, 128, 200],
+            "batch": [1, 4, 16, 32],
+            "features": [1, 2, 3, 4, 8],
+        },
+    ),
 }
 LARGEST_SIDE_ON_CPU = 2048
 
@@ -268,19 +314,22 @@ class GrowthPoint:
         self.built = self.build()
 
     def _features(self, picture, count):
-        """Colours, for a lattice after the positions. More than three: copies shifted a little, as deep features of
-        neighbouring pixels resemble each other."""
+        """Colours, for a lattice after the positions, for a guided filter in grey levels. More than three: copies
+        shifted a little, as deep features of neighbouring pixels resemble each other."""
         positions = []
         if self.filter == "lattice":
             positions = [tc.features.spatial(self.size, 80.0, device=picture.device)[:, :count]]
             count = max(0, count - 2)
         copies = -(-count // 3)
-        colours = [picture.roll(d, dims=3) / (THETA_COLOR * copies**0.5) for d in range(copies)]
+        scale = 1.0 if self.filter == "guided" else THETA_COLOR * copies**0.5
+        colours = [picture.roll(d, dims=3) / scale for d in range(copies)]
         return torch.cat([*positions, *([torch.cat(colours, 1)[:, :count]] if copies else [])], 1)
 
     def build(self):
         if self.filter == "lattice":
             return tc.filters.Lattice(self.features)
+        if self.filter == "guided":
+            return tc.filters.Guided(self.features, self.point["radius"], eps=1.0)
         return tc.filters.Window(self.features, self.point["window_size"])
 
     def apply(self):
@@ -301,6 +350,10 @@ class GrowthPoint:
             lattice = lattice_of(self.built)
             applied = floors.lattice_filter(classes, pixels, lattice.corners, lattice.count)
             return {"build": floors.lattice_build(pixels, lattice.corners), "apply": applied * batch}
+        if self.filter == "guided":
+            channels = self.point["features"]
+            applied = floors.guided_filter(classes, pixels, channels)
+            return {"build": floors.guided_statistics(pixels, channels), "apply": applied * batch}
         pairs = floors.pairs(self.size, (self.point["window_size"] // 2,) * 2)
         # values in and out; one multiply-add per pair and class; one exponential per pair
         return {"apply": floors.Work(2 * classes * pixels * 4, 2 * classes * pairs, pairs) * batch}

@@ -13,7 +13,7 @@ from PIL import Image
 import tritoncrf as tc
 import tritoncrf.densecrf
 from assertions import assert_close
-from bench import accuracy, floors, peers, providers, report
+from bench import accuracy, floors, methods, peers, providers, report
 from bench import test_crf as benchmarks
 from bench.memory import peak_on_cpu
 from bench.providers import errors, facts, runner
@@ -23,6 +23,7 @@ from bench.workloads import (
     CRFWork,
     ExactWork,
     GrowthPoint,
+    GuidedWork,
     Inputs,
     LatticeWork,
     gaussian_features,
@@ -60,6 +61,20 @@ def test_a_step_reads_u_and_q_and_writes_q():
     assert backward["features"].operations == 3 * step.operations + 2 * 2 * 20
 
 
+def test_a_guided_filter_is_counted():
+    """2 classes, 10 pixels, a guide of 3 channels: 6 entries of A, 4 coefficients, box sums of 5 operations a field."""
+    numbers = 2 * 20 + 2 * 4 * 20 + (2 * 3 + 3 + 6) * 10
+    filtered = floors.guided_filter(2, 10, 3)
+    assert filtered == floors.Work(4 * numbers, 20 * (3 + 6 + 18 + 6 + 6 + 2 * 5 * 4), 0)
+    assert floors.guided_step(2, 10, 3) == filtered + floors.Work(4 * 20, 2 * 20, 20)
+    backward = {learns: floors.guided_step_backward(2, 10, 3, learns) for learns in ("weights", "features")}
+    assert backward["weights"] == filtered + floors.Work(4 * 3 * 20, 4 * 20, 0)
+    assert backward["features"].operations == 3 * filtered.operations + (4 + 2 * (4 * 3 + 2 * 6)) * 20
+    assert backward["features"].bytes == backward["weights"].bytes + 4 * (2 * 2 * 4 * 20 + (2 * 3 + 6) * 10)
+    assert floors.guided_statistics(10, 3) == floors.Work(4 * 12 * 10, (6 + 5 * 9 + 27 + 12) * 10, 0)
+    assert floors.guided_statistics_backward(10, 3).bytes == 4 * (2 * (3 + 3 + 6)) * 10
+
+
 def test_the_floor_is_the_slowest_unit():
     rates = floors.Rates(bytes=1.0, operations=2.0, exponentials=4.0, products=8.0)
     for work, seconds in [((8, 1, 1, 1), 8), ((1, 8, 1, 1), 4), ((1, 1, 8, 1), 2), ((0, 0, 0, 8), 1)]:
@@ -80,6 +95,15 @@ def test_stages_add_up(kind):
     assert all(c.bytes > 0 for c in counts.values())
 
 
+def test_stages_of_a_guidance_crf_add_up():
+    work = GuidedWork(size=SIZE, batch=2)
+    assert facts(work, CPU) == {}
+    for learns in (None, "weights", "features"):
+        counts = {stage: work.counts({}, stage, learns) for stage in ("build", "loop", "total")}
+        assert counts["total"] == counts["build"] + counts["loop"]
+        assert counts["total"] == replace(work, batch=1).counts({}, "total", learns) * 2
+
+
 def test_vertices_are_counted_per_image():
     one, two = (facts(LatticeWork(size=SIZE, batch=b), CPU) for b in (1, 2))
     assert one["vertices"][0] == two["vertices"][0]  # positions serve both images
@@ -96,13 +120,16 @@ def test_live_share_of_all_pairs_and_of_few():
     assert live_share(tc.filters.Exact(apart)) == pytest.approx(1 / blocks)
 
 
-@pytest.mark.parametrize("kind", [LatticeWork, ExactWork])
+@pytest.mark.parametrize("kind", [LatticeWork, ExactWork, GuidedWork])
 def test_the_stages_compute_the_same(kind):
     inputs = Inputs(kind(size=SIZE, classes=3), CPU)
     total = runner("tritoncrf", inputs)()
     assert torch.equal(runner("tritoncrf", inputs, "loop")(), total)
     if kind is LatticeWork:
         assert torch.equal(runner("tritoncrf", inputs, "kept")(), total)
+    if kind is GuidedWork:
+        assert [f.size for f in runner("tritoncrf", inputs, "build")()] == [SIZE]
+        return
     for stage in ("smooth", "appearance"):
         assert runner("tritoncrf", inputs, stage)().size == SIZE
 
@@ -110,13 +137,13 @@ def test_the_stages_compute_the_same(kind):
 @pytest.mark.parametrize("learns", [None, "weights"])
 @pytest.mark.parametrize("work, builds", [
     (LatticeWork(size=SIZE, classes=3), {"loop": 2, "total": 4, "kept": 3}), (ExactWork(size=SIZE, classes=3), {"total": 4}),
-    (ConvCRFWork(3, size=SIZE, classes=3), {"total": 4}),
+    (ConvCRFWork(3, size=SIZE, classes=3), {"total": 4}), (GuidedWork(size=SIZE, classes=3), {"loop": 1, "total": 2}),
 ])  # fmt: skip
 def test_what_waits_for_the_device_is_not_captured(work, builds, learns, monkeypatch):
-    """Filters are built once for the capture, and by each call before the replay; those of windows within it."""
+    """Filters are built once for the capture, and by each call before the replay; those of windows and guides within."""
     built = []
     monkeypatch.setattr(providers, "replayed", lambda call: call)
-    for name in ("smooth", "appearance"):
+    for name in ("filters",) if work.filter == "guided" else ("smooth", "appearance"):
         build = getattr(type(work), name)
         monkeypatch.setattr(type(work), name, lambda *args, build=build: built.append(args) or build(*args))
     inputs = Inputs(work, CPU, learns=learns or ("features" if work.filter == "window" else None))
@@ -124,21 +151,24 @@ def test_what_waits_for_the_device_is_not_captured(work, builds, learns, monkeyp
         built.clear()
         call = providers.graphed(inputs, stage)
         call()
-        if work.filter == "window":
+        if not work.follows_picture and stage == "total":
             call()
         assert len(built) == count
 
 
-@pytest.mark.parametrize("learns, count", [("weights", 3), ("features", 6)])
-def test_a_training_step_gives_every_gradient(learns, count):
-    inputs = Inputs(LatticeWork(size=SIZE, classes=3), CPU, learns=learns)
+@pytest.mark.parametrize("kind, learns, count", [
+    (LatticeWork, "weights", 3), (LatticeWork, "features", 6), (GuidedWork, "weights", 2), (GuidedWork, "features", 4),
+])  # fmt: skip
+def test_a_training_step_gives_every_gradient(kind, learns, count):
+    inputs = Inputs(kind(size=SIZE, classes=3), CPU, learns=learns)
     gradients = runner("tritoncrf", inputs)()
     assert len(gradients) == len(inputs.learnt) == count
     assert all(g.abs().sum() > 0 for g in gradients)
 
 
-def test_errors_are_those_of_float32():
-    work = LatticeWork(size=SIZE, classes=3, iterations=2)
+@pytest.mark.parametrize("kind", [LatticeWork, GuidedWork])
+def test_errors_are_those_of_float32(kind):
+    work = kind(size=SIZE, classes=3, iterations=2)
     found = errors(work, CPU, None)
     assert 0 < found["step_rms"] < 1e-5 and 0 < found["loop_max"] < 1e-4
     assert 0 < errors(work, CPU, "weights")["gradient_rms"] < 1e-4
@@ -160,6 +190,34 @@ def test_pydensecrf_is_called_as_its_own_shape_asks(monkeypatch):
         runner("pydensecrf", inputs, stage)()
 
 
+@pytest.mark.parametrize("radius", [1, 3, 9])
+def test_torch_boxes_compute_the_guidance_crf(radius):
+    """The same in float64, values and what is timed of the gradients, with windows wider than the image among them."""
+    work = GuidedWork(size=(15, 17), classes=3, batch=2, radius=radius)
+    inputs = Inputs(work, CPU, torch.float64)
+    assert_close("S", runner("torch_boxes", inputs)(), runner("tritoncrf", inputs)())
+    assert torch.equal(runner("torch_boxes", inputs, "loop")(), runner("torch_boxes", inputs)())
+    inputs = Inputs(work, CPU, torch.float64, learns="weights")
+    gradients = [runner(provider, inputs)() for provider in ("torch_boxes", "tritoncrf")]
+    for name, *pair in zip(("logits", "weight"), *gradients, strict=True):
+        assert_close(name, *pair)
+
+
+def test_kornia_filters_as_we_do():
+    """Beyond the image it has zeros: the same everywhere with constant boxes, and else inside."""
+    pytest.importorskip("kornia", reason="kornia: not installed")
+    work = GuidedWork(size=SIZE, classes=3)
+    inputs = Inputs(work, CPU, torch.float64)
+    guide, values = work.guide(inputs), inputs.logits.softmax(1)
+    found = peers.guided_blur(guide, values, work.radius, *work.thetas)
+    for box, inside in ("constant", ...), ("count", (..., *[slice(2 * work.radius, -2 * work.radius)] * 2)):
+        expected = tc.filters.Guided(guide, work.radius, *work.thetas, box=box)(values)
+        assert_close(box, found[inside], expected[inside])
+    filter = tc.filters.Guided(guide, work.radius, *work.thetas, box="constant")
+    expected = tc.mean_field(inputs.logits, [filter], work.weights, iterations=work.iterations, output="logits")
+    assert_close("S", runner("kornia", inputs)(), expected)
+
+
 @pytest.mark.slow  # it compiles
 def test_keops_computes_the_exact_crf():
     pytest.importorskip("pykeops", reason="pykeops: not installed")
@@ -170,11 +228,12 @@ def test_keops_computes_the_exact_crf():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_measured_in_a_process_of_its_own():
     assert peak_on_cpu("tritoncrf", LatticeWork(size=(64, 64)), "loop", "weights") > 0
+    assert peak_on_cpu("torch_boxes", GuidedWork(size=(64, 64)), "total", "weights") > 0
 
 
-@pytest.mark.parametrize("filter", ["window", "lattice"])
+@pytest.mark.parametrize("filter", GROWTH)
 def test_growth_points_are_made_and_counted(filter, monkeypatch):
-    assert {point[0] for point in growth_points("cpu")} == {"window", "lattice"}
+    assert {point[0] for point in growth_points("cpu")} == {"window", "lattice", "guided"}
     monkeypatch.setitem(GROWTH[filter][0], "side", 20)
     for axis, value in (("side", 16), ("features", 1), ("features", 7)):
         grown = GrowthPoint(filter, axis, value, CPU)
@@ -212,6 +271,30 @@ def test_a_report_names_its_peers_and_compares_with_them():
     assert found[0]["M/N"] == "0.1, 0.25" and found[0]["T"] == "5" and "k" not in header
 
 
+def test_a_row_with_two_peers_is_compared_with_both():
+    work = GuidedWork(size=SIZE)
+    rows = [
+        row(work, provider, median, stage="total")
+        for provider, median in (("tritoncrf", 1.0), ("torch_boxes", 3.0), ("kornia", 8.0))
+    ]
+    ours, *others = (report.cells(row, report.peers_of(row, report.peers(rows))) for row in rows)
+    assert ours["faster"] == "3 x, 8 x" and ours["memory"] == "1 x, 1 x" and ours["r"] == "3"
+    assert all(other["faster"] == "" for other in others)
+
+
+def test_works_that_differ_in_any_number_are_told_apart():
+    works = [GuidedWork(size=SIZE), GuidedWork(size=SIZE, radius=8), LatticeWork(size=SIZE), ConvCRFWork(3, size=SIZE)]
+    assert len({report.key(row(work, "tritoncrf", 1.0)) for work in works}) == len(works)
+
+
+def test_a_report_from_before_guided_filters_still_compares(tmp_path):
+    rows = [row(LatticeWork(size=SIZE), "tritoncrf", median) for median in (2.0, 1.0)]
+    for name, found in zip(("before", "after"), rows):
+        environment = {"device": "a processor", "commit": name}
+        (tmp_path / name).write_text(json.dumps({"environment": environment, "rows": [found]}))
+    assert "2 x" in report.compare(tmp_path / "before", tmp_path / "after")
+
+
 def test_a_row_that_does_not_name_its_filter_is_of_a_window():
     assert report.key({"work": "W1"}) == report.key({"work": "W1", "filter": "window", "learns": "features"})
 
@@ -229,6 +312,13 @@ def test_quick_benchmarks_take_the_lattice_and_its_peer():
         assert f"lattice-batch1-T5-total-grace_hopper-{provider}-eager" in quick
     assert "exact-batch1-T5-total-grace_hopper-pykeops-eager" in whole
     assert not any(run.startswith("exact") for run in quick)
+    for provider in ("tritoncrf", "torch_boxes", "kornia"):
+        assert f"guided-r3-500x500-batch1-T3-total-grace_hopper-{provider}-eager" in quick
+        assert f"guided-r3-256x512-batch1-T3-total-grace_hopper-{provider}-eager" in whole
+    # Only who builds a filter apart has these stages.
+    assert "guided-r3-500x500-batch1-T3-loop-grace_hopper-torch_boxes-eager" in quick
+    assert not any("kornia" in run and "-total-" not in run for run in whole)
+    assert not any("pykeops" in run and "-total-" not in run for run in whole)
 
 
 # Accuracy ---------------------------------------------------------------------------------------------------------
@@ -265,3 +355,23 @@ def test_an_accuracy_report(tmp_path, monkeypatch, capsys):
     for found in rows:
         assert 0 < found["relative_l2"] < 1 and 0 < found["largest"] < 2 and 0.3 < found["row_sum_ratio"] < 1.1
         assert found["bar"] == (0.02 if len(found["thetas"]) == 1 else 0.06)
+
+
+# Methods ----------------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_drawn_and_told(tmp_path, monkeypatch, capsys):
+    """On a detail of the photo. The picture is small enough to be read on a page."""
+    detail = slice(60, 140), slice(150, 250)
+    image, truth = methods.photo()[detail], methods.mask()[detail]
+    monkeypatch.setattr(methods, "photo", lambda: image)
+    monkeypatch.setattr(methods, "mask", lambda: truth)
+    assert methods.run(tmp_path / "methods.png") == 0
+    with Image.open(tmp_path / "methods.png") as drawn:
+        assert drawn.width == pytest.approx(methods.WIDTH, abs=1)
+    printed = capsys.readouterr().out
+    assert "50 x 40 pixels" in printed
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("| ")]
+    found = {name: dict(zip(rows[0], [name, *rest])) for name, *rest in rows[1:]}
+    assert set(found) == {"input", *methods.METHODS}
+    assert found["guided"]["settings"] == "radius 8" and found["exact"]["unlike exact"] == "0.0%"

@@ -94,6 +94,16 @@ def test_any_size_and_kind_of_image(shape, kind):
     assert drawn.std() > 0
 
 
+def test_methods_stand_side_by_side():
+    refined = {"Guided": (AFTER, 0.5), "Lattice": (BEFORE, 12.345)}
+    figure = figures.methods(IMAGE, AFTER, refined, truth=AFTER, names=("a", "b", "c"))
+    assert len(figure.axes) == 3
+    assert {"Input labels", "Guided", "100.0% right, 0.50 s", "Lattice", "75.0% right, 12.35 s"} <= set(texts(figure))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "c"]
+    assert picture(figure).std() > 0
+    assert "0.50 s" in texts(figures.methods(IMAGE, AFTER, refined))
+
+
 def test_many_classes_are_summed_up():
     labels = np.arange(2400).reshape(40, 60) % 200
     assert "and 176 more" in texts(figures.comparison(IMAGE, labels, labels))
