@@ -12,8 +12,9 @@ carries the step. Both own a tile of rows and columns for some classes at a time
 Short windows of images are summed tap by tap: each row under the window is summed once, 2 R + 1 reads a number, and
 then added to all K = 4 rows of the tile that see it. At R = 3 that takes 18 reads and 45 instructions for a number of
 z, against 49 and 98 without sharing rows. A row's neighbours are read again from the cache: shifting them in
-registers, by scans and gathers of a tile that holds its halo, was written and counted (105 instructions, 58 of them
-shuffles or shared memory). Long windows are summed along one axis after the other as in box.py, the tile's last.
+registers, by scans and gathers of a tile that holds its halo, was written and compiled for sm_90: 110 instructions
+for each number of the tile, 43 of them shuffles or shared memory. Long windows are summed along one axis after the
+other as in box.py, the tile's last.
 
 The second pass leaves its messages F where the result goes, class by class; when all are there, the program reads
 them back, all classes of some pixels at once, and finishes the step. So any D and long windows fit in registers.
