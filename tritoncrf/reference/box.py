@@ -34,22 +34,29 @@ def _along(x, axis: int, r: int, dilation: int):
     power.narrow(axis, 0, before).zero_()
     power.narrow(axis, before, n).copy_(x)
     total, reach, taken = None, 0, 1  # total: of `reach` neighbours
+    spare = [torch.empty_like(power) for _ in range(2)]  # fresh memory for every sum would cost more than the sum
     while True:
         if width & taken:
-            total = power if total is None else _ahead(total, power, axis, reach * dilation)
+            if total is None:
+                total = power
+            else:
+                found = _ahead(total, power, axis, reach * dilation, spare.pop())
+                spare.append(total)
+                total = found
             reach += taken
         if reach == width:
             return total.narrow(axis, 0, n)
-        power = _ahead(power, power, axis, taken * dilation)
-        taken *= 2
+        found = _ahead(power, power, axis, taken * dilation, spare.pop())
+        if power is not total:
+            spare.append(power)
+        power, taken = found, 2 * taken
 
 
-def _ahead(near, far, axis: int, offset: int):
+def _ahead(near, far, axis: int, offset: int, found):
     """near_i + far_{i + offset}; near_i where that is behind the end."""
     left = near.shape[axis] - offset
     if left <= 0:
-        return near
-    found = torch.empty_like(near)
+        return found.copy_(near)
     torch.add(near.narrow(axis, 0, left), far.narrow(axis, offset, left), out=found.narrow(axis, 0, left))
     found.narrow(axis, left, offset).copy_(near.narrow(axis, left, offset))
     return found
