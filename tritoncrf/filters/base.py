@@ -18,6 +18,7 @@ from tritoncrf import checks
 from tritoncrf.reference import blur
 
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
+BACKENDS = ("auto", "triton", "torch")
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read once, as triton does
 
@@ -95,6 +96,11 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
                 "got CPU tensors without it; use 'auto'"
             )
     return backend
+
+
+def holds(kernels, mixing, classes: int) -> bool:
+    """Whether a kernel's fused step holds that many classes in registers, mixed by these A_m."""
+    return classes <= (kernels.MAX_MATRIX_CLASSES if any(a.ndim == 2 for a in mixing) else kernels.MAX_CLASSES)
 
 
 def launches_run() -> bool:
@@ -188,6 +194,11 @@ def lifted(x):
     return x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:])
 
 
+def unlifted(x, axes: int):
+    """[B, C, Z, Y, X] with its last `axes` axes alone, the others being of extent 1."""
+    return x.reshape(*x.shape[:2], *x.shape[5 - axes :])
+
+
 def per_axis(value: int, axes: int, missing: int) -> tuple[int, int, int]:
     """`value` for each of the last `axes` axes, `missing` for the others."""
     return (missing,) * (3 - axes) + (value,) * axes
@@ -196,8 +207,7 @@ def per_axis(value: int, axes: int, missing: int) -> tuple[int, int, int]:
 def lowered(features, factor: int):
     """Features averaged over blocks of `factor` a side, with as many axes as they came with."""
     axes = features.ndim - 2
-    low = blur.pool(lifted(features), per_axis(factor, axes, 1))
-    return low.reshape(*features.shape[:2], *low.shape[5 - axes :])
+    return unlifted(blur.pool(lifted(features), per_axis(factor, axes, 1)), axes)
 
 
 def checked_features(features) -> torch.Tensor:
@@ -210,12 +220,19 @@ def checked_features(features) -> torch.Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
+def execution(precision, backend) -> dict:
+    """How a filter computes, checked; whether this backend serves its tensors `resolve_backend` knows."""
+    return {
+        "precision": checks.expect_choice("precision", precision, ("default", "fast")),
+        "backend": checks.expect_choice("backend", backend, BACKENDS),
+    }
+
+
 def shared_fields(features, include_self, normalization, precision, backend) -> dict:
     """What the plans of all Gaussian filters have, checked; `Filter.normalize` sets the scales."""
     checks.expect_choice("normalization", normalization, NORMALIZATIONS)
     fields = {
-        "precision": checks.expect_choice("precision", precision, ("default", "fast")),
-        "backend": checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+        **execution(precision, backend),
         "include_self": checks.expect_bool("include_self", include_self),
     }
     resolve_backend(backend, features.device, features.dtype)

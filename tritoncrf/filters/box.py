@@ -5,7 +5,7 @@ import importlib
 import torch
 
 from tritoncrf import checks
-from tritoncrf.filters.base import compute_dtype, lifted, resolve_backend, without_autocast
+from tritoncrf.filters.base import BACKENDS, compute_dtype, lifted, resolve_backend, without_autocast
 from tritoncrf.reference import box as reference
 
 FARTHEST = 1 << 31  # no image is wider: what reaches farther sees no more
@@ -46,7 +46,7 @@ def box_mean(x, radius, dilation=1, box="count", backend="auto"):
     radii = expect_radii(radius, x.ndim - 2)
     dilation = min(checks.expect_int("dilation", dilation, 1), FARTHEST)
     checks.expect_choice("box", box, reference.BOXES)
-    checks.expect_choice("backend", backend, ("auto", "triton", "torch"))
+    checks.expect_choice("backend", backend, BACKENDS)
     checks.expect_finite("x", x)
     dtype = compute_dtype(x)
     backend = resolve_backend(backend, x.device, dtype)

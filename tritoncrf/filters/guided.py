@@ -11,11 +11,14 @@ from tritoncrf.filters.base import (
     Filter,
     Plan,
     compute_dtype,
+    execution,
+    holds,
     lifted,
     lowered,
     per_axis,
     refuse_second_derivative,
     resolve_backend,
+    unlifted,
     without_autocast,
 )
 from tritoncrf.filters.box import box_summer, capped, expect_radii
@@ -83,8 +86,7 @@ class Guided(Filter):
             radius_x=radius_x,
             box=checks.expect_choice("box", box, BOXES),
             subsample=subsample,
-            precision=checks.expect_choice("precision", precision, ("default", "fast")),
-            backend=checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+            **execution(precision, backend),
         )
         eps = checks.expect_positive_number("eps", eps)
         if isinstance(eps, torch.Tensor):
@@ -95,9 +97,8 @@ class Guided(Filter):
                 raise ValueError(f"eps: expected a finite number above 0 in {guide.dtype}, got {eps}")
             eps = torch.full((), eps, dtype=guide.dtype, device=guide.device)
         backend = resolve_backend(backend, guide.device, guide.dtype)
-        if (
-            box == "count"
-        ):  # W is the same for any shift of the guide, and covariances are then no differences of large sums
+        if box == "count":
+            # W is the same for any shift of the guide, and covariances are then no differences of large sums.
             guide = guide - guide.detach().mean(tuple(range(2, guide.ndim)), keepdim=True)
         low = lowered(guide, subsample)
         self.tensors = [guide, low, *statistics(low, eps, radii, box, backend)]
@@ -150,15 +151,13 @@ def statistics(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: st
             found = guided_kernels().statistics(full, eps, radii, box)
         else:
             found = reference.statistics(full.double(), eps.double(), *_windows(full, radii, box, backend))
-        return [t.reshape(*t.shape[:2], *guide.shape[2:]).to(guide.dtype).contiguous() for t in found]
+        return [unlifted(t, guide.ndim - 2).to(guide.dtype).contiguous() for t in found]
 
 
 @statistics.register_fake
 def _(guide, eps, radii, box, backend):
-    dimensions = guide.shape[1]
-    return [
-        guide.new_empty((guide.shape[0], n, *guide.shape[2:])) for n in (dimensions, dimensions * (dimensions + 1) // 2)
-    ]
+    images, d, *size = guide.shape
+    return [guide.new_empty((images, n, *size)) for n in (d, d * (d + 1) // 2)]
 
 
 @torch.library.custom_op("tritoncrf::guided_backward", mutates_args=())
@@ -242,9 +241,7 @@ class GuidedPlan(Plan):
         return reference.filtered(lifted(x), prepared, adjoint).view(x.shape)
 
     def gradients(self, x, y, prepared):
-        axes = x.ndim - 2
-        found = reference.gradients(lifted(x), lifted(y), prepared)
-        return [g.reshape(*g.shape[:2], *g.shape[5 - axes :]) for g in found]
+        return [unlifted(g, x.ndim - 2) for g in reference.gradients(lifted(x), lifted(y), prepared)]
 
     def _has_kernels(self, prepared) -> bool:
         """Triton's kernels fit at full resolution, up to a radius; elsewhere passes of PyTorch share a kernel's box
@@ -255,8 +252,7 @@ class GuidedPlan(Plan):
         """A single guided filter runs as one step in Triton, its second box carrying the rest of the step."""
         if len(plans) > 1 or not self._has_kernels(prepared[0]):
             return None
-        kernels, classes = guided_kernels(), unary.shape[1]
-        fits = classes <= (kernels.MAX_MATRIX_CLASSES if mixing[0].ndim == 2 else kernels.MAX_CLASSES)
+        fits = holds(guided_kernels(), mixing, unary.shape[1])
         return GuidedStep(prepared[0], self.precision, mixing, unary, unary_weight) if fits else None
 
 

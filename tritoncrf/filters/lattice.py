@@ -11,6 +11,7 @@ from tritoncrf.filters.base import (
     Filter,
     Plan,
     checked_features,
+    holds,
     launches_run,
     refuse_second_derivative,
     resolve_backend,
@@ -274,6 +275,5 @@ class LatticePlan(Plan):
         arguments = plans, prepared, mixing, unary, unary_weight
         if self.backend == "torch":
             return LatticeStep(*arguments)
-        matrix = any(a.ndim == 2 for a in mixing)
-        limit = lattice_kernels().MAX_MATRIX_CLASSES if matrix else lattice_kernels().MAX_CLASSES
-        return TritonLatticeStep(*arguments) if len(plans) <= 2 and unary.shape[1] <= limit else None
+        fits = len(plans) <= 2 and holds(lattice_kernels(), mixing, unary.shape[1])
+        return TritonLatticeStep(*arguments) if fits else None

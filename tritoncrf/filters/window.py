@@ -11,11 +11,13 @@ from tritoncrf.filters.base import (
     Filter,
     Plan,
     checked_features,
+    holds,
     lifted,
     lowered,
     per_axis,
     shared_fields,
     summed,
+    unlifted,
 )
 from tritoncrf.filters.window_step import (
     FusedBlurStep,
@@ -178,8 +180,7 @@ class WindowPlan(Plan):
         if prepared.scale_out is not None:
             message = blur.upsample(self._sum(low_x, prepared), shape, factors)
             gradients.append(summed(lifted(y) * message, prepared.shared))
-        axes = x.ndim - 2
-        return [g.reshape(*g.shape[:2], *g.shape[5 - axes :]) for g in gradients]
+        return [unlifted(g, x.ndim - 2) for g in gradients]
 
     def fuse(self, plans, prepared, mixing, unary, unary_weight):
         """Windows of one geometry run as one: in Triton one or two in a launch per iteration, two with blur; in
@@ -198,8 +199,7 @@ class WindowPlan(Plan):
             fits = unary.ndim < 5 and not matrix and self.blur <= blur_kernels().MAX_BLUR
             fits = fits and len({p.include_self for p in plans}) == 1
             return FusedBlurStep(*arguments) if fits else None
-        fits = classes <= (window_kernels().MAX_MATRIX_CLASSES if matrix else window_kernels().MAX_CLASSES)
-        return FusedStep(*arguments) if fits else None
+        return FusedStep(*arguments) if holds(window_kernels(), mixing, classes) else None
 
 
 def _same_geometry(plan, other) -> bool:

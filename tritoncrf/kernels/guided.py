@@ -42,7 +42,7 @@ from tritoncrf.kernels.box import (
     window_sums,
 )
 from tritoncrf.kernels.common import ceil_div, launch
-from tritoncrf.kernels.step import mixed, softmax, softmax_adjoint
+from tritoncrf.kernels.step import finished, mixed
 
 __all__ = ["MAX_RADIUS", "guided_filter", "guided_step", "guided_step_backward", "statistics"]
 
@@ -204,22 +204,15 @@ def _step_kernel(
     if EPILOGUE != "sum":
         tl.debug_barrier()  # the messages that this program's other threads have written
         o_l = tl.arange(0, CP)
-        m_l = o_l < C
         for p in range(0, rows * P, PIXELS):
             k = (p + tl.arange(0, PIXELS)) // P
             column = line + (p + tl.arange(0, PIXELS)) % P
             m_p = (k < rows) & (first + k < n) & (column < lines)
             o_y = image + o_l[None, :] * N + ((first + k) * lines + column)[:, None]
-            m_y = m_p[:, None] & m_l[None, :]
+            m_y = m_p[:, None] & (o_l < C)[None, :]
             messages = tl.load(message_ptr + o_y, mask=m_y, other=0.0)
             result = mixed(messages, mix_ptr, stride_ml, stride_mk, o_l, C, MATRIX, CP, PRECISION)
-            if EPILOGUE == "softmax" or EPILOGUE == "scores":
-                a = tl.load(a_ptr + o_l * stride_a, mask=m_l, other=0.0)
-                result += a[None, :] * tl.load(unary_ptr + o_y, mask=m_y, other=0.0)
-                if EPILOGUE == "softmax":
-                    result = softmax(result, o_l, C)
-            if EPILOGUE == "softmax_adjoint":
-                result = softmax_adjoint(tl.load(q_ptr + o_y, mask=m_y, other=0.0), result)
+            result = finished(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, m_y, o_l, C, EPILOGUE)
             tl.store(y_ptr + o_y, result, mask=m_y)
 
 
@@ -380,7 +373,7 @@ def guided_step_backward(g, guide, mix, q, precision: str, filtered):
     y = torch.empty_like(g)
     transposed = mix.mT if mix.ndim == 2 else mix
     _messages(
-        _coefficients(g, guide, True), guide, True, "adjoint" if q is None else "softmax_adjoint", y,
+        _coefficients(g, guide, True), guide, True, "weighted" if q is None else "softmax_adjoint", y,
         y if filtered is None else filtered, **_mixing(transposed), q_ptr=q, PRECISION=precision,
     )  # fmt: skip
     return y

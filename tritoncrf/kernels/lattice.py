@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from tritoncrf.kernels.common import ceil_div, launch, scale
-from tritoncrf.kernels.step import mixed, softmax, softmax_adjoint
+from tritoncrf.kernels.step import finished, mixed
 
 MAX_CLASSES = 256  # of the fused step: a pixel's classes are one row of registers
 MAX_MATRIX_CLASSES = 64
@@ -300,13 +300,7 @@ def _slice_kernel(
         if filtered_ptr is not None:
             tl.store(filtered_ptr + tl.num_programs(2).to(tl.int64) * N * CS + o_y, other, mask=tile)
         result += mixed(other, mix_ptr + stride_mm, stride_ml, stride_mk, o_c, C, MATRIX, CP, PRECISION)
-    if EPILOGUE == "softmax" or EPILOGUE == "scores":
-        a = tl.load(a_ptr + o_c * stride_a, mask=o_c < C, other=0.0)
-        result += a[None, :] * tl.load(unary_ptr + o_y, mask=tile, other=0.0)
-        if EPILOGUE == "softmax":
-            result = softmax(result, o_c, C)
-    if EPILOGUE == "softmax_adjoint":
-        result = softmax_adjoint(tl.load(q_ptr + o_y, mask=tile, other=0.0), result)
+    result = finished(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, tile, o_c, C, EPILOGUE)
     tl.store(y_ptr + o_y, result, mask=tile)
 
 

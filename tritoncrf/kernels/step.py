@@ -40,3 +40,17 @@ def softmax(scores, o_c, C):
 def softmax_adjoint(q, gradient):
     """dS = Q (dQ - <Q, dQ>) for tiles [P, CP]."""
     return q * (gradient - tl.sum(q * gradient, 1)[:, None])
+
+
+@triton.jit
+def finished(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, m_y, o_c, C, EPILOGUE: tl.constexpr):
+    """From weighted messages [P, CP] at offsets o_y what a step gives: S as "scores" or its "softmax", dS as
+    "softmax_adjoint"; "weighted" is dQ, and "sum" the messages, as they are."""
+    if EPILOGUE == "softmax" or EPILOGUE == "scores":
+        a = tl.load(a_ptr + o_c * stride_a, mask=o_c < C, other=0.0)
+        result += a[None, :] * tl.load(unary_ptr + o_y, mask=m_y, other=0.0)
+        if EPILOGUE == "softmax":
+            result = softmax(result, o_c, C)
+    if EPILOGUE == "softmax_adjoint":
+        result = softmax_adjoint(tl.load(q_ptr + o_y, mask=m_y, other=0.0), result)
+    return result

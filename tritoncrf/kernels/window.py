@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from tritoncrf.kernels.common import ceil_div, launch, scale
-from tritoncrf.kernels.step import mixed, softmax, softmax_adjoint
+from tritoncrf.kernels.step import finished, mixed
 
 MAX_CLASSES = 256  # of one pass: beyond, the accumulators do not fit in registers
 MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot push the sums out of registers
@@ -190,13 +190,7 @@ def _window_kernel(
         result = mixed(sum0, mix_ptr, stride_ml, stride_mk, o_c, C, MATRIX, CP, PRECISION)
         if FILTERS == 2:
             result += mixed(sum1, mix_ptr + stride_mm, stride_ml, stride_mk, o_c, C, MATRIX, CP, PRECISION)
-    if EPILOGUE == "softmax" or EPILOGUE == "scores":
-        a = tl.load(a_ptr + o_c * stride_a, mask=m_c, other=0.0)
-        result += a[None, :] * tl.load(unary_ptr + o_y, mask=tile, other=0.0)
-        if EPILOGUE == "softmax":
-            result = softmax(result, o_c, C)
-    if EPILOGUE == "softmax_adjoint":
-        result = softmax_adjoint(tl.load(q_ptr + o_y, mask=tile, other=0.0), result)
+    result = finished(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, tile, o_c, C, EPILOGUE)
     tl.store(y_ptr + o_y, result, mask=tile)
 
 

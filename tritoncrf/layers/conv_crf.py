@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tritoncrf import checks, features, filters
-from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype
+from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype, execution
 from tritoncrf.filters.window import MAX_WINDOW
 from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, floating
 from tritoncrf.mean_field import mean_field
@@ -91,8 +91,7 @@ class ConvCRF(nn.Module):
             "blur": checks.expect_int("blur", blur, 1),
             "include_self": checks.expect_bool("include_self", include_self),
             "normalization": checks.expect_choice("normalization", normalization, NORMALIZATIONS),
-            "precision": checks.expect_choice("precision", precision, ("default", "fast")),
-            "backend": checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+            **execution(precision, backend),
         }
 
         thetas = {"theta_smooth": theta_smooth, "theta_color": theta_color}

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tritoncrf import checks, features, filters
-from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype
+from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype, execution
 from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, floating
 from tritoncrf.mean_field import mean_field
 from tritoncrf.published import CRFRNN_CODES, crfrnn_parameters
@@ -78,8 +78,7 @@ class CRFRNN(nn.Module):
         self.lattice = {
             "include_self": checks.expect_bool("include_self", include_self),
             "normalization": checks.expect_choice("normalization", normalization, NORMALIZATIONS),
-            "precision": checks.expect_choice("precision", precision, ("default", "fast")),
-            "backend": checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+            **execution(precision, backend),
         }
 
         thetas = {"theta_smooth": theta_smooth, "theta_space": theta_space, "theta_color": theta_color}

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tritoncrf import checks, features, filters
-from tritoncrf.filters.base import compute_dtype
+from tritoncrf.filters.base import compute_dtype, execution
 from tritoncrf.filters.box import expect_radii
 from tritoncrf.filters.guided import BOXES
 from tritoncrf.layers.common import as_precise, expect_inputs, floating
@@ -88,8 +88,7 @@ class GuidanceCRF(nn.Module):
             "radius": tuple(expect_radii(radius, len(radius))) if one_per_axis else expect_radii(radius, 1)[0],
             "box": box if preset is None else "constant",
             "subsample": subsample if fast else 1,
-            "precision": checks.expect_choice("precision", precision, ("default", "fast")),
-            "backend": checks.expect_choice("backend", backend, ("auto", "triton", "torch")),
+            **execution(precision, backend),
         }
         factory = {"device": device, "dtype": floating(dtype)}
         self.compatibility = nn.Parameter(-torch.eye(num_classes, **factory)) if compatibility else None

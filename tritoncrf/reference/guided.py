@@ -21,7 +21,7 @@ at a time, so that what a window needs stays in the cache.
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -53,13 +53,9 @@ class Guide:
     def of(self, image: int) -> "Guide":
         """What one image of a batch sees, without the batch's axis; D is worked out once for all."""
         b = image if len(self.image) > 1 else 0
-        one = Guide(self.image[b], self.low[b], self.mu[b], self.inverse[b], *self._rest)
+        one = replace(self, image=self.image[b], low=self.low[b], mu=self.mu[b], inverse=self.inverse[b])
         one.area = self.area
         return one
-
-    @property
-    def _rest(self):
-        return self.radii, self.box, self.factors, self.box_sum
 
     def sums(self, fields):
         """P of fields [n, fields, Z, Y, X]."""
@@ -134,7 +130,7 @@ def inverse(matrix):
 def filtered(x, guide: Guide, adjoint: bool = False):
     """W x for x [B, C, Z, Y, X], or W^T x."""
     found = torch.empty_like(x)
-    for values, out, seen in _chunks(guide, x, found):
+    for _, seen, (values, out) in _chunks(guide, x, found):
         if adjoint:
             out.copy_(seen.enter_adjoint(seen.sums(seen.windows(seen.leave_adjoint(values))), x.shape[2:]))
         else:
@@ -146,7 +142,7 @@ def gradients(x, y, guide: Guide):
     """Of <y, W x> with respect to image, low, mu and the packed A, each by itself: where nothing is averaged, image and
     low are one guide, and autograd adds the first two."""
     image, low, mu, inverse = (torch.zeros_like(t) for t in (guide.image, guide.low, guide.mu, guide.inverse))
-    for b, (values, cotangents, seen) in _numbered_chunks(guide, x, y):
+    for b, seen, (values, cotangents) in _chunks(guide, x, y):
         fields, ending = seen.enter(values), seen.leave_adjoint(cotangents)
         sums, other_sums = seen.sums(fields), seen.sums(ending)
         means, other_means = sums / seen.area, other_sums / seen.area
@@ -223,14 +219,10 @@ def _combined(fields, guide):
     return found
 
 
-def _numbered_chunks(guide: Guide, *tensors):
-    """Some classes [n, Z, Y, X] of each [B, C, Z, Y, X], what they see, and before both the index of that guide."""
+def _chunks(guide: Guide, *tensors):
+    """The index of an image's guide, that guide, and some classes [n, Z, Y, X] of each [B, C, Z, Y, X]."""
     count = max(1, CHUNK // (tensors[0].shape[2:].numel() * (1 + guide.image.shape[1])))
     for b in range(len(tensors[0])):
         seen = guide.of(b)
         for chunks in zip(*(t[b].split(count) for t in tensors)):
-            yield (b if len(guide.image) > 1 else 0), (*chunks, seen)
-
-
-def _chunks(guide: Guide, *tensors):
-    return (chunks for _, chunks in _numbered_chunks(guide, *tensors))
+            yield (b if len(guide.image) > 1 else 0), seen, chunks
