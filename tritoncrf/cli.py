@@ -3,12 +3,9 @@
 Every bad input ends with exit code 2 and one line on stderr. Output files are written whole or not at all.
 """
 
-import argparse
 import contextlib
 import importlib.util
-import os
 import platform
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +16,8 @@ from tqdm import tqdm
 
 import tritoncrf
 from tritoncrf import demo, figures
+from tritoncrf.commands import CommandError, Parser, check_output, run
+from tritoncrf.files import read_array, read_image, read_labels, replacing, write_labels
 from tritoncrf.published import PARAMETERS
 from tritoncrf.refine import METHODS, UNKNOWN, refine
 
@@ -44,32 +43,9 @@ SETTINGS = {
 FIGURES = (".png", ".pdf", ".svg")
 
 
-class CommandError(Exception):
-    """What the user gave does not work; the message is the one line to print."""
-
-
-# What bad input raises here and in the library; anything else is a bug and shows its traceback.
-REFUSALS = (CommandError, ValueError, TypeError, OSError, MemoryError, torch.OutOfMemoryError)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, without the usage."""
-
-    def error(self, message):
-        raise CommandError(message)
-
-
 def main(arguments=None) -> int:
     """Run one command; 0 if it worked, 2 if not."""
-    try:
-        options = _parser().parse_args(arguments)
-        options.run(options)
-    except REFUSALS as error:
-        print(f"tritoncrf: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run(_parser(), arguments)
 
 
 def _parser():
@@ -108,7 +84,7 @@ def _parser():
 
 
 def _demo(options):
-    _check_output("--out", options.out, FIGURES)
+    check_output("--out", options.out, FIGURES)
     with _steps("refine", "draw") as step:
         outcome = demo.run(_device())
         step()
@@ -116,7 +92,7 @@ def _demo(options):
             outcome.image, outcome.before, outcome.after,
             truth=outcome.truth, names=demo.CLASSES, seconds=outcome.seconds,
         )  # fmt: skip
-        with _replacing(options.out) as file:
+        with replacing(options.out) as file:
             _save(figure, file, options.out)
         step()
     print(outcome)
@@ -126,18 +102,18 @@ def _demo(options):
 def _refine(options):
     kind = next(kind for kind in KINDS if getattr(options, kind) is not None)
     source = getattr(options, kind)
-    _check_output("--out", options.out, (".png", ".npy"))
+    check_output("--out", options.out, (".png", ".npy"))
     for option, path in ("--figure", options.figure), ("--trace-figure", options.trace_figure):
         if path is not None:
-            _check_output(option, path, FIGURES)
+            check_output(option, path, FIGURES)
     _check_distinct(options.image, source, options.out, options.figure, options.trace_figure)
     given = {name: getattr(options, name) for name in ("method", *SETTINGS) if getattr(options, name) is not None}
     settings = {**PARAMETERS.get(options.parameters, {}), **given}
     records = [] if options.trace or options.trace_figure is not None else None
 
     with _steps("load", "refine", "write") as step:
-        image = _read_image(options.image)
-        scores = _read_labels(source) if kind == "labels" else _read_array(source)
+        image = read_image(options.image)
+        scores = read_labels(source) if kind == "labels" else read_array(source)
         step()
         start = time.perf_counter()
         on_device = torch.from_numpy(scores).to(_device())
@@ -147,15 +123,15 @@ def _refine(options):
             raise CommandError(f"--out: a .png holds 256 classes, got {len(refined)}; write an .npy")
         step()
         with contextlib.ExitStack() as files:
-            out = files.enter_context(_replacing(options.out))
+            out = files.enter_context(replacing(options.out))
             _write(out, options.out, refined)
             if options.figure is not None:
                 before = _before(kind, scores)
                 figure = figures.comparison(np.asarray(image), before, refined.argmax(0), seconds=seconds)
-                _save(figure, files.enter_context(_replacing(options.figure)), options.figure)
+                _save(figure, files.enter_context(replacing(options.figure)), options.figure)
             if options.trace_figure is not None:
                 figure = figures.trace(records)
-                _save(figure, files.enter_context(_replacing(options.trace_figure)), options.trace_figure)
+                _save(figure, files.enter_context(replacing(options.trace_figure)), options.trace_figure)
         step()
     if options.trace:
         print(_table(records))
@@ -201,83 +177,12 @@ def _steps(*names):
         yield step
 
 
-def _check_output(option, path, extensions):
-    if path.suffix.lower() not in extensions:
-        raise CommandError(f"{option}: expected a file name ending in {' or '.join(extensions)}, got {path}")
-    if not path.parent.is_dir():
-        raise CommandError(f"{option}: expected a file in a folder that exists, got {path}")
-    if path.is_dir():
-        raise CommandError(f"{option}: expected a file, got the folder {path}")
-    if not os.access(path.parent, os.W_OK):
-        raise CommandError(f"{option}: expected a folder that can be written to, got {path}")
-
-
 def _check_distinct(*paths):
     """No output may replace an input, nor another output."""
     image, source, *outputs = [path.resolve() for path in paths if path is not None]
     for n, path in enumerate(outputs):
         if path in (image, source, *outputs[:n]):
             raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")
-
-
-def _decoded(path, what, read):
-    """What `read(path)` gives; one error, naming the file, for all that decoders raise."""
-    if not path.is_file():
-        raise CommandError(f"{path}: expected {what}, got {'a folder' if path.is_dir() else 'no such file'}")
-    try:
-        return read(path)
-    except CommandError:
-        raise
-    except Exception as error:  # broken files make decoders raise nearly anything, SyntaxError included
-        raise CommandError(f"{path}: expected {what}, unreadable: {error}") from error
-
-
-def _read_image(path):
-    from PIL import Image
-
-    def read(path):
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith(("I", "F")):
-                raise CommandError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}")
-            return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-    return _decoded(path, "a picture", read)
-
-
-def _read_labels(path):
-    """[H, W] integers; the indices of a palette picture, not its colours."""
-    if path.suffix.lower() != ".png":
-        return _read_array(path, extensions=(".png", ".npy", ".npz"))
-    from PIL import Image
-
-    def read(path):
-        with Image.open(path) as image:
-            image.load()
-            if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-                raise CommandError(f"{path}: expected label indices, one channel or a palette, got {image.mode}")
-            return np.array(image)
-
-    return _decoded(path, "a .png of labels", read)
-
-
-def _read_array(path, extensions=(".npy", ".npz")):
-    if path.suffix.lower() not in extensions:
-        raise CommandError(f"{path}: expected a file ending in {' or '.join(extensions)}")
-
-    def read(path):
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            if len(loaded.files) != 1:
-                raise CommandError(f"{path}: expected one array, got {len(loaded.files)}: {', '.join(loaded.files)}")
-            return loaded[loaded.files[0]]
-
-    array = _decoded(path, "an array", read)
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise CommandError(f"{path}: expected numbers of at most 64 bits, got dtype {array.dtype}")
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def _before(kind, scores):
@@ -290,28 +195,10 @@ def _before(kind, scores):
 def _write(file, path, probabilities):
     if path.suffix.lower() == ".npy":
         np.save(file, probabilities)
-        return
-    from PIL import Image
-
-    picture = Image.fromarray(probabilities.argmax(0).astype(np.uint8), mode="P")
-    picture.putpalette(figures.palette().tobytes())
-    picture.save(file, format="png")
+    else:
+        write_labels(file, probabilities.argmax(0))
 
 
 def _save(figure, file, path):
     """Draw into `file`, in the format that the name of `path` says."""
     figure.savefig(file, format=path.suffix[1:].lower())
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """A file that takes the place of `path` when the block ends well, and leaves nothing behind when not."""
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

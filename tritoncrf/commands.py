@@ -1,0 +1,51 @@
+"""What the command lines share: every bad input ends with exit code 2 and one line on stderr."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+__all__ = ["CommandError", "Parser", "check_output", "run"]
+
+
+class CommandError(Exception):
+    """What the user gave does not work; the message is the one line to print."""
+
+
+# What bad input raises here and in the library; anything else is a bug and shows its traceback.
+REFUSALS = (CommandError, ValueError, TypeError, OSError, MemoryError, torch.OutOfMemoryError)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, without the usage."""
+
+    def error(self, message):
+        raise CommandError(message)
+
+
+def run(parser: Parser, arguments=None) -> int:
+    """Parse, and call `options.run(options)`; 0 if it worked, 2 if not."""
+    try:
+        options = parser.parse_args(arguments)
+        options.run(options)
+    except REFUSALS as error:
+        name = parser.prog.split()[-1]
+        print(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def check_output(option: str, path: Path, extensions) -> None:
+    """An error unless `path` can be written, before any work is done for it."""
+    if path.suffix.lower() not in extensions:
+        raise CommandError(f"{option}: expected a file name ending in {' or '.join(extensions)}, got {path}")
+    if not path.parent.is_dir():
+        raise CommandError(f"{option}: expected a file in a folder that exists, got {path}")
+    if path.is_dir():
+        raise CommandError(f"{option}: expected a file, got the folder {path}")
+    if not os.access(path.parent, os.W_OK):
+        raise CommandError(f"{option}: expected a folder that can be written to, got {path}")

@@ -1,0 +1,100 @@
+"""Pictures and arrays on disk: read with one clear error naming the file, written whole or not at all."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tritoncrf.figures import palette
+
+__all__ = ["FileError", "decoded", "read_array", "read_image", "read_labels", "replacing", "write_labels"]
+
+
+class FileError(ValueError):
+    """A file that is not what was expected; the message begins with its name."""
+
+
+def decoded(path: Path, what: str, read):
+    """What `read(path)` gives; one error, naming the file, for all that decoders raise."""
+    if not path.is_file():
+        raise FileError(f"{path}: expected {what}, got {'a folder' if path.is_dir() else 'no such file'}")
+    try:
+        return read(path)
+    except FileError:
+        raise
+    except Exception as error:  # broken files make decoders raise nearly anything, SyntaxError included
+        raise FileError(f"{path}: expected {what}, unreadable: {error}") from error
+
+
+def read_image(path: Path):
+    """A PIL image, RGB or grey ("L")."""
+    from PIL import Image
+
+    def read(path):
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith(("I", "F")):
+                raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}")
+            return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+    return decoded(path, "a picture", read)
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """[H, W] integers; the indices of a palette picture, not its colours."""
+    if path.suffix.lower() != ".png":
+        return read_array(path, extensions=(".png", ".npy", ".npz"))
+    from PIL import Image
+
+    def read(path):
+        with Image.open(path) as image:
+            image.load()
+            if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+                raise FileError(f"{path}: expected label indices, one channel or a palette, got {image.mode}")
+            return np.array(image)
+
+    return decoded(path, "a .png of labels", read)
+
+
+def read_array(path: Path, extensions=(".npy", ".npz")) -> np.ndarray:
+    """The one array of a file, in this machine's byte order."""
+    if path.suffix.lower() not in extensions:
+        raise FileError(f"{path}: expected a file ending in {' or '.join(extensions)}")
+
+    def read(path):
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            if len(loaded.files) != 1:
+                raise FileError(f"{path}: expected one array, got {len(loaded.files)}: {', '.join(loaded.files)}")
+            return loaded[loaded.files[0]]
+
+    array = decoded(path, "an array", read)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise FileError(f"{path}: expected numbers of at most 64 bits, got dtype {array.dtype}")
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def write_labels(file, labels: np.ndarray) -> None:
+    """[H, W] labels from 0 to 255 into an open file, as a PNG with a palette."""
+    from PIL import Image
+
+    picture = Image.fromarray(labels.astype(np.uint8), mode="P")
+    picture.putpalette(palette().tobytes())
+    picture.save(file, format="png")
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """A file that takes the place of `path` when the block ends well, and leaves nothing behind when not."""
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
