@@ -6,7 +6,7 @@
 #   make lint        ruff, check and format
 #   make clean       remove all that these targets made
 # and on a GPU machine, with the packages already there and no network:
-#   make gpu STAGE=tests|sanitize|bench|profile OUT=folder COMMIT=hash DATA=folder
+#   make gpu STAGE=tests|sanitize|bench|profile|pipelines OUT=folder COMMIT=hash DATA=folder
 
 PYTHON3 ?= python3
 VENV := .venv

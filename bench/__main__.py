@@ -1,4 +1,4 @@
-"""`python -m bench run | accuracy | methods | compare | compile | gpu`: see README.md beside this file."""
+"""`python -m bench run | accuracy | methods | pipelines | compare | compile | gpu`: see README.md beside this file."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from bench.suite import run_suite
 from bench.timing import device_found
 
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("tests", "sanitize", "bench", "profile")
+STAGES = ("tests", "sanitize", "bench", "profile", "pipelines")
 
 
 def main() -> int:
@@ -27,6 +27,8 @@ def main() -> int:
     accuracy.add_argument("--out", type=Path, help="folder for the report; without it it is only printed")
     methods = commands.add_parser("methods", help="the methods of `refine` on one photo, drawn side by side")
     methods.add_argument("--out", type=Path, default=FIGURE)
+    pipelines = commands.add_parser("pipelines", help="W6: whole pipelines, and the CRF's share of their time")
+    pipelines.add_argument("--out", type=Path, help="folder for the report; without it it is only printed")
     compare = commands.add_parser("compare", help="two reports side by side")
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
@@ -51,6 +53,10 @@ def main() -> int:
         return accuracy_report(arguments.photos, arguments.out)
     if arguments.command == "methods":
         return draw_methods(arguments.out)
+    if arguments.command == "pipelines":
+        from bench.pipelines import run as pipelines_report
+
+        return pipelines_report(arguments.out)
     if arguments.command == "compare":
         print(report.compare(arguments.before, arguments.after))
         return 0

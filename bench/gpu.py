@@ -3,6 +3,7 @@
 They run on a machine that has a GPU, torch, triton, pytest and little else: no network, perhaps no git.
 """
 
+import csv
 import shutil
 import sys
 import tempfile
@@ -22,6 +23,25 @@ STAGE_SECONDS = 8.5 * 60  # of 9 minutes; the rest is for starting and for writi
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 WATCHED = "window|exact|simplex|splat|join|blur|slice|weights_gradient|products|coefficients|_step|box"  # by ncu
+
+
+# The small runs of models/README.md at CamVid's own size with ResNet-101; thetas are in pixels.
+UNARY = "small_unary"
+FULL_SIZE = (
+    "network.depth=101", "network.width=1", "data.resize=[360, 480]", "data.workers=12", 'amp="bfloat16"',
+    "validate_every=10",
+)  # fmt: skip
+CROP = "augment.crop=[360, 480]"
+WINDOW = "crf.window_size=11", "crf.blur=4", "crf.theta_smooth=3", "crf.theta_space=40"
+LATTICE = "crf.theta_smooth=3", "crf.theta_space=160"
+TRAINED = {
+    UNARY: (CROP,),
+    "small_convcrf": WINDOW,
+    "small_crfrnn": LATTICE,
+    "small_convcrf_joint": (CROP, *WINDOW),
+    "small_crfrnn_joint": (CROP, *LATTICE),
+}
+TRAINED_HEADER = ["run", "outcome", "epochs", "s", "mean IoU", "without CRF", "accuracy"]
 
 
 class Deadline:
@@ -151,6 +171,31 @@ def profile(out: Path, commit: str, data: Path | None) -> int:
         finish(out, "profile", commit, header, lines)
     finish(out, "profile", commit, header, lines, counters(out, deadline))
     return 0
+
+
+def pipelines(out: Path, commit: str, data: Path | None) -> int:
+    """W6; then, where `data` holds CamVid, the small runs of models/README.md at full size."""
+    deadline, camvid = Deadline(), data and data.resolve() / "camvid"
+    status = run_boxed([sys.executable, "-m", "bench", "pipelines", "--out", str(out)], deadline.share(4))
+    if not (camvid and camvid.is_dir()):
+        finish(out, "pipelines", commit, ["run", "outcome"], [["W6", outcome(status)]], "Without --data: no training.")
+        return status
+    statuses, lines = [status], []
+    with tempfile.TemporaryDirectory() as runs:
+        weights = Path(runs) / UNARY / "best.pt"
+        for n, (name, changes) in enumerate(TRAINED.items()):
+            command = [sys.executable, "-m", "tritoncrf.models", "train", name, "--data", str(camvid)]
+            command += ["-o", f"{runs}/{name}", *(["--weights", str(weights)] if n else [])]
+            command += [part for change in (*FULL_SIZE, *changes) for part in ("--set", change)]
+            statuses.append(run_boxed(command, deadline.share(len(TRAINED) - n)))
+            log = Path(runs) / name / "log.csv"
+            rows = list(csv.DictReader(log.open())) if log.exists() else []
+            measured = [row for row in rows if row["val_miou"]]
+            last = measured[-1] if measured else {}
+            share = [last.get(k, "")[:6] for k in ("seconds", "val_miou", "val_unary_miou", "val_accuracy")]
+            lines.append([name, outcome(statuses[-1]), str(len(rows)), *share])
+            finish(out, "pipelines", commit, TRAINED_HEADER, lines)
+    return max(statuses)
 
 
 def described(launch) -> str:

@@ -45,6 +45,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {name for name in names if name.endswith(".py")} == expected
+    configs = {"tritoncrf/" + path.relative_to(ROOT).as_posix() for path in (ROOT / "models" / "configs").iterdir()}
+    assert {name for name in names if name.endswith(".toml")} == configs
     assert all(name.startswith("tritoncrf/") for name in names)
 
 

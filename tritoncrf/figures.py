@@ -4,7 +4,18 @@ import colorsys
 
 import numpy as np
 
-__all__ = ["comparison", "methods", "palette", "trace"]
+__all__ = [
+    "comparison",
+    "grey_of",
+    "head",
+    "legend",
+    "legend_entries",
+    "methods",
+    "overlay",
+    "palette",
+    "plain",
+    "trace",
+]
 
 # A grey for class 0, usually the background; then the seven colours of Okabe and Ito (2008); then 13 chosen
 # one by one, each farthest in OKLab from those before it, as seen with normal, protanope and deuteranope eyes.
@@ -45,15 +56,17 @@ def comparison(image, before, after, *, truth=None, names=None, seconds=None):
     """
     before, after = (np.asarray(labels).astype(int) for labels in (before, after))
     height, width = before.shape
-    grey = _grey(image)
+    grey = grey_of(image)
     panels = [
         ("Image", f"{width} x {height} pixels", _rgb(image)),
-        ("Input labels", _accuracy(before, truth), _overlay(grey, before)),
-        ("Refined labels", _join(_accuracy(after, truth), _duration(seconds)), _overlay(grey, after)),
+        ("Input labels", _accuracy(before, truth), overlay(grey, before)),
+        ("Refined labels", _join(_accuracy(after, truth), _duration(seconds)), overlay(grey, after)),
         ("What changed", *_changes(grey, before, after, truth)),
     ]
     rows, columns = (1, 4) if width <= 1.15 * height else (2, 2)
-    return _figure(panels, rows, columns, 3.6 if rows == 1 else 5.6, _entries([before, after], names), _key(truth))
+    return _figure(
+        panels, rows, columns, 3.6 if rows == 1 else 5.6, legend_entries([before, after], names), _key(truth)
+    )
 
 
 def methods(image, before, refined, *, truth=None, names=None):
@@ -66,12 +79,12 @@ def methods(image, before, refined, *, truth=None, names=None):
     Returns:
         A matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
     """
-    before, grey = np.asarray(before).astype(int), _grey(image)
-    panels = [("Input labels", _accuracy(before, truth), _overlay(grey, before))]
+    before, grey = np.asarray(before).astype(int), grey_of(image)
+    panels = [("Input labels", _accuracy(before, truth), overlay(grey, before))]
     for name, (labels, seconds) in refined.items():
         labels = np.asarray(labels).astype(int)
-        panels.append((name, _join(_accuracy(labels, truth), _duration(seconds)), _overlay(grey, labels)))
-    return _figure(panels, 1, len(panels), 2.9, _entries([before], names), [])
+        panels.append((name, _join(_accuracy(labels, truth), _duration(seconds)), overlay(grey, labels)))
+    return _figure(panels, 1, len(panels), 2.9, legend_entries([before], names), [])
 
 
 def _figure(panels, rows, columns, panel_width, entries, key):
@@ -96,11 +109,11 @@ def _figure(panels, rows, columns, panel_width, entries, key):
         )
         axes.imshow(picture[::step, ::step], interpolation="antialiased", aspect="auto")
         axes.spines[:].set_visible(False)
-        _head(axes, title, subtitle)
+        head(axes, title, subtitle)
 
     if key:
-        _legend(figure, key, len(key), "upper right", (1 - GAP / size[0], (legend_height - 0.1) / size[1]))
-    _legend(figure, entries, per_row, "upper left", (GAP / size[0], (legend_height - 0.1 - key_height) / size[1]))
+        legend(figure, key, len(key), "upper right", (1 - GAP / size[0], (legend_height - 0.1) / size[1]))
+    legend(figure, entries, per_row, "upper left", (GAP / size[0], (legend_height - 0.1 - key_height) / size[1]))
     return figure
 
 
@@ -114,7 +127,7 @@ def trace(records):
         A matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
+    from matplotlib.ticker import EngFormatter, ScalarFormatter
 
     iterations = [r.iteration for r in records]
     changes = records[1:]  # nothing came before the first
@@ -135,20 +148,27 @@ def trace(records):
         axes = figure.add_axes((0.06 + 0.325 * n, 0.13, 0.26, 0.68))
         for name, (color, y) in curves.items():
             axes.plot(x, y, color=color, marker="o", markersize=4, label=name)
-        axes.set_xlabel("iteration", color=MUTED)
+        plain(axes, "iteration")
         axes.set_xlim(-0.3, iterations[-1] + 0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(EngFormatter() if curves is total else ScalarFormatter(useOffset=False))
-        axes.tick_params(colors=MUTED)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#E5E7EB")
         if len(curves) > 1:
             axes.legend(frameon=False, labelcolor=INK)
-        _head(axes, title, subtitle)
+        head(axes, title, subtitle)
     return figure
 
 
-def _head(axes, title, subtitle):
+def plain(axes, xlabel):
+    """Axes of curves over whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(xlabel, color=MUTED)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.tick_params(colors=MUTED)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E5E7EB")
+
+
+def head(axes, title, subtitle):
     """Two lines above a panel."""
     above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "left", "va": "baseline"}
     axes.annotate(title, (0, 1), (0, 21), fontsize=13, fontweight="bold", color=INK, **above)
@@ -163,12 +183,13 @@ def _rgb(image):
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
-def _grey(image):
+def grey_of(image):
+    """[H, W, 3] floats from 0 to 1, the three alike; of an image [H, W, 3] or [H, W], uint8 or floating from 0 to 1."""
     return np.repeat((_rgb(image) @ [0.299, 0.587, 0.114])[..., None], 3, axis=2)
 
 
-def _overlay(grey, labels):
-    """The colours of the labels over the grey image, a light line along their borders."""
+def overlay(grey, labels):
+    """The colours of the labels, none where negative, over the grey image; a light line along their borders."""
     colors = palette()[labels % 256] / 255
     mixed = np.where((labels < 0)[..., None], grey, 0.35 * grey + 0.65 * colors)
     edge = np.zeros(labels.shape, bool)
@@ -204,7 +225,7 @@ def _join(*parts):
     return ", ".join(part for part in parts if part)
 
 
-def _entries(maps, names):
+def legend_entries(maps, names):
     """(color, text) of the classes present, by their share of the last map; of several, with the share of each."""
     shares = [{c: n / x.size for c, n in zip(*np.unique(x, return_counts=True)) if c >= 0} for x in maps]
     present = sorted(set().union(*shares), key=lambda c: -shares[-1].get(c, 0))
@@ -224,7 +245,8 @@ def _key(truth):
     return [(REPAIRED, "repaired"), (BROKEN, "broken"), (STILL_WRONG, "still wrong")]
 
 
-def _legend(figure, entries, columns, corner, at):
+def legend(figure, entries, columns, corner, at):
+    """Rows of squares with their names, from the given corner of theirs at a place of the figure."""
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=color, edgecolor="#9CA3AF", linewidth=0.5, label=text) for color, text in entries]

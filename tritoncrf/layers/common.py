@@ -37,15 +37,16 @@ def as_precise(image, scores):
     return image
 
 
-def floating(dtype) -> torch.dtype:
+def placed(device, dtype) -> dict:
+    """Where and how parameters are made; where nothing is said, on the device that is torch's default here."""
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
-    return dtype
+    return {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
 
 
 def bandwidth(name: str, theta) -> torch.Tensor:
-    """A theta, one or several in a sequence, array or tensor, as a float64 tensor [] or [n]."""
+    """A theta, one or several in a sequence, array or tensor, as a float64 tensor [] or [n] on the CPU."""
     numbers = theta.tolist() if hasattr(theta, "tolist") else theta
     for number in numbers if isinstance(numbers, (list, tuple)) else [numbers]:
         checks.expect_number(name, number, positive=True)
-    return torch.tensor(numbers, dtype=torch.float64)
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")

@@ -8,7 +8,7 @@ from torch import nn
 from tritoncrf import checks, features, filters
 from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype, execution
 from tritoncrf.filters.window import MAX_WINDOW
-from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, floating
+from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, placed
 from tritoncrf.mean_field import mean_field
 
 PRESETS = (None, "released")
@@ -79,7 +79,7 @@ class ConvCRF(nn.Module):
         self.num_classes = checks.expect_int("num_classes", num_classes, 1)
         self.iterations = checks.expect_int("iterations", iterations, 0)
         self.preset, self.spacing = preset, spacing
-        released, factory = preset == "released", {"device": device, "dtype": floating(dtype)}
+        released, factory = preset == "released", placed(device, dtype)
         if appearance_position is None:
             appearance_position = theta_space is not None or not released
         if not checks.expect_bool("appearance_position", appearance_position) and theta_space is not None:

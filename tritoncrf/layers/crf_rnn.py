@@ -5,7 +5,7 @@ from torch import nn
 
 from tritoncrf import checks, features, filters
 from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype, execution
-from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, floating
+from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, placed
 from tritoncrf.mean_field import mean_field
 from tritoncrf.published import CRFRNN_CODES, crfrnn_parameters
 
@@ -74,7 +74,7 @@ class CRFRNN(nn.Module):
             iterations = 5 if preset is None else 10
         self.iterations = checks.expect_int("iterations", iterations, 0)
         self.test_iterations = checks.expect_int("test_iterations", test_iterations, 0)
-        factory = {"device": device, "dtype": floating(dtype)}
+        factory = placed(device, dtype)
         self.lattice = {
             "include_self": checks.expect_bool("include_self", include_self),
             "normalization": checks.expect_choice("normalization", normalization, NORMALIZATIONS),

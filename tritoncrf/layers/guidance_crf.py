@@ -8,7 +8,7 @@ from tritoncrf import checks, features, filters
 from tritoncrf.filters.base import compute_dtype, execution
 from tritoncrf.filters.box import expect_radii
 from tritoncrf.filters.guided import BOXES
-from tritoncrf.layers.common import as_precise, expect_inputs, floating
+from tritoncrf.layers.common import as_precise, expect_inputs, placed
 from tritoncrf.mean_field import OUTPUTS, mean_field
 
 PRESETS = (None, "released")
@@ -90,7 +90,7 @@ class GuidanceCRF(nn.Module):
             "subsample": subsample if fast else 1,
             **execution(precision, backend),
         }
-        factory = {"device": device, "dtype": floating(dtype)}
+        factory = placed(device, dtype)
         self.compatibility = nn.Parameter(-torch.eye(num_classes, **factory)) if compatibility else None
 
     def forward(self, logits, image=None, *, features=None, output="logits"):

@@ -1,0 +1,211 @@
+"""Random changes of a photo and its labels for training: one geometric warp, and jitter of the colours."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from tritoncrf.checks import expect_choice, expect_int, expect_number, kind_of
+
+VOID = 255
+MEAN_COLOR = (124, 117, 104)  # of ImageNet's photos: zero, or nearly, once a network has normalised it
+LAWS = ("uniform", "normal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What one call changes; `Augment.draw` gives it and `Augment.apply` does it.
+
+    A factor of 1, a turn or a shift of 0 and `mirror=False` change nothing.
+    """
+
+    size: tuple[int, int]  # (H, W) of the crop
+    corner: tuple[int, int]  # (row, column) of the crop in the scaled image; below 0 where it reaches outside
+    scale: tuple[float, float]  # pixels of the crop for one of the image, down and across
+    mirror: bool
+    rotation: float  # degrees, counterclockwise, about the centre of the crop
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float  # in turns of the colour circle
+    channel_shift: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Draws and applies random changes: `augment(image, labels, rng)` gives the changed pair.
+
+    Every amount comes from a number u in [-1, 1]: a range (low, high) is covered geometrically, low at u = -1 and high
+    at u = 1, an angle or a shift is its bound times u, and a colour factor is 1 + strength u.
+
+    Args:
+        scale: (low, high) of the zoom; above 1 magnifies.
+        aspect: (low, high) of the factor on width / height; the area stays.
+        mirror: probability of exchanging left and right.
+        rotation: largest angle in degrees, to either side.
+        brightness, contrast, saturation: strengths in 0..1.
+        hue: largest shift in turns of the colour circle, 0..0.5.
+        channel_shift: s in 0..255; with probability 1/2 each of red, green and blue is shifted by a whole number in
+            -s..s - 1.
+        crop: (H, W) of the result; the size of the image if None.
+        law: how u is drawn, "uniform" or "normal": with a standard deviation of 1/2, cut off at -1 and 1.
+
+    Raises:
+        TypeError, ValueError: an argument outside these bounds.
+
+    Example:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> augment = Augment(scale=(0.5, 2.0), mirror=0.5, crop=(32, 48))
+        >>> photo, labels = Image.new("RGB", (60, 40)), Image.new("L", (60, 40))
+        >>> photo, labels = augment(photo, labels, np.random.default_rng(0))
+        >>> photo.size, labels.size
+        ((48, 32), (48, 32))
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    aspect: tuple[float, float] = (1.0, 1.0)
+    mirror: float = 0.0
+    rotation: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    channel_shift: int = 0
+    crop: tuple[int, int] | None = None
+    law: str = "uniform"
+
+    def __post_init__(self):
+        for name in ("scale", "aspect"):
+            low, high = _pair(name, getattr(self, name), "(low, high)")
+            if not 0 < expect_number(name, low) <= expect_number(name, high):
+                raise ValueError(f"{name}: expected 0 < low <= high, got ({low}, {high})")
+        for name, most in dict(mirror=1, rotation=180, brightness=1, contrast=1, saturation=1, hue=0.5).items():
+            if not 0 <= expect_number(name, getattr(self, name)) <= most:
+                raise ValueError(f"{name}: expected a number from 0 to {most}, got {getattr(self, name)}")
+        expect_int("channel_shift", self.channel_shift, 0, 255)
+        if self.crop is not None:
+            for side in _pair("crop", self.crop, "(H, W)"):
+                expect_int("crop", side, 1)
+        expect_choice("law", self.law, LAWS)
+
+    def __call__(self, image: Image.Image, labels: Image.Image, rng: np.random.Generator):
+        """The changed pair.
+
+        Args:
+            image: RGB.
+            labels: of the same size, mode "L", 255 where unknown.
+            rng: what is drawn from; equal states give equal bits.
+
+        Returns:
+            (image, labels) of the size of the crop. Outside the photo: the mean colour, and void.
+        """
+        width, height = image.size
+        return self.apply(image, labels, self.draw((height, width), rng))
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Drawn:
+        """What to do to an image of `size` (H, W). All is drawn whatever is switched on, so a switch moves no other."""
+        zoom, stretch, rotation, brightness, contrast, saturation, hue = self._draw_amounts(rng, 7)
+        zoom, stretch = _between(self.scale, zoom), math.sqrt(_between(self.aspect, stretch))
+        mirror, shifted = rng.random(2) < (self.mirror, 0.5)
+        shift = rng.integers(-self.channel_shift, max(self.channel_shift, 1), 3)
+        scale = zoom / stretch, zoom * stretch
+        crop = size if self.crop is None else tuple(self.crop)
+        # Along each axis all places are as likely where the crop lies in the image, or the image in the crop.
+        spare = [round(s * f) - c for s, f, c in zip(size, scale, crop)]
+        corner = tuple(int(rng.integers(min(s, 0), max(s, 0), endpoint=True)) for s in spare)
+        return Drawn(
+            size=crop,
+            corner=corner,
+            scale=scale,
+            mirror=bool(mirror),
+            rotation=self.rotation * rotation,
+            brightness=1 + self.brightness * brightness,
+            contrast=1 + self.contrast * contrast,
+            saturation=1 + self.saturation * saturation,
+            hue=self.hue * hue,
+            channel_shift=tuple(int(s) for s in shift) if shifted else (0, 0, 0),
+        )
+
+    @staticmethod
+    def apply(image: Image.Image, labels: Image.Image, drawn: Drawn):
+        """The pair changed as `drawn` says."""
+        if image.mode != "RGB" or labels.mode != "L" or image.size != labels.size:
+            raise ValueError(
+                f"image, labels: expected an RGB picture and an 'L' picture of one size, got {image.mode} of "
+                f"{image.size} and {labels.mode} of {labels.size}"
+            )
+        # Before the warp: what fills the outside keeps its colour.
+        photo = _recolored(_shrunk(image, drawn.scale), drawn)
+        return (
+            _warped(photo, image.size, drawn, Image.Resampling.BILINEAR, MEAN_COLOR),
+            _warped(labels, image.size, drawn, Image.Resampling.NEAREST, VOID),
+        )
+
+    def _draw_amounts(self, rng, count: int) -> list[float]:
+        if self.law == "uniform":
+            return rng.uniform(-1, 1, count).tolist()
+        u = rng.normal(0, 0.5, count)
+        while (outside := np.abs(u) > 1).any():
+            u[outside] = rng.normal(0, 0.5, outside.sum())
+        return u.tolist()
+
+
+def _pair(name: str, value, what: str):
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name}: expected {what}, got {kind_of(value)}")
+    return value
+
+
+def _between(bounds, u: float) -> float:
+    low, high = bounds
+    return math.sqrt(low * high) * (high / low) ** (u / 2)
+
+
+def _shrunk(image, scale):
+    """The image made smaller along the axes where the scale is below 1.
+
+    A warp reads the 2 x 2 nearest pixels only and would alias; resizing averages all that a new pixel covers.
+    """
+    width, height = (max(round(n * min(f, 1)), 1) for n, f in zip(image.size, reversed(scale)))
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _recolored(image, drawn: Drawn):
+    for factor, enhancer in (
+        (drawn.brightness, ImageEnhance.Brightness),
+        (drawn.contrast, ImageEnhance.Contrast),
+        (drawn.saturation, ImageEnhance.Color),
+    ):
+        image = image if factor == 1 else enhancer(image).enhance(factor)
+    if turned := round(255 * drawn.hue):
+        hue, *others = image.convert("HSV").split()
+        hue = hue.point([(h + turned) % 255 for h in range(256)])  # Pillow's full circle is 255
+        image = Image.merge("HSV", (hue, *others)).convert("RGB")
+    if any(drawn.channel_shift):
+        image = image.point([min(max(v + shift, 0), 255) for shift in drawn.channel_shift for v in range(256)])
+    return image
+
+
+def _warped(picture, full, drawn: Drawn, resample, fill):
+    """The crop of `drawn`, each pixel read where one affine map puts it in `picture`.
+
+    The map, in (column, row) with pixel centres at halves: turn about the centre of the crop, move to its place in the
+    scaled image, divide by the scale, mirror. `full` is the (width, height) that `picture` had before it was shrunk.
+    """
+    height, width = drawn.size
+    top, left = drawn.corner
+    turn = math.radians(drawn.rotation)
+    cos, sin = math.cos(turn), math.sin(turn)
+    down, across = (n / (f * m) for n, f, m in zip(reversed(picture.size), drawn.scale, reversed(full)))
+    rows = [
+        (across * cos, -across * sin, across * (left + width / 2 - cos * width / 2 + sin * height / 2)),
+        (down * sin, down * cos, down * (top + height / 2 - sin * width / 2 - cos * height / 2)),
+    ]
+    if drawn.mirror:
+        a, b, c = rows[0]
+        rows[0] = -a, -b, picture.width - c
+    return picture.transform(
+        (width, height), Image.Transform.AFFINE, (*rows[0], *rows[1]), resample=resample, fillcolor=fill
+    )

@@ -1,0 +1,296 @@
+"""The configuration of a run: a TOML file, read strictly, into frozen dataclasses.
+
+    seed = 0
+    [network]            name = "ResNetFCN" and its arguments
+    [crf]                name = "ConvCRF" and its arguments; left out: no CRF, or the network's own
+    [data]               `Data`
+    [augment]            arguments of `Augment`; left out: none
+    [[phases]]           `Phase`, one after another
+    [phases.optimizer]   `Optimizer`
+
+An unknown key, a missing one or a value of another type is one error that names the file and the key.
+"""
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tritoncrf
+from tritoncrf.files import FileError
+from tritoncrf.models.augment import Augment
+from tritoncrf.models.fcn8s import FCN8s
+from tritoncrf.models.resnet_fcn import ResNetFCN
+from tritoncrf.models.segmenter import Segmenter, WithCRF
+from tritoncrf.models.segmodel import SegModel
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+NETWORKS = {network.__name__: network for network in (FCN8s, ResNetFCN, SegModel)}
+CRFS = {crf.__name__: crf for crf in (tritoncrf.ConvCRF, tritoncrf.CRFRNN, tritoncrf.GuidanceCRF)}
+BUNDLED = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images: see `tritoncrf.models.data`.
+
+    format: the layout; root: its folder, or given by --data. train, validate: names of splits. held_out: so many
+    images of the training split are set apart, for phases that say so. resize: [H, W] that every image is brought to.
+    sbd: VOC only, the folder of its extra annotations. void: of a plain folder's masks. workers: processes that load.
+    """
+
+    format: Literal["camvid", "voc", "folder"]
+    root: str = ""
+    train: str = "train"
+    validate: str = "val"
+    held_out: int = 0
+    resize: tuple[int, int] | None = None
+    sbd: str = ""
+    void: int = 255
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD, or Adam, with lr x (1 - step / steps)^power: power 0 is a fixed rate.
+
+    multipliers: of the learning rate, by patterns of parameter names ("crf.*"); all that match are multiplied.
+    decay: weight decay on "all" parameters or on "kernels" of convolutions alone.
+    """
+
+    name: Literal["sgd", "adam"]
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    decay: Literal["all", "kernels"] = "kernels"
+    power: float = 0.0
+    multipliers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training.
+
+    train: what is learnt, the network by the logits "unary" to the CRF, the "crf" on a frozen network in evaluation
+        mode, or "all"; in "statistics" nothing is, but batch norm's averages are taken anew.
+    epochs, batch: passes over the images, and images a step, over all ranks.
+    split: "train", or the images that data.held_out set apart. augment: whether [augment] is used.
+    follows: the name of an earlier phase; this one then runs `epochs` epochs after each epoch of that.
+    loss: "mean" over the valid pixels of the batch, or their "sum". ohem: the share of hard pixels that count.
+    auxiliary: weight of the loss of the unary logits beside the refined ones'. alternate: every other step learns from
+        the unary logits alone.
+    freeze: patterns of names of parameters that are not learnt here.
+    """
+
+    name: str
+    train: Literal["unary", "crf", "all", "statistics"]
+    epochs: int
+    batch: int
+    optimizer: Optimizer | None = None
+    split: Literal["train", "held_out"] = "train"
+    augment: bool = True
+    follows: str = ""
+    loss: Literal["mean", "sum"] = "mean"
+    ohem: float | None = None
+    auxiliary: float = 0.0
+    alternate: bool = False
+    freeze: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. amp: the dtype that the network runs in under autocast, "off" for none. validate_every: epochs."""
+
+    network: dict[str, Any]
+    data: Data
+    phases: tuple[Phase, ...]
+    crf: dict[str, Any] | None = None
+    augment: dict[str, Any] | None = None
+    seed: int = 0
+    amp: Literal["off", "bfloat16", "float16"] = "off"
+    validate_every: int = 1
+
+    def turns(self) -> Iterator[tuple[int, int]]:
+        """(phase, epoch of that phase) in the order in which they run."""
+        for n, phase in enumerate(self.phases):
+            for epoch in range(0 if phase.follows else phase.epochs):
+                yield n, epoch
+                for m, other in enumerate(self.phases):
+                    if other.follows == phase.name:
+                        yield from ((m, epoch * other.epochs + e) for e in range(other.epochs))
+
+    def epochs(self, phase: int) -> int:
+        """How many epochs of a phase there are in all."""
+        return sum(n == phase for n, _ in self.turns())
+
+    def table(self) -> dict:
+        """As plain dicts, lists and numbers, to be kept in a checkpoint; `parse` reads it back."""
+        return _plain(dataclasses.asdict(self))
+
+
+def load(path: str | Path, changes: typing.Sequence[str] = ()) -> Config:
+    """Read a configuration: a file, or the name of one of those that are installed.
+
+    Args:
+        path: "run.toml", or "convcrf_decoupled" for configs/convcrf_decoupled.toml.
+        changes: "key=value" in TOML, with dots into tables and a phase by its name: "phases.unary.epochs=3".
+
+    Raises:
+        FileError: no such file, not TOML, or a key or value that is not as it should be.
+    """
+    path = Path(path)
+    if not path.is_file() and path.suffix != ".toml" and (BUNDLED / f"{path}.toml").is_file():
+        path = BUNDLED / f"{path}.toml"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.toml")))
+        raise FileError(f"{path}: expected a configuration file, or one of {names}, got no such file")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: expected TOML, unreadable: {error}") from error
+    for change in changes:
+        _change(table, change)
+    return parse(table, str(path))
+
+
+def parse(table: dict, source: str) -> Config:
+    """A `Config` of plain dicts; errors begin with `source`."""
+    config = _read(Config, table, source, "")
+    for key, kinds, given in (("network", NETWORKS, config.network), ("crf", CRFS, config.crf)):
+        if given is not None and given.get("name") not in kinds:
+            raise FileError(f"{source}: {key}.name: expected one of {', '.join(kinds)}, got {given.get('name')!r}")
+    if not config.phases:
+        raise FileError(f"{source}: phases: expected at least one [[phases]], got none")
+    for n, phase in enumerate(config.phases):
+        _check_phase(phase, config.phases[:n], config, source)
+    return config
+
+
+def build(config: Config, num_classes: int, source: str) -> Segmenter:
+    """The network of a configuration, with its CRF; errors begin with `source`."""
+
+    def made(section, kinds, given):
+        arguments = {key: value for key, value in given.items() if key != "name"}
+        try:
+            return kinds[given["name"]](num_classes, **arguments)
+        except (TypeError, ValueError) as error:
+            raise FileError(f"{source}: {section}: {error}") from error
+
+    network = made("network", NETWORKS, config.network)
+    return network if config.crf is None else WithCRF(network, made("crf", CRFS, config.crf))
+
+
+def augmentation(config: Config, source: str) -> Augment | None:
+    """The augmentation of a configuration; errors begin with `source`."""
+    if config.augment is None:
+        return None
+    try:
+        return Augment(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.augment.items()})
+    except (TypeError, ValueError) as error:
+        raise FileError(f"{source}: augment: {error}") from error
+
+
+def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, source: str) -> None:
+    """What the types of its values do not say."""
+    leaders = [other.name for other in earlier if not other.follows]
+    optimized = phase.train != "statistics"
+    has_crf = config.crf is not None or config.network["name"] == "SegModel"
+    for key, wrong, wanted in (
+        ("name", phase.name in [other.name for other in earlier], "a name of its own"),
+        ("train", phase.train == "crf" and not has_crf, "something else where there is no CRF"),
+        ("epochs", phase.epochs < 1, "at least 1"),
+        ("batch", phase.batch < 1, "at least 1"),
+        ("follows", phase.follows and phase.follows not in leaders, "an earlier phase that follows none itself"),
+        ("ohem", phase.ohem is not None and not 0 < phase.ohem <= 1, "a share above 0 and at most 1"),
+        ("split", phase.split == "held_out" and not config.data.held_out, "images of it: set data.held_out"),
+        ("optimizer", (phase.optimizer is not None) != optimized, "one where something is learnt, else none"),
+    ):
+        if wrong:
+            raise FileError(f"{source}: phases.{phase.name}.{key}: expected {wanted}, got {getattr(phase, key)!r}")
+
+
+def _change(table: dict, change: str) -> None:
+    """Set one key of a table that TOML gave."""
+    key, equals, text = change.partition("=")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: network.name=FCN8s
+    if not equals or not all(key.split(".")):
+        raise FileError(f"--set {change}: expected key=value, such as data.workers=4 or phases.unary.epochs=3")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if isinstance(table, list):
+            table = next((entry for entry in table if entry.get("name") == parent), None)
+        else:
+            table = table.setdefault(parent, {})
+        if not isinstance(table, (dict, list)):
+            raise FileError(f"--set {change}: expected a key inside a table, got nothing of that name at {parent!r}")
+    if isinstance(table, list):
+        raise FileError(f"--set {change}: expected the name of a phase and its key")
+    table[last] = value
+
+
+def _read(kind, value, source: str, key: str):
+    """`value` as a type of the dataclasses above: nested ones, tuples, unions with None, literals and numbers."""
+
+    def refused(wanted):
+        return FileError(f"{source}: {key}: expected {wanted}, got {value!r}")
+
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _read(arguments[0], value, source, key)
+    if origin is Literal:
+        if value not in arguments:
+            raise refused(f"one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        repeated = arguments[-1] is Ellipsis
+        if not isinstance(value, (list, tuple)) or not (repeated or len(value) == len(arguments)):
+            raise refused("a list" if repeated else f"a list of {len(arguments)}")
+        inner = arguments[:1] * len(value) if repeated else arguments
+        return tuple(_read(i, v, source, f"{key}[{n}]") for n, (i, v) in enumerate(zip(inner, value)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise refused("a table")
+        return {k: v if arguments[1] is Any else _read(arguments[1], v, source, f"{key}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise refused("a table")
+        return _read_table(kind, value, source, key)
+    plain = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not plain or (kind is not bool and isinstance(value, bool)):
+        raise refused({int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind])
+    return kind(value)
+
+
+def _read_table(kind, table: dict, source: str, key: str):
+    fields, hints = dataclasses.fields(kind), typing.get_type_hints(kind)
+    prefix = f"{key}." if key else ""
+    for name in table:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(hints)}"
+            raise FileError(f"{source}: {prefix}{name}: unknown key{hint}")
+    for entry in fields:
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and entry.name not in table:
+            raise FileError(f"{source}: {prefix}{entry.name}: expected a value, got none")
+    if kind is Phase:  # the name tells more than a number does
+        prefix = f"phases.{table.get('name', '')}."
+    return kind(**{name: _read(hints[name], value, source, f"{prefix}{name}") for name, value in table.items()})
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,107 @@
+"""How good a network is: with and without its CRF, at one scale or several."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from tritoncrf.checks import expect_choice
+from tritoncrf.models.distributed import World
+from tritoncrf.models.losses import cross_entropy
+from tritoncrf.models.metrics import WIDTHS, Evaluation, Result
+from tritoncrf.models.segmenter import Segmenter, resized
+
+FUSIONS = ("mean", "max_mean")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over a split; `unary` is None where the network has no CRF."""
+
+    loss: float  # mean cross-entropy of the refined logits, over all pixels whose label is known
+    refined: Result
+    unary: Result | None
+
+
+@torch.no_grad()
+def validate(model: Segmenter, batches, num_classes: int, world: World, autocast=contextlib.nullcontext) -> Validation:
+    """What training looks at: the loss, and the metrics without those of borders.
+
+    Args:
+        model: in evaluation mode.
+        batches: this rank's, as `data.loader` gives them.
+        num_classes: C.
+        world: the ranks, whose counts are added up.
+        autocast: a context in which the network runs.
+    """
+    scores = {name: Evaluation(num_classes, widths=()) for name in outputs(model)}
+    loss = torch.zeros(2, dtype=torch.float64, device=world.device)
+    for batch in batches:
+        images, labels = batch["image"].to(world.device), batch["labels"].to(world.device)
+        with autocast():
+            logits = by_output(model, images)
+        loss += torch.stack(cross_entropy(logits["refined"], labels))
+        for name, found in logits.items():
+            scores[name].add(found.argmax(1), labels)
+    total, pixels = world.total(loss).tolist()
+    results = {}
+    for name, score in scores.items():
+        score.counts = world.total(score.counts.to(world.device)).cpu()
+        results[name] = score.result()
+    return Validation(total / max(pixels, 1.0), results["refined"], results.get("unary"))
+
+
+@torch.no_grad()
+def evaluate(model: Segmenter, batches, num_classes: int, device, **testing) -> dict[str, Evaluation]:
+    """All metrics, by name "refined" and, where there is a CRF, "unary"; `testing` are arguments of `scores`."""
+    found = {name: Evaluation(num_classes, WIDTHS) for name in outputs(model)}
+    for batch in batches:
+        maps = scores(model, batch["image"].to(device), **testing)
+        for name, evaluation in found.items():
+            evaluation.add(maps[name].argmax(1).cpu(), batch["labels"])
+    return found
+
+
+@torch.no_grad()
+def scores(
+    model: Segmenter, image, scales=(1.0,), flip: bool = False, fuse: Literal["mean", "max_mean"] = "mean"
+) -> dict[str, torch.Tensor]:
+    """Scores [B, C, H, W] of a network in evaluation mode, by name as `by_output`; their largest is the class.
+
+    Args:
+        image: [B, 3, H, W], uint8, or floating in 0..1.
+        scales: the image is seen at each of these sizes, and what comes out brought back to its own.
+        flip: at each scale also see it mirrored.
+        fuse: "mean" of the probabilities, or "max_mean", (max + mean) / 2 of the logits (Shen et al. 2017, SegModel,
+            in the released code).
+    """
+    expect_choice("fuse", fuse, FUSIONS)
+    photo = image if image.is_floating_point() else image.float() / 255
+    seen: dict[str, list] = {name: [] for name in outputs(model)}
+    for scale in scales:
+        view = photo if scale == 1 else _scaled(photo, scale)
+        for mirrored in (False, True) if flip else (False,):
+            for name, logits in by_output(model, view.flip(3) if mirrored else view).items():
+                logits = resized((logits.flip(3) if mirrored else logits).float(), image.shape[2:])
+                seen[name].append(logits.softmax(1) if fuse == "mean" else logits)
+    fused = {name: torch.stack(maps) for name, maps in seen.items()}
+    if fuse == "mean":
+        return {name: maps.mean(0) for name, maps in fused.items()}
+    return {name: (maps.amax(0) + maps.mean(0)) / 2 for name, maps in fused.items()}
+
+
+def outputs(model: Segmenter) -> tuple[str, ...]:
+    """What a network gives: "refined" logits, and with a CRF the "unary" ones as well."""
+    return ("refined",) if model.crf is None else ("unary", "refined")
+
+
+def by_output(model: Segmenter, image) -> dict[str, torch.Tensor]:
+    """The logits by those names, of one pass."""
+    found = model(image, "refined" if model.crf is None else "both")
+    return dict(zip(outputs(model), [found] if model.crf is None else found))
+
+
+def _scaled(photo, scale: float):
+    size = [max(1, round(n * scale)) for n in photo.shape[2:]]
+    return torch.nn.functional.interpolate(photo, size=size, mode="bilinear", align_corners=False, antialias=True)

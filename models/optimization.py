@@ -1,0 +1,77 @@
+"""Which parameters a phase learns, and how fast."""
+
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from tritoncrf.models.config import Optimizer, Phase
+from tritoncrf.models.segmenter import Segmenter
+
+# What each kind of phase learns of the parameters of the CRF and of the network.
+LEARNS = {"unary": (False, True), "crf": (True, False), "all": (True, True), "statistics": (False, False)}
+
+
+MOMENTUM = 0.1  # of batch norm's running averages
+
+
+def matches(name: str, patterns) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def select(model: Segmenter, phase: Phase) -> list[str]:
+    """Switch the gradients of `model` on for what `phase` learns, off for the rest; the names of what it learns."""
+    crf, network = LEARNS[phase.train]
+    learnt = []
+    for name, parameter in model.named_parameters():
+        wanted = crf if name.startswith("crf.") else network
+        fixed = matches(name, phase.freeze) or parameter_is_fixed(model, name)
+        parameter.requires_grad_(wanted and not fixed)
+        if parameter.requires_grad:
+            learnt.append(name)
+    return learnt
+
+
+def parameter_is_fixed(model: nn.Module, name: str) -> bool:
+    """Whether the network that holds a parameter never learns it: the bilinear kernels of its last upsampling."""
+    owner = model.network if name.startswith("network.") else model
+    return matches(name.removeprefix("network."), getattr(owner, "frozen", ()))
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def set_modes(model: Segmenter, phase: Phase) -> None:
+    """Training mode for what learns: a frozen network evaluates, without dropout and with its averages.
+
+    Statistics are plain averages over all batches that are seen, where training lets the older ones fade.
+    """
+    model.train(phase.train in ("unary", "all"))
+    if phase.train == "crf":
+        model.crf.train()
+    for norm in batch_norms(model):
+        norm.momentum = None if phase.train == "statistics" else MOMENTUM
+        norm.training |= phase.train == "statistics"
+
+
+def optimizer(model: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
+    """Over the parameters that learn, in groups of one learning rate and decay; each group knows its rate as "base"."""
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = options.lr
+            for pattern, factor in options.multipliers.items():
+                rate *= factor if fnmatchcase(name, pattern) else 1.0
+            decays = options.decay == "all" or parameter.ndim == 4
+            groups.setdefault((rate, options.weight_decay * decays), []).append(parameter)
+    listed = [{"params": p, "lr": rate, "base": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    if options.name == "adam":
+        return torch.optim.Adam(listed)
+    return torch.optim.SGD(listed, lr=options.lr, momentum=options.momentum)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, power: float, done: float) -> None:
+    """lr = base (1 - done)^power, `done` being the share of the phase's steps that are taken."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * (1 - done) ** power

@@ -1,0 +1,69 @@
+"""A folder of photos to labels and overlays."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from tritoncrf.files import FileError, read_image, replacing, write_labels
+from tritoncrf.models import figures
+from tritoncrf.models.data import IMAGES
+from tritoncrf.models.evaluation import scores
+from tritoncrf.models.segmenter import Segmenter
+
+
+def photos(source: Path) -> list[Path]:
+    """The photos of a folder in order of name, or the one that `source` is.
+
+    Raises:
+        FileError: no such folder, none in it, or two of one name, whose labels would be one file.
+    """
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise FileError(f"{source}: expected a photo or a folder of photos, got no such file or folder")
+    found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGES)
+    if not found:
+        raise FileError(f"{source}: expected photos ending in {', '.join(IMAGES)}, got none")
+    stems: dict[str, Path] = {}
+    for path in found:
+        if stems.setdefault(path.stem, path) is not path:
+            raise FileError(f"{path}: expected one photo of this name, got {stems[path.stem].name} as well")
+    return found
+
+
+def predict(model: Segmenter, paths, out: Path, output: str, device, resize=None, **testing) -> None:
+    """Write `out`/labels/NAME.png, indexed with a palette, and `out`/overlays/NAME.png, for every photo.
+
+    Args:
+        model: in evaluation mode.
+        paths: as of `photos`.
+        out: a folder; made if it does not exist.
+        output: "refined", or "unary": without the CRF.
+        device: where the network runs.
+        resize: (H, W) at which the network sees every photo; its labels come at the photo's own size.
+        testing: arguments of `scores`.
+
+    Raises:
+        FileError: a photo that cannot be read; what was written before stays, whole.
+    """
+    for name in ("labels", "overlays"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    for path in tqdm(paths, "predicting", unit="image", disable=None):
+        photo = read_image(path).convert("RGB")
+        seen = photo if resize is None else photo.resize(resize[::-1], Image.Resampling.BILINEAR)
+        image = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(device)
+        found = scores(model, image, **testing)
+        maps = found[output if output in found else "refined"]
+        if resize is not None:
+            maps = torch.nn.functional.interpolate(maps, size=photo.size[::-1], mode="bilinear", align_corners=False)
+        labels = maps[0].argmax(0).cpu().numpy()
+        overlay = Image.fromarray(figures.overlay_picture(np.array(photo), labels))
+        with (
+            replacing(out / "labels" / f"{path.stem}.png") as label_file,
+            replacing(out / "overlays" / f"{path.stem}.png") as overlay_file,
+        ):
+            write_labels(label_file, labels)
+            overlay.save(overlay_file, format="png")

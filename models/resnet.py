@@ -1,0 +1,141 @@
+"""ResNet: the backbone of `ResNetFCN` and `SegModel`, with torchvision's parameter names."""
+
+from torch import nn
+from torch.nn import functional as F
+
+from tritoncrf import checks
+from tritoncrf.models.blocks import expect_one_of, recomputed, scaled
+
+STRIDES = (32, 16, 8)
+
+
+class ResNet(nn.Module):
+    r"""Residual network without its classifier: features at four resolutions.
+
+    .. math::
+        x \leftarrow \mathrm{relu}(x + f(x))
+
+    with f two 3x3 convolutions (depth 18 and 34), or a 3x3 one between two of 1x1, four times as wide at its end
+    (He et al. 2016, Deep residual learning, table 1). A stage's stride is in its first 3x3 convolution, as in
+    torchvision's networks, whose parameter names these are; "fc" is left out.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        output_stride: 32; or 16 or 8, where the strides of the last one or two stages are 1, and all convolutions
+            behind them dilated, so that the features are those of 32, computed at more places (Chen et al. 2018,
+            DeepLab, section 3.1).
+        width: factor of all numbers of channels, at least 8 each.
+        checkpointing: keep for the backward pass only what goes into every block, and compute the rest once more.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> import torch
+        >>> from tritoncrf.models.resnet import ResNet
+        >>> backbone = ResNet(depth=50, output_stride=16, width=0.125)
+        >>> [list(x.shape) for x in backbone(torch.randn(1, 3, 64, 96))]
+        [[1, 32, 16, 24], [1, 64, 8, 12], [1, 128, 4, 6], [1, 256, 4, 6]]
+    """
+
+    def __init__(self, depth: int = 101, output_stride: int = 32, width: float = 1.0, checkpointing: bool = False):
+        super().__init__()
+        block, counts = DEPTHS[expect_one_of("depth", depth, DEPTHS)]
+        expect_one_of("output_stride", output_stride, STRIDES)
+        self.checkpointing = checks.expect_bool("checkpointing", checkpointing)
+        inputs = scaled(64, width)
+        self.conv1 = conv(3, inputs, 7, stride=2)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.channels, reached, dilation = [], 4, 1
+        for stage, count in enumerate(counts):
+            channels, before, stride = scaled(64 << stage, width), dilation, 1
+            if stage > 0 and reached < output_stride:
+                stride, reached = 2, 2 * reached
+            elif stage > 0:
+                dilation *= 2
+            first = block(inputs, channels, stride, (before, dilation), projected=stage > 0 or block.expansion > 1)
+            inputs = channels * block.expansion
+            others = [block(inputs, channels, 1, (dilation, dilation), projected=False) for _ in range(1, count)]
+            setattr(self, f"layer{stage + 1}", nn.Sequential(first, *others))
+            self.channels.append(inputs)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x):
+        """Features of the stages layer1 to layer4, a list of [B, channels[k], H / s, W / s], rounded up.
+
+        Args:
+            x: normalised images, [B, 3, H, W].
+        """
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
+        found = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = recomputed(block, x) if self.checkpointing else block(x)
+            found.append(x)
+        return found
+
+
+class Block(nn.Module):
+    """relu(residual(x) + x), the x brought to the residual's shape by a 1x1 convolution where `projected`."""
+
+    def __init__(self, inputs, outputs, stride, projected):
+        super().__init__()
+        self.downsample = None
+        if projected:
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        return F.relu(self.residual(x) + (x if self.downsample is None else self.downsample(x)))
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions; `dilations` are of the first, which has the stride, and of the second."""
+
+    expansion = 1
+
+    def __init__(self, inputs, channels, stride, dilations, projected):
+        super().__init__(inputs, channels, stride, projected)
+        self.conv1 = conv(inputs, channels, 3, stride, dilations[0])
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3, 1, dilations[1])
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def residual(self, x):
+        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+
+
+class Bottleneck(Block):
+    """1x1, 3x3 with the stride, and 1x1 convolutions; nothing spatial comes after the 3x3."""
+
+    expansion = 4
+
+    def __init__(self, inputs, channels, stride, dilations, projected):
+        outputs = channels * self.expansion
+        super().__init__(inputs, outputs, stride, projected)
+        self.conv1 = conv(inputs, channels, 1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3, stride, dilations[0])
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = conv(channels, outputs, 1)
+        self.bn3 = nn.BatchNorm2d(outputs)
+
+    def residual(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.bn3(self.conv3(x))
+
+
+DEPTHS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+def conv(inputs, outputs, size, stride=1, dilation=1):
+    """A convolution that keeps the image's size, divided by the stride; batch norm follows, so it has no bias."""
+    padding = dilation * (size // 2)
+    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding, dilation=dilation, bias=False)

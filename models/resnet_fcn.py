@@ -1,0 +1,85 @@
+"""ResNetFCN and ResNetConvCRF: the network of the ConvCRF paper, without and with its CRF."""
+
+from torch import nn
+
+from tritoncrf import ConvCRF, checks
+from tritoncrf.models.blocks import options
+from tritoncrf.models.resnet import ResNet
+from tritoncrf.models.segmenter import Segmenter, WithCRF, resized
+
+
+class ResNetFCN(Segmenter):
+    r"""A fully convolutional network on a ResNet: scores at three resolutions, added from the coarsest on.
+
+    .. math::
+        s = \mathrm{up}(\mathrm{up}(\mathrm{up}(W_4 x_4) + W_3 x_3) + W_2 x_2)
+
+    with x the features of the stages layer2 to layer4, W 1x1 convolutions without bias, dropout of whole channels
+    before each, and up bilinear to the next size, at last to the image's. It is the network that ConvCRF refines
+    (Teichmann and Cipolla 2018, ConvCRF, experiments on PASCAL VOC), there called a simple FCN on a ResNet-101; its
+    head follows the author's later framework. W start with the variances 2 / n, 0.02 / n and 0.0002 / n from the
+    coarsest on, for n channels of x, so that finer maps count little at first.
+
+    Args:
+        num_classes: C.
+        depth, output_stride, width, checkpointing: see `ResNet`. Where stages share a resolution their scores add up
+            as they are.
+        dropout: probability that a channel of the features is dropped in training.
+        pixels: see `Segmenter`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> import torch
+        >>> from tritoncrf.models import ResNetFCN
+        >>> network = ResNetFCN(num_classes=4, depth=18, width=0.125)
+        >>> network(torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)).shape
+        torch.Size([2, 4, 50, 70])
+    """
+
+    def __init__(
+        self, num_classes: int = 21, depth: int = 101, output_stride: int = 32, dropout: float = 0.5,
+        width: float = 1.0, pixels: str = "imagenet", checkpointing: bool = False,
+    ):  # fmt: skip
+        super().__init__(num_classes, pixels)
+        self.backbone = ResNet(depth, output_stride, width, checkpointing)
+        self.dropout = nn.Dropout2d(checks.expect_number("dropout", dropout))
+        variances = {"score_layer2": 2e-4, "score_layer3": 2e-2, "score_layer4": 2.0}
+        for (name, variance), channels in zip(variances.items(), self.backbone.channels[1:]):
+            score = nn.Conv2d(channels, num_classes, 1, bias=False)
+            nn.init.normal_(score.weight, std=(variance / channels) ** 0.5)
+            setattr(self, name, score)
+
+    def scores(self, image):
+        _, x2, x3, x4 = self.backbone(self.normalized(image))
+        scores = self.score_layer4(self.dropout(x4))
+        scores = resized(scores, x3.shape[2:]) + self.score_layer3(self.dropout(x3))
+        scores = resized(scores, x2.shape[2:]) + self.score_layer2(self.dropout(x2))
+        return resized(scores, image.shape[2:])
+
+
+class ResNetConvCRF(WithCRF):
+    """`ResNetFCN` with a `ConvCRF` on its scores: the pipeline of Teichmann and Cipolla 2018.
+
+    Args:
+        num_classes: C.
+        network: options of `ResNetFCN`, a dict, or None for its defaults.
+        crf: options of `ConvCRF`, likewise; its defaults are the paper's, window 11 at a quarter of the resolution.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> import torch
+        >>> from tritoncrf.models import ResNetConvCRF
+        >>> network = {"depth": 18, "width": 0.125}
+        >>> model = ResNetConvCRF(num_classes=4, network=network, crf={"window_size": 5, "compatibility": True})
+        >>> unary, refined = model(torch.rand(1, 3, 40, 60), output="both")
+        >>> refined.shape
+        torch.Size([1, 4, 40, 60])
+    """
+
+    def __init__(self, num_classes: int = 21, *, network=None, crf=None):
+        network = ResNetFCN(num_classes, **options("network", network))
+        super().__init__(network, ConvCRF(num_classes, **options("crf", crf)))

@@ -1,0 +1,90 @@
+"""What every pipeline is: photos in, logits at their size out, with the CRF or without it."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tritoncrf import checks, features
+
+# Mean and deviation of red, green and blue in 0..1 that networks expect: torchvision's; those trained in Caffe; and
+# those of the CRF-RNN codes in Keras and PyTorch, with the mean of VGG's authors.
+PIXELS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "caffe": ((122.679 / 255, 116.669 / 255, 104.007 / 255), (1 / 255, 1 / 255, 1 / 255)),
+    "vgg": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
+}
+OUTPUTS = ("refined", "unary", "both")
+
+
+class Segmenter(nn.Module):
+    """A segmentation network. A subclass gives `scores`, and `finish` where something follows them.
+
+    Args:
+        num_classes: C.
+        pixels: how the image is normalised: "imagenet", (x - mean) / std of ImageNet on 0..1 as torchvision's weights
+            expect; "caffe" or "vgg", minus the mean on 0..255.
+
+    `crf` is the CRF of the pipeline, or None; its parameters are those whose names begin with "crf.".
+    """
+
+    def __init__(self, num_classes: int, pixels: str = "imagenet"):
+        super().__init__()
+        self.num_classes = checks.expect_int("num_classes", num_classes, 1)
+        mean, std = PIXELS[checks.expect_choice("pixels", pixels, PIXELS)]
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.crf = None
+
+    def normalized(self, image):
+        """The image as the network's weights expect it; `features.color` checks and scales it."""
+        return (features.color(image, 255.0).to(self.mean.dtype) - self.mean) / self.std
+
+    def scores(self, image):
+        """Logits before the CRF, at the resolution where it runs."""
+        raise NotImplementedError
+
+    def finish(self, scores, image, crf: bool):
+        """Logits at the image's size of `scores`, refined by the CRF or not."""
+        return scores
+
+    def forward(self, image, output: str = "refined"):
+        """Logits [B, C, H, W].
+
+        Args:
+            image: [B, 3, H, W], uint8, or floating in 0..1.
+            output: "refined" by the CRF (where there is one), the "unary" logits without it, or "both", a pair (unary,
+                refined) for which the network runs once.
+        """
+        checks.expect_choice("output", output, OUTPUTS)
+        if not isinstance(image, torch.Tensor) or image.ndim != 4 or image.shape[1] != 3:
+            raise ValueError(f"image: expected photos [B, 3, H, W], got {checks.kind_of(image)}")
+        scores = self.scores(image)
+        if output == "both":
+            return self.finish(scores, image, crf=False), self.finish(scores, image, crf=True)
+        return self.finish(scores, image, crf=output == "refined")
+
+
+class WithCRF(Segmenter):
+    """A segmentation network with a CRF layer on top, both learnable: S = crf(network(image), image).
+
+    Args:
+        network: a `Segmenter` without a CRF.
+        crf: a layer with its number of classes: `crf(logits, image)` gives logits.
+    """
+
+    def __init__(self, network: Segmenter, crf: nn.Module):
+        super().__init__(network.num_classes)
+        if crf.num_classes != network.num_classes:
+            raise ValueError(f"crf: expected {network.num_classes} classes as the network has, got {crf.num_classes}")
+        self.network, self.crf = network, crf
+
+    def scores(self, image):
+        return self.network(image)
+
+    def finish(self, scores, image, crf: bool):
+        return self.crf(scores, image) if crf else scores
+
+
+def resized(x, size):
+    """x [B, C, h, w] brought to `size`, linearly along both axes, between half-pixel centres."""
+    return x if x.shape[2:] == tuple(size) else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,161 @@
+"""SegModel: structured patch prediction, context, and the guidance CRF."""
+
+from torch import nn
+from torch.nn import functional as F
+
+from tritoncrf import GuidanceCRF, box_mean, checks, features
+from tritoncrf.models.blocks import bilinear_, msra_, options, scaled
+from tritoncrf.models.resnet import ResNet
+from tritoncrf.models.segmenter import Segmenter, resized
+
+CONTEXTS = ("released", "paper", "none")
+STRIDE = 16
+# Radius of the box, dilation of the 3x3 convolution behind it, both in cells of 1/16.
+CONTEXT_SIZES = ((2, 6), (4, 12))
+POOLED, HIDDEN = 25, 128
+
+
+class SegModel(Segmenter):
+    r"""Scores in patches, sharpened by what lies around and by the image (Shen et al. 2017, SegModel, figure 4).
+
+    .. math::
+        s_1 = P(W_0 h) + \sum_r P(W_r\, \mathrm{box}_r(h)), \qquad s_2 = s_1 + L(s_1), \qquad
+        s = \mathrm{up}_4(\mathrm{crf}(\mathrm{up}_2(s_2)))
+
+    with h the features of a ResNet at 1/16 of the resolution, P the rearrangement of patches of 2x2 scores a cell to
+    1/8, L the context of the scores, up_2 a learnt transposed convolution of each class, which starts bilinear, to 1/4,
+    and up_4 the same kept bilinear. Images of any size: they are padded to multiples of 16 with the mean colour, and
+    the scores are cropped.
+
+    Args:
+        num_classes: C.
+        depth, width, checkpointing: see `ResNet`.
+        context: "released", as the authors' code has it: 3x3 convolutions dilated by 6 and 12 of the features' means in
+            boxes of radius 2 and 4; and as L of the scores their maximum over 25x25, of length 1 over the classes,
+            through a 7x7 and a 1x1 convolution. "paper" has as L two such dilated convolutions of the class
+            probabilities' means, boxes and dilations of the same size in the image. "none": only W_0 is left.
+        patch: side of the patch of scores that a cell predicts, 2 or 1. With 1 scores are interpolated bilinearly from
+            1/16 to 1/8, and all else is as it is; but nothing is learnt behind W_0 in the network without patches,
+            context and guidance, the baseline "Unary", which interpolates from 1/16 to the image at once.
+        guidance: whether there is a guidance CRF, at 1/4.
+        crf: options of `GuidanceCRF`, a dict, or None for its defaults.
+        context_iterations: how often s_2 = s_1 + L(s_2) is applied, from s_2 = s_1 on, with the same weights.
+        pixels: see `Segmenter`.
+
+    `frozen` names the parameters that are never trained.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> import torch
+        >>> from tritoncrf.models import SegModel
+        >>> model = SegModel(num_classes=4, depth=18, width=0.125, crf={"iterations": 2})
+        >>> model(torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)).shape
+        torch.Size([1, 4, 50, 70])
+    """
+
+    frozen = ("up4.weight",)
+
+    def __init__(
+        self, num_classes: int = 21, depth: int = 101, width: float = 1.0, *,
+        context: str = "released", patch: int = 2, guidance: bool = True, crf=None, context_iterations: int = 1,
+        pixels: str = "imagenet", checkpointing: bool = False,
+    ):  # fmt: skip
+        super().__init__(num_classes, pixels)
+        checks.expect_choice("context", context, CONTEXTS)
+        self.patch = checks.expect_int("patch", patch, 1, 2)
+        self.context_iterations = checks.expect_int("context_iterations", context_iterations, 1)
+        if not checks.expect_bool("guidance", guidance) and crf is not None:
+            raise ValueError(f"crf: expected None with guidance=False, got {crf!r}")
+        self.backbone = ResNet(depth, STRIDE, width, checkpointing)
+        channels, outputs = self.backbone.channels[-1], num_classes * patch**2
+        self.score = msra_(nn.Conv2d(channels, outputs, 1))
+        self.feature_context = self.label_context = None
+        if context != "none":
+            self.feature_context = BoxContext(channels, outputs)
+        if context == "released":
+            self.label_context = LabelContext(num_classes, scaled(HIDDEN, width))
+        elif context == "paper":
+            self.label_context = nn.Sequential(nn.Softmax(1), BoxContext(num_classes, num_classes, scale=2))
+        if guidance:
+            self.crf = GuidanceCRF(num_classes, upsample=False, **options("crf", crf))
+        self.up2 = self.up4 = None
+        if patch > 1 or guidance or context != "none":
+            grouped = {"groups": num_classes}
+            self.up2 = bilinear_(nn.ConvTranspose2d(num_classes, num_classes, 4, stride=2, padding=1, **grouped))
+            up4 = nn.ConvTranspose2d(num_classes, num_classes, 8, stride=4, padding=2, bias=False, **grouped)
+            self.up4 = bilinear_(up4).requires_grad_(False)
+
+    def scores(self, image):
+        """Logits of the padded image at 1/4; in the baseline "Unary" at 1/16."""
+        x = self.backbone(_padded(self.normalized(image)))[-1]
+        first = self.score(x)
+        if self.feature_context is not None:
+            first = first + self.feature_context(x)
+        first = patch_shuffle(first, self.patch)
+        if self.up2 is None:
+            return first
+        first = resized(first, [2 * n for n in x.shape[2:]])
+        scores = first
+        if self.label_context is not None:
+            for _ in range(self.context_iterations):
+                scores = first + self.label_context(scores)
+        return self.up2(scores)
+
+    def finish(self, scores, image, crf: bool):
+        height, width = image.shape[2:]
+        if crf and self.crf is not None:
+            # The guide is the image as the network sees it: padded with the mean colour.
+            scores = self.crf(scores, _padded(features.color(image, 255.0) - self.mean) + self.mean)
+        large = resized(scores, [STRIDE * n for n in scores.shape[2:]]) if self.up4 is None else self.up4(scores)
+        return large[:, :, :height, :width].contiguous()
+
+
+class BoxContext(nn.Module):
+    """Dilated 3x3 convolutions of the means in boxes, summed: a sum over distances of what lies around.
+
+    Args:
+        inputs, outputs: channels.
+        scale: of boxes and dilations: 1 for maps at 1/16 of the image, 2 at 1/8.
+    """
+
+    def __init__(self, inputs, outputs, scale=1):
+        super().__init__()
+        self.radii = [scale * radius for radius, _ in CONTEXT_SIZES]
+        dilations = [scale * dilation for _, dilation in CONTEXT_SIZES]
+        self.convs = nn.ModuleList(msra_(nn.Conv2d(inputs, outputs, 3, padding=d, dilation=d)) for d in dilations)
+
+    def forward(self, x):
+        return sum(conv(box_mean(x, radius, box="constant")) for radius, conv in zip(self.radii, self.convs))
+
+
+class LabelContext(nn.Module):
+    """Messages from the strongest scores around: maximum, normalised over the classes, through two convolutions."""
+
+    def __init__(self, num_classes, hidden):
+        super().__init__()
+        self.conv1 = msra_(nn.Conv2d(num_classes, hidden, 7, padding=3))
+        self.conv2 = msra_(nn.Conv2d(hidden, num_classes, 1))
+
+    def forward(self, scores):
+        x = F.max_pool2d(scores, POOLED, stride=1, padding=POOLED // 2)
+        x = x / (x.square().sum(1, keepdim=True) + 1e-5).sqrt()
+        return self.conv2(self.conv1(x))
+
+
+def patch_shuffle(x, n: int):
+    """Patches of n x n scores a cell, laid out: [B, n n C, H, W] to [B, C, n H, n W].
+
+    Position-major, as SegModel's code has it: channel (dy n + dx) C + c goes to pixel (n h + dy, n w + dx) of class c.
+    """
+    batch, channels, height, width = x.shape
+    classes = channels // n**2
+    patches = x.view(batch, n, n, classes, height, width)
+    return patches.permute(0, 3, 4, 1, 5, 2).reshape(batch, classes, n * height, n * width)
+
+
+def _padded(x):
+    """x [B, C, H, W] with zeros below and to the right, up to multiples of the backbone's stride."""
+    height, width = x.shape[2:]
+    return F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))

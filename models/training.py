@@ -1,0 +1,331 @@
+"""Training: the phases of a configuration, one epoch after another, to be stopped and resumed at any moment.
+
+What a step does depends on the configuration, the seed and the number of the step alone: images, augmentation and
+dropout are drawn from them. So a run that was killed and goes on from its last checkpoint ends with the same weights
+as one that was not, and several ranks see together the batches that one would see.
+
+A run's folder:
+    config.json      the configuration as it was read
+    last.pt          the last checkpoint: parameters, optimizers and how far the run is
+    best.pt          the parameters of the best validation so far
+    log.csv          a row an epoch
+    curves.png       the same, drawn
+    panels/          predictions on some images of the validation split, by epoch
+"""
+
+import csv
+import io
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from tritoncrf.files import FileError, replacing
+from tritoncrf.models import checkpoints, data, evaluation, figures
+from tritoncrf.models.config import Config, Phase
+from tritoncrf.models.distributed import World
+from tritoncrf.models.losses import cross_entropy
+from tritoncrf.models.optimization import batch_norms, optimizer, select, set_modes, set_rates
+from tritoncrf.models.segmenter import Segmenter
+
+COLUMNS = (
+    "turn", "phase", "epoch", "steps", "seconds", "lr", "loss",
+    "val_loss", "val_miou", "val_accuracy", "val_unary_miou", "val_unary_accuracy",
+)  # fmt: skip
+CHECKPOINT_SECONDS = 300.0  # between checkpoints within an epoch; after each epoch there is one anyway
+LOOK = 10  # steps between looks at the loss: on a GPU a look waits for it
+AMP = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PANEL = 4  # images
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        config: what to do.
+        model: from `config.build`, on the CPU, its weights loaded where they come from a file.
+        splits: "train", "held_out" and "validate" as `data.Examples`, checked.
+        augment: from `config.augmentation`.
+        folder: where the run is kept; made if it does not exist.
+        world: the ranks.
+        resume: go on from the folder's last checkpoint, if there is one.
+
+    Raises:
+        FileError: the folder holds a run and `resume` is False, or the run there is of another configuration.
+        ValueError: a batch that ranks cannot share, or batch norm on several ranks without GPUs.
+    """
+
+    def __init__(self, config: Config, model: Segmenter, splits, augment, folder: Path, world: World, resume: bool):
+        self.config, self.world, self.folder, self.augment = config, world, folder, augment
+        self.classes = splits["train"].classes
+        self.splits = splits
+        self.turns = list(config.turns())
+        self.turn = self.step = 0
+        self.seconds, self.best, self.rows = 0.0, -1.0, []
+        self.optimizers: dict[int, torch.optim.Optimizer] = {}
+
+        self._expect_shared_batches(model)
+        if world.size > 1 and batch_norms(model):
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model.to(world.device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=world.device)  # summed over this epoch's steps
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "float16")
+        self.loaders: dict[int, DataLoader] = {}
+        self.validation = self._load(data.Images(splits["validate"], config.data.resize), batch=1, shuffle=False)
+        self._open(resume)
+
+    def _expect_shared_batches(self, model):
+        ranks = self.world.size
+        if ranks > 1 and batch_norms(model) and self.world.device.type == "cpu":
+            raise ValueError("torchrun: expected GPUs for a network with batch norm, whose ranks share it on GPUs only")
+        for phase in self.config.phases:
+            if phase.batch % ranks:
+                raise ValueError(f"phases.{phase.name}.batch: expected a multiple of {ranks} ranks, got {phase.batch}")
+            if len(self.splits[phase.split]) < phase.batch:
+                raise ValueError(
+                    f"phases.{phase.name}.batch: expected at most the {len(self.splits[phase.split])} images of its "
+                    f"split, got {phase.batch}"
+                )
+
+    # The run's folder ------------------------------------------------------------------------------------------
+
+    def _open(self, resume: bool):
+        last = self.folder / "last.pt"
+        if last.exists():
+            if not resume:
+                raise FileError(f"{self.folder}: expected a new folder, got one with a run; --resume goes on with it")
+            self._restore(last)
+        elif self.world.rank == 0:
+            (self.folder / "panels").mkdir(parents=True, exist_ok=True)
+            self._write("config.json", json.dumps(self.config.table(), indent=2).encode())
+        self.world.wait()
+
+    def _restore(self, path: Path):
+        state = checkpoints.read(path)
+        if state["config"] != self.config.table() or tuple(state["classes"]) != tuple(self.classes):
+            changed = [k for k, v in self.config.table().items() if state["config"].get(k) != v] or ["classes"]
+            raise FileError(f"{path}: expected a run of this configuration, got another {', '.join(changed)}")
+        for leftover in self.folder.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
+        checkpoints.restore(self.model, state["model"], path)
+        training = state["training"]
+        self.turn, self.step, self.seconds = training["turn"], training["step"], training["seconds"]
+        self.best, self.rows = training["best"], training["rows"]
+        self.loss.fill_(training["loss"])
+        self.scaler.load_state_dict(training["scaler"])
+        for n, saved in training["optimizers"].items():
+            select(self.model, self.config.phases[n])
+            self.optimizers[n] = optimizer(self.model, self.config.phases[n].optimizer)
+            self.optimizers[n].load_state_dict(saved)
+
+    def _checkpoint(self):
+        if self.world.rank == 0:
+            training = {
+                "turn": self.turn, "step": self.step, "seconds": self.seconds, "best": self.best, "rows": self.rows,
+                "loss": self.loss.item(), "scaler": self.scaler.state_dict(),
+                "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
+            }  # fmt: skip
+            checkpoints.save(self.folder / "last.pt", self.model, self.config, self.classes, training=training)
+
+    def _write(self, name: str, content: bytes):
+        with replacing(self.folder / name) as file:
+            file.write(content)
+
+    # The loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All that is left of the run."""
+        if not self.rows and not self.step:
+            self._checkpoint()  # a kill before the first epoch's end finds the start again
+        shown = self.world.rank == 0
+        total = sum(self._steps(n) for n, _ in self.turns)
+        done = sum(self._steps(n) for n, _ in self.turns[: self.turn]) + self.step
+        with tqdm(total=total, initial=done, unit="step", disable=None if shown else True, dynamic_ncols=True) as bar:
+            while self.turn < len(self.turns):
+                self._epoch(*self.turns[self.turn], bar)
+
+    def _steps(self, n: int) -> int:
+        """Steps in an epoch of a phase."""
+        phase = self.config.phases[n]
+        return len(self.splits[phase.split]) // phase.batch
+
+    def _loader(self, n: int) -> DataLoader:
+        if n not in self.loaders:
+            phase = self.config.phases[n]
+            augment = self.augment if phase.augment else None
+            images = data.Images(self.splits[phase.split], self.config.data.resize, augment, self.config.seed)
+            self.loaders[n] = self._load(images, phase.batch // self.world.size, shuffle=True)
+        return self.loaders[n]
+
+    def _load(self, images: data.Images, batch: int, shuffle: bool) -> DataLoader:
+        """This rank's part of the images."""
+        ranks = {"rank": self.world.rank, "ranks": self.world.size}
+        batches = data.Batches(len(images), batch, self.config.seed, shuffle=shuffle, **ranks)
+        return data.loader(images, batches, self.config.data.workers)
+
+    def _epoch(self, n: int, epoch: int, bar):
+        phase, steps = self.config.phases[n], self._steps(n)
+        select(self.model, phase)
+        set_modes(self.model, phase)
+        if phase.train == "statistics":
+            if epoch == self.step == 0:
+                for norm in batch_norms(self.model):
+                    norm.reset_running_stats()
+        elif n not in self.optimizers:
+            self.optimizers[n] = optimizer(self.model, phase.optimizer)
+        network = self._shared(phase)
+        started = saved = time.monotonic()
+        bar.set_description(f"{phase.name} {epoch + 1}/{self.config.epochs(n)}", refresh=False)
+
+        loader = self._loader(n)
+        loader.batch_sampler.set_epoch(self.turn, start=self.step)
+        for batch in loader:
+            images, labels = (batch[k].to(self.world.device, non_blocking=True) for k in ("image", "labels"))
+            if phase.train == "statistics":
+                with torch.no_grad(), self._autocast():
+                    network(images, "unary")
+            else:
+                done = (epoch * steps + self.step) / (self.config.epochs(n) * steps)
+                set_rates(self.optimizers[n], phase.optimizer.power, done)
+                self.loss += self._learn(network, images, labels, phase, self.optimizers[n])
+            self.step += 1
+            bar.update()
+            if self.step % LOOK == 0:
+                bar.set_postfix(loss=f"{self._finite_loss():.3f}", refresh=False)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self._finite_loss()
+                self.seconds += time.monotonic() - started
+                started = saved = time.monotonic()
+                self._checkpoint()
+
+        row = {"turn": self.turn, "phase": phase.name, "epoch": epoch + 1, "steps": steps, "loss": self._finite_loss()}
+        if phase.train == "statistics":
+            row["loss"] = None
+        else:
+            row["lr"] = self.optimizers[n].param_groups[0]["lr"]
+        last = self.turn + 1 == len(self.turns)
+        if (epoch + 1) % self.config.validate_every == 0 or last:
+            row.update(self._validate())
+        self.seconds += time.monotonic() - started
+        self._finish_epoch({**row, "seconds": round(self.seconds, 1)}, bar)
+
+    def _finish_epoch(self, row: dict, bar):
+        """Count the epoch as done: the row, the best network, the checkpoint, then what can be drawn from it."""
+        self.rows.append({name: row.get(name) for name in COLUMNS})
+        self.turn, self.step = self.turn + 1, 0
+        self.loss.zero_()
+        running = {n for n, _ in self.turns[self.turn :]}
+        self.optimizers = {n: o for n, o in self.optimizers.items() if n in running}
+        self.loaders = {n: loader for n, loader in self.loaders.items() if n in running}
+        best = row.get("val_miou") is not None and row["val_miou"] > self.best
+        if best:
+            self.best = row["val_miou"]
+        self._checkpoint()
+        if self.world.rank == 0:
+            if best:
+                checkpoints.save(self.folder / "best.pt", self.model, self.config, self.classes)
+            self._log()
+            if row.get("val_miou") is not None:
+                self._draw(figures.curves(self.rows), "curves.png")
+                self._panel()
+            bar.write(self._line(row))
+        self.world.wait()
+
+    # One step --------------------------------------------------------------------------------------------------
+
+    def _learn(self, network, images, labels, phase: Phase, optimizer) -> torch.Tensor:
+        """One step; the mean loss over the pixels that count, of all ranks."""
+        steps_before = sum(self._steps(n) for n, _ in self.turns[: self.turn])
+        torch.manual_seed((self.config.seed * 1_000_003 + steps_before + self.step) * 4096 + self.world.rank)
+        unary_only = phase.train == "unary" or (phase.alternate and self.step % 2 == 0)
+        output = "unary" if unary_only else "both" if phase.auxiliary else "refined"
+        with self._autocast():
+            found = network(images, output)
+        pairs = [(found, 1.0)] if output != "both" else [(found[1], 1.0), (found[0], phase.auxiliary)]
+
+        sums, counts = zip(*(cross_entropy(logits, labels, phase.ohem) for logits, _ in pairs))
+        counts = self.world.total(torch.stack(counts)).clamp(min=1)
+        weights = torch.tensor([weight for _, weight in pairs], device=counts.device)
+        means = weights * torch.stack(sums) / counts
+        objective = (means * counts if phase.loss == "sum" else means).sum()
+
+        optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(objective * self.world.size).backward()  # the ranks' gradients are averaged
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return self.world.total(means.detach().sum().double())
+
+    def _autocast(self):
+        dtype = AMP[self.config.amp]
+        return torch.autocast(self.world.device.type, dtype, enabled=dtype is not None)
+
+    def _shared(self, phase: Phase) -> nn.Module:
+        """The network with its gradients averaged over the ranks."""
+        if self.world.size == 1 or phase.train == "statistics":
+            return self.model
+        devices = [self.world.device] if self.world.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            self.model, device_ids=devices, find_unused_parameters=phase.alternate
+        )
+
+    def _finite_loss(self) -> float:
+        """The mean over the epoch's steps so far; an error if it is not finite, before that is written anywhere."""
+        loss = self.loss.item() / max(self.step, 1)
+        if not math.isfinite(loss):
+            phase = self.config.phases[self.turns[self.turn][0]]
+            raise ValueError(
+                f"phases.{phase.name}: the loss is no longer finite, at step {self.step} of its epoch; a smaller "
+                f"optimizer.lr may help. {self.folder / 'last.pt'} is from before"
+            )
+        return loss
+
+    # What is seen of a run -------------------------------------------------------------------------------------
+
+    def _validate(self) -> dict:
+        self.model.eval()
+        found = evaluation.validate(self.model, self.validation, len(self.classes), self.world, self._autocast)
+        row = {"val_loss": found.loss, "val_miou": found.refined.miou, "val_accuracy": found.refined.pixel_accuracy}
+        if found.unary is not None:
+            row |= {"val_unary_miou": found.unary.miou, "val_unary_accuracy": found.unary.pixel_accuracy}
+        return row
+
+    def _log(self):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self._write("log.csv", text.getvalue().encode())
+
+    @torch.no_grad()
+    def _panel(self):
+        self.model.eval()
+        images = data.Images(self.splits["validate"], self.config.data.resize)
+        shown = [images[n] for n in range(0, len(images), max(1, len(images) // PANEL))][:PANEL]
+        found = []
+        for example in shown:
+            with self._autocast():
+                logits = evaluation.by_output(self.model, example["image"][None].to(self.world.device))
+            found.append({name: x[0].argmax(0).cpu().numpy() for name, x in logits.items()})
+        unary = [labels.get("unary", labels["refined"]) for labels in found]
+        refined = [labels["refined"] for labels in found] if self.model.crf is not None else None
+        photos = [example["image"].permute(1, 2, 0).numpy() for example in shown]
+        truths = [example["labels"].numpy() for example in shown]
+        figure = figures.panel(photos, truths, unary, refined, self.classes)
+        self._draw(figure, f"panels/epoch_{self.turn:04d}.png")
+
+    def _draw(self, figure, name: str):
+        with replacing(self.folder / name) as file:
+            figure.savefig(file, format="png")
+
+    def _line(self, row: dict) -> str:
+        left = sum(self._steps(n) for n, _ in self.turns[self.turn :])
+        taken = sum(self._steps(n) for n, _ in self.turns[: self.turn])
+        minutes = self.seconds / taken * left / 60
+        said = [f"{row['phase']} {row['epoch']}"]
+        said += [f"{name} {row[name]:.4g}" for name in COLUMNS[5:] if row.get(name) is not None]
+        return "  ".join([*said, f"{minutes:.0f} min left"])

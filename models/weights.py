@@ -1,0 +1,167 @@
+"""Weights that others published, brought into the networks here: torchvision's backbones, CRF-RNN's whole networks."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from tritoncrf import checks
+from tritoncrf.models.fcn8s import POOLS, VGG16, FCN8s
+from tritoncrf.models.resnet import ResNet
+from tritoncrf.models.segmenter import WithCRF
+from tritoncrf.published import CRFRNN_CODES, crfrnn_parameters
+
+SHOWN = 3
+UPSAMPLINGS = {"upscore2": ("weight", "bias"), "upscore_pool4": ("weight",), "upscore8": ("weight",)}
+# The names that the Caffe and the Keras network have for them.
+ALIASES = {"score2": "upscore2", "score4": "upscore_pool4", "upsample": "upscore8"}
+
+
+@torch.no_grad()
+def load_backbone(model: nn.Module, state) -> None:
+    """Take torchvision's weights of a VGG-16 or ResNet as they are. All of them, or none and an error.
+
+    Fully connected layers of VGG become convolutions; its classifier.6 and ResNet's fc are passed over. The weights
+    expect images as they were trained on: pixels="imagenet" for torchvision's own, "caffe" for those of VGG's authors.
+
+    Args:
+        model: `FCN8s`, `ResNetFCN`, `SegModel`, one of these with a CRF, or a `ResNet`.
+        state: a state dict, such as torch.load(file, weights_only=True) gives.
+
+    Raises:
+        TypeError: a model without such a backbone.
+        ValueError: parameters that are missing, unknown, not finite, or of another shape: another depth or width.
+
+    Example:
+        >>> import torch
+        >>> from tritoncrf.models.resnet import ResNet
+        >>> from tritoncrf.models.weights import load_backbone
+        >>> network, other = ResNet(depth=18, width=0.125), ResNet(depth=18, width=0.125)
+        >>> load_backbone(network, other.state_dict())
+        >>> torch.equal(network.conv1.weight, other.conv1.weight)
+        True
+    """
+    network = model.network if isinstance(model, WithCRF) else model
+    backbone = network if isinstance(network, FCN8s) else getattr(network, "backbone", network)
+    if not isinstance(backbone, (FCN8s, ResNet)):
+        raise TypeError(f"model: expected a network on a VGG-16 or a ResNet, got {checks.kind_of(model)}")
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state: expected a state dict, got {checks.kind_of(state)}")
+    own, unused = backbone.state_dict(), "fc."
+    if isinstance(backbone, FCN8s):
+        own = {name: value for name, value in own.items() if name.startswith(("features.", "classifier."))}
+        unused = "classifier.6."
+
+    found, wrong = {}, []
+    for name, value in own.items():
+        given = state.get(name)
+        if given is None:
+            # Weights of 2016 do not count batches.
+            wrong += [f"{name} missing"] * (not name.endswith("num_batches_tracked"))
+        elif not isinstance(given, torch.Tensor):
+            wrong.append(f"{name} as {checks.kind_of(given)}")
+        elif given.shape != value.shape and not (value.ndim == 4 and given.shape == value.flatten(1).shape):
+            wrong.append(f"{name} of shape {list(given.shape)} for {list(value.shape)}")
+        elif not torch.isfinite(given).all():
+            wrong.append(f"{name} with NaN or infinity")
+        else:
+            found[name] = given
+    wrong += [f"{name} unknown" for name in state if name not in own and not name.startswith(unused)]
+    if wrong:
+        raise ValueError(f"state: expected the parameters of this backbone, its depth and width, got {_some(wrong)}")
+    for name, given in found.items():
+        own[name].copy_(given.reshape(own[name].shape))
+
+
+def published_crfrnn(parameters, preset: str) -> dict[str, torch.Tensor]:
+    """The state dict of a `FCN8sCRFRNN` with crf={"preset": preset} that computes what a published network does.
+
+    These networks take images as blue, green and red minus a mean; the first convolution is turned round to take red
+    first. Their codes pad images to 500 x 500 with the mean, which is left to the caller. That mean is of "released"
+    the network's pixels="caffe", of the two others "vgg".
+
+    Args:
+        parameters: for "released", the Caffe network, a dict of layers' names to their arrays, [weight, bias] or
+            [weight], and the three of the CRF's layer, whatever its name; for "released-pytorch" a state dict; for
+            "released-keras" a mapping of "layer/kernel:0", "layer/bias:0" and the CRF's names to arrays, perhaps behind
+            the name of a group. A layer may be called score-fr or score_fr, upscore2, upscore_pool4 and upscore8 may be
+            score2, score4 and upsample.
+        preset: the code they are of, see `CRFRNN`.
+
+    Raises:
+        TypeError, ValueError: not a mapping; layers that are missing or unknown; what `CRFRNN.load_published` refuses.
+    """
+    code = CRFRNN_CODES[checks.expect_choice("preset", preset, CRFRNN_CODES)]
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters: expected a dict of layers or arrays, got {checks.kind_of(parameters)}")
+    crf, found = READERS[preset](parameters)
+    names = _names()
+    wrong = [f"{layer}.{kind} missing" for layer, kind in names if (layer, kind) not in found]
+    wrong += [f"{layer}.{kind} unknown" for layer, kind in found if (layer, kind) not in names]
+    if wrong:
+        raise ValueError(f"parameters: expected those of an FCN-8s with a CRF-RNN, got {_some(wrong)}")
+    found["conv1_1", "weight"] = found["conv1_1", "weight"].flip(1)
+    state = {f"network.{own}": found[published] for published, own in names.items()}
+    matrices = crfrnn_parameters(crf, len(found["score_fr", "weight"]), code)
+    for name, matrix in zip(("weight_smooth", "weight_appearance", "compatibility"), matrices):
+        state[f"crf.{name}"] = matrix.float()
+    return state
+
+
+def _names() -> dict[tuple[str, str], str]:
+    """(layer, "weight" or "bias") of a published FCN-8s to the name in `FCN8s`."""
+    layers = {"fc6": "classifier.0", "fc7": "classifier.3"}
+    for group, (channels, end) in enumerate(zip(VGG16, POOLS), 1):
+        for index in range(len(channels)):
+            # Before the pooling of a group, at end - 1, every convolution has its ReLU.
+            layers[f"conv{group}_{index + 1}"] = f"features.{end - 1 - 2 * (len(channels) - index)}"
+    layers |= {name: name for name in ("score_fr", "score_pool4", "score_pool3")}
+    names = {(layer, kind): f"{own}.{kind}" for layer, own in layers.items() for kind in ("weight", "bias")}
+    return names | {(layer, kind): f"{layer}.{kind}" for layer, kinds in UPSAMPLINGS.items() for kind in kinds}
+
+
+def _caffe(parameters):
+    """The CRF's arrays, and all others by (layer, kind)."""
+    crf = [arrays for arrays in parameters.values() if len(arrays) == 3]
+    if len(crf) != 1:
+        raise ValueError(f"parameters: expected one layer of three arrays, the CRF's, got {len(crf)}")
+    others = {layer: arrays for layer, arrays in parameters.items() if len(arrays) != 3}
+    return list(crf[0]), {
+        (_layer(layer), kind): _tensor(array).reshape(-1) if kind == "bias" else _tensor(array)
+        for layer, arrays in others.items()
+        for kind, array in zip(("weight", "bias"), arrays)
+    }
+
+
+def _pytorch(parameters):
+    split = {name: name.rpartition(".") for name in parameters}
+    kinds = ("weight", "bias")
+    return parameters, {
+        (_layer(layer), kind): _tensor(parameters[name]) for name, (layer, _, kind) in split.items() if kind in kinds
+    }
+
+
+def _keras(parameters):
+    split = {name: name.removesuffix(":0").split("/")[-2:] for name in parameters}
+    kernels = {(_layer(s[0]), "weight"): _tensor(parameters[n]) for n, s in split.items() if s[-1] == "kernel"}
+    biases = {(_layer(s[0]), "bias"): _tensor(parameters[n]) for n, s in split.items() if s[-1] == "bias"}
+    # [height, width, in, out], and [height, width, out, in] of a transposed convolution, whose order here is reversed.
+    return parameters, {key: kernel.permute(3, 2, 0, 1) for key, kernel in kernels.items()} | biases
+
+
+READERS = {"released": _caffe, "released-pytorch": _pytorch, "released-keras": _keras}
+
+
+def _layer(name):
+    name = name.replace("-", "_")
+    return ALIASES.get(name, name)
+
+
+def _tensor(value):
+    return value.detach().cpu().float() if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value)).float()
+
+
+def _some(wrong):
+    others = f" and {len(wrong) - SHOWN} others" if len(wrong) > SHOWN else ""
+    return ", ".join(wrong[:SHOWN]) + others

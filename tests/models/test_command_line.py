@@ -1,0 +1,253 @@
+"""python -m tritoncrf.models: train, evaluate and predict as a user would, and every bad input before any training."""
+
+import csv
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tritoncrf.models import WithCRF, checkpoints, config
+from tritoncrf.models.__main__ import main
+
+CONFIG = """
+[network]
+name = "ResNetFCN"
+depth = 18
+width = 0.125
+
+[crf]
+name = "ConvCRF"
+window_size = 3
+blur = 1
+compatibility = true
+
+[data]
+format = "folder"
+workers = 0
+
+[[phases]]
+name = "joint"
+train = "all"
+epochs = 1
+batch = 4
+[phases.optimizer]
+name = "adam"
+lr = 0.01
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    """A run's folder, from a configuration file beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "run.toml").write_text(CONFIG)
+    assert main(["train", str(folder / "run.toml"), "--data", str(shapes), "-o", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def refused(capsys, *arguments):
+    """The one line that a command ends with."""
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("tritoncrf.models: error: ") and "\n" not in error
+    return error.removeprefix("tritoncrf.models: error: ")
+
+
+def picture(path):
+    """Mode and pixels of a file."""
+    with Image.open(path) as image:
+        return image.mode, np.array(image)
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "tritoncrf.models", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "train | evaluate | predict" in done.stdout
+
+
+def test_evaluate_reports_both_labellings(trained, shapes, tmp_path, capsys):
+    out = tmp_path / "report"
+    assert main(["evaluate", str(trained / "last.pt"), "--data", str(shapes), "-o", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "without CRF, 3 images" in shown and "with CRF, 3 images" in shown and "IoU house" in shown
+    with open(out / "results.csv", newline="") as file:
+        table = {row["metric"]: row for row in csv.DictReader(file)}
+    assert {"miou", "pixel_accuracy", "mean_accuracy", "boundary_iou 1", "trimap_accuracy 10", "iou tree"} <= set(table)
+    with open(trained / "log.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(table["miou"]["refined"]) == pytest.approx(float(row["val_miou"]))
+    assert float(table["miou"]["unary"]) == pytest.approx(float(row["val_unary_miou"]))
+    pictures = {path.name for path in out.glob("*.png")}
+    assert pictures == {"compatibility.png", "confusion_refined.png", "confusion_unary.png", "trimap.png"}
+
+
+def test_evaluate_at_several_scales(trained, shapes, capsys):
+    options = ["--scales", "0.5", "1", "1.5", "--flip", "--fuse", "max_mean"]
+    assert main(["evaluate", str(trained / "last.pt"), "--data", str(shapes), "--split", "train", *options]) == 0
+    assert "with CRF, 8 images" in capsys.readouterr().out
+
+
+def test_predict_labels_a_folder(trained, shapes, tmp_path):
+    photos = shapes / "val" / "images"
+    for name, options in (("with", []), ("without", ["--no-crf"])):
+        assert main(["predict", str(trained / "last.pt"), str(photos), "-o", str(tmp_path / name), *options]) == 0
+    network = checkpoints.trained(trained / "last.pt", torch.device("cpu"))
+    for path in photos.iterdir():
+        image = torch.from_numpy(picture(path)[1]).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            unary, refined = network.model(image, "both")
+        for name, logits in (("with", refined), ("without", unary)):
+            mode, labels = picture(tmp_path / name / "labels" / path.name)
+            assert mode == "P"
+            assert np.array_equal(labels, logits[0].argmax(0).numpy())
+            mode, overlay = picture(tmp_path / name / "overlays" / path.name)
+            assert mode == "RGB" and overlay.shape[:2] == labels.shape
+
+
+def test_predict_takes_one_photo_of_another_size(trained, tmp_path):
+    Image.new("L", (53, 47), 90).save(tmp_path / "grey.png")
+    out = tmp_path / "out"
+    assert main(["predict", str(trained / "last.pt"), str(tmp_path / "grey.png"), "-o", str(out)]) == 0
+    assert picture(out / "labels" / "grey.png")[1].shape == (47, 53)
+
+
+def test_a_network_seen_at_another_size_labels_photos_at_theirs(shapes, tmp_path):
+    """data.resize: predictions come back at the photo's size; here also in a run without a CRF."""
+    (tmp_path / "run.toml").write_text(CONFIG.replace("workers = 0", "workers = 0\nresize = [16, 20]"))
+    changes = ["--set", "phases.joint.train=unary"]
+    run = ["train", str(tmp_path / "run.toml"), "--data", str(shapes), "-o", str(tmp_path / "run"), *changes]
+    assert main(run) == 0
+    photos = shapes / "val" / "images"
+    assert main(["predict", str(tmp_path / "run" / "best.pt"), str(photos), "-o", str(tmp_path / "out")]) == 0
+    assert {picture(path)[1].shape for path in (tmp_path / "out" / "labels").iterdir()} == {(32, 40)}
+
+
+# Weights ----------------------------------------------------------------------------------------------------------
+
+
+def built(text=CONFIG, crf=True):
+    table = config.tomllib.loads(text)
+    if not crf:
+        del table["crf"]
+        table["phases"][0]["train"] = "unary"
+    torch.manual_seed(3)
+    return config.build(config.parse(table, "test"), 3, "test"), config.parse(table, "test")
+
+
+def assert_same(model, other):
+    for name, value in other.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_weights_of_a_network_serve_it_with_a_crf_and_without(tmp_path):
+    plain, plain_config = built(crf=False)
+    whole, whole_config = built()
+    checkpoints.save(tmp_path / "plain.pt", plain, plain_config, ("a", "b", "c"))
+    checkpoints.save(tmp_path / "whole.pt", whole, whole_config, ("a", "b", "c"))
+    for name in ("plain", "whole"):
+        for fresh in (built(crf=False)[0], built()[0]):
+            for parameter in fresh.parameters():
+                torch.nn.init.zeros_(parameter)
+            checkpoints.load_weights(fresh, tmp_path / f"{name}.pt")
+            assert_same(fresh.network if isinstance(fresh, WithCRF) else fresh, plain)
+
+
+def test_torchvision_weights(tmp_path):
+    model = built()[0]
+    state = {name: torch.randn_like(x) if x.is_floating_point() else x for name, x in
+             model.network.backbone.state_dict().items()}  # fmt: skip
+    torch.save({**state, "fc.weight": torch.zeros(1000, 8), "fc.bias": torch.zeros(1000)}, tmp_path / "resnet.pth")
+    checkpoints.load_weights(model, tmp_path / "resnet.pth")
+    assert torch.equal(model.network.backbone.conv1.weight, state["conv1.weight"])
+
+
+def test_bad_weights_are_refused_before_training(shapes, trained, tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    path.write_text(CONFIG)
+    command = ["train", path, "--data", shapes, "-o", tmp_path / "run", "--weights"]
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth")
+    assert "other.pth: state: expected the parameters of this backbone" in refused(
+        capsys, *command, tmp_path / "other.pth"
+    )
+    torch.save([1], tmp_path / "list.pth")
+    assert "list.pth: expected weights, got a list" in refused(capsys, *command, tmp_path / "list.pth")
+    wide = ["--set", "network.width=0.25"]
+    error = refused(capsys, *command, trained / "last.pt", *wide)
+    assert "last.pt: expected the parameters of this network, got" in error and "of shape [8" in error
+    assert not (tmp_path / "run").exists()
+
+
+# Bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_that_are_none(trained, shapes, tmp_path, capsys):
+    whole = (trained / "last.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    for name, wanted in (
+        ("missing.pt", "expected a checkpoint, got no such file"),
+        ("cut.pt", "expected a checkpoint, unreadable"),
+        ("other.pt", "expected a checkpoint of tritoncrf.models, got a file of something else"),
+    ):
+        for command in (
+            ["evaluate", tmp_path / name, "--data", shapes],
+            ["predict", tmp_path / name, shapes, "-o", tmp_path],
+        ):
+            if command[0] == "predict":
+                command[2] = shapes / "val" / "images"
+            assert f"{tmp_path / name}: {wanted}" in refused(capsys, *command)
+
+
+def test_a_checkpoint_whose_parameters_do_not_fit(trained, tmp_path, shapes, capsys):
+    state = checkpoints.read(trained / "last.pt")
+    del state["model"]["crf.compatibility"]
+    torch.save(state, tmp_path / "less.pt")
+    error = refused(capsys, "evaluate", tmp_path / "less.pt", "--data", shapes)
+    assert "less.pt: expected the parameters of this network, got crf.compatibility missing" in error
+
+
+def test_data_is_checked_before_training(shapes, tmp_path, capsys):
+    path, root, out = tmp_path / "run.toml", tmp_path / "data", tmp_path / "run"
+    path.write_text(CONFIG)
+    shutil.copytree(shapes, root)
+    command = ["train", path, "--data", root, "-o", out]
+
+    mask = root / "train" / "labels" / "3.png"
+    kept = mask.read_bytes()
+    Image.fromarray(np.full((32, 40), 7, np.uint8)).save(mask)
+    assert f"{mask}: expected labels from 0 to 2 or void 255, got 7" in refused(capsys, *command)
+    Image.fromarray(np.zeros((32, 41), np.uint8)).save(mask)
+    assert f"{mask}: expected 32 x 40 labels" in refused(capsys, *command)
+    mask.unlink()
+    assert "3: expected a mask for 3.png, got none" in refused(capsys, *command)
+    mask.write_bytes(kept)
+
+    assert "expected a folder, got no such folder" in refused(
+        capsys, "train", path, "--data", tmp_path / "no", "-o", out
+    )
+    assert "--data: expected the data set's folder" in refused(capsys, "train", path, "-o", out)
+    assert "sead: unknown key" in refused(capsys, *command, "--set", "sead=1")
+    assert "crf: window_size: expected an odd int" in refused(capsys, *command, "--set", "crf.window_size=4")
+    assert not out.exists()
+
+
+def test_a_run_that_is_there_already(trained, shapes, capsys):
+    command = ["train", trained.parent / "run.toml", "--data", shapes, "-o", trained]
+    assert "expected a new folder, got one with a run; --resume goes on with it" in refused(capsys, *command)
+    assert main([*map(str, command), "--resume"]) == 0
+
+
+def test_bad_options(trained, shapes, tmp_path, capsys):
+    assert "PHOTOS" in refused(capsys, "predict", trained / "last.pt")
+    error = refused(capsys, "predict", trained / "last.pt", tmp_path, "-o", tmp_path / "out")
+    assert f"{tmp_path}: expected photos ending in .jpg" in error
+    command = ["evaluate", trained / "last.pt", "--data", shapes]
+    assert "--scales: expected numbers above 0, got 0.0" in refused(capsys, *command, "--scales", "0")
+    (tmp_path / "set" / "val" / "images").mkdir(parents=True)
+    shutil.copytree(shapes, tmp_path / "renamed")
+    (tmp_path / "renamed" / "classes.txt").write_text("ground\nhouse\nbush\n")
+    error = refused(capsys, "evaluate", trained / "last.pt", "--data", tmp_path / "renamed")
+    assert "expected a network for the classes of the data, got another's" in error

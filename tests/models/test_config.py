@@ -1,0 +1,139 @@
+"""Configurations: read strictly, changed from the command line, kept in checkpoints."""
+
+import re
+
+import pytest
+import torch
+
+from tritoncrf.files import FileError
+from tritoncrf.models import config
+
+MINIMAL = """
+[network]
+name = "ResNetFCN"
+depth = 18
+width = 0.125
+
+[data]
+format = "camvid"
+
+[[phases]]
+name = "unary"
+train = "unary"
+epochs = 3
+batch = 2
+[phases.optimizer]
+name = "sgd"
+lr = 1
+"""
+TUNED = (
+    MINIMAL.replace('"camvid"', '"camvid"\nheld_out = 4')
+    + """
+[[phases]]
+name = "tune"
+train = "unary"
+split = "held_out"
+epochs = 2
+batch = 1
+follows = "unary"
+[phases.optimizer]
+name = "adam"
+lr = 0.1
+"""
+)
+
+
+def written(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_and_types(tmp_path):
+    found = config.load(written(tmp_path, MINIMAL))
+    assert found.seed == 0 and found.crf is None and found.augment is None and found.amp == "off"
+    assert found.data.train == "train" and found.data.resize is None
+    assert found.phases[0].optimizer.lr == 1.0 and isinstance(found.phases[0].optimizer.lr, float)
+    assert found.phases[0].optimizer.multipliers == {}
+
+
+def test_a_table_reads_back_as_the_same_configuration(tmp_path):
+    text = TUNED.replace("[data]", "[data]\nresize = [90, 120]") + 'multipliers = { "crf.*" = 2 }\n'
+    found = config.load(written(tmp_path, text))
+    assert found.data.resize == (90, 120)
+    assert config.parse(found.table(), "checkpoint") == found
+
+
+def test_turns_run_a_follower_after_each_epoch(tmp_path):
+    found = config.load(written(tmp_path, TUNED))
+    assert list(found.turns()) == [(0, 0), (1, 0), (1, 1), (0, 1), (1, 2), (1, 3), (0, 2), (1, 4), (1, 5)]
+    assert found.epochs(0) == 3 and found.epochs(1) == 6
+
+
+def test_changes_from_the_command_line(tmp_path):
+    path = written(tmp_path, MINIMAL)
+    changes = ["seed=7", "phases.unary.epochs=9", "data.resize=[8, 9]", "network.name=FCN8s", "data.root=/some/where"]
+    found = config.load(path, changes)
+    assert (found.seed, found.phases[0].epochs, found.data.resize) == (7, 9, (8, 9))
+    assert found.network["name"] == "FCN8s" and found.data.root == "/some/where"
+
+
+@pytest.mark.parametrize("path", sorted(config.BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
+def test_installed_configurations_are_found_by_name(path):
+    found = config.load(path.stem)
+    assert found == config.load(path)
+    config.augmentation(found, path.stem)
+    with torch.device("meta"):
+        config.build(found, 21, path.stem)
+
+
+BAD = [
+    ("seed = 0", "sead = 0", "sead: unknown key; did you mean 'seed'?"),
+    ('name = "ResNetFCN"', 'name = "UNet"', "network.name: expected one of FCN8s, ResNetFCN, SegModel, got 'UNet'"),
+    ('format = "camvid"', 'format = "coco"', "data.format: expected one of 'camvid', 'voc', 'folder', got 'coco'"),
+    ('format = "camvid"', 'format = "camvid"\nresize = [90]', "data.resize: expected a list of 2, got [90]"),
+    ('format = "camvid"', 'format = "camvid"\nworkers = true', "data.workers: expected a whole number, got True"),
+    ("epochs = 3", 'epochs = "3"', "phases.unary.epochs: expected a whole number, got '3'"),
+    ("epochs = 3", "epochs = 0", "phases.unary.epochs: expected at least 1, got 0"),
+    ("batch = 2\n", "", "phases[0].batch: expected a value, got none"),
+    ("lr = 1", 'lr = "fast"', "phases.unary.optimizer.lr: expected a number, got 'fast'"),
+    ("lr = 1", "rate = 1", "phases.unary.optimizer.rate: unknown key"),
+    ("epochs = 3", "epochs = 3\nohem = 2", "phases.unary.ohem: expected a share above 0 and at most 1, got 2.0"),
+    ("epochs = 3", 'epochs = 3\nsplit = "held_out"', "phases.unary.split: expected images of it: set data.held_out"),
+    ("epochs = 3", 'epochs = 3\nfollows = "x"', "phases.unary.follows: expected an earlier phase"),
+    ('train = "unary"', 'train = "statistics"', "phases.unary.optimizer: expected one where something is learnt"),
+    ('train = "unary"', 'train = "crf"', "phases.unary.train: expected something else where there is no CRF"),
+    ("[data]", '[crf]\nname = "MRF"\n[data]', "crf.name: expected one of ConvCRF, CRFRNN, GuidanceCRF, got 'MRF'"),
+    ("[data]", "[data", "expected TOML, unreadable"),
+]
+
+
+@pytest.mark.parametrize("old, new, message", BAD, ids=[case[2] for case in BAD])
+def test_bad_configurations(tmp_path, old, new, message):
+    text = ("seed = 0\n" + MINIMAL).replace(old, new, 1)
+    path = written(tmp_path, text)
+    with pytest.raises(FileError, match=re.escape(f"{path}: ") + ".*" + re.escape(message)):
+        config.load(path)
+
+
+def test_bad_arguments_of_what_is_built(tmp_path):
+    path = written(tmp_path, MINIMAL.replace("depth = 18", "depth = 19") + "[augment]\nmirror = 2\n")
+    found = config.load(path)
+    with pytest.raises(FileError, match="run.toml: network: depth: expected one of 18, 34, 50, 101, got 19"):
+        config.build(found, 3, str(path))
+    with pytest.raises(FileError, match="run.toml: augment: mirror: expected a number from 0 to 1, got 2"):
+        config.augmentation(found, str(path))
+    found = config.load(written(tmp_path, MINIMAL.replace("depth = 18", "depht = 18")))
+    with pytest.raises(FileError, match="network: .*depht"):
+        config.build(found, 3, "run.toml")
+
+
+@pytest.mark.parametrize("change", ["seed", "=3", "phases.no.epochs=3", "phases.unary=3", "seed.x=1"])
+def test_bad_changes(tmp_path, change):
+    with pytest.raises(FileError, match="^--set|phases"):
+        config.load(written(tmp_path, "seed = 1\n" + MINIMAL), [change])
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(FileError, match="missing.toml: expected a configuration file, or one of .*small_unary"):
+        config.load(tmp_path / "missing.toml")

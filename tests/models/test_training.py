@@ -1,0 +1,384 @@
+"""Training: what each kind of phase learns, runs that are killed and resumed, several ranks."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from assertions import assert_close
+from tritoncrf.files import FileError
+from tritoncrf.models import checkpoints, config, data, training
+from tritoncrf.models.distributed import World
+
+RESNET = {"name": "ResNetFCN", "depth": 18, "width": 0.125}
+FCN = {"name": "FCN8s", "width": 1 / 16, "dropout": 0.0, "pixels": "imagenet", "score_init": "msra"}
+CONVCRF = {
+    "name": "ConvCRF",
+    "window_size": 3,
+    "blur": 1,
+    "theta_smooth": 1.0,
+    "theta_space": 3.0,
+    "weight_smooth": 0.5,
+    "weight_appearance": 0.5,
+    "compatibility": True,
+}
+SGD = {"name": "sgd", "lr": 0.01, "weight_decay": 1e-3}
+
+
+def phase(train="unary", **others):
+    optimizer = {} if train == "statistics" else {"optimizer": SGD}
+    return {"name": train, "train": train, "epochs": 1, "batch": 2, **optimizer, **others}
+
+
+def settings(*phases, network=RESNET, **others):
+    table = {"network": network, "data": {"format": "folder", "workers": 0}, "phases": list(phases), **others}
+    return config.parse(table, "test")
+
+
+def trainer(found, root, folder, resume=False):
+    splits = {name: data.folder(root, split) for name, split in (("train", "train"), ("validate", "val"))}
+    if found.data.held_out:
+        splits["train"], splits["held_out"] = data.held_out(splits["train"], found.data.held_out, found.seed)
+    torch.manual_seed(found.seed)
+    model = config.build(found, 3, "test")
+    augment = config.augmentation(found, "test")
+    return training.Trainer(found, model, splits, augment, folder, World(torch.device("cpu")), resume)
+
+
+def state(folder, name="last.pt"):
+    return checkpoints.read(folder / name)["model"]
+
+
+def rows(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def run(found, root, folder):
+    """The network's state before and after a run."""
+    made = trainer(found, root, folder)
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    made.run()
+    return before, state(folder)
+
+
+# What is learnt ---------------------------------------------------------------------------------------------------
+
+
+def test_a_network_learns(shapes, tmp_path):
+    adam = {"name": "adam", "lr": 0.01, "power": 0.9}
+    network = {**RESNET, "width": 0.25, "dropout": 0.0}
+    run(settings(phase(epochs=16, optimizer=adam), network=network, validate_every=4), shapes, tmp_path)
+    found = rows(tmp_path)
+    assert len(found) == 16
+    assert float(found[-1]["val_miou"]) > 0.4 > float(found[3]["val_miou"])
+    assert float(found[-1]["loss"]) < 0.25 * float(found[0]["loss"])
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "best.pt", "config.json", "curves.png", "last.pt", "log.csv", "panels",
+    }  # fmt: skip
+    assert len(list((tmp_path / "panels").iterdir())) == 4
+
+
+def test_the_unary_phase_leaves_the_crf(shapes, tmp_path):
+    found = changed(*run(settings(phase("unary"), crf=CONVCRF), shapes, tmp_path))
+    assert found and not any(name.startswith("crf.") for name in found)
+
+
+def test_the_crf_phase_leaves_the_network_and_its_averages(shapes, tmp_path):
+    before, after = run(settings(phase("crf", split="held_out", batch=3), crf=CONVCRF, data={
+        "format": "folder", "workers": 0, "held_out": 3}), shapes, tmp_path)  # fmt: skip
+    assert changed(before, after) == {name for name in before if name.startswith("crf.")}
+
+
+def test_the_joint_phase_moves_everything_but_what_is_frozen(shapes, tmp_path):
+    found = settings(phase("all", auxiliary=1.0, freeze=["crf.log_theta_*"]), crf=CONVCRF, network=FCN)
+    before, after = run(found, shapes, tmp_path)
+    still = set(before) - changed(before, after)
+    assert still == {"network.upscore8.weight", *(name for name in before if "log_theta" in name)}
+
+
+def test_alternate_steps_learn_from_the_unary_alone(shapes, tmp_path):
+    """In a phase of one step, which is one of the unary's."""
+    found = settings(phase("all", alternate=True, batch=8), crf=CONVCRF, network=FCN)
+    before, after = run(found, shapes, tmp_path)
+    assert not any(name.startswith("crf.") for name in changed(before, after))
+
+
+def test_statistics_are_the_means_over_the_batches(shapes, tmp_path):
+    found = settings(phase("statistics", epochs=2, batch=4, augment=False), network={**RESNET, "dropout": 0.9})
+    made = trainer(found, shapes, tmp_path)
+    seen = []
+    hook = made.model.network if hasattr(made.model, "network") else made.model
+    hook.backbone.bn1.register_forward_pre_hook(lambda m, x: seen.append(x[0].mean((0, 2, 3))) if m.training else None)
+    before = {name: p.clone() for name, p in made.model.named_parameters()}
+    made.run()
+    assert len(seen) == 4
+    after = state(tmp_path)
+    assert_close("running mean", after["backbone.bn1.running_mean"], torch.stack(seen).mean(0))
+    assert not changed(before, after)
+
+
+def test_a_follower_runs_after_each_epoch(shapes, tmp_path):
+    found = settings(
+        phase("all", epochs=2), phase("crf", follows="all", split="held_out", batch=1), crf=CONVCRF,
+        data={"format": "folder", "workers": 0, "held_out": 2},
+    )  # fmt: skip
+    run(found, shapes, tmp_path)
+    assert [(row["phase"], row["epoch"]) for row in rows(tmp_path)] == [
+        ("all", "1"),
+        ("crf", "1"),
+        ("all", "2"),
+        ("crf", "2"),
+    ]
+
+
+def test_a_sum_is_the_mean_times_the_pixels(shapes, tmp_path):
+    """One step on all images: the gradient of the sum is the mean's times the number of known pixels."""
+    plain = {**SGD, "momentum": 0.0, "weight_decay": 0.0}
+    pixels = sum(int((item["labels"] != 255).sum()) for item in data.Images(data.folder(shapes, "train")))
+    found = []
+    for loss, lr in (("mean", 0.01), ("sum", 0.01 / pixels)):
+        changes = {"loss": loss, "batch": 8, "optimizer": {**plain, "lr": lr}}
+        found.append(run(settings(phase(**changes), network=FCN), shapes, tmp_path / loss)[1])
+    for name in found[0]:
+        assert_close(name, found[1][name], found[0][name])
+
+
+def test_bfloat16(shapes, tmp_path):
+    found = settings(phase("all", epochs=2), crf=CONVCRF, amp="bfloat16")
+    before, after = run(found, shapes, tmp_path)
+    assert all(value.dtype != torch.bfloat16 for value in after.values())
+    assert "crf.compatibility" in changed(before, after)
+
+
+def test_multipliers_and_decay(shapes, tmp_path):
+    options = {**SGD, "multipliers": {"crf.*": 100, "*.bias": 2, "crf.compatibility": 0.5}}
+    made = trainer(settings(phase("all", optimizer=options), crf=CONVCRF, network=FCN), shapes, tmp_path)
+    optimizer = training.optimizer(made.model, made.config.phases[0].optimizer)
+    rates = {id(p): (g["base"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    names = {name: rates[id(p)] for name, p in made.model.named_parameters() if id(p) in rates}
+    assert names["network.features.0.weight"] == (0.01, 1e-3)
+    assert names["network.features.0.bias"] == (0.02, 0)
+    assert names["crf.weight_smooth"] == (1.0, 0)
+    assert names["crf.compatibility"] == (0.5, 0)
+    training.set_rates(optimizer, power=2, done=0.5)
+    assert all(group["lr"] == group["base"] / 4 for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("path", sorted(config.BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_configuration_runs(path, shapes, tmp_path):
+    """Each phase an epoch on tiny images with a tiny network; what it says it learns gets gradients and moves."""
+    table = config.load(path).table()
+    table["network"]["width"] = 1 / 16
+    table["data"] |= {"format": "folder", "train": "train", "validate": "val", "sbd": "", "workers": 0}
+    table["data"] |= {"resize": [32, 40], "held_out": min(table["data"]["held_out"], 4)}
+    if table["augment"] is not None:
+        table["augment"]["crop"] = [32, 40]
+    if table["crf"] is not None and "learn_positions" in table["crf"]:
+        table["crf"]["learn_positions"] = [32, 40]
+    for entry in table["phases"]:
+        entry |= {"epochs": 1, "batch": min(entry["batch"], 2)}
+        if entry["optimizer"]:
+            entry["optimizer"]["lr"] = max(entry["optimizer"]["lr"], 1e-9)
+    found = config.parse(table, path.stem)
+    before, after = run(found, shapes, tmp_path)
+    moved = changed(before, after)
+    learnt = {entry.train for entry in found.phases}
+    if "crf" in learnt or "all" in learnt:
+        crf = {name for name in before if name.startswith("crf.")}
+        assert crf <= moved, f"{sorted(crf - moved)} did not move"
+    if learnt & {"unary", "all"}:
+        assert any(not name.startswith("crf.") for name in moved)
+
+
+# Killed and resumed -----------------------------------------------------------------------------------------------
+
+INTERRUPTED = {
+    "phases": [
+        phase("all", epochs=2, auxiliary=0.5, alternate=True, optimizer={**SGD, "power": 0.9}),
+        phase("crf", epochs=1, follows="all", split="held_out", optimizer={"name": "adam", "lr": 0.01}),
+        phase("statistics"),
+    ],
+    "network": {**RESNET, "dropout": 0.5},
+    "crf": CONVCRF,
+    "augment": {"scale": [0.7, 1.4], "mirror": 0.5, "crop": [32, 40]},
+    "data": {"format": "folder", "workers": 0, "held_out": 2},
+}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def unbroken(shapes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    run(config.parse(INTERRUPTED, "test"), shapes, folder)
+    return folder
+
+
+def assert_same_run(folder, other):
+    assert rows(folder) == rows(other)
+    for name in ("last.pt", "best.pt"):
+        assert not changed(state(folder, name), state(other, name)), name
+
+
+# Of its 9 steps: within an epoch, at the end of one, in the follower, in the statistics.
+@pytest.mark.parametrize("step", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("seconds", [0.0, 300.0], ids=["checkpoint each step", "checkpoint each epoch"])
+def test_a_run_that_breaks_off_ends_as_an_unbroken_one(step, seconds, shapes, tmp_path, unbroken, monkeypatch):
+    found = config.parse(INTERRUPTED, "test")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
+    made, forward = trainer(found, shapes, tmp_path), []
+
+    def count(*_):
+        if made.model.training or made.model.crf.training or made.model.network.backbone.bn1.training:
+            forward.append(1)
+        if len(forward) > step:
+            raise Killed
+
+    made.model.register_forward_pre_hook(count)
+    with pytest.raises(Killed):
+        made.run()
+    torch.manual_seed(12345)
+    trainer(found, shapes, tmp_path, resume=True).run()
+    assert_same_run(tmp_path, unbroken)
+
+
+def command(*arguments, checkpoint_seconds=300.0):
+    """Python's arguments for the command line, with checkpoints so often."""
+    code = (
+        "import sys; from tritoncrf.models import __main__ as cli, training; "
+        f"training.CHECKPOINT_SECONDS = {checkpoint_seconds}; sys.exit(cli.main({list(map(str, arguments))!r}))"
+    )
+    return [sys.executable, "-c", code]
+
+
+def toml(table):
+    """A configuration as text; enough of TOML for these."""
+
+    def value(v):
+        if isinstance(v, dict):
+            return "{" + ", ".join(f'"{k}" = {value(x)}' for k, x in v.items()) + "}"
+        if isinstance(v, (list, tuple)):
+            return "[" + ", ".join(map(value, v)) + "]"
+        return str(v).lower() if isinstance(v, bool) else repr(v) if not isinstance(v, str) else f'"{v}"'
+
+    return "\n".join(f"{key} = {value(entry)}" for key, entry in table.items())
+
+
+def test_a_killed_process_resumes(shapes, tmp_path, unbroken):
+    """SIGKILL at whatever moment: twice, then to the end."""
+    path, folder = tmp_path / "run.toml", tmp_path / "run"
+    path.write_text(toml(INTERRUPTED))
+    arguments = ["train", path, "--data", shapes, "-o", folder]
+    for turn in range(2):
+        process = subprocess.Popen(
+            command(*arguments, *["--resume"] * turn, checkpoint_seconds=0.0), stderr=subprocess.DEVNULL
+        )
+        written = (folder / "last.pt").stat().st_mtime_ns if (folder / "last.pt").exists() else 0
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if (folder / "last.pt").exists() and (folder / "last.pt").stat().st_mtime_ns > written:
+                break
+            time.sleep(0.01)
+        time.sleep(0.3)  # into the next steps, or the writing of something
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command(*arguments, "--resume"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(folder, unbroken)
+    assert not list(folder.glob(".*.part"))
+
+
+# Several ranks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+@pytest.mark.parametrize("alternate", [False, True], ids=["joint", "alternate"])
+def test_two_ranks_learn_as_one_does(alternate, shapes, tmp_path):
+    """The same loss curve and weights; images have different numbers of known pixels, which count over the ranks."""
+    slow = {**SGD, "lr": 1e-3}  # a loss that runs away would blow up the rounding of sums in another order
+    table = {
+        "network": FCN,
+        "crf": CONVCRF,
+        "phases": [
+            phase("unary", epochs=2, batch=4, optimizer=slow),
+            phase("all", epochs=2, batch=4, auxiliary=0.5, alternate=alternate, optimizer=slow),
+            phase("crf", batch=2, optimizer=slow),
+        ],
+        "data": {"format": "folder", "workers": 0},
+    }
+    path = tmp_path / "run.toml"
+    path.write_text(toml(table))
+    before, _ = run(config.parse(table, "test"), shapes, tmp_path / "one")
+    start = torch.cat([x.flatten() for x in before.values()])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    launch += ["-m", "tritoncrf.models", "train", path, "--data", shapes, "-o", tmp_path / "two"]
+    done = subprocess.run(
+        list(map(str, launch)), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(one) == len(two) == 5
+    for a, b in zip(one, two):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-5)
+        assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-5)
+    one, two = (torch.cat([x.flatten() for x in state(tmp_path / name).values()]) for name in ("one", "two"))
+    assert_close("what was learnt", two - start, one - start)
+
+
+def test_batch_norm_on_ranks_without_gpus_is_refused(shapes, tmp_path):
+    found = settings(phase())
+    splits = {name: data.folder(shapes, split) for name, split in (("train", "train"), ("validate", "val"))}
+    with pytest.raises(ValueError, match="torchrun: expected GPUs for a network with batch norm"):
+        training.Trainer(
+            found, config.build(found, 3, "test"), splits, None, tmp_path, World(torch.device("cpu"), 0, 2), False
+        )
+
+
+# Bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_run_is_kept(shapes, tmp_path):
+    found = settings(phase(epochs=2))
+    run(found, shapes, tmp_path)
+    kept = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(FileError, match=re.escape(f"{tmp_path}: expected a new folder, got one with a run; --resume")):
+        trainer(found, shapes, tmp_path)
+    with pytest.raises(FileError, match="last.pt: expected a run of this configuration, got another seed"):
+        trainer(settings(phase(epochs=2), seed=3), shapes, tmp_path, resume=True)
+    assert (tmp_path / "last.pt").read_bytes() == kept
+
+
+def test_a_finished_run_resumes_to_nothing(shapes, tmp_path):
+    found = settings(phase())
+    run(found, shapes, tmp_path)
+    kept = (tmp_path / "last.pt").read_bytes()
+    trainer(found, shapes, tmp_path, resume=True).run()
+    assert (tmp_path / "last.pt").read_bytes() == kept
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
+    found = settings(phase(epochs=2, optimizer={**SGD, "lr": 1e30}), network=FCN)
+    made = trainer(found, shapes, tmp_path)
+    with pytest.raises(
+        ValueError, match="phases.unary: the loss is no longer finite, at step .* a smaller optimizer.lr"
+    ):
+        made.run()
+    assert all(value.isfinite().all() for value in state(tmp_path).values())
+
+
+def test_a_batch_larger_than_its_split(shapes, tmp_path):
+    with pytest.raises(ValueError, match="phases.unary.batch: expected at most the 8 images of its split, got 9"):
+        trainer(settings(phase(batch=9)), shapes, tmp_path)

@@ -1,0 +1,210 @@
+"""Published weights: torchvision's backbones as they are, and CRF-RNN's networks against an evaluation of their own."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import tritoncrf as tc
+from assertions import assert_close
+from tritoncrf.models.fcn8s import FCN8s, FCN8sCRFRNN
+from tritoncrf.models.resnet import ResNet
+from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
+from tritoncrf.models.segmodel import SegModel
+from tritoncrf.models.weights import load_backbone, published_crfrnn
+
+C = 3
+RESNET = {"depth": 18, "width": 0.125}
+WIDTH, CHANNELS, HIDDEN = 1 / 64, 8, 64  # of every 3x3 convolution, and of fc6 and fc7
+BLOCKS = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}
+MEAN_BGR = [104.007, 116.669, 122.679]
+PRESETS = ["released", "released-pytorch", "released-keras"]
+
+
+# Backbones --------------------------------------------------------------------------------------------------------
+
+
+def resnet_state(**options):
+    """What torchvision would have saved: with its fc."""
+    state = dict(ResNet(**(RESNET | options)).state_dict())
+    return state | {"fc.weight": torch.randn(1000, 64), "fc.bias": torch.randn(1000)}
+
+
+def vgg_state():
+    state = {}
+    for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28):
+        state |= {f"features.{n}.weight": torch.randn(CHANNELS, 3 if n == 0 else CHANNELS, 3, 3)}
+        state |= {f"features.{n}.bias": torch.randn(CHANNELS)}
+    for n, inputs, outputs in ((0, CHANNELS * 49, HIDDEN), (3, HIDDEN, HIDDEN), (6, HIDDEN, 1000)):
+        state |= {f"classifier.{n}.weight": torch.randn(outputs, inputs), f"classifier.{n}.bias": torch.randn(outputs)}
+    return state
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: ResNet(**RESNET),
+        lambda: ResNetFCN(C, **RESNET),
+        lambda: ResNetConvCRF(C, network=RESNET),
+        lambda: SegModel(C, **RESNET),
+    ],
+    ids=["ResNet", "ResNetFCN", "ResNetConvCRF", "SegModel"],
+)
+def test_a_resnet_is_loaded_as_it_is(model):
+    model, state = model(), resnet_state()
+    load_backbone(model, state)
+    network = getattr(model, "network", model)
+    backbone = getattr(network, "backbone", network)
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_old_weights_do_not_count_batches():
+    state = {name: value for name, value in resnet_state().items() if not name.endswith("num_batches_tracked")}
+    network = ResNet(**RESNET)
+    load_backbone(network, state)
+    assert torch.equal(network.layer4[1].bn2.weight, state["layer4.1.bn2.weight"])
+
+
+@pytest.mark.parametrize("crf", [False, True], ids=["FCN8s", "FCN8sCRFRNN"])
+def test_connected_layers_of_a_vgg_become_convolutions(crf):
+    model = FCN8sCRFRNN(C, network={"width": WIDTH}) if crf else FCN8s(C, width=WIDTH)
+    network, state = (model.network if crf else model), vgg_state()
+    load_backbone(model, state)
+    assert torch.equal(network.features[28].weight, state["features.28.weight"])
+    x = torch.randn(2, CHANNELS, 7, 7)
+    expected = F.linear(x.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"]).relu()
+    expected = F.linear(expected, state["classifier.3.weight"], state["classifier.3.bias"]).relu()
+    assert_close("fc7", network.classifier.eval()(x).flatten(1).detach(), expected)
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        (lambda: resnet_state(depth=34), r"got layer1.2.conv1.weight unknown, .* and \d+ others"),
+        (lambda: resnet_state(width=0.25), r"got conv1.weight of shape \[16, 3, 7, 7\] for \[8, 3, 7, 7\], bn1.weight"),
+        (lambda: without(resnet_state(), "bn1.bias"), "got bn1.bias missing$"),
+        (lambda: resnet_state() | {"conv1.weight": torch.full((8, 3, 7, 7), torch.nan)}, "conv1.weight with NaN"),
+        (lambda: resnet_state() | {"bn1.bias": 1.0}, "got bn1.bias as 1.0"),
+        (vgg_state, "got conv1.weight missing"),
+        (lambda: 3, "a state dict, got 3"),
+    ],
+    ids=["depth", "width", "missing", "NaN", "number", "VGG", "int"],
+)
+def test_other_weights_are_one_clear_error_and_change_nothing(state, message):
+    network = ResNet(**RESNET)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^state: expected.*" + message):
+        load_backbone(network, state())
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_model_without_backbone_is_an_error():
+    with pytest.raises(TypeError, match="model: expected a network on a VGG-16 or a ResNet, got"):
+        load_backbone(torch.nn.Linear(2, 2), {})
+
+
+# CRF-RNN's networks -----------------------------------------------------------------------------------------------
+
+
+def published_layers():
+    """Random [weight, bias] of every layer of a small FCN-8s that takes blue, green and red."""
+    layers = {}
+    for group, count in BLOCKS.items():
+        for n in range(1, count + 1):
+            inputs = 3 if (group, n) == (1, 1) else CHANNELS
+            layers[f"conv{group}_{n}"] = [torch.randn(CHANNELS, inputs, 3, 3) / 6, torch.randn(CHANNELS)]
+    layers["fc6"] = [torch.randn(HIDDEN, CHANNELS, 7, 7) / 20, torch.randn(HIDDEN)]
+    layers["fc7"] = [torch.randn(HIDDEN, HIDDEN, 1, 1) / 8, torch.randn(HIDDEN)]
+    for name, inputs in ("score_fr", HIDDEN), ("score_pool4", CHANNELS), ("score_pool3", CHANNELS):
+        layers[name] = [torch.randn(C, inputs, 1, 1) / 8, torch.randn(C)]
+    layers["upscore2"] = [torch.rand(C, C, 4, 4), torch.randn(C)]
+    layers["upscore_pool4"] = [torch.rand(C, C, 4, 4)]
+    layers["upscore8"] = [torch.rand(C, C, 16, 16) / 16]
+    return layers
+
+
+def published_scores(layers, x):
+    """The published FCN-8s on blue, green and red minus their mean."""
+    height, width = x.shape[2:]
+    x, skips = F.pad(x, [99] * 4), {}
+    for group, count in BLOCKS.items():
+        for n in range(1, count + 1):
+            x = F.conv2d(x, *layers[f"conv{group}_{n}"], padding=1).relu()
+        x = skips[group] = F.max_pool2d(x, 2, ceil_mode=True)
+    x = F.conv2d(F.conv2d(x, *layers["fc6"]).relu(), *layers["fc7"]).relu()
+    x = F.conv_transpose2d(F.conv2d(x, *layers["score_fr"]), *layers["upscore2"], stride=2)
+    x = x + F.conv2d(skips[4], *layers["score_pool4"])[:, :, 5 : 5 + x.shape[2], 5 : 5 + x.shape[3]]
+    x = F.conv_transpose2d(x, *layers["upscore_pool4"], stride=2)
+    x = x + F.conv2d(skips[3], *layers["score_pool3"])[:, :, 9 : 9 + x.shape[2], 9 : 9 + x.shape[3]]
+    return F.conv_transpose2d(x, *layers["upscore8"], stride=8)[:, :, 31 : 31 + height, 31 : 31 + width]
+
+
+def published_form(layers, crf, preset):
+    """Layers and the CRF's three matrices as the network of a preset keeps them."""
+    if preset == "released-pytorch":
+        state = {f"{n}.{kind}": v for n, values in layers.items() for kind, v in zip(("weight", "bias"), values)}
+        names = ("spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix")
+        return state | {f"crfrnn.{name}": matrix for name, matrix in zip(names, crf)}
+    renamed = {"upscore2": "score2", "upscore_pool4": "score4", "upscore8": "upsample"}
+    layers = {renamed.get(n, n.replace("score_", "score-")): v for n, v in layers.items()}
+    if preset == "released":
+        arrays = {
+            n: [v.numpy().reshape(v.shape if v.ndim == 4 else (1, 1, 1, -1)) for v in values]
+            for n, values in layers.items()
+        }
+        return arrays | {"inference1": [matrix.numpy()[None, None] for matrix in crf]}
+    mapping = {f"{n}/{n}/kernel:0": values[0].permute(2, 3, 1, 0).numpy() for n, values in layers.items()}
+    mapping |= {f"{n}/{n}/bias:0": values[1].numpy() for n, values in layers.items() if len(values) == 2}
+    names = ("spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix")
+    return mapping | {f"crfrnn/crfrnn/{name}:0": matrix.numpy() for name, matrix in zip(names, crf)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_published_network_computes_here_what_it_did(preset):
+    layers, crf = published_layers(), [torch.eye(C) + 0.1 * torch.randn(C, C) for _ in range(3)]
+    options = {"preset": preset, "iterations": 2, "test_iterations": 2}
+    model = FCN8sCRFRNN(C, network={"width": WIDTH}, crf=options).eval()
+    model.load_state_dict(published_crfrnn(published_form(layers, crf, preset), preset))
+
+    image = torch.randint(0, 256, (2, 3, 40, 30), dtype=torch.uint8)
+    bgr = image.flip(1).float() - torch.tensor(MEAN_BGR).view(3, 1, 1)
+    own_crf = tc.CRFRNN(C, **options).eval()
+    own_crf.load_published(crf)
+    with torch.no_grad():
+        expected = published_scores(layers, bgr)
+        unary, refined = model(image, output="both")
+        assert_close("unary", unary, expected, rms=1e-5, worst=1e-4)
+        assert_close("refined", refined, own_crf(unary, image))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_layer_too_few_or_too_many_is_one_clear_error(preset):
+    crf = [torch.eye(C)] * 3
+    layers = published_layers()
+    fewer = published_form({n: v for n, v in layers.items() if n not in ("fc7", "conv3_2")}, crf, preset)
+    with pytest.raises(
+        ValueError,
+        match=r"parameters: expected .* got fc7.weight missing, fc7.bias missing, conv3_2.weight missing and 1 others",
+    ):
+        published_crfrnn(fewer, preset)
+    more = published_form(layers | {"fc8": layers["fc7"]}, crf, preset)
+    with pytest.raises(ValueError, match=r"parameters: expected .* got fc8.weight unknown, fc8.bias unknown$"):
+        published_crfrnn(more, preset)
+    form = published_form(layers, [torch.eye(C), torch.eye(C), torch.eye(C + 1)], preset)
+    with pytest.raises(ValueError, match=r"parameters\[.*expected shape \[3, 3\].*got \[.*4, 4\]"):
+        published_crfrnn(form, preset)
+
+
+def test_bad_arguments_are_one_clear_error():
+    with pytest.raises(ValueError, match="preset: expected one of 'released', .*, got 'caffe'"):
+        published_crfrnn({}, "caffe")
+    with pytest.raises(TypeError, match="parameters: expected a dict of layers or arrays, got"):
+        published_crfrnn(np.zeros(3), "released")
+    with pytest.raises(ValueError, match="parameters: expected one layer of three arrays, the CRF's, got 0"):
+        published_crfrnn({"fc7": [np.zeros(1)]}, "released")
