@@ -11,7 +11,7 @@ from bench import report
 from bench.timing import device_found
 
 ROOT = Path(__file__).parent.parent
-KEYWORDS = "window or lattice or exact or guided or box or convcrf or crfrnn or densecrf or mean_field"
+KEYWORDS = "window or lattice or exact or guided or box or conv_crf or crfrnn or guidance_crf or densecrf or mean_field"
 
 
 def run_suite(out: Path, *, quick=False, commit=None, photos=None, seconds=None) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from tritoncrf.checks import renamed
 from tritoncrf.commands import CommandError, Parser, run
-from tritoncrf.files import replacing
+from tritoncrf.files import save_figure, write
 from tritoncrf.models import checkpoints, config, data, evaluation, figures, prediction
 from tritoncrf.models.distributed import world
 from tritoncrf.models.training import Trainer
@@ -37,10 +38,7 @@ def _parser():
     command.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in RUN")
     command.add_argument("--weights", type=Path, metavar="FILE", help="start from: a checkpoint, or torchvision's .pth")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-        help="change the configuration: data.workers=4, phases.unary.epochs=3; may be given several times",
-    )  # fmt: skip
+    _add_changes(command, "data.workers=4, phases.unary.epochs=3")
     command.set_defaults(run=_train)
 
     command = commands.add_parser("evaluate", help="metrics of a network, with and without its CRF")
@@ -48,6 +46,7 @@ def _parser():
     command.add_argument("--data", metavar="FOLDER", help="the data set's folder; goes before the configuration's")
     command.add_argument("--split", metavar="NAME", help="the configuration's data.validate if left out")
     command.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="also write tables and figures there")
+    _add_changes(command, "data.sbd=SBD")
     _add_testing(command)
     command.set_defaults(run=_evaluate)
 
@@ -61,6 +60,13 @@ def _parser():
     return parser
 
 
+def _add_changes(command, examples: str):
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+        help=f"change the configuration: {examples}; may be given several times",
+    )  # fmt: skip
+
+
 def _add_testing(command):
     command.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="sizes to see it at (1)")
     command.add_argument("--flip", action="store_true", help="also see every image mirrored")
@@ -68,37 +74,74 @@ def _add_testing(command):
 
 
 def _train(options):
-    settings = config.load(options.config, options.changes)
-    source = str(options.config)
     with world() as ranks:
-        splits = {
-            "train": _examples(settings, settings.data.train, options.data),
-            "validate": _examples(settings, settings.data.validate, options.data),
-        }
-        if ranks.rank == 0:
-            for split in splits.values():
-                split.check(progress=sys.stderr.isatty())
-        ranks.wait()
-        if settings.data.held_out:
-            splits["train"], splits["held_out"] = data.held_out(splits["train"], settings.data.held_out, settings.seed)
+        ranks.first(lambda: _check(options))
+        settings, source = config.load(options.config, options.changes), str(options.config)
+        splits = _splits(settings, options.data)
         torch.manual_seed(settings.seed)
         model = config.build(settings, len(splits["train"].classes), source)
         if options.weights is not None:
-            checkpoints.load_weights(model, options.weights)
+            left_out = checkpoints.load_weights(model, options.weights)
+            if left_out and ranks.rank == 0:
+                print(f"{options.weights}: its network is taken; its CRF is another, and the run's starts anew")
         augment = config.augmentation(settings, source)
+        ranks.first(lambda: _try(model, settings, splits, augment))
         Trainer(settings, model, splits, augment, options.out, ranks, options.resume).run()
+
+
+def _check(options):
+    """All that can be known to be wrong before a network is built."""
+    settings = config.load(options.config, options.changes)
+    augment = config.augmentation(settings, str(options.config))
+    splits = _splits(settings, options.data)
+    sizes = {name: split.check(progress=sys.stderr.isatty()) for name, split in splits.items()}
+    for phase in settings.phases:
+        free = settings.data.resize is None and not (phase.augment and augment is not None and augment.crop)
+        if free and phase.batch > 1 and len(sizes[phase.split]) > 1:
+            raise CommandError(
+                f"phases.{phase.name}.batch: expected 1, or data.resize or augment.crop, for images of several sizes, "
+                f"got {phase.batch}"
+            )
+
+
+@torch.no_grad()
+def _try(model, settings: config.Config, splits, augment):
+    """One image of every kind through the network: what does not fit it shows before the training."""
+    model.eval()
+    kinds = {(phase.split, augment if phase.augment else None) for phase in settings.phases} | {("validate", None)}
+    for split, changes in sorted(kinds, key=str):
+        image = data.Images(splits[split], settings.data.resize, changes, settings.seed)[0]["image"]
+        try:
+            model(image[None])
+        except ValueError as error:
+            raise CommandError(f"{split} images of {image.shape[1]} x {image.shape[2]}: {error}") from error
+
+
+def _splits(settings: config.Config, root: str | None) -> dict[str, data.Examples]:
+    """The images of a run: "train", "held_out" where some are, "validate"."""
+    found = {"train": _examples(settings, settings.data.train, root)}
+    if settings.data.held_out:
+        if settings.data.held_out >= len(found["train"]):
+            raise CommandError(
+                f"data.held_out: expected fewer than the {len(found['train'])} images of {settings.data.train!r}, "
+                f"got {settings.data.held_out}"
+            )
+        # Whatever the run's seed: a CRF that learns on them must not meet images that its network has learnt from.
+        found["train"], found["held_out"] = data.held_out(found["train"], settings.data.held_out)
+    return found | {"validate": _examples(settings, settings.data.validate, root)}
 
 
 def _evaluate(options):
     device = _device()
     network = checkpoints.trained(options.checkpoint, device)
-    split = _examples(network.config, options.split or network.config.data.validate, options.data)
+    settings = config.changed(network.config, options.changes)
+    split = _examples(settings, options.split or settings.data.validate, options.data)
     if split.classes != network.classes:
         raise CommandError(f"{options.checkpoint}: expected a network for the classes of the data, got another's")
     split.check(progress=sys.stderr.isatty())
     _make_folder(options.out)
-    images = data.Images(split, network.config.data.resize)
-    batches = data.loader(images, data.Batches(len(images), 1, shuffle=False), network.config.data.workers)
+    images = data.Images(split, settings.data.resize)
+    batches = data.loader(images, data.Batches(len(images), 1, shuffle=False), settings.data.workers)
     found = evaluation.evaluate(network.model, batches, len(split.classes), device, **_testing(options))
     results = {name: score.result(split.classes) for name, score in found.items()}
     for name, result in results.items():
@@ -112,13 +155,14 @@ TITLES = {"unary": "without CRF", "refined": "with CRF"}
 
 def _report(out: Path, network, found, results):
     """Tables and figures of an evaluation."""
-    _write(out / "results.csv", _csv(results))
+    write(out / "results.csv", _csv(results))
     for name, score in found.items():
-        _draw(figures.confusion(score.confusion.numpy(), network.classes), out / f"confusion_{name}.png")
-    _draw(figures.trimap({TITLES[name]: result for name, result in results.items()}), out / "trimap.png")
-    learnt = getattr(network.model.crf, "compatibility", None)
-    if learnt is not None:
-        _draw(figures.compatibility(learnt.detach().cpu().numpy(), network.classes), out / "compatibility.png")
+        save_figure(out / f"confusion_{name}.png", figures.confusion(score.confusion, network.classes))
+    trimaps = {TITLES[name]: result for name, result in results.items()}
+    save_figure(out / "trimap.png", figures.trimap(trimaps))
+    if network.model.crf is not None:
+        cost = network.model.crf.cost.detach().cpu()
+        save_figure(out / "compatibility.png", figures.compatibility(cost, network.classes))
 
 
 def _csv(results) -> bytes:
@@ -161,7 +205,8 @@ def _examples(settings: config.Config, split: str, root: str | None) -> data.Exa
     if not root:
         raise CommandError("--data: expected the data set's folder, here or as data.root in the configuration")
     given = {"voc": {"sbd": settings.data.sbd or None}, "folder": {"void": settings.data.void}}
-    return data.examples(settings.data.format, root, split, **given.get(settings.data.format, {}))
+    with renamed("sbd", "data.sbd"):
+        return data.examples(settings.data.format, root, split, **given.get(settings.data.format, {}))
 
 
 def _device():
@@ -171,16 +216,6 @@ def _device():
 def _make_folder(path: Path | None):
     if path is not None:
         path.mkdir(parents=True, exist_ok=True)
-
-
-def _write(path: Path, content: bytes):
-    with replacing(path) as file:
-        file.write(content)
-
-
-def _draw(figure, path: Path):
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
 
 
 if __name__ == "__main__":

@@ -70,28 +70,32 @@ def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def load_weights(model: Segmenter, path: str | Path) -> None:
+def load_weights(model: Segmenter, path: str | Path) -> bool:
     """Start a network from a file: a checkpoint of ours, or torchvision's weights of its backbone.
 
-    A checkpoint gives the whole network, or, where only one of both has a CRF, the network under it.
+    Of a checkpoint the network is taken, and its CRF if it has the same parameters.
+
+    Returns:
+        Whether a CRF in the file was left out.
 
     Raises:
         FileError: not such a file, or of another network.
     """
     state = _read(path, "weights")
-    own = state.get("mark") == MARK
-    state = state["model"] if own else state
     network = getattr(model, "network", model)
-    if not own:
+    if state.get("mark") != MARK:
         try:
             load_backbone(network, state)
         except (TypeError, ValueError) as error:
             raise FileError(f"{path}: {error}") from error
-    elif state.keys() == model.state_dict().keys():
-        restore(model, state, path)
-    else:
-        inner = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
-        restore(network, inner or state, path)
+        return False
+    given, own = state["model"], model.state_dict()
+    if {name: x.shape for name, x in given.items()} == {name: x.shape for name, x in own.items()}:
+        model.load_state_dict(given)
+        return False
+    inner = {name.removeprefix("network."): value for name, value in given.items() if name.startswith("network.")}
+    restore(network, inner or given, path)
+    return bool(inner)
 
 
 def _read(path: str | Path, what: str) -> dict:

@@ -13,6 +13,7 @@ An unknown key, a missing one or a value of another type is one error that names
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -44,8 +45,9 @@ class Data:
     """Which images: see `tritoncrf.models.data`.
 
     format: the layout; root: its folder, or given by --data. train, validate: names of splits. held_out: so many
-    images of the training split are set apart, for phases that say so. resize: [H, W] that every image is brought to.
-    sbd: VOC only, the folder of its extra annotations. void: of a plain folder's masks. workers: processes that load.
+    images of the training split are set apart for phases that say so, the same ones in every run. resize: [H, W] that
+    every image is brought to. sbd: VOC only, the folder of its extra annotations. void: of a plain folder's masks.
+    workers: processes that load.
     """
 
     format: Literal["camvid", "voc", "folder"]
@@ -61,17 +63,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """SGD, or Adam, with lr x (1 - step / steps)^power: power 0 is a fixed rate.
+    """SGD, or Adam, with lr x (1 - step / steps)^power: power 0 is a fixed rate. Only kernels of convolutions decay.
 
     multipliers: of the learning rate, by patterns of parameter names ("crf.*"); all that match are multiplied.
-    decay: weight decay on "all" parameters or on "kernels" of convolutions alone.
     """
 
     name: Literal["sgd", "adam"]
     lr: float
     momentum: float = 0.9
     weight_decay: float = 0.0
-    decay: Literal["all", "kernels"] = "kernels"
     power: float = 0.0
     multipliers: dict[str, float] = field(default_factory=dict)
 
@@ -166,10 +166,16 @@ def parse(table: dict, source: str) -> Config:
     """A `Config` of plain dicts; errors begin with `source`."""
     config = _read(Config, table, source, "")
     for key, kinds, given in (("network", NETWORKS, config.network), ("crf", CRFS, config.crf)):
-        if given is not None and given.get("name") not in kinds:
+        if given is not None and (not isinstance(given.get("name"), str) or given["name"] not in kinds):
             raise FileError(f"{source}: {key}.name: expected one of {', '.join(kinds)}, got {given.get('name')!r}")
-    if not config.phases:
-        raise FileError(f"{source}: phases: expected at least one [[phases]], got none")
+    for key, value, least, most in (
+        ("phases", len(config.phases), 1, None), ("seed", config.seed, 0, 2**32 - 1),
+        ("validate_every", config.validate_every, 1, None), ("data.held_out", config.data.held_out, 0, None),
+        ("data.workers", config.data.workers, 0, None), ("data.resize", min(config.data.resize or (1,)), 1, None),
+    ):  # fmt: skip
+        if value < least or (most is not None and value > most):
+            bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise FileError(f"{source}: {key}: expected a number {bounds}, got {value}")
     for n, phase in enumerate(config.phases):
         _check_phase(phase, config.phases[:n], config, source)
     return config
@@ -202,9 +208,9 @@ def augmentation(config: Config, source: str) -> Augment | None:
 def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, source: str) -> None:
     """What the types of its values do not say."""
     leaders = [other.name for other in earlier if not other.follows]
-    optimized = phase.train != "statistics"
-    has_crf = config.crf is not None or config.network["name"] == "SegModel"
-    for key, wrong, wanted in (
+    optimized, joint = phase.train != "statistics", phase.train == "all"
+    has_crf = config.crf is not None or (config.network["name"] == "SegModel" and config.network.get("guidance", True))
+    refused = [
         ("name", phase.name in [other.name for other in earlier], "a name of its own"),
         ("train", phase.train == "crf" and not has_crf, "something else where there is no CRF"),
         ("epochs", phase.epochs < 1, "at least 1"),
@@ -213,9 +219,35 @@ def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, sourc
         ("ohem", phase.ohem is not None and not 0 < phase.ohem <= 1, "a share above 0 and at most 1"),
         ("split", phase.split == "held_out" and not config.data.held_out, "images of it: set data.held_out"),
         ("optimizer", (phase.optimizer is not None) != optimized, "one where something is learnt, else none"),
-    ):
+        ("auxiliary", phase.auxiliary < 0, "at least 0"),
+        ("auxiliary", phase.auxiliary and not (joint and has_crf), "0 unless a network and its CRF learn together"),
+        ("alternate", phase.alternate and not (joint and has_crf), "false unless a network and its CRF learn together"),
+    ]
+    for key, wrong, wanted in refused:
         if wrong:
             raise FileError(f"{source}: phases.{phase.name}.{key}: expected {wanted}, got {getattr(phase, key)!r}")
+    if optimized:
+        options = phase.optimizer
+        for key, wrong, wanted in (
+            ("lr", options.lr <= 0, "above 0"),
+            ("momentum", not 0 <= options.momentum < 1, "from 0 to below 1"),
+            ("weight_decay", options.weight_decay < 0, "of at least 0"),
+            ("power", options.power < 0, "of at least 0"),
+            ("multipliers", min(options.multipliers.values(), default=0) < 0, "of at least 0"),
+        ):
+            if wrong:
+                found = getattr(options, key)
+                raise FileError(
+                    f"{source}: phases.{phase.name}.optimizer.{key}: expected numbers {wanted}, got {found}"
+                )
+
+
+def changed(config: Config, changes: typing.Sequence[str]) -> Config:
+    """A configuration with changes as of `load`."""
+    table = config.table()
+    for change in changes:
+        _change(table, change)
+    return parse(table, "--set")
 
 
 def _change(table: dict, change: str) -> None:
@@ -230,7 +262,7 @@ def _change(table: dict, change: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         if isinstance(table, list):
-            table = next((entry for entry in table if entry.get("name") == parent), None)
+            table = next((entry for entry in table if isinstance(entry, dict) and entry.get("name") == parent), None)
         else:
             table = table.setdefault(parent, {})
         if not isinstance(table, (dict, list)):
@@ -250,7 +282,7 @@ def _read(kind, value, source: str, key: str):
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _read(arguments[0], value, source, key)
     if origin is Literal:
-        if value not in arguments:
+        if not isinstance(value, str) or value not in arguments:
             raise refused(f"one of {', '.join(map(repr, arguments))}")
         return value
     if origin is tuple:
@@ -268,8 +300,8 @@ def _read(kind, value, source: str, key: str):
             raise refused("a table")
         return _read_table(kind, value, source, key)
     plain = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not plain or (kind is not bool and isinstance(value, bool)):
-        raise refused({int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind])
+    if not plain or (kind is not bool and isinstance(value, bool)) or (kind is float and not math.isfinite(value)):
+        raise refused({int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}[kind])
     return kind(value)
 
 

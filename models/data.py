@@ -85,19 +85,18 @@ class Examples:
             raise FileError(f"{mask_path}: expected labels from 0 to {len(self.classes) - 1}{void}, got {wrong[0]}")
         return image, np.where(unknown, VOID, labels).astype(np.uint8)
 
-    def check(self, progress: bool = False) -> None:
+    def check(self, progress: bool = False) -> set[tuple[int, int]]:
         """Reads every photo and mask once; FileError, as `read` raises it, for the first in order that is not sound.
 
         Args:
             progress: show a bar.
+
+        Returns:
+            The sizes (H, W) that occur.
         """
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            found = pool.map(self._check_one, range(len(self)))
-            for _ in tqdm(found, "checking images", len(self), disable=not progress, leave=False):
-                pass
-
-    def _check_one(self, index: int) -> None:
-        self.read(index)  # and let go: results wait for their turn
+            found = pool.map(lambda index: self.read(index)[1].shape, range(len(self)))
+            return set(tqdm(found, "checking images", len(self), disable=not progress, leave=False))
 
 
 def held_out(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
@@ -232,7 +231,7 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
 
 def _names(path: Path) -> list[str]:
-    """The names in a list of names or of paths, the first of each line."""
+    """The names in a list of names or of paths, the first of each line; they hold no spaces."""
     lines = decoded(path, "a list of image names", lambda path: path.read_text(encoding="utf-8").splitlines())
     firsts = [Path(line.split()[0]) for line in lines if line.strip()]
     names = [first.stem if first.suffix.lower() in IMAGES else first.name for first in firsts]

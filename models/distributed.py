@@ -3,6 +3,7 @@
 import contextlib
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed
@@ -23,6 +24,20 @@ class World:
             torch.distributed.all_reduce(x)
         return x
 
+    def first(self, action) -> None:
+        """Runs `action` on the first rank, before any other goes on. If it fails, all end, and one says why."""
+        error = None
+        if self.rank == 0:
+            try:
+                action()
+            except Exception as found:
+                error = found
+        failed = self.total(torch.tensor(float(error is not None), device=self.device))
+        if error is not None:
+            raise error
+        if failed:
+            raise SystemExit(2)
+
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.size > 1:
@@ -39,7 +54,8 @@ def world():
     if "RANK" not in os.environ:
         yield World(device)
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # One rank may check a large data set for long while the others wait.
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=4))
     try:
         yield World(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:

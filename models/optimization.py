@@ -32,6 +32,21 @@ def select(model: Segmenter, phase: Phase) -> list[str]:
     return learnt
 
 
+def expect_learnable(model: Segmenter, phase: Phase) -> None:
+    """An error if `phase` learns nothing of `model`, or names parameters that are not there."""
+    names = [name for name, _ in model.named_parameters()]
+    patterns = {"freeze": phase.freeze, "optimizer.multipliers": phase.optimizer.multipliers if phase.optimizer else ()}
+    for key, given in patterns.items():
+        for pattern in given:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"phases.{phase.name}.{key}: expected patterns of parameters' names, such as {names[0]!r}, got "
+                    f"{pattern!r}, which matches none"
+                )
+    if phase.train != "statistics" and not select(model, phase):
+        raise ValueError(f"phases.{phase.name}: expected something to learn, got no parameter that is learnt")
+
+
 def parameter_is_fixed(model: nn.Module, name: str) -> bool:
     """Whether the network that holds a parameter never learns it: the bilinear kernels of its last upsampling."""
     owner = model.network if name.startswith("network.") else model
@@ -63,7 +78,7 @@ def optimizer(model: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
             rate = options.lr
             for pattern, factor in options.multipliers.items():
                 rate *= factor if fnmatchcase(name, pattern) else 1.0
-            decays = options.decay == "all" or parameter.ndim == 4
+            decays = parameter.ndim == 4
             groups.setdefault((rate, options.weight_decay * decays), []).append(parameter)
     listed = [{"params": p, "lr": rate, "base": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
     if options.name == "adam":

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from tritoncrf.files import FileError, read_image, replacing, write_labels
+from tritoncrf.files import FileError, decoded, read_image, replacing, write_labels
 from tritoncrf.models import figures
 from tritoncrf.models.data import IMAGES
 from tritoncrf.models.evaluation import scores
@@ -18,17 +18,22 @@ def photos(source: Path) -> list[Path]:
     """The photos of a folder in order of name, or the one that `source` is.
 
     Raises:
-        FileError: no such folder, none in it, or two of one name, whose labels would be one file.
+        FileError: no such folder, none in it, one that is no picture, or two of one name, whose labels would be one
+            file.
     """
     if source.is_file():
         return [source]
     if not source.is_dir():
         raise FileError(f"{source}: expected a photo or a folder of photos, got no such file or folder")
-    found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGES)
+    found = sorted(
+        path for path in source.iterdir()
+        if path.suffix.lower() in IMAGES and path.is_file() and not path.name.startswith(".")
+    )  # fmt: skip
     if not found:
         raise FileError(f"{source}: expected photos ending in {', '.join(IMAGES)}, got none")
     stems: dict[str, Path] = {}
     for path in found:
+        decoded(path, "a picture", lambda path: Image.open(path).close())
         if stems.setdefault(path.stem, path) is not path:
             raise FileError(f"{path}: expected one photo of this name, got {stems[path.stem].name} as well")
     return found
@@ -36,6 +41,8 @@ def photos(source: Path) -> list[Path]:
 
 def predict(model: Segmenter, paths, out: Path, output: str, device, resize=None, **testing) -> None:
     """Write `out`/labels/NAME.png, indexed with a palette, and `out`/overlays/NAME.png, for every photo.
+
+    Photos are seen as viewers show them: turned as their camera says.
 
     Args:
         model: in evaluation mode.
@@ -52,7 +59,7 @@ def predict(model: Segmenter, paths, out: Path, output: str, device, resize=None
     for name in ("labels", "overlays"):
         (out / name).mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, "predicting", unit="image", disable=None):
-        photo = read_image(path).convert("RGB")
+        photo = read_image(path, upright=True).convert("RGB")
         seen = photo if resize is None else photo.resize(resize[::-1], Image.Resampling.BILINEAR)
         image = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(device)
         found = scores(model, image, **testing)

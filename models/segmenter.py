@@ -74,6 +74,8 @@ class WithCRF(Segmenter):
 
     def __init__(self, network: Segmenter, crf: nn.Module):
         super().__init__(network.num_classes)
+        if network.crf is not None:
+            raise ValueError(f"network: expected one without a CRF, got {type(network).__name__} with its own")
         if crf.num_classes != network.num_classes:
             raise ValueError(f"crf: expected {network.num_classes} classes as the network has, got {crf.num_classes}")
         self.network, self.crf = network, crf

@@ -34,9 +34,10 @@ class SegModel(Segmenter):
             boxes of radius 2 and 4; and as L of the scores their maximum over 25x25, of length 1 over the classes,
             through a 7x7 and a 1x1 convolution. "paper" has as L two such dilated convolutions of the class
             probabilities' means, boxes and dilations of the same size in the image. "none": only W_0 is left.
-        patch: side of the patch of scores that a cell predicts, 2 or 1. With 1 scores are interpolated bilinearly from
-            1/16 to 1/8, and all else is as it is; but nothing is learnt behind W_0 in the network without patches,
-            context and guidance, the baseline "Unary", which interpolates from 1/16 to the image at once.
+        patch: side n of the patch of n x n scores that a cell predicts, from 1 to 8. With another than 2 the scores are
+            interpolated bilinearly from n/16 to 1/8, and all else is as it is. With 1 there are no patches; and nothing
+            is learnt behind W_0 in the network without patches, context and guidance, the baseline "Unary", which
+            interpolates from 1/16 to the image at once.
         guidance: whether there is a guidance CRF, at 1/4.
         crf: options of `GuidanceCRF`, a dict, or None for its defaults.
         context_iterations: how often s_2 = s_1 + L(s_2) is applied, from s_2 = s_1 on, with the same weights.
@@ -64,7 +65,7 @@ class SegModel(Segmenter):
     ):  # fmt: skip
         super().__init__(num_classes, pixels)
         checks.expect_choice("context", context, CONTEXTS)
-        self.patch = checks.expect_int("patch", patch, 1, 2)
+        self.patch = checks.expect_int("patch", patch, 1, 8)
         self.context_iterations = checks.expect_int("context_iterations", context_iterations, 1)
         if not checks.expect_bool("guidance", guidance) and crf is not None:
             raise ValueError(f"crf: expected None with guidance=False, got {crf!r}")

@@ -13,6 +13,7 @@ A run's folder:
     panels/          predictions on some images of the validation split, by epoch
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -25,12 +26,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from tritoncrf.files import FileError, replacing
+from tritoncrf.files import FileError, save_figure, write
 from tritoncrf.models import checkpoints, data, evaluation, figures
 from tritoncrf.models.config import Config, Phase
 from tritoncrf.models.distributed import World
 from tritoncrf.models.losses import cross_entropy
-from tritoncrf.models.optimization import batch_norms, optimizer, select, set_modes, set_rates
+from tritoncrf.models.optimization import batch_norms, expect_learnable, optimizer, select, set_modes, set_rates
 from tritoncrf.models.segmenter import Segmenter
 
 COLUMNS = (
@@ -57,7 +58,8 @@ class Trainer:
 
     Raises:
         FileError: the folder holds a run and `resume` is False, or the run there is of another configuration.
-        ValueError: a batch that ranks cannot share, or batch norm on several ranks without GPUs.
+        ValueError: a batch that ranks cannot share, or batch norm on several ranks without GPUs; a phase that learns
+            nothing, or names parameters that are not there.
     """
 
     def __init__(self, config: Config, model: Segmenter, splits, augment, folder: Path, world: World, resume: bool):
@@ -69,7 +71,7 @@ class Trainer:
         self.seconds, self.best, self.rows = 0.0, -1.0, []
         self.optimizers: dict[int, torch.optim.Optimizer] = {}
 
-        self._expect_shared_batches(model)
+        world.first(lambda: self._expect_sound(model))
         if world.size > 1 and batch_norms(model):
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(world.device)
@@ -79,41 +81,59 @@ class Trainer:
         self.validation = self._load(data.Images(splits["validate"], config.data.resize), batch=1, shuffle=False)
         self._open(resume)
 
-    def _expect_shared_batches(self, model):
+    def _expect_sound(self, model):
         ranks = self.world.size
         if ranks > 1 and batch_norms(model) and self.world.device.type == "cpu":
             raise ValueError("torchrun: expected GPUs for a network with batch norm, whose ranks share it on GPUs only")
         for phase in self.config.phases:
             if phase.batch % ranks:
                 raise ValueError(f"phases.{phase.name}.batch: expected a multiple of {ranks} ranks, got {phase.batch}")
-            if len(self.splits[phase.split]) < phase.batch:
-                raise ValueError(
-                    f"phases.{phase.name}.batch: expected at most the {len(self.splits[phase.split])} images of its "
-                    f"split, got {phase.batch}"
-                )
+            images = len(self.splits[phase.split])
+            if images < phase.batch:
+                wanted = f"at most the {images} images of its split"
+                raise ValueError(f"phases.{phase.name}.batch: expected {wanted}, got {phase.batch}")
+            expect_learnable(model, phase)
 
     # The run's folder ------------------------------------------------------------------------------------------
 
     def _open(self, resume: bool):
         last = self.folder / "last.pt"
+        self.world.first(lambda: self._expect_own_run(last, resume))
         if last.exists():
-            if not resume:
-                raise FileError(f"{self.folder}: expected a new folder, got one with a run; --resume goes on with it")
             self._restore(last)
-        elif self.world.rank == 0:
-            (self.folder / "panels").mkdir(parents=True, exist_ok=True)
-            self._write("config.json", json.dumps(self.config.table(), indent=2).encode())
-        self.world.wait()
+        self.world.first(self._prepare_folder)
+
+    def _expect_own_run(self, last: Path, resume: bool):
+        if not last.exists():
+            return
+        if not resume:
+            raise FileError(f"{self.folder}: expected a new folder, got one with a run; --resume goes on with it")
+        training = checkpoints.read(last).get("training")
+        if training is None:
+            raise FileError(f"{last}: expected the checkpoint of a run that goes on, got one of a network alone")
+        changed = [key for key, value in self._identity().items() if training["identity"].get(key) != value]
+        if changed:
+            raise FileError(
+                f"{last}: expected a run of this configuration and data, got another's {', '.join(changed)}"
+            )
+
+    def _prepare_folder(self):
+        (self.folder / "panels").mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.rglob(".*.part"):
+            leftover.unlink(missing_ok=True)
+        write(self.folder / "config.json", json.dumps(self.config.table(), indent=2).encode())
+
+    def _identity(self) -> dict:
+        """What a run must have in common with the one that it goes on with: all but where and how images are read."""
+        table = self.config.table()
+        table["data"] = {key: value for key, value in table["data"].items() if key not in ("root", "workers")}
+        names = {name: [entry[0] for entry in split.entries] for name, split in self.splits.items()}
+        return {**table, "classes": list(self.classes), "images": names}
 
     def _restore(self, path: Path):
         state = checkpoints.read(path)
-        if state["config"] != self.config.table() or tuple(state["classes"]) != tuple(self.classes):
-            changed = [k for k, v in self.config.table().items() if state["config"].get(k) != v] or ["classes"]
-            raise FileError(f"{path}: expected a run of this configuration, got another {', '.join(changed)}")
-        for leftover in self.folder.glob(".*.part"):
-            leftover.unlink(missing_ok=True)
-        checkpoints.restore(self.model, state["model"], path)
         training = state["training"]
+        checkpoints.restore(self.model, state["model"], path)
         self.turn, self.step, self.seconds = training["turn"], training["step"], training["seconds"]
         self.best, self.rows = training["best"], training["rows"]
         self.loss.fill_(training["loss"])
@@ -126,15 +146,12 @@ class Trainer:
     def _checkpoint(self):
         if self.world.rank == 0:
             training = {
+                "identity": self._identity(),
                 "turn": self.turn, "step": self.step, "seconds": self.seconds, "best": self.best, "rows": self.rows,
                 "loss": self.loss.item(), "scaler": self.scaler.state_dict(),
                 "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
             }  # fmt: skip
             checkpoints.save(self.folder / "last.pt", self.model, self.config, self.classes, training=training)
-
-    def _write(self, name: str, content: bytes):
-        with replacing(self.folder / name) as file:
-            file.write(content)
 
     # The loop --------------------------------------------------------------------------------------------------
 
@@ -173,7 +190,7 @@ class Trainer:
         select(self.model, phase)
         set_modes(self.model, phase)
         if phase.train == "statistics":
-            if epoch == self.step == 0:
+            if epoch % phase.epochs == self.step == 0:
                 for norm in batch_norms(self.model):
                     norm.reset_running_stats()
         elif n not in self.optimizers:
@@ -215,25 +232,26 @@ class Trainer:
         self._finish_epoch({**row, "seconds": round(self.seconds, 1)}, bar)
 
     def _finish_epoch(self, row: dict, bar):
-        """Count the epoch as done: the row, the best network, the checkpoint, then what can be drawn from it."""
+        """Count the epoch as done. The checkpoint comes last: a kill before it does the epoch's end once more."""
         self.rows.append({name: row.get(name) for name in COLUMNS})
         self.turn, self.step = self.turn + 1, 0
         self.loss.zero_()
         running = {n for n, _ in self.turns[self.turn :]}
         self.optimizers = {n: o for n, o in self.optimizers.items() if n in running}
         self.loaders = {n: loader for n, loader in self.loaders.items() if n in running}
-        best = row.get("val_miou") is not None and row["val_miou"] > self.best
-        if best:
+        validated = row.get("val_miou") is not None
+        better = validated and row["val_miou"] > self.best
+        if better:
             self.best = row["val_miou"]
-        self._checkpoint()
         if self.world.rank == 0:
-            if best:
+            if better:
                 checkpoints.save(self.folder / "best.pt", self.model, self.config, self.classes)
             self._log()
-            if row.get("val_miou") is not None:
-                self._draw(figures.curves(self.rows), "curves.png")
-                self._panel()
+            self._panel()
+            if validated:
+                save_figure(self.folder / "curves.png", figures.curves(self.rows))
             bar.write(self._line(row))
+        self._checkpoint()
         self.world.wait()
 
     # One step --------------------------------------------------------------------------------------------------
@@ -244,7 +262,7 @@ class Trainer:
         torch.manual_seed((self.config.seed * 1_000_003 + steps_before + self.step) * 4096 + self.world.rank)
         unary_only = phase.train == "unary" or (phase.alternate and self.step % 2 == 0)
         output = "unary" if unary_only else "both" if phase.auxiliary else "refined"
-        with self._autocast():
+        with self._diverged_if_not_finite(), self._autocast():
             found = network(images, output)
         pairs = [(found, 1.0)] if output != "both" else [(found[1], 1.0), (found[0], phase.auxiliary)]
 
@@ -277,12 +295,25 @@ class Trainer:
         """The mean over the epoch's steps so far; an error if it is not finite, before that is written anywhere."""
         loss = self.loss.item() / max(self.step, 1)
         if not math.isfinite(loss):
-            phase = self.config.phases[self.turns[self.turn][0]]
-            raise ValueError(
-                f"phases.{phase.name}: the loss is no longer finite, at step {self.step} of its epoch; a smaller "
-                f"optimizer.lr may help. {self.folder / 'last.pt'} is from before"
-            )
+            raise self._diverged()
         return loss
+
+    @contextlib.contextmanager
+    def _diverged_if_not_finite(self):
+        """A CRF refuses logits that are not finite; the error is then the one of this run."""
+        try:
+            yield
+        except ValueError as error:
+            if all(bool(p.isfinite().all()) for p in self.model.parameters()):
+                raise
+            raise self._diverged() from error
+
+    def _diverged(self) -> ValueError:
+        phase = self.config.phases[self.turns[self.turn][0]]
+        return ValueError(
+            f"phases.{phase.name}: the loss is no longer finite, at step {self.step} of its epoch; a new run with a "
+            f"smaller optimizer.lr may help, --weights {self.folder / 'last.pt'} starts it from before"
+        )
 
     # What is seen of a run -------------------------------------------------------------------------------------
 
@@ -299,7 +330,7 @@ class Trainer:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        self._write("log.csv", text.getvalue().encode())
+        write(self.folder / "log.csv", text.getvalue().encode())
 
     @torch.no_grad()
     def _panel(self):
@@ -316,11 +347,7 @@ class Trainer:
         photos = [example["image"].permute(1, 2, 0).numpy() for example in shown]
         truths = [example["labels"].numpy() for example in shown]
         figure = figures.panel(photos, truths, unary, refined, self.classes)
-        self._draw(figure, f"panels/epoch_{self.turn:04d}.png")
-
-    def _draw(self, figure, name: str):
-        with replacing(self.folder / name) as file:
-            figure.savefig(file, format="png")
+        save_figure(self.folder / "panels" / f"epoch_{self.turn:04d}.png", figure)
 
     def _line(self, row: dict) -> str:
         left = sum(self._steps(n) for n, _ in self.turns[self.turn :])

@@ -1,13 +1,19 @@
-"""Small problems whose answers are derived by hand; every backend solves them.
+"""Small problems: with answers derived by hand, which every backend solves; and for the layers, with their variants.
 
 Each function returns what the library is given and what it must give back. The answers are written with
 integers and `math`, never with the library.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
+
+import tritoncrf as tc
+from assertions import assert_close
+from cases import random_logits
 
 FAR = 100.0  # features this far apart: exp(-5000) is 0 in float64 too
 
@@ -268,3 +274,159 @@ EXACT_LOOPS = [everywhere(p) for p in LOOPS]
 
 def named(problem) -> str:
     return problem.name
+
+
+def described(value) -> str:
+    """An argument in the name of its test."""
+    return str(value).replace("torch.", "") or "nothing"
+
+
+# Layers -----------------------------------------------------------------------------------------------------------
+
+CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of small arguments, its variants, and what it is given: scores [B, 3, *size], images [B, 3, *large]."""
+
+    kind: type
+    arguments: dict
+    variants: dict
+    size: tuple
+    large: tuple
+    colors: tuple  # from, to
+    features: Callable  # what stands in for an image of the scores' size
+
+    @property
+    def name(self) -> str:
+        return self.kind.__name__
+
+    def make(self, variant="default", **changes):
+        return self.kind(**{**self.arguments, **self.variants[variant], **changes})
+
+    def picture(self, size=None, batch=1, channels=3):
+        shape = batch, channels, *(self.large if size is None else size)
+        return torch.randint(*self.colors, shape, dtype=torch.uint8)
+
+    def problem(self, size=None, large=None, batch=1, dtype=torch.float64):
+        """Scores and an image; of one size where `size` alone is given."""
+        large = size if large is None else large
+        return random_logits(size or self.size, CLASSES, batch, dtype), self.picture(large, batch)
+
+
+CLOSE = (100, 140)  # colours so close that the appearance kernel fills (0, 1)
+POSITIONS = (6, 7)
+CONV_CRF = Layer(
+    tc.ConvCRF,
+    {"num_classes": CLASSES, "window_size": 3, "blur": 2, "iterations": 2},
+    {
+        "default": {},
+        "class-weights": {"class_weights": True},
+        "compatibility": {"compatibility": True},
+        "learn-positions": {"learn_positions": POSITIONS},
+        "theta-per-axis": {"theta_smooth": (2, 3), "theta_space": (20, 30), "theta_color": (10, 15, 20)},
+        "no-position": {"appearance_position": False},
+        "not-self-after": {"include_self": False, "normalization": "after"},
+        "released": {"preset": "released"},
+        "released-symmetric": {
+            "preset": "released", "normalization": "symmetric", "appearance_position": True, "theta_space": 40,
+        },
+        "all": {"class_weights": True, "compatibility": True, "learn_positions": POSITIONS, "blur": 1},
+        "released-all": {
+            "preset": "released", "class_weights": True, "compatibility": True, "learn_positions": POSITIONS,
+            "appearance_position": True, "theta_space": (20, 30), "normalization": "symmetric",
+        },
+    },
+    size=POSITIONS, large=POSITIONS, colors=CLOSE,
+    features=lambda image: tc.features.bilateral(image, 80, 13),
+)  # fmt: skip
+CRF_RNN = Layer(
+    tc.CRFRNN,
+    {
+        "num_classes": CLASSES, "iterations": 2, "test_iterations": 3, "theta_smooth": 2.0, "theta_space": 9.0,
+        "theta_color": 11.0,
+    },
+    {
+        "default": {},
+        "full": {"kernel_weights": "full"},
+        "scalar": {"kernel_weights": "scalar"},
+        "learn-thetas": {"learn_thetas": True},
+        "theta-per-axis": {"theta_smooth": (2, 3), "theta_space": (8, 10), "theta_color": (10, 15, 20)},
+        "learn-theta-per-axis": {"theta_smooth": (2, 3), "theta_color": (10, 15, 20), "learn_thetas": True},
+        "spacing": {"spacing": (0.5, 2.0)},
+        "symmetric-not-self": {"include_self": False, "normalization": "symmetric"},
+        "before": {"normalization": "before"},
+        "released": {"preset": "released"},
+        "released-keras": {"preset": "released-keras"},
+        "released-pytorch": {"preset": "released-pytorch"},
+        "released-learn-thetas": {"preset": "released", "learn_thetas": True, "theta_color": (10, 15, 20)},
+    },
+    size=(5, 6), large=(5, 6), colors=CLOSE,
+    features=lambda image: tc.features.bilateral(image, 9, 11),
+)  # fmt: skip
+GUIDANCE_CRF = Layer(
+    tc.GuidanceCRF,
+    {"num_classes": CLASSES, "radius": 1, "eps": 400.0},
+    {
+        "default": {},
+        "radius-per-axis": {"radius": (2, 1)},
+        "compatibility": {"compatibility": True},
+        "constant": {"box": "constant"},
+        "fast": {"fast": True, "subsample": 2, "radius": 3},
+        "all": {
+            "fast": True, "subsample": 2, "box": "constant", "compatibility": True, "strength": -1.5, "iterations": 2,
+        },
+        "at-the-scores-size": {"upsample": False},
+        "released": {"preset": "released"},
+    },
+    size=(5, 6), large=(11, 14), colors=(0, 256),
+    features=lambda image: tc.features.color(image, 1.0),
+)  # fmt: skip
+LAYERS = [CONV_CRF, CRF_RNN, GUIDANCE_CRF]
+
+
+def call(crf, logits, image):
+    return crf(logits, image)
+
+
+def results(crf, logits, image, run=call, names=None):
+    """Scores, and the gradients of <a fixed random cotangent, scores> by name; the image's if it is floating."""
+    inputs = {"logits": logits, "image": image}
+    inputs = {name: x.detach().clone().requires_grad_(x.is_floating_point()) for name, x in inputs.items()}
+    scores = run(crf, *inputs.values())
+    generator = torch.Generator().manual_seed(1)
+    cotangent = torch.randn(scores.shape, dtype=torch.float64, generator=generator).to(scores.dtype)
+    inputs = {name: x for name, x in (inputs | dict(crf.named_parameters())).items() if x.requires_grad}
+    inputs = {name: x for name, x in inputs.items() if names is None or name in names}
+    gradients = torch.autograd.grad(scores, list(inputs.values()), cotangent)
+    return {"scores": scores.detach(), **{f"{name}'s gradient": g for name, g in zip(inputs, gradients)}}
+
+
+def assert_same(found: dict, expected: dict, **tolerance):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert_close(name, found[name], expected[name], **tolerance)
+
+
+def halves(size=(12, 12), step=1):
+    """Scores of every `step`th pixel, wrong at a third of them, a picture of two halves, and their labels."""
+    labels = (torch.arange(size[1]) >= size[1] // 2).long().expand(1, *size)
+    image = (100 + 60 * labels)[:, None].expand(-1, 3, -1, -1) + torch.randint(0, 8, (1, 3, *size))
+    low = labels[:, ::step, ::step]
+    wrong = torch.rand(low.shape) < 1 / 3
+    logits = 2 * F.one_hot(torch.where(wrong, 1 - low, low), 2).movedim(-1, 1).float()
+    return logits, image.to(torch.uint8), labels
+
+
+def trained_losses(crf, data, steps=8) -> list[float]:
+    """The cross entropy before each step of Adam on `data`: scores, an image and labels."""
+    logits, image, labels = data
+    optimizer, losses = torch.optim.Adam(crf.parameters(), lr=0.05), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(crf(logits, image), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

@@ -8,7 +8,10 @@ import numpy as np
 
 from tritoncrf.figures import palette
 
-__all__ = ["FileError", "decoded", "read_array", "read_image", "read_labels", "replacing", "write_labels"]
+__all__ = [
+    "FileError", "decoded", "read_array", "read_image", "read_labels", "replacing", "save_figure", "write",
+    "write_labels",
+]  # fmt: skip
 
 
 class FileError(ValueError):
@@ -27,16 +30,17 @@ def decoded(path: Path, what: str, read):
         raise FileError(f"{path}: expected {what}, unreadable: {error}") from error
 
 
-def read_image(path: Path):
-    """A PIL image, RGB or grey ("L")."""
-    from PIL import Image
+def read_image(path: Path, upright: bool = False):
+    """A PIL image, RGB or grey ("L"); its pixels as they are stored, or turned as a viewer shows them."""
+    from PIL import Image, ImageOps
 
     def read(path):
         with Image.open(path) as image:
             image.load()
             if image.mode.startswith(("I", "F")):
                 raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}")
-            return image.convert("L" if image.mode in ("1", "L") else "RGB")
+            turned = ImageOps.exif_transpose(image) if upright else image
+            return turned.convert("L" if turned.mode in ("1", "L") else "RGB")
 
     return decoded(path, "a picture", read)
 
@@ -92,9 +96,20 @@ def replacing(path: Path):
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "wb") as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
+
+
+def save_figure(path: Path, figure) -> None:
+    """A figure of matplotlib, in the format that the name of `path` says."""
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower())

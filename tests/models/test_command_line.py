@@ -90,19 +90,19 @@ def test_evaluate_at_several_scales(trained, shapes, capsys):
     assert "with CRF, 8 images" in capsys.readouterr().out
 
 
-def test_predict_labels_a_folder(trained, shapes, tmp_path):
+def test_predict_labels_a_folder(trained, shapes, tmp_path, device):
     photos = shapes / "val" / "images"
     for name, options in (("with", []), ("without", ["--no-crf"])):
         assert main(["predict", str(trained / "last.pt"), str(photos), "-o", str(tmp_path / name), *options]) == 0
-    network = checkpoints.trained(trained / "last.pt", torch.device("cpu"))
+    network = checkpoints.trained(trained / "last.pt", device)
     for path in photos.iterdir():
-        image = torch.from_numpy(picture(path)[1]).permute(2, 0, 1)[None]
+        image = torch.from_numpy(picture(path)[1]).permute(2, 0, 1)[None].to(device)
         with torch.no_grad():
             unary, refined = network.model(image, "both")
         for name, logits in (("with", refined), ("without", unary)):
             mode, labels = picture(tmp_path / name / "labels" / path.name)
             assert mode == "P"
-            assert np.array_equal(labels, logits[0].argmax(0).numpy())
+            assert np.array_equal(labels, logits[0].argmax(0).cpu().numpy())
             mode, overlay = picture(tmp_path / name / "overlays" / path.name)
             assert mode == "RGB" and overlay.shape[:2] == labels.shape
 
@@ -231,7 +231,22 @@ def test_data_is_checked_before_training(shapes, tmp_path, capsys):
     assert "--data: expected the data set's folder" in refused(capsys, "train", path, "-o", out)
     assert "sead: unknown key" in refused(capsys, *command, "--set", "sead=1")
     assert "crf: window_size: expected an odd int" in refused(capsys, *command, "--set", "crf.window_size=4")
+    assert "phases.joint.batch: expected at most the 8 images" in refused(
+        capsys, *command, "--set", "phases.joint.batch=9"
+    )
+    assert "data.held_out: expected fewer than the 8 images" in refused(capsys, *command, "--set", "data.held_out=8")
+    error = refused(capsys, *command, "--set", "crf.learn_positions=[32, 41]")
+    assert "images of 32 x 40: " in error and "learn_positions" in error
+    error = refused(capsys, *command, "--set", 'phases.joint.optimizer.multipliers={"crf.weigth*" = 2}')
+    assert "phases.joint.optimizer.multipliers: expected patterns of parameters' names" in error and "weigth" in error
+    error = refused(capsys, *command, "--set", 'phases.joint.freeze=["*"]')
+    assert "phases.joint: expected something to learn, got no parameter that is learnt" in error
     assert not out.exists()
+
+    Image.new("RGB", (41, 33)).save(root / "train" / "images" / "3.png")
+    Image.new("L", (41, 33)).save(mask)
+    error = refused(capsys, *command)
+    assert "phases.joint.batch: expected 1, or data.resize or augment.crop, for images of several sizes, got 4" in error
 
 
 def test_a_run_that_is_there_already(trained, shapes, capsys):

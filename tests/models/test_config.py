@@ -96,7 +96,7 @@ BAD = [
     ("epochs = 3", 'epochs = "3"', "phases.unary.epochs: expected a whole number, got '3'"),
     ("epochs = 3", "epochs = 0", "phases.unary.epochs: expected at least 1, got 0"),
     ("batch = 2\n", "", "phases[0].batch: expected a value, got none"),
-    ("lr = 1", 'lr = "fast"', "phases.unary.optimizer.lr: expected a number, got 'fast'"),
+    ("lr = 1", 'lr = "fast"', "phases.unary.optimizer.lr: expected a finite number, got 'fast'"),
     ("lr = 1", "rate = 1", "phases.unary.optimizer.rate: unknown key"),
     ("epochs = 3", "epochs = 3\nohem = 2", "phases.unary.ohem: expected a share above 0 and at most 1, got 2.0"),
     ("epochs = 3", 'epochs = 3\nsplit = "held_out"', "phases.unary.split: expected images of it: set data.held_out"),
@@ -105,6 +105,19 @@ BAD = [
     ('train = "unary"', 'train = "crf"', "phases.unary.train: expected something else where there is no CRF"),
     ("[data]", '[crf]\nname = "MRF"\n[data]', "crf.name: expected one of ConvCRF, CRFRNN, GuidanceCRF, got 'MRF'"),
     ("[data]", "[data", "expected TOML, unreadable"),
+    ("seed = 0", "seed = -1", "seed: expected a number from 0 to 4294967295, got -1"),
+    ("seed = 0", "validate_every = 0", "validate_every: expected a number of at least 1, got 0"),
+    ("[data]", "[data]\nworkers = -1", "data.workers: expected a number of at least 0, got -1"),
+    ("[data]", "[data]\nresize = [0, 4]", "data.resize: expected a number of at least 1, got 0"),
+    ("lr = 1", "lr = 0", "phases.unary.optimizer.lr: expected numbers above 0, got 0.0"),
+    ("lr = 1", "lr = nan", "phases.unary.optimizer.lr: expected a finite number, got nan"),
+    ("lr = 1", "lr = 1\nmomentum = 1.0", "phases.unary.optimizer.momentum: expected numbers from 0 to below 1"),
+    ("lr = 1", "lr = 1\nweight_decay = -1", "phases.unary.optimizer.weight_decay: expected numbers of at least 0"),
+    ("lr = 1", "lr = 1\npower = -1", "phases.unary.optimizer.power: expected numbers of at least 0, got -1.0"),
+    ("lr = 1", "lr = 1\nmultipliers = { a = -2 }", "phases.unary.optimizer.multipliers: expected numbers of at least"),
+    ("epochs = 3", "epochs = 3\nauxiliary = 1", "phases.unary.auxiliary: expected 0 unless a network and its CRF"),
+    ("epochs = 3", "epochs = 3\nalternate = true", "phases.unary.alternate: expected false unless a network and its"),
+    ('name = "ResNetFCN"', 'name = ["a"]', "network.name: expected one of FCN8s, ResNetFCN, SegModel, got ['a']"),
 ]
 
 
@@ -128,9 +141,12 @@ def test_bad_arguments_of_what_is_built(tmp_path):
         config.build(found, 3, "run.toml")
 
 
-@pytest.mark.parametrize("change", ["seed", "=3", "phases.no.epochs=3", "phases.unary=3", "seed.x=1"])
+@pytest.mark.parametrize(
+    "change",
+    ["seed", "=3", "phases.no.epochs=3", "phases.unary=3", "seed.x=1", "data.resize.a.b=5", "phases.unary.freeze.x=1"],
+)
 def test_bad_changes(tmp_path, change):
-    with pytest.raises(FileError, match="^--set|phases"):
+    with pytest.raises(FileError, match="^--set|phases|data.resize: expected a list"):
         config.load(written(tmp_path, "seed = 1\n" + MINIMAL), [change])
 
 

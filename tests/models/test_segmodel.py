@@ -196,7 +196,7 @@ def test_checkpointing_changes_neither_outputs_nor_statistics():
     [
         ({"context": "label"}, ValueError, "context: expected one of 'released', 'paper', 'none', got 'label'"),
         ({"context": None}, ValueError, "context: expected one of 'released', 'paper', 'none', got None"),
-        ({"patch": 3}, ValueError, "patch: expected an int from 1 to 2, got 3"),
+        ({"patch": 9}, ValueError, "patch: expected an int from 1 to 8, got 9"),
         ({"guidance": {"radius": 2}}, TypeError, "guidance: expected True or False"),
         ({"guidance": False, "crf": {"radius": 2}}, ValueError, "crf: expected None with guidance=False"),
         ({"crf": 3}, TypeError, "crf: expected a dict of options or None, got 3"),

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import random
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from assertions import assert_close
 from tritoncrf.files import FileError
 from tritoncrf.models import checkpoints, config, data, training
 from tritoncrf.models.distributed import World
+from tritoncrf.models.optimization import matches
 
 RESNET = {"name": "ResNetFCN", "depth": 18, "width": 0.125}
 FCN = {"name": "FCN8s", "width": 1 / 16, "dropout": 0.0, "pixels": "imagenet", "score_init": "msra"}
@@ -28,6 +30,8 @@ CONVCRF = {
     "weight_appearance": 0.5,
     "compatibility": True,
 }
+# On the CPU wherever the tests run: there sums have one order, and no rank needs a GPU.
+ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 SGD = {"name": "sgd", "lr": 0.01, "weight_decay": 1e-3}
 
 
@@ -44,7 +48,7 @@ def settings(*phases, network=RESNET, **others):
 def trainer(found, root, folder, resume=False):
     splits = {name: data.folder(root, split) for name, split in (("train", "train"), ("validate", "val"))}
     if found.data.held_out:
-        splits["train"], splits["held_out"] = data.held_out(splits["train"], found.data.held_out, found.seed)
+        splits["train"], splits["held_out"] = data.held_out(splits["train"], found.data.held_out)
     torch.manual_seed(found.seed)
     model = config.build(found, 3, "test")
     augment = config.augmentation(found, "test")
@@ -86,7 +90,7 @@ def test_a_network_learns(shapes, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {
         "best.pt", "config.json", "curves.png", "last.pt", "log.csv", "panels",
     }  # fmt: skip
-    assert len(list((tmp_path / "panels").iterdir())) == 4
+    assert len(list((tmp_path / "panels").iterdir())) == 16
 
 
 def test_the_unary_phase_leaves_the_crf(shapes, tmp_path):
@@ -126,6 +130,19 @@ def test_statistics_are_the_means_over_the_batches(shapes, tmp_path):
     after = state(tmp_path)
     assert_close("running mean", after["backbone.bn1.running_mean"], torch.stack(seen).mean(0))
     assert not changed(before, after)
+
+
+def test_statistics_that_follow_begin_anew_each_time(shapes, tmp_path):
+    found = settings(phase(epochs=2), phase("statistics", follows="unary", batch=4, augment=False))
+    made, seen = trainer(found, shapes, tmp_path), []
+    made.model.backbone.bn1.register_forward_pre_hook(
+        lambda m, x: seen.append(x[0].mean((0, 2, 3))) if m.training and m.momentum is None else None
+    )
+    made.run()
+    assert len(seen) == 4
+    after = state(tmp_path)
+    assert_close("running mean", after["backbone.bn1.running_mean"], torch.stack(seen[2:]).mean(0))
+    assert after["backbone.bn1.num_batches_tracked"] == 2
 
 
 def test_a_follower_runs_after_each_epoch(shapes, tmp_path):
@@ -195,7 +212,8 @@ def test_every_configuration_runs(path, shapes, tmp_path):
     moved = changed(before, after)
     learnt = {entry.train for entry in found.phases}
     if "crf" in learnt or "all" in learnt:
-        crf = {name for name in before if name.startswith("crf.")}
+        frozen = [pattern for entry in found.phases for pattern in entry.freeze]
+        crf = {name for name in before if name.startswith("crf.") and not matches(name, frozen)}
         assert crf <= moved, f"{sorted(crf - moved)} did not move"
     if learnt & {"unary", "all"}:
         assert any(not name.startswith("crf.") for name in moved)
@@ -255,6 +273,25 @@ def test_a_run_that_breaks_off_ends_as_an_unbroken_one(step, seconds, shapes, tm
     assert_same_run(tmp_path, unbroken)
 
 
+@pytest.mark.parametrize("part", ["_log", "_panel", "_checkpoint"])
+def test_a_run_that_breaks_off_between_its_files(part, shapes, tmp_path, unbroken, monkeypatch):
+    """At the end of the second epoch: before the log, the panel or the checkpoint of it are written."""
+    made, whole = trainer(config.parse(INTERRUPTED, "test"), shapes, tmp_path), getattr(training.Trainer, part)
+
+    def break_off(self):
+        if len(self.rows) == 2:
+            raise Killed
+        whole(self)
+
+    monkeypatch.setattr(training.Trainer, part, break_off)
+    with pytest.raises(Killed):
+        made.run()
+    monkeypatch.undo()
+    trainer(config.parse(INTERRUPTED, "test"), shapes, tmp_path, resume=True).run()
+    assert_same_run(tmp_path, unbroken)
+    assert len(list((tmp_path / "panels").iterdir())) == 5
+
+
 def command(*arguments, checkpoint_seconds=300.0):
     """Python's arguments for the command line, with checkpoints so often."""
     code = (
@@ -277,31 +314,75 @@ def toml(table):
     return "\n".join(f"{key} = {value(entry)}" for key, entry in table.items())
 
 
+def progress(folder):
+    """(turn, step) of the last checkpoint; before the first there is none."""
+    if not (folder / "last.pt").exists():
+        return -1, 0
+    training = checkpoints.read(folder / "last.pt")["training"]
+    return training["turn"], training["step"]
+
+
 def test_a_killed_process_resumes(shapes, tmp_path, unbroken):
-    """SIGKILL at whatever moment: twice, then to the end."""
+    """SIGKILL within the first epoch, and again in a later phase, each at whatever moment of a step; then to the end."""
     path, folder = tmp_path / "run.toml", tmp_path / "run"
     path.write_text(toml(INTERRUPTED))
     arguments = ["train", path, "--data", shapes, "-o", folder]
-    for turn in range(2):
+    for n, reached in enumerate([(0, 1), (2, 1)]):
         process = subprocess.Popen(
-            command(*arguments, *["--resume"] * turn, checkpoint_seconds=0.0), stderr=subprocess.DEVNULL
+            command(*arguments, *["--resume"] * n, checkpoint_seconds=0.0), stderr=subprocess.DEVNULL, env=ON_CPU
         )
-        written = (folder / "last.pt").stat().st_mtime_ns if (folder / "last.pt").exists() else 0
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            if (folder / "last.pt").exists() and (folder / "last.pt").stat().st_mtime_ns > written:
-                break
+        while progress(folder) < reached:
+            assert process.poll() is None
             time.sleep(0.01)
-        time.sleep(0.3)  # into the next steps, or the writing of something
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(command(*arguments, "--resume"), capture_output=True, text=True)
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert reached <= progress(folder) < (5, 0)
+    done = subprocess.run(command(*arguments, "--resume"), capture_output=True, text=True, env=ON_CPU)
     assert done.returncode == 0, done.stderr
     assert_same_run(folder, unbroken)
-    assert not list(folder.glob(".*.part"))
+    assert not list(folder.rglob(".*.part"))
+
+
+def test_other_runs_that_break_off(shapes, tmp_path, monkeypatch):
+    """With workers, hard pixels, half precision and its scaler, a lattice, and momentum of SGD."""
+    table = {
+        "phases": [phase("all", epochs=3, ohem=0.5)],
+        "network": FCN | {"dropout": 0.5},
+        "crf": {
+            "name": "CRFRNN",
+            "iterations": 2,
+            "test_iterations": 2,
+            "weight_smooth": 1.0,
+            "weight_appearance": 1.0,
+        },
+        "data": {"format": "folder", "workers": 1},
+        "amp": "float16",
+    }
+    found = config.parse(table, "test")
+    run(found, shapes, tmp_path / "whole")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    made, seen = trainer(found, shapes, tmp_path / "broken"), []
+    made.model.register_forward_pre_hook(lambda *_: seen.append(1) if made.model.training else None)
+    made.model.register_forward_hook(lambda *_: break_off() if len(seen) == 6 else None)
+
+    def break_off():
+        raise Killed
+
+    with pytest.raises(Killed):
+        made.run()
+    trainer(found, shapes, tmp_path / "broken", resume=True).run()
+    assert_same_run(tmp_path / "broken", tmp_path / "whole")
 
 
 # Several ranks ----------------------------------------------------------------------------------------------------
+
+
+def launched(path, root, folder):
+    """Training on two ranks."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    launch += ["-m", "tritoncrf.models", "train", path, "--data", root, "-o", folder]
+    return subprocess.run(list(map(str, launch)), capture_output=True, text=True, env=ON_CPU)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
@@ -323,11 +404,7 @@ def test_two_ranks_learn_as_one_does(alternate, shapes, tmp_path):
     path.write_text(toml(table))
     before, _ = run(config.parse(table, "test"), shapes, tmp_path / "one")
     start = torch.cat([x.flatten() for x in before.values()])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    launch += ["-m", "tritoncrf.models", "train", path, "--data", shapes, "-o", tmp_path / "two"]
-    done = subprocess.run(
-        list(map(str, launch)), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = launched(path, shapes, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two) == 5
@@ -338,13 +415,26 @@ def test_two_ranks_learn_as_one_does(alternate, shapes, tmp_path):
     assert_close("what was learnt", two - start, one - start)
 
 
-def test_batch_norm_on_ranks_without_gpus_is_refused(shapes, tmp_path):
+def test_batch_norm_on_ranks_without_gpus_is_refused(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x)  # the other rank has nothing to say
     found = settings(phase())
     splits = {name: data.folder(shapes, split) for name, split in (("train", "train"), ("validate", "val"))}
     with pytest.raises(ValueError, match="torchrun: expected GPUs for a network with batch norm"):
         training.Trainer(
             found, config.build(found, 3, "test"), splits, None, tmp_path, World(torch.device("cpu"), 0, 2), False
         )
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_a_fault_is_said_once(shapes, tmp_path):
+    """Both ranks end, and one says why."""
+    path = tmp_path / "run.toml"
+    path.write_text(toml({"network": FCN, "data": {"format": "folder"}, "phases": [phase(batch=2, freeze=["x"])]}))
+    done = launched(path, shapes, tmp_path / "run")
+    assert done.returncode != 0
+    assert done.stderr.count("tritoncrf.models: error: ") == 1
+    assert "phases.unary.freeze: expected patterns of parameters' names" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 # Bad input --------------------------------------------------------------------------------------------------------
@@ -356,9 +446,23 @@ def test_a_folder_with_a_run_is_kept(shapes, tmp_path):
     kept = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(FileError, match=re.escape(f"{tmp_path}: expected a new folder, got one with a run; --resume")):
         trainer(found, shapes, tmp_path)
-    with pytest.raises(FileError, match="last.pt: expected a run of this configuration, got another seed"):
+    with pytest.raises(FileError, match="last.pt: expected a run of this configuration and data, got another's seed"):
         trainer(settings(phase(epochs=2), seed=3), shapes, tmp_path, resume=True)
     assert (tmp_path / "last.pt").read_bytes() == kept
+
+
+def test_a_checkpoint_of_a_network_alone_is_no_run(shapes, tmp_path):
+    found = settings(phase())
+    run(found, shapes, tmp_path)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
+    with pytest.raises(FileError, match="last.pt: expected the checkpoint of a run that goes on, got one of a network"):
+        trainer(found, shapes, tmp_path, resume=True)
+
+
+def test_where_and_how_images_are_read_may_change(shapes, tmp_path):
+    run(settings(phase()), shapes, tmp_path)
+    data = {"format": "folder", "workers": 1, "root": "elsewhere"}
+    trainer(settings(phase(), data=data), shapes, tmp_path, resume=True).run()
 
 
 def test_a_finished_run_resumes_to_nothing(shapes, tmp_path):

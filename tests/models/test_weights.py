@@ -78,6 +78,15 @@ def test_connected_layers_of_a_vgg_become_convolutions(crf):
     assert_close("fc7", network.classifier.eval()(x).flatten(1).detach(), expected)
 
 
+def test_features_alone_leave_the_classifier_as_it_starts():
+    state = {k: x * torch.nan if k.startswith("classifier") else x for k, x in vgg_state().items()}
+    network = FCN8s(C, width=WIDTH)
+    start = network.classifier[0].weight.clone()
+    load_backbone(network, state)
+    assert torch.equal(network.features[28].weight, state["features.28.weight"])
+    assert torch.equal(network.classifier[0].weight, start)
+
+
 def without(state, name):
     return {key: value for key, value in state.items() if key != name}
 

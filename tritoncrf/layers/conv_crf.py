@@ -126,6 +126,12 @@ class ConvCRF(nn.Module):
             return None
         return 1 / stored if self.preset == "released" else stored.exp()
 
+    @property
+    def cost(self) -> torch.Tensor:
+        """mu = -(I + c) [C, C]: what the class of a row pays where that of a column is near; negative attracts."""
+        eye = torch.eye(self.num_classes, device=self.weight_smooth.device, dtype=self.weight_smooth.dtype)
+        return -eye if self.compatibility is None else -eye - self.compatibility
+
     def _over(self, raw, name: str):
         """Raw features [B, D, *S] over the bandwidth `name`."""
         stored = getattr(self, self._stored(name)).to(raw.dtype)

@@ -111,6 +111,11 @@ class CRFRNN(nn.Module):
         stored = getattr(self, f"log_{name}")
         return stored.to(torch.promote_types(stored.dtype, torch.float32)).exp()
 
+    @property
+    def cost(self) -> torch.Tensor:
+        """mu [C, C] in every preset: what the class of a row pays where that of a column is near; negative attracts."""
+        return self.compatibility if self.sign < 0 else -self.compatibility
+
     @torch.no_grad()
     def load_published(self, parameters) -> None:
         """Take the parameters that the code of this layer's preset has learnt. All of them, or none and an error.
@@ -163,7 +168,7 @@ class CRFRNN(nn.Module):
             logits,
             [self._smoothness(logits), appearance],
             weights=[self.weight_smooth, self.weight_appearance],
-            compatibility=self.compatibility if self.sign < 0 else -self.compatibility,
+            compatibility=self.cost,
             iterations=self.iterations if self.training else self.test_iterations,
             output=output,
         )

@@ -120,6 +120,11 @@ class GuidanceCRF(nn.Module):
             scores = torch.log_softmax(scores, 1)
         return scores.to(logits.dtype)
 
+    @property
+    def cost(self) -> torch.Tensor:
+        """mu [C, C]: what the class of a row pays where that of a column is near; negative attracts."""
+        return -torch.eye(self.num_classes) if self.compatibility is None else self.compatibility
+
     def _guide(self, image, logits):
         """The colours in 0..255 units, averaged to the size of the scores."""
         colors, size = features.color(as_precise(image, logits), 1.0), logits.shape[2:]
