@@ -40,6 +40,7 @@ TRAINED = {
     "small_crfrnn": LATTICE,
     "small_convcrf_joint": (CROP, *WINDOW),
     "small_crfrnn_joint": (CROP, *LATTICE),
+    "small_segmodel": ("augment.crop=[320, 480]",),
 }
 TRAINED_HEADER = ["run", "outcome", "epochs", "s", "mean IoU", "without CRF", "accuracy"]
 
@@ -185,7 +186,7 @@ def pipelines(out: Path, commit: str, data: Path | None) -> int:
         weights = Path(runs) / UNARY / "best.pt"
         for n, (name, changes) in enumerate(TRAINED.items()):
             command = [sys.executable, "-m", "tritoncrf.models", "train", name, "--data", str(camvid)]
-            command += ["-o", f"{runs}/{name}", *(["--weights", str(weights)] if n else [])]
+            command += ["-o", f"{runs}/{name}", *(["--weights", str(weights)] if "_c" in name else [])]
             command += [part for change in (*FULL_SIZE, *changes) for part in ("--set", change)]
             statuses.append(run_boxed(command, deadline.share(len(TRAINED) - n)))
             log = Path(runs) / name / "log.csv"

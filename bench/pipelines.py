@@ -22,7 +22,7 @@ PIPELINES = {
     "SegModel": (SegModel, (500, 300)),
 }
 ROUNDS = 5
-HEADER = ["pipeline", "size", "images", "mode", "network ms", "CRF ms", "CRF's share"]
+HEADER = ["pipeline", "size", "images", "mode", "network ms", "CRF ms", "CRF's share", "images/s"]
 
 
 def run(out: Path | None) -> int:
@@ -53,9 +53,10 @@ def run(out: Path | None) -> int:
 
 
 def line(row: dict) -> list[str]:
-    share = row["crf"] / (row["network"] + row["crf"])
+    whole = row["network"] + row["crf"]
     times = (report.number(row[part], 1e3) for part in ("network", "crf"))
-    return [row["pipeline"], "{}x{}".format(*row["size"]), str(row["batch"]), row["mode"], *times, f"{share:.1%}"]
+    shares = f"{row['crf'] / whole:.1%}", report.number(row["batch"] / whole)
+    return [row["pipeline"], "{}x{}".format(*row["size"]), str(row["batch"]), row["mode"], *times, *shares]
 
 
 def picture(size, batch: int, device) -> torch.Tensor:

@@ -143,14 +143,12 @@ def _evaluate(options):
     images = data.Images(split, settings.data.resize)
     batches = data.loader(images, data.Batches(len(images), 1, shuffle=False), settings.data.workers)
     found = evaluation.evaluate(network.model, batches, len(split.classes), device, **_testing(options))
-    results = {name: score.result(split.classes) for name, score in found.items()}
-    for name, result in results.items():
-        print(f"{TITLES[name] if len(results) > 1 else 'network'}, {len(split)} images\n{result}\n")
+    titles = {"unary": "without CRF", "refined": "with CRF"} if len(found) > 1 else {"refined": "network"}
+    results = {titles[name]: score.result(split.classes) for name, score in found.items()}
+    for title, result in results.items():
+        print(f"{title}, {len(split)} images\n{result}\n")
     if options.out is not None:
         _report(options.out, network, found, results)
-
-
-TITLES = {"unary": "without CRF", "refined": "with CRF"}
 
 
 def _report(out: Path, network, found, results):
@@ -158,8 +156,7 @@ def _report(out: Path, network, found, results):
     write(out / "results.csv", _csv(results))
     for name, score in found.items():
         save_figure(out / f"confusion_{name}.png", figures.confusion(score.confusion, network.classes))
-    trimaps = {TITLES[name]: result for name, result in results.items()}
-    save_figure(out / "trimap.png", figures.trimap(trimaps))
+    save_figure(out / "trimap.png", figures.trimap(results))
     if network.model.crf is not None:
         cost = network.model.crf.cost.detach().cpu()
         save_figure(out / "compatibility.png", figures.compatibility(cost, network.classes))

@@ -13,7 +13,7 @@ from PIL import Image
 import tritoncrf as tc
 import tritoncrf.densecrf
 from assertions import assert_close
-from bench import accuracy, floors, methods, peers, providers, report
+from bench import accuracy, floors, gpu, methods, peers, pipelines, providers, report
 from bench import test_crf as benchmarks
 from bench.memory import peak_on_cpu
 from bench.providers import errors, facts, runner
@@ -30,6 +30,7 @@ from bench.workloads import (
     growth_points,
     live_share,
 )
+from tritoncrf.models import FCN8sCRFRNN, ResNetConvCRF, SegModel, config
 from tritoncrf.reference import exact as reference
 
 SIZE = (24, 32)
@@ -375,3 +376,40 @@ def test_methods_are_drawn_and_told(tmp_path, monkeypatch, capsys):
     found = {name: dict(zip(rows[0], [name, *rest])) for name, *rest in rows[1:]}
     assert set(found) == {"input", *methods.METHODS}
     assert found["guided"]["settings"] == "radius 8" and found["exact"]["unlike exact"] == "0.0%"
+
+
+# Pipelines --------------------------------------------------------------------------------------------------------
+
+
+def test_pipelines_are_timed_with_and_without_their_crf(tmp_path, monkeypatch, capsys):
+    """The networks themselves at a tenth of their width; the report says what the rows say."""
+    options = {"network": {"width": 0.1}, "crf": {"iterations": 1}}
+    tiny = {
+        "FCN-8s": (lambda c: FCN8sCRFRNN(c, **options), (24, 32)),
+        "ResNet": (lambda c: ResNetConvCRF(c, network={"depth": 18, "width": 0.1}), (40, 48)),
+        "SegModel": (lambda c: SegModel(c, 18, 0.1), (40, 50)),
+    }
+    monkeypatch.setattr(pipelines, "PIPELINES", tiny)
+    monkeypatch.setattr(pipelines, "ROUNDS", 1)
+    assert pipelines.run(tmp_path) == 0
+    (found,) = tmp_path.glob("pipelines-*.json")
+    rows = json.loads(found.read_text())["rows"]
+    assert [row["pipeline"] for row in rows] == list(tiny)
+    assert all(row["network"] > 0 for row in rows)
+    assert found.with_suffix(".md").read_text() in capsys.readouterr().out + "\n"
+    model = tiny["SegModel"][0](pipelines.CLASSES)
+    network, crf = pipelines.seconds(model, pipelines.picture((40, 50), 2, CPU), "training step")
+    assert network > 0 and network + crf > 0
+
+
+def test_a_line_of_a_pipeline():
+    row = {"pipeline": "P", "size": (4, 5), "batch": 8, "mode": "forward", "network": 0.3, "crf": 0.1}
+    assert pipelines.line(row) == ["P", "4x5", "8", "forward", "300", "100", "25.0%", "20"]
+
+
+@pytest.mark.parametrize("name", gpu.TRAINED)
+def test_the_runs_of_the_gpu_stage_are_configurations(name):
+    found = config.load(name, [*gpu.FULL_SIZE, *gpu.TRAINED[name]])
+    with torch.device("meta"):
+        config.build(found, 11, name)
+    config.augmentation(found, name)

@@ -42,6 +42,35 @@ each_that_learns = parametrized([pair for pair in EVERY if pair not in WITHOUT_P
 each_preset = pytest.mark.parametrize("preset", [None, "released"])
 half_precisions = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=described)
 
+# Compatibility ----------------------------------------------------------------------------------------------------
+
+LEARN_COSTS = [(CONV_CRF, "compatibility"), (CONV_CRF, "all"), (GUIDANCE_CRF, "compatibility")]
+LEARN_COSTS += [(CRF_RNN, variant) for variant in ("default", "released", "released-keras", "released-pytorch")]
+
+
+@parametrized(LEARN_COSTS)
+@torch.no_grad()
+def test_a_class_loses_by_its_cost_near_another(layer, variant):
+    """However the layer stores it: where cost[0, 1] is greater, scores of class 0 are smaller, and no others."""
+    crf, inputs = layer.make(variant, iterations=1).train(), layer.problem()
+    before, cost = crf(*inputs), crf.cost.clone()
+    crf.compatibility[0, 1] += 0.5
+    changed, change = crf.cost - cost, (crf(*inputs) - before).mean((0, 2, 3))
+    assert changed.abs().sum() == changed[0, 1].abs() > 0
+    assert change[0].sign() == -changed[0, 1].sign()
+    assert_close("others", change[1:], torch.zeros(C - 1, dtype=change.dtype), scale=change.abs().max().item())
+
+
+@pytest.mark.parametrize("layer", [CONV_CRF, GUIDANCE_CRF], ids=named)
+def test_a_cost_that_is_not_learnt_is_that_of_potts(layer):
+    assert torch.equal(layer.make().cost, -torch.eye(C))
+
+
+@pytest.mark.parametrize("preset", [None, "released", "released-keras", "released-pytorch"])
+def test_every_preset_starts_at_the_cost_of_potts(preset):
+    assert torch.equal(CRF_RNN.make(preset=preset).cost, -torch.eye(C))
+
+
 # Outputs ----------------------------------------------------------------------------------------------------------
 
 OUTPUTS = {

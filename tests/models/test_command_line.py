@@ -78,8 +78,8 @@ def test_evaluate_reports_both_labellings(trained, shapes, tmp_path, capsys):
     assert {"miou", "pixel_accuracy", "mean_accuracy", "boundary_iou 1", "trimap_accuracy 10", "iou tree"} <= set(table)
     with open(trained / "log.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert float(table["miou"]["refined"]) == pytest.approx(float(row["val_miou"]))
-    assert float(table["miou"]["unary"]) == pytest.approx(float(row["val_unary_miou"]))
+    assert float(table["miou"]["with CRF"]) == pytest.approx(float(row["val_miou"]))
+    assert float(table["miou"]["without CRF"]) == pytest.approx(float(row["val_unary_miou"]))
     pictures = {path.name for path in out.glob("*.png")}
     assert pictures == {"compatibility.png", "confusion_refined.png", "confusion_unary.png", "trimap.png"}
 
