@@ -260,7 +260,9 @@ class Trainer:
         """One step; the mean loss over the pixels that count, of all ranks."""
         steps_before = sum(self._steps(n) for n, _ in self.turns[: self.turn])
         torch.manual_seed((self.config.seed * 1_000_003 + steps_before + self.step) * 4096 + self.world.rank)
-        unary_only = phase.train == "unary" or (phase.alternate and self.step % 2 == 0)
+        n, epoch = self.turns[self.turn]
+        taken = epoch * self._steps(n) + self.step  # of this phase
+        unary_only = phase.train == "unary" or (phase.alternate and taken % 2 == 0)
         output = "unary" if unary_only else "both" if phase.auxiliary else "refined"
         with self._diverged_if_not_finite(), self._autocast():
             found = network(images, output)
