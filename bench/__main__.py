@@ -10,7 +10,7 @@ from bench import report
 from bench.methods import FIGURE
 from bench.methods import run as draw_methods
 from bench.suite import run_suite
-from bench.timing import device_found
+from tritoncrf.commands import device_found
 
 RESULTS = Path(__file__).parent / "results"
 STAGES = ("tests", "sanitize", "bench", "profile", "pipelines")

@@ -14,7 +14,7 @@ from PIL import Image
 
 import tritoncrf as tc
 from bench import report
-from bench.timing import clock, device_found
+from bench.timing import clock
 from bench.workloads import (
     GRACE_HOPPER,
     SEED,
@@ -24,6 +24,7 @@ from bench.workloads import (
     load_picture,
     photographs,
 )
+from tritoncrf.commands import device_found
 from tritoncrf.reference.exact import exact_rows
 from tritoncrf.synthetic import noisy_scores
 

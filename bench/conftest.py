@@ -9,7 +9,8 @@ import torch
 
 from bench import floors
 from bench.memory import peak_on_gpu
-from bench.timing import clock, device_found
+from bench.timing import clock
+from tritoncrf.commands import device_found
 
 
 def pytest_addoption(parser):

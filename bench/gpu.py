@@ -17,7 +17,8 @@ import torch
 
 from bench import floors, report
 from bench.suite import ROOT, run_boxed, run_suite
-from bench.timing import device_found, seconds_on_gpu
+from bench.timing import seconds_on_gpu
+from tritoncrf.commands import device_found
 
 STAGE_SECONDS = 8.5 * 60  # of 9 minutes; the rest is for starting and for writing reports
 KERNEL_TESTS = ROOT / "tests" / "kernels"

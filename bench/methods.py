@@ -13,8 +13,9 @@ from PIL import Image
 import tritoncrf as tc
 from bench import report
 from bench.suite import ROOT
-from bench.timing import clock, device_found
+from bench.timing import clock
 from tritoncrf import figures
+from tritoncrf.commands import device_found
 from tritoncrf.demo import CLASSES, mask, photo
 from tritoncrf.synthetic import noisy_scores
 

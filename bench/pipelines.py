@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from bench import report
-from bench.timing import clock, device_found
+from bench.timing import clock
 from bench.workloads import GRACE_HOPPER
+from tritoncrf.commands import device_found
 from tritoncrf.models import FCN8sCRFRNN, ResNetConvCRF, SegModel
 
 CLASSES = 21

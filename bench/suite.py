@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from bench import report
-from bench.timing import device_found
+from tritoncrf.commands import device_found
 
 ROOT = Path(__file__).parent.parent
 KEYWORDS = "window or lattice or exact or guided or box or conv_crf or crfrnn or guidance_crf or densecrf or mean_field"

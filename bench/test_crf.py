@@ -9,8 +9,9 @@ import pytest
 from bench.memory import peak_on_cpu, peak_on_gpu
 from bench.peers import installed
 from bench.providers import errors, facts, graphed, offers, runner
-from bench.timing import clock, device_found
+from bench.timing import clock
 from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork, photographs
+from tritoncrf.commands import device_found
 
 pytestmark = pytest.mark.benchmark(timer=clock)
 

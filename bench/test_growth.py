@@ -2,8 +2,9 @@
 
 import pytest
 
-from bench.timing import clock, device_found
+from bench.timing import clock
 from bench.workloads import GrowthPoint, growth_points
+from tritoncrf.commands import device_found
 
 pytestmark = pytest.mark.benchmark(timer=clock)
 

@@ -5,10 +5,6 @@ import time
 import torch
 
 
-def device_found() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def clock() -> float:
     """The timer of every benchmark: pytest-benchmark knows nothing of GPUs, and would time launches."""
     if torch.cuda.is_available():

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tritoncrf.checks import renamed
-from tritoncrf.commands import CommandError, Parser, run
+from tritoncrf.commands import CommandError, Parser, device_found, run
 from tritoncrf.files import save_figure, write
 from tritoncrf.models import checkpoints, config, data, evaluation, figures, prediction
 from tritoncrf.models.distributed import world
@@ -132,7 +132,7 @@ def _splits(settings: config.Config, root: str | None) -> dict[str, data.Example
 
 
 def _evaluate(options):
-    device = _device()
+    device = device_found()
     network = checkpoints.trained(options.checkpoint, device)
     settings = config.changed(network.config, options.changes)
     split = _examples(settings, options.split or settings.data.validate, options.data)
@@ -181,7 +181,7 @@ def _metrics(result) -> dict[str, float]:
 
 
 def _predict(options):
-    device = _device()
+    device = device_found()
     paths = prediction.photos(options.photos)
     network = checkpoints.trained(options.checkpoint, device)
     _make_folder(options.out)
@@ -204,10 +204,6 @@ def _examples(settings: config.Config, split: str, root: str | None) -> data.Exa
     given = {"voc": {"sbd": settings.data.sbd or None}, "folder": {"void": settings.data.void}}
     with renamed("sbd", "data.sbd"):
         return data.examples(settings.data.format, root, split, **given.get(settings.data.format, {}))
-
-
-def _device():
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _make_folder(path: Path | None):

@@ -8,7 +8,7 @@ import torch
 from tritoncrf.files import FileError, decoded, replacing
 from tritoncrf.models.config import Config, build, parse
 from tritoncrf.models.segmenter import Segmenter
-from tritoncrf.models.weights import load_backbone
+from tritoncrf.models.weights import load_backbone, some
 
 MARK = "tritoncrf segmenter 1"
 
@@ -65,8 +65,7 @@ def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
         if name in state and state[name].shape != own[name].shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise FileError(f"{path}: expected the parameters of this network, got {', '.join(wrong[:3])}{more}")
+        raise FileError(f"{path}: expected the parameters of this network, got {some(wrong)}")
     model.load_state_dict(state)
 
 

@@ -4,7 +4,8 @@ import math
 
 from torch.nn import functional as F
 
-VOID = 255
+from tritoncrf.models.augment import VOID
+
 STRIDE = 4  # of the grid on which hard pixels are looked for
 
 

@@ -290,11 +290,9 @@ class Evaluation:
     def add(self, labels: LabelMap, truth: LabelMap) -> None:
         """Counts one image [H, W], or several [B, H, W]; arguments and errors as of `trimap_confusion`."""
         maps, bands = (labels, truth, self.num_classes), (self.widths, self.ignore)
-        counts = [
-            confusion_matrix(*maps, self.ignore),
-            trimap_confusion(*maps, *bands),
-            boundary_counts(*maps, *bands),
-        ]
+        counts = [confusion_matrix(*maps, self.ignore)]
+        if self.widths:
+            counts += [trimap_confusion(*maps, *bands), boundary_counts(*maps, *bands)]
         self.counts += torch.cat([torch.as_tensor(count).flatten() for count in counts]).to(self.counts.device)
 
     def result(self, names: Sequence[str] | None = None) -> Result:

@@ -47,10 +47,10 @@ def expect_learnable(model: Segmenter, phase: Phase) -> None:
         raise ValueError(f"phases.{phase.name}: expected something to learn, got no parameter that is learnt")
 
 
-def parameter_is_fixed(model: nn.Module, name: str) -> bool:
+def parameter_is_fixed(model: Segmenter, name: str) -> bool:
     """Whether the network that holds a parameter never learns it: the bilinear kernels of its last upsampling."""
     owner = model.network if name.startswith("network.") else model
-    return matches(name.removeprefix("network."), getattr(owner, "frozen", ()))
+    return matches(name.removeprefix("network."), owner.frozen)
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:

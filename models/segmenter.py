@@ -25,7 +25,10 @@ class Segmenter(nn.Module):
             expect; "caffe" or "vgg", minus the mean on 0..255.
 
     `crf` is the CRF of the pipeline, or None; its parameters are those whose names begin with "crf.".
+    `frozen` names the parameters that are never trained.
     """
+
+    frozen: tuple[str, ...] = ()
 
     def __init__(self, num_classes: int, pixels: str = "imagenet"):
         super().__init__()

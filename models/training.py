@@ -16,6 +16,7 @@ A run's folder:
 import contextlib
 import csv
 import io
+import itertools
 import json
 import math
 import time
@@ -67,6 +68,7 @@ class Trainer:
         self.classes = splits["train"].classes
         self.splits = splits
         self.turns = list(config.turns())
+        self.before = [0, *itertools.accumulate(self._steps(n) for n, _ in self.turns)]  # steps, by turn
         self.turn = self.step = 0
         self.seconds, self.best, self.rows = 0.0, -1.0, []
         self.optimizers: dict[int, torch.optim.Optimizer] = {}
@@ -160,8 +162,7 @@ class Trainer:
         if not self.rows and not self.step:
             self._checkpoint()  # a kill before the first epoch's end finds the start again
         shown = self.world.rank == 0
-        total = sum(self._steps(n) for n, _ in self.turns)
-        done = sum(self._steps(n) for n, _ in self.turns[: self.turn]) + self.step
+        total, done = self.before[-1], self.before[self.turn] + self.step
         with tqdm(total=total, initial=done, unit="step", disable=None if shown else True, dynamic_ncols=True) as bar:
             while self.turn < len(self.turns):
                 self._epoch(*self.turns[self.turn], bar)
@@ -258,8 +259,8 @@ class Trainer:
 
     def _learn(self, network, images, labels, phase: Phase, optimizer) -> torch.Tensor:
         """One step; the mean loss over the pixels that count, of all ranks."""
-        steps_before = sum(self._steps(n) for n, _ in self.turns[: self.turn])
-        torch.manual_seed((self.config.seed * 1_000_003 + steps_before + self.step) * 4096 + self.world.rank)
+        step = self.before[self.turn] + self.step  # of the run
+        torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + self.world.rank)
         n, epoch = self.turns[self.turn]
         taken = epoch * self._steps(n) + self.step  # of this phase
         unary_only = phase.train == "unary" or (phase.alternate and taken % 2 == 0)
@@ -352,9 +353,8 @@ class Trainer:
         save_figure(self.folder / "panels" / f"epoch_{self.turn:04d}.png", figure)
 
     def _line(self, row: dict) -> str:
-        left = sum(self._steps(n) for n, _ in self.turns[self.turn :])
-        taken = sum(self._steps(n) for n, _ in self.turns[: self.turn])
-        minutes = self.seconds / taken * left / 60
+        taken, total = self.before[self.turn], self.before[-1]
+        minutes = self.seconds / taken * (total - taken) / 60
         said = [f"{row['phase']} {row['epoch']}"]
         said += [f"{name} {row[name]:.4g}" for name in COLUMNS[5:] if row.get(name) is not None]
         return "  ".join([*said, f"{minutes:.0f} min left"])

@@ -72,7 +72,7 @@ def load_backbone(model: nn.Module, state) -> None:
             found[name] = given
     wrong += [f"{name} unknown" for name in state if name not in own and not name.startswith(unused)]
     if wrong:
-        raise ValueError(f"state: expected the parameters of this backbone, its depth and width, got {_some(wrong)}")
+        raise ValueError(f"state: expected the parameters of this backbone, its depth and width, got {some(wrong)}")
     for name, given in found.items():
         own[name].copy_(given.reshape(own[name].shape))
 
@@ -103,7 +103,7 @@ def published_crfrnn(parameters, preset: str) -> dict[str, torch.Tensor]:
     wrong = [f"{layer}.{kind} missing" for layer, kind in names if (layer, kind) not in found]
     wrong += [f"{layer}.{kind} unknown" for layer, kind in found if (layer, kind) not in names]
     if wrong:
-        raise ValueError(f"parameters: expected those of an FCN-8s with a CRF-RNN, got {_some(wrong)}")
+        raise ValueError(f"parameters: expected those of an FCN-8s with a CRF-RNN, got {some(wrong)}")
     found["conv1_1", "weight"] = found["conv1_1", "weight"].flip(1)
     state = {f"network.{own}": found[published] for published, own in names.items()}
     matrices = crfrnn_parameters(crf, len(found["score_fr", "weight"]), code)
@@ -165,6 +165,7 @@ def _tensor(value):
     return value.detach().cpu().float() if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value)).float()
 
 
-def _some(wrong):
+def some(wrong: list[str]) -> str:
+    """The first of a list of faults, and how many others there are."""
     others = f" and {len(wrong) - SHOWN} others" if len(wrong) > SHOWN else ""
     return ", ".join(wrong[:SHOWN]) + others

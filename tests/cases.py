@@ -10,6 +10,7 @@ import math
 import torch
 
 import tritoncrf as tc
+from assertions import assert_close
 
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 
@@ -238,3 +239,13 @@ def disturbed(crf):
             if p.ndim > 1:
                 p.add_(0.2 * torch.randn_like(p))
     return crf
+
+
+def assert_exports_with_dynamic_sizes(module, inputs) -> None:
+    """`inputs(size, batch)` are two tensors [batch, C, *size], both of dynamic batch and size."""
+    b = torch.export.Dim("b")
+    sizes = {0: b, 2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}
+    with torch.no_grad():
+        exported = torch.export.export(module, inputs((6, 7), 2), dynamic_shapes=(sizes, sizes)).module()
+        for given in inputs((9, 4), 3), inputs((5, 11), 1):
+            assert_close("Q", exported(*given), module(*given))

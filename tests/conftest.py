@@ -37,3 +37,11 @@ def nan_memory():
     """An output nobody wrote is seen; on for every test in tests/kernels."""
     with nan_filled():
         yield
+
+
+@pytest.fixture
+def fresh_compiler():
+    """No graph from another test, nor for the next one."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

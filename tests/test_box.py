@@ -179,13 +179,6 @@ def test_additions_grow_with_the_logarithm_of_the_box(radius, dilation):
 # Operators and compilers ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("size, radii", [((7,), [2]), ((5, 6), [1, 3]), ((1, 1), [1, 1]), ((2, 3, 4), [1, 1, 1])])
 def test_opcheck(size, radii, requires_grad):

@@ -428,13 +428,6 @@ def test_the_loop_mixes_it_with_a_window(weight):
 # Operators and compilers ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def filter_inputs(requires_grad: bool, normalization: str):
     """What `tritoncrf::filter` takes: values, tensors, plan."""
     x, f = torch.randn(2, 3, 9, 15), random_features((9, 15), dtype=torch.float32)

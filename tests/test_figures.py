@@ -1,11 +1,9 @@
 """Figures: a palette that people tell apart, and panels that show what they say."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
+from drawings import picture, texts
 from tritoncrf import figures
 from tritoncrf.diagnostics import Record
 
@@ -50,17 +48,6 @@ def test_the_palette_is_256_different_colors():
     assert colors.shape == (256, 3) and colors.dtype == np.uint8
     assert len(np.unique(colors, axis=0)) == 256
     assert np.ptp(colors[0].astype(int)) < 16  # class 0 is a grey
-
-
-def picture(figure):
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return np.array(Image.open(file).convert("RGB"))
-
-
-def texts(figure):
-    shown = [text.get_text() for axes in figure.axes for text in axes.texts]
-    return shown + [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
 BEFORE = np.zeros((40, 60), np.uint8)

@@ -12,6 +12,7 @@ import tritoncrf as tc
 from assertions import assert_close, assert_within_budget
 from cases import (
     Setting,
+    assert_exports_with_dynamic_sizes,
     box_mask,
     dense_apply,
     dense_guided,
@@ -541,13 +542,6 @@ def test_the_loop_mixes_it_with_a_window_and_learns_eps(order):
 # Operators and compilers ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def statistics_inputs(guide, requires_grad=False):
     guide, eps = guide.detach().requires_grad_(requires_grad), torch.tensor(0.2, requires_grad=requires_grad)
     return guide, eps, [1] * (guide.ndim - 2), "count", "torch"
@@ -658,12 +652,7 @@ def test_exports():
 
 @both_boxes
 def test_exports_with_dynamic_sizes(box):
-    module, b = Sharpen(box), torch.export.Dim("b")
-    sizes = {0: b, 2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}
-    with torch.no_grad():
-        exported = torch.export.export(module, image_and_logits(), dynamic_shapes=(sizes, sizes)).module()
-        for inputs in image_and_logits((9, 4), 3), image_and_logits((5, 11), 1):
-            assert_close("Q", exported(*inputs), module(*inputs))
+    assert_exports_with_dynamic_sizes(Sharpen(box), image_and_logits)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (0, 3, 4, 5)])

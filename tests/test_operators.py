@@ -8,7 +8,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from cases import Setting, leaves, random_features, random_logits
+from cases import Setting, assert_exports_with_dynamic_sizes, leaves, random_features, random_logits
 from tritoncrf import checks
 from tritoncrf.filters.base import decode, encode, filter_apply, filter_backward
 from tritoncrf.mean_field import iterate, iterate_backward
@@ -17,13 +17,7 @@ needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"
 )
 Window = tc.filters.Window
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 # Operators --------------------------------------------------------------------------------------------------------
@@ -181,12 +175,7 @@ def test_exports():
 
 
 def test_exports_with_dynamic_sizes():
-    module, b = Sharpen(), torch.export.Dim("b")
-    sizes = {0: b, 2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}
-    with torch.no_grad():
-        exported = torch.export.export(module, image_and_logits(), dynamic_shapes=(sizes, sizes)).module()
-        for inputs in image_and_logits((9, 4), 3), image_and_logits((5, 11), 1):
-            assert_close("Q", exported(*inputs), module(*inputs))
+    assert_exports_with_dynamic_sizes(Sharpen(), image_and_logits)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (0, 3, 4, 5)])

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 import tritoncrf
 from tritoncrf import demo, figures
-from tritoncrf.commands import CommandError, Parser, check_output, run
-from tritoncrf.files import read_array, read_image, read_labels, replacing, write_labels
+from tritoncrf.commands import CommandError, Parser, check_output, device_found, run
+from tritoncrf.files import read_array, read_image, read_labels, replacing, save_figure, write_labels
 from tritoncrf.published import PARAMETERS
 from tritoncrf.refine import METHODS, UNKNOWN, refine
 
@@ -86,14 +86,13 @@ def _parser():
 def _demo(options):
     check_output("--out", options.out, FIGURES)
     with _steps("refine", "draw") as step:
-        outcome = demo.run(_device())
+        outcome = demo.run(device_found())
         step()
         figure = figures.comparison(
             outcome.image, outcome.before, outcome.after,
             truth=outcome.truth, names=demo.CLASSES, seconds=outcome.seconds,
         )  # fmt: skip
-        with replacing(options.out) as file:
-            _save(figure, file, options.out)
+        save_figure(options.out, figure)
         step()
     print(outcome)
     print(f"wrote {options.out}")
@@ -116,7 +115,7 @@ def _refine(options):
         scores = read_labels(source) if kind == "labels" else read_array(source)
         step()
         start = time.perf_counter()
-        on_device = torch.from_numpy(scores).to(_device())
+        on_device = torch.from_numpy(scores).to(device_found())
         refined = refine(image, **{kind: on_device}, **settings, trace=records).float().cpu().numpy()
         seconds = time.perf_counter() - start
         if options.out.suffix.lower() == ".png" and len(refined) > 256:
@@ -155,12 +154,8 @@ def _info(options):
             print(f"{package:10} not installed")
     devices = [f"cuda:{n} {torch.cuda.get_device_name(n)}" for n in range(torch.cuda.device_count())]
     print(f"devices    {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}")
-    kernels = _device().type == "cuda" and importlib.util.find_spec("triton") is not None
-    print(f"backend    {'triton' if kernels else 'torch'} on {_device()}")
-
-
-def _device():
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kernels = device_found().type == "cuda" and importlib.util.find_spec("triton") is not None
+    print(f"backend    {'triton' if kernels else 'torch'} on {device_found()}")
 
 
 @contextlib.contextmanager

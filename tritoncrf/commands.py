@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["CommandError", "Parser", "check_output", "run"]
+__all__ = ["CommandError", "Parser", "check_output", "device_found", "run"]
 
 
 class CommandError(Exception):
@@ -37,6 +37,10 @@ def run(parser: Parser, arguments=None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def device_found() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_output(option: str, path: Path, extensions) -> None:

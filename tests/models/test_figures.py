@@ -7,26 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from drawings import picture, texts
 from tritoncrf.figures import palette
 from tritoncrf.models import figures
 from tritoncrf.models.metrics import Result
 
 NAMES = ("sky", "road", "tree")
-
-
-def picture(figure):
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return np.array(Image.open(file).convert("RGB"))
-
-
-def texts(figure):
-    """Titles, subtitles and other words in the axes, and those of the legends."""
-    shown = [text.get_text() for axes in figure.axes for text in axes.texts]
-    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
-    return shown + [text.get_text() for legend in legends if legend for text in legend.get_texts()]
 
 
 def lines(axes):
