@@ -3,10 +3,13 @@
 #   make test        all tests but the slow ones; what CI runs
 #   make test-slow   the slow ones
 #   make bench       the benchmarks, on whatever this machine has
-#   make lint        ruff, check and format
+#   make profile     what a Hopper GPU, which need not be here, has for the kernels
+#   make lint        ruff, check and format; mypy
+#   make gallery     the pictures of the README and of docs, drawn again
+#   make docs        the pages and the reference, docs/_build/html/index.html
 #   make clean       remove all that these targets made
 # and on a GPU machine, with the packages already there and no network:
-#   make gpu STAGE=tests|sanitize|bench|profile|pipelines OUT=folder COMMIT=hash DATA=folder
+#   make gpu STAGE=tests|sanitize|bench|profile|TABLE OUT=folder COMMIT=hash DATA=folder
 
 PYTHON3 ?= python3
 VENV := .venv
@@ -18,7 +21,7 @@ OUT ?= out
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATA ?=
 
-.PHONY: demo test test-slow bench gpu lint clean
+.PHONY: demo test test-slow bench profile gpu lint gallery docs clean
 .DEFAULT_GOAL := test
 
 # The pin in constraints.txt makes pip take a CPU build of torch where the index has one.
@@ -52,6 +55,9 @@ test-slow: $(INSTALLED)
 bench: $(INSTALLED)
 	$(PYTHON) -m bench run
 
+profile: $(INSTALLED)
+	$(PYTHON) -m bench profile --out bench/results
+
 gpu:
 	$(PYTHON3) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(PYTHON3) -m bench gpu --stage $(STAGE) --out "$(OUT)" --commit "$(COMMIT)" $(if $(DATA),--data "$(DATA)")
@@ -59,7 +65,16 @@ gpu:
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(PYTHON) -m pytest -q tests/test_types.py
+
+# One thread, so that the seconds in the pictures are those of one.
+gallery: $(INSTALLED)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gallery]"
+	OMP_NUM_THREADS=1 $(PYTHON) -m docs.gallery
+
+docs: $(INSTALLED)
+	$(PYTHON) -m sphinx -W --keep-going -q docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks demo.png
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks docs/_build demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""`python -m bench run | accuracy | methods | pipelines | compare | compile | gpu`: see README.md beside this file."""
+"""`python -m bench run | compare | profile | accuracy | compile | gpu`: see README.md beside this file."""
 
 import argparse
 import sys
@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench import report
-from bench.methods import FIGURE
-from bench.methods import run as draw_methods
+from bench.compare import compare as compare_reports
+from bench.occupancy import MULTIPROCESSORS
 from bench.suite import run_suite
 from tritoncrf.commands import device_found
 
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("tests", "sanitize", "bench", "profile", "pipelines")
+TABLES = ("synthetic", "decoupled", "end_to_end", "segmodel")
+STAGES = ("tests", "sanitize", "bench", "profile", *TABLES)
 
 
 def main() -> int:
@@ -25,13 +26,12 @@ def main() -> int:
     accuracy = commands.add_parser("accuracy", help="the lattice against the exact sum, on photos")
     accuracy.add_argument("--photos", type=Path, help="folder of photos for extra rows")
     accuracy.add_argument("--out", type=Path, help="folder for the report; without it it is only printed")
-    methods = commands.add_parser("methods", help="the methods of `refine` on one photo, drawn side by side")
-    methods.add_argument("--out", type=Path, default=FIGURE)
-    pipelines = commands.add_parser("pipelines", help="W6: whole pipelines, and the CRF's share of their time")
-    pipelines.add_argument("--out", type=Path, help="folder for the report; without it it is only printed")
-    compare = commands.add_parser("compare", help="two reports side by side")
+    compare = commands.add_parser("compare", help="what became slower from one report to another; status 1 if ours did")
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
+    profile = commands.add_parser("profile", help="the kernels of W1 to W4, compiled: resources and instructions")
+    profile.add_argument("--target", choices=MULTIPROCESSORS, default="sm_90")
+    profile.add_argument("--out", type=Path, help="folder for the report; without it it is only printed")
     compile_ = commands.add_parser("compile", help="registers, spills and instructions of every launched configuration")
     compile_.add_argument("--targets", default="sm_80,sm_90,sm_100,gfx942")
     compile_.add_argument("--out", type=Path)
@@ -51,15 +51,14 @@ def main() -> int:
         from bench.accuracy import run as accuracy_report
 
         return accuracy_report(arguments.photos, arguments.out)
-    if arguments.command == "methods":
-        return draw_methods(arguments.out)
-    if arguments.command == "pipelines":
-        from bench.pipelines import run as pipelines_report
-
-        return pipelines_report(arguments.out)
     if arguments.command == "compare":
-        print(report.compare(arguments.before, arguments.after))
-        return 0
+        text, regressed = compare_reports(arguments.before, arguments.after)
+        print(text)
+        return int(regressed)
+    if arguments.command == "profile":
+        from bench.profile import run as profile_report
+
+        return profile_report(arguments.target, arguments.out)
     if arguments.command == "compile":
         return compile_report(arguments.targets.split(","), arguments.out, arguments.thorough)
     if arguments.command == "exercise":
@@ -67,7 +66,10 @@ def main() -> int:
     from bench import gpu as stages
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    return getattr(stages, arguments.stage)(arguments.out.resolve(), arguments.commit, arguments.data)
+    where = arguments.out.resolve(), arguments.commit, arguments.data
+    return (
+        stages.table(arguments.stage, *where) if arguments.stage in TABLES else getattr(stages, arguments.stage)(*where)
+    )
 
 
 def compile_report(targets: list[str], out: Path | None, thorough=False) -> int:

@@ -24,6 +24,7 @@ from bench.workloads import (
     load_picture,
     photographs,
 )
+from tritoncrf import reports
 from tritoncrf.commands import device_found
 from tritoncrf.reference.exact import exact_rows
 from tritoncrf.synthetic import noisy_scores
@@ -75,13 +76,13 @@ def markdown(environment: dict, rows: list[dict]) -> str:
     lines = [
         f"# Lattice against the exact sum: {environment['device']}, {environment['date']}", "",
         f"commit {environment['commit']}, torch {environment['torch']}; {rows[0]['pixels']} pixels of each photo.", "",
-        report.table(
+        reports.table(
             ["picture", "size", "thetas", "M/N", "relative L2", "bar", "largest", "r / exact r"],
             [
                 [
                     row["picture"], "x".join(map(str, row["size"])), ", ".join(map(str, row["thetas"])),
-                    report.number(row["vertices_per_pixel"]),
-                    *(report.number(row[name]) for name in ("relative_l2", "bar", "largest", "row_sum_ratio")),
+                    reports.number(row["vertices_per_pixel"]),
+                    *(reports.number(row[name]) for name in ("relative_l2", "bar", "largest", "row_sum_ratio")),
                 ]
                 for row in rows
             ],
@@ -98,6 +99,6 @@ def run(photos: Path | None, out: Path | None) -> int:
         print(f"{path.stem}: {rows[-1]['size']}", flush=True)
     text = markdown(environment, rows)
     if out:
-        report.write_both(out / f"accuracy-{report.slug(environment)}", environment, rows, text)
+        report.write_both(out / f"accuracy-{reports.slug(environment)}", environment, rows, text)
     print(text)
     return 0

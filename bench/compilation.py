@@ -93,13 +93,18 @@ class Binary:
         )
 
 
+def options_of(launch: Launch, backend: str = "cuda") -> dict:
+    """What `common.launch` asks of Triton besides the arguments."""
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": launch.fp_fusion}
+    if launch.registers is not None and backend == "cuda":
+        options["maxnreg"] = launch.registers
+    return options
+
+
 def specialise(launch: Launch, target: GPUTarget):
     """The source and options Triton would compile for this launch: 1 and None become constants, and so on."""
     backend = make_backend(target)
-    kernel = launch.kernel
-    keywords = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": launch.fp_fusion}
-    if launch.registers is not None and target.backend == "cuda":
-        keywords["maxnreg"] = launch.registers
+    kernel, keywords = launch.kernel, options_of(launch, target.backend)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(**launch.arguments, **keywords)
     options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialization, keywords)
@@ -109,7 +114,7 @@ def specialise(launch: Launch, target: GPUTarget):
 def identity(launch: Launch) -> tuple:
     """Equal for two launches that Triton would serve with one binary."""
     source, _ = specialise(launch, TARGETS["sm_90"])
-    return source.hash(), launch.num_warps, launch.num_stages
+    return source.hash(), *options_of(launch).items()
 
 
 def unique(launches: Iterable[Launch]) -> list[Launch]:

@@ -9,14 +9,22 @@ import torch
 
 from bench import floors
 from bench.memory import peak_on_gpu
-from bench.timing import clock
+from bench.suite import TESTS_ON_GPU
+from bench.timing import clock, clock_rates
 from tritoncrf.commands import device_found
+
+LONG = 2.0  # seconds; on a CPU, which compiles nothing, a call that takes them has warmed up for those that follow
 
 
 def pytest_addoption(parser):
     parser.addoption("--rows", type=Path, help="file that receives one JSON line per benchmark")
     parser.addoption("--quick", action="store_true", help="the smallest useful set, with few repetitions")
     parser.addoption("--photos", type=Path, help="folder of photos for extra rows")
+
+
+def pytest_configure(config):
+    for filter in TESTS_ON_GPU:
+        config.addinivalue_line("markers", f"{filter}: times the {filter} filter")
 
 
 @pytest.fixture(scope="session")
@@ -35,23 +43,29 @@ def measure(benchmark, request, device, rates):
 
     Two runs warm up; the second says how many more fit the time box, and three are done in any case. A graph replay is
     short beside a synchronisation, so ten replays share one. A GPU's times scatter less, and a stage there has to end.
+    Of growth the exponent counts, which many points make: a short box.
     """
-    box = 0.5 if request.config.getoption("--quick") else 1.0 if device.type == "cuda" else 3.0
 
-    def run(call, counts: floors.Work, memory=None, /, **facts):
-        call()
+    def seconds(call) -> float:
         start = clock()
         call()
-        seconds = clock() - start
-        iterations = 10 if facts.get("mode") == "graph" and seconds < 0.01 else 1
-        benchmark.pedantic(call, rounds=min(100, max(3, int(box / seconds / iterations))), iterations=iterations)
-        stats = benchmark.stats.stats
+        return clock() - start
+
+    def run(call, counts: floors.Work, memory=None, /, **facts):
+        short = request.config.getoption("--quick") or facts["work"] == "W7"
+        box = 0.5 if short else 1.0 if device.type == "cuda" else 2.0
+        once = seconds(call)
+        if device.type == "cuda" or once < LONG:
+            once = seconds(call)
+        iterations = 10 if facts.get("mode") == "graph" and once < 0.01 else 1
+        benchmark.pedantic(call, rounds=min(100, max(3, int(box / once / iterations))), iterations=iterations)
+        clocks, stats = clock_rates(device.type), benchmark.stats.stats
         if memory is None and device.type == "cuda":
             memory = lambda: peak_on_gpu(call)  # noqa: E731
         row = facts | {
-            "median": stats.median, "iqr": stats.iqr, "min": stats.min, "rounds": stats.rounds,
+            "median": stats.median, "iqr": stats.iqr, "min": stats.min, "rounds": stats.rounds, "clocks": clocks,
             **asdict(counts),
-            "floor": counts.floor(rates) if rates else None,
+            "floor": (counts.floor(rates) or None) if rates else None,
             "copy_bandwidth": rates.bytes if rates else None,
             "peak_memory": memory() if memory else None,
         }  # fmt: skip

@@ -3,47 +3,27 @@
 They run on a machine that has a GPU, torch, triton, pytest and little else: no network, perhaps no git.
 """
 
-import csv
+import functools
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from bench import floors, report
-from bench.suite import ROOT, run_boxed, run_suite
+from bench.suite import ROOT, outcome, run_boxed, run_suite
 from bench.timing import seconds_on_gpu
+from tritoncrf import reports
 from tritoncrf.commands import device_found
 
 STAGE_SECONDS = 8.5 * 60  # of 9 minutes; the rest is for starting and for writing reports
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 WATCHED = "window|exact|simplex|splat|join|blur|slice|weights_gradient|products|coefficients|_step|box"  # by ncu
-
-
-# The small runs of models/README.md at CamVid's own size with ResNet-101; thetas are in pixels.
-UNARY = "small_unary"
-FULL_SIZE = (
-    "network.depth=101", "network.width=1", "data.resize=[360, 480]", "data.workers=12", 'amp="bfloat16"',
-    "validate_every=10",
-)  # fmt: skip
-CROP = "augment.crop=[360, 480]"
-WINDOW = "crf.window_size=11", "crf.blur=4", "crf.theta_smooth=3", "crf.theta_space=40"
-LATTICE = "crf.theta_smooth=3", "crf.theta_space=160"
-TRAINED = {
-    UNARY: (CROP,),
-    "small_convcrf": WINDOW,
-    "small_crfrnn": LATTICE,
-    "small_convcrf_joint": (CROP, *WINDOW),
-    "small_crfrnn_joint": (CROP, *LATTICE),
-    "small_segmodel": ("augment.crop=[320, 480]",),
-}
-TRAINED_HEADER = ["run", "outcome", "epochs", "s", "mean IoU", "without CRF", "accuracy"]
 
 
 class Deadline:
@@ -59,15 +39,11 @@ def finish(out: Path, stage: str, commit: str, header: list[str], lines: list[li
     environment = report.environment(commit)
     text = "\n".join([
         f"# {stage}: {environment['device']}, {environment['date']}", "",
-        ", ".join(f"{name} {environment[name]}" for name in ("commit", "torch", "triton", "cuda", "python")), "",
-        note, "", report.table(header, lines),
+        report.versions_line(environment), "",
+        note, "", reports.table(header, lines),
     ])  # fmt: skip
     report.save(out / f"{stage}.md", text)
     print(text)
-
-
-def outcome(status: int) -> str:
-    return {0: "green", 5: "no tests", 124: "time was up"}.get(status, f"red (status {status})")
 
 
 def tests(out: Path, commit: str, data: Path | None) -> int:
@@ -125,49 +101,39 @@ def bench(out: Path, commit: str, data: Path | None) -> int:
 
 
 def profile(out: Path, commit: str, data: Path | None) -> int:
-    """Every kernel of the training steps by itself: time between events, counted work, achieved rates; then ncu."""
-    from bench.compilation import identity
+    """Every kernel of the training steps by itself: time between events, counted work, achieved rates, what a
+    multiprocessor holds of it; then ncu."""
+    from bench.compilation import options_of
+    from bench.profile import RESOURCES, WORKS, held, kernels, names
     from bench.providers import runner
-    from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
-    from tritoncrf.kernels.common import record_launches
+    from bench.workloads import Inputs
 
     deadline, device = Deadline(), device_found()
     if device.type != "cuda":
         finish(out, "profile", commit, ["kernel"], [], "Kernel times need a GPU.")
         return 0
     rates = floors.measured_rates(device)
+    target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     lines = []
-    header = ["work", "kernel", "launches", "us", "floor us", "x floor", "TB/s", "TFLOP/s", "Gexp/s"]
-    works = {
-        "W2": (LatticeWork(), "features"),
-        "W3": (GuidedWork(size=(500, 500)), "features"),
-        "W3 radius 16": (GuidedWork(size=(500, 500), radius=16), "features"),
-        "W1 k=7": (ConvCRFWork(7), "features"),
-        "W1 k=11": (ConvCRFWork(11), "features"),
-        "W1 k=11 symmetric": (ConvCRFWork(11, 1, "symmetric"), "features"),
-        "W1 k=7 blur 4": (ConvCRFWork(7, 4), "features"),
-        "W4": (ExactWork(), "weights"),
-    }
+    header = ["work", "kernel", "launches", "us", "floor us", "x floor", "MB", "TB/s", "Gop", "TFLOP/s", "Gexp/s"]
+    header += RESOURCES
     traces = out / "traces.txt"
     traces.unlink(missing_ok=True)
-    for name, (work, learns) in works.items():
-        step = runner("tritoncrf", Inputs(work, device, learns=learns))
+    for name, (work, learns) in WORKS.items():
+        inputs = Inputs(work, device, learns=learns)
+        step = runner("tritoncrf", inputs)
         step()
-        with record_launches() as launches:
-            step()
-        count = Counter(map(identity, launches))
-        for launch in {identity(launch): launch for launch in launches}.values():
-            options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-            run = launch.kernel[launch.grid]
-            seconds = seconds_on_gpu(lambda: run(**launch.arguments, **options))  # noqa: B023
-            counted = floors.launched(launch)
-            floor = counted.floor(rates)
+        found = kernels(inputs)
+        for title, kernel in zip(names(found), found):
+            launch, counted = kernel.launch, floors.launched(kernel.launch)
+            call = functools.partial(launch.kernel[launch.grid], **launch.arguments, **options_of(launch))
+            compiled, seconds, floor = call(), seconds_on_gpu(call), counted.floor(rates)
             operations = counted.operations + counted.products
-            rated = (counted.bytes * 1e-12, operations * 1e-12, counted.exponentials * 1e-9)
-            lines.append([
-                name, described(launch), str(count[identity(launch)]),
-                *map(report.number, (seconds * 1e6, floor * 1e6, seconds / floor, *(r / seconds for r in rated))),
-            ])  # fmt: skip
+            measured = (
+                seconds * 1e6, floor * 1e6, seconds / floor, counted.bytes * 1e-6, counted.bytes * 1e-12 / seconds,
+                operations * 1e-9, operations * 1e-12 / seconds, counted.exponentials * 1e-9 / seconds,
+            )  # fmt: skip
+            lines.append([name, title, kernel.purpose, *map(reports.number, measured), *held(compiled, target)])
         with traces.open("a") as file:
             file.write(f"{name}\n\n{trace(step)}\n\n")
         finish(out, "profile", commit, header, lines)
@@ -175,34 +141,19 @@ def profile(out: Path, commit: str, data: Path | None) -> int:
     return 0
 
 
-def pipelines(out: Path, commit: str, data: Path | None) -> int:
-    """W6; then, where `data` holds CamVid, the small runs of models/README.md at full size."""
-    deadline, camvid = Deadline(), data and data.resolve() / "camvid"
-    status = run_boxed([sys.executable, "-m", "bench", "pipelines", "--out", str(out)], deadline.share(4))
-    if not (camvid and camvid.is_dir()):
-        finish(out, "pipelines", commit, ["run", "outcome"], [["W6", outcome(status)]], "Without --data: no training.")
-        return status
-    statuses, lines = [status], []
-    with tempfile.TemporaryDirectory() as runs:
-        weights = Path(runs) / UNARY / "best.pt"
-        for n, (name, changes) in enumerate(TRAINED.items()):
-            command = [sys.executable, "-m", "tritoncrf.models", "train", name, "--data", str(camvid)]
-            command += ["-o", f"{runs}/{name}", *(["--weights", str(weights)] if "_c" in name else [])]
-            command += [part for change in (*FULL_SIZE, *changes) for part in ("--set", change)]
-            statuses.append(run_boxed(command, deadline.share(len(TRAINED) - n)))
-            log = Path(runs) / name / "log.csv"
-            rows = list(csv.DictReader(log.open())) if log.exists() else []
-            measured = [row for row in rows if row["val_miou"]]
-            last = measured[-1] if measured else {}
-            share = [last.get(k, "")[:6] for k in ("seconds", "val_miou", "val_unary_miou", "val_accuracy")]
-            lines.append([name, outcome(statuses[-1]), str(len(rows)), *share])
-            finish(out, "pipelines", commit, TRAINED_HEADER, lines)
-    return max(statuses)
-
-
-def described(launch) -> str:
-    epilogue = launch.arguments.get("EPILOGUE", "")
-    return f"{launch.kernel.__name__} {epilogue}".strip()
+def table(name: str, out: Path, commit: str, data: Path | None) -> int:
+    """One of the papers' tables at full size. Its trainings stay in the checkout: a further call goes on with them."""
+    if data is None:
+        finish(out, name, commit, ["table"], [], "Without --data there is nothing to train on.")
+        return 2
+    runs, trained = ROOT / "runs" / "full_size", name != "synthetic"
+    command = [sys.executable, "-m", "tritoncrf.models", "experiments", name, "-o", str(runs)]
+    command += ["--data", str(data.resolve() / "camvid"), "--full-size"] if trained else ["--data", str(data.resolve())]
+    status = run_boxed(command, STAGE_SECONDS, environment={"TRITONCRF_COMMIT": commit})
+    for path in runs.glob(f"{name}*.*"):
+        shutil.copy(path, out)
+    print(f"{name}: {outcome(status)}")
+    return status
 
 
 def trace(call) -> str:

@@ -1,27 +1,23 @@
-"""Rows of measurements as JSON and Markdown, and two reports side by side."""
+"""Rows of measurements as JSON and Markdown."""
 
 import json
 import os
-import platform
-import re
-import subprocess
-from datetime import date
 from pathlib import Path
 
-import torch
-import triton
-
+from bench import growth
 from bench.peers import versions
+from tritoncrf import reports
+from tritoncrf.reports import number, table
 
 KEY = (
     "work", "filter", "picture", "size", "batch", "iterations", "window_size", "radius", "blur", "normalization",
-    "stage", "learns", "mode", "axis", "value", "provider",
+    "stage", "learns", "pipeline", "mode", "axis", "value", "provider",
 )  # fmt: skip
-OLDER = {"filter": "window", "learns": "features"}  # what a report's rows mean that do not say so
 STAGES = {
     "smooth": "filter of smoothness", "appearance": "filter of appearance", "loop": "loop", "total": "total",
     "kept": "total, smoothness kept", "build": "build", "apply": "one application",
 }  # fmt: skip
+ANY = ""
 SECTIONS = [
     ("W1", "window", "ConvCRF"),
     ("W2", "lattice", "fully connected CRF on the lattice"),
@@ -31,6 +27,7 @@ SECTIONS = [
     ("W5", "lattice", "training step of W2"),
     ("W5", "guided", "training step of W3"),
     ("W5", "exact", "training step of W4"),
+    ("W6", ANY, "whole pipelines"),
     ("W7", "window", "growth of the window filter"),
     ("W7", "lattice", "growth of the lattice"),
     ("W7", "guided", "growth of the guided filter"),
@@ -39,46 +36,11 @@ SECTIONS = [
 
 
 def environment(commit: str | None = None) -> dict:
-    cuda = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else f"{processor()}, {torch.get_num_threads()} threads",
-        "date": date.today().isoformat(),
-        "commit": commit or _commit(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "peers": {"im2col": "here", "torch_boxes": "here", **versions()},
-    }
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def slug(environment: dict) -> str:
-    """File name of a report: device and date."""
-    name = re.sub(r"\((R|TM)\)|@.*", "", environment["device"].split(",")[0])
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + "-" + environment["date"]
+    return reports.environment(commit) | {"peers": {"im2col": "here", "torch_boxes": "here", **versions()}}
 
 
 def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def write(out: Path, environment: dict, rows: list[dict]) -> Path:
-    """<device>-<date>.json and .md in `out`; returns the Markdown's path."""
-    return write_both(out / slug(environment), environment, rows, markdown(environment, rows))
 
 
 def write_both(name: Path, environment: dict, rows: list[dict], text: str) -> Path:
@@ -96,20 +58,10 @@ def save(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def table(header: list[str], lines: list[list[str]]) -> str:
-    """Markdown, aligned so that it also reads on a terminal."""
-    rows = [header, *lines]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]]) + "\n"
-
-
-def number(value, scale=1.0) -> str:
-    return "" if value is None else f"{value * scale:.3g}" if abs(value * scale) < 1000 else f"{value * scale:.0f}"
-
-
-def key(row: dict, without=()) -> tuple:
-    return tuple(str(row.get(name, OLDER.get(name, ""))) for name in KEY if name not in without)
+def key(row: dict, without=()) -> tuple[str, ...]:
+    """What was measured, in the words of `KEY`."""
+    found = (row.get(name, "") for name in KEY if name not in without)
+    return tuple("x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value) for value in found)
 
 
 def peers(rows: list[dict]) -> dict[tuple, list[dict]]:
@@ -127,50 +79,89 @@ def peers_of(row: dict, found: dict) -> list[dict]:
     return found.get(key(row | {"stage": stage}, ("provider", "mode")), []) if row["provider"] == "tritoncrf" else []
 
 
-def markdown(environment: dict, rows: list[dict]) -> str:
-    bandwidth = next((row["copy_bandwidth"] for row in rows if row["copy_bandwidth"]), None)
-    lines = [f"# {environment['device']}, {environment['date']}", ""]
-    others = {name: value for name, value in environment.items() if name not in ("device", "date", "peers")}
-    lines += [", ".join(f"{name} {value}" for name, value in others.items()), ""]
-    lines += ["Peers: " + ", ".join(f"{name}: {version}" for name, version in environment["peers"].items()) + "."]
-    if bandwidth:
-        lines += ["", f"Copy bandwidth, measured: {bandwidth / 1e12:.2f} TB/s (bytes read plus written)."]
+def markdown(environment: dict, rows: list[dict], drawn: dict[str, str]) -> str:
+    """`drawn`: figures beside the report, what they show by their files' names."""
+    lines = [*head(environment, rows)]
+    for file, words in drawn.items():
+        lines += ["", f"![{words}]({file})"]
     found = peers(rows)
     for work, filter, title in SECTIONS:
-        chosen = [row for row in rows if (row["work"], row["filter"]) == (work, filter)]
+        chosen = [row for row in rows if row["work"] == work and filter in (ANY, row["filter"])]
         if chosen:
             lines += ["", f"## {work}: {title}", "", cells_table([cells(row, peers_of(row, found)) for row in chosen])]
+    if curves := growth.curves(rows):
+        lines += ["", "## W7: exponents", "", "t = a v^p, fitted to the upper half of an axis' values, three at least;"]
+        lines += ["expected: the exponent of the counted work of the same points.", "", exponents(curves)]
     return "\n".join(lines) + "\n"
+
+
+def head(environment: dict, rows: list[dict]) -> list[str]:
+    """What was measured with, and what was not measured."""
+    lines = [f"# {environment['device']}, {environment['date']}", "", versions_line(environment), ""]
+    lines += ["Peers: " + ", ".join(f"{name}: {version}" for name, version in environment["peers"].items()) + "."]
+    lines += ["", f"Clocks while measuring: {clocks(rows)}."]
+    for filter, outcome in environment["tests"].items():
+        if outcome != "green":
+            lines += ["", f"**The {filter} filter is refused: its equivalence tests are {outcome}.**"]
+    if bandwidth := next((row["copy_bandwidth"] for row in rows if row["copy_bandwidth"]), None):
+        lines += ["", f"Copy bandwidth, measured: {bandwidth / 1e12:.2f} TB/s (bytes read plus written)."]
+    return lines
+
+
+def versions_line(environment: dict) -> str:
+    return ", ".join(f"{name} {environment[name]}" for name in ("commit", "torch", "triton", "cuda", "python"))
+
+
+def clocks(rows: list[dict]) -> str:
+    """The range of each clock over the rows, in MHz."""
+    seen = {}
+    for row in rows:
+        for name, rate in row["clocks"].items():
+            seen.setdefault(name, []).append(rate)
+    ranges = [f"{name} {min(rates):.0f} to {max(rates):.0f} MHz" for name, rates in seen.items()]
+    return ", ".join(ranges) or "not readable"
+
+
+def exponents(curves: list[growth.Curve]) -> str:
+    header = ["filter", "stage", "axis", "from", "to", "points", "exponent", "expected"]
+    lines = []
+    for curve in curves:
+        values = curve.values[curve.fitted]
+        place = [curve.filter, STAGES[curve.stage], curve.axis, str(values[0]), str(values[-1]), str(len(values))]
+        lines.append([*place, *growth.in_words(curve)])
+    return table(header, lines)
 
 
 def cells(row: dict, peers: list[dict]) -> dict[str, str]:
     """A row as text by column; empty where it says nothing."""
     q = None
-    if "size" in row:
+    if "size" in row and "classes" in row:
         q = row["batch"] * row["classes"] * row["size"][0] * row["size"][1] * 4
-    peak, growth = row["peak_memory"], row["work"] == "W7"
+    peak, grows = row["peak_memory"], row["work"] == "W7"
     features = "guide, eps" if row["filter"] == "guided" else "thetas"
     learns = {"weights": "logits, weights", "features": f"logits, weights, {features}"}.get(row.get("learns"), "")
     return {
+        "pipeline": row.get("pipeline", ""),
         "axis": row.get("axis", ""),
         "value": str(row.get("value", "")),
         "picture": row.get("picture", ""),
         "size": "x".join(map(str, row.get("size", ()))),
-        "batch": "" if growth else str(row["batch"]),
+        "batch": "" if grows else str(row["batch"]),
         "T": str(row.get("iterations", "")),
-        "k": "" if growth else str(row.get("window_size", "")),
-        "r": "" if growth else str(row.get("radius", "")),
+        "k": "" if grows else str(row.get("window_size", "")),
+        "r": "" if grows else str(row.get("radius", "")),
         "blur": str(row.get("blur", "")),
         "norm": row.get("normalization", ""),
         "M/N": ", ".join(map(number, row.get("vertices_per_pixel", ()))),
         "live": ", ".join(map(number, row.get("live", ()))),
         "gradients of": learns,
         "stage": STAGES.get(row.get("stage"), ""),
-        "run": "" if growth else f"{row['provider']} {row['mode']}",
+        "run": "" if grows else f"{row['provider']} {row['mode']}",
         "ms": number(row["median"], 1e3),
         "IQR": number(row["iqr"], 1e3),
-        "ns per pixel": number(row["median"] / (row["batch"] * row["side"] ** 2), 1e9) if growth else "",
-        "ps per multiply-add": number(row["median"] / row["operations"], 2e12) if growth and row["operations"] else "",
+        **_parts(row),
+        "ns per pixel": number(row["median"] / (row["batch"] * row["side"] ** 2), 1e9) if grows else "",
+        "ps per multiply-add": number(row["median"] / row["operations"], 2e12) if grows and row["operations"] else "",
         "floor ms": number(row["floor"], 1e3),
         "x floor": number(row["median"] / row["floor"]) if row["floor"] else "",
         "GB": number(row["bytes"] or None, 1e-9),
@@ -187,6 +178,16 @@ def cells(row: dict, peers: list[dict]) -> dict[str, str]:
     }
 
 
+def _parts(row: dict) -> dict[str, str]:
+    """Of a pipeline's time; empty for other work."""
+    names = ["network ms", "CRF ms", "CRF's share", "images/s"]
+    if "crf" not in row:
+        return dict.fromkeys(names, "")
+    whole, crf = row["median"], row["crf"]
+    cells = number(whole - crf, 1e3), number(crf, 1e3), f"{crf / whole:.1%}", number(row["batch"] / whole)
+    return dict(zip(names, cells))
+
+
 def share(part: float) -> str:
     return f"1/{number(1 / part)}" if part < 1 else f"{number(part)} x"
 
@@ -195,20 +196,6 @@ def cells_table(lines: list[dict[str, str]]) -> str:
     """The columns that say something in any line."""
     header = [name for name in lines[0] if any(line[name] for line in lines)]
     return table(header, [[line[name] for name in header] for line in lines])
-
-
-def compare(before: Path, after: Path) -> str:
-    """Medians of the rows that two reports share, and what became of them."""
-    old, new = (json.loads(path.read_text()) for path in (before, after))
-    known = {key(row): row for row in old["rows"]}
-    lines = [
-        [*key(row), number(known[key(row)]["median"], 1e3), number(row["median"], 1e3),
-         number(known[key(row)]["median"] / row["median"]) + " x"]
-        for row in new["rows"]
-        if key(row) in known
-    ]  # fmt: skip
-    title = " against ".join(f"{r['environment']['device']} at {r['environment']['commit']}" for r in (new, old))
-    return f"{title}\n\n" + table([*KEY, "before ms", "after ms", "faster"], lines)
 
 
 def compilation_markdown(environment: dict, binaries: dict) -> str:

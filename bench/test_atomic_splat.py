@@ -16,7 +16,11 @@ from tritoncrf.kernels import lattice as kernels
 from tritoncrf.reference.lattice import Side
 
 ON_GPU = device_found().type == "cuda"
-pytestmark = [pytest.mark.benchmark(timer=clock), pytest.mark.skipif(not ON_GPU, reason="needs a GPU")]
+pytestmark = [
+    pytest.mark.benchmark(timer=clock),
+    pytest.mark.skipif(not ON_GPU, reason="needs a GPU"),
+    pytest.mark.lattice,
+]
 
 WORK = LatticeWork(size=(500, 500))
 THETAS = [(3,), (80, 13), (67, 3), (50, 5)]

@@ -37,23 +37,27 @@ QUICK_WINDOWS = [work for work in WINDOWS if work.window_size <= 11 and work.nor
 
 def runs(work, stage="total", learns=None, modes=MODES, peers=True):
     """A work by this library and those of its peers that have the stage: (work, stage, learns, provider, mode). Peers
-    are timed eagerly: their launches are short beside their kernels, or there is no GPU in them."""
+    are timed eagerly: their launches are short beside their kernels, or there is no GPU in them. They take most of the
+    time, so each is timed once for what it does: ten iterations are five twice, a normalisation is little of it, and
+    one peer is enough for a training step."""
     ours = [(work, stage, learns, "tritoncrf", mode) for mode in modes]
-    return ours + [(work, stage, learns, name, "eager") for name in work.peers if peers and offers(name, stage)]
+    once = work.iterations <= 5 and (work.filter != "window" or work.normalization == "none")
+    names = work.peers[: 1 if learns else None] if peers and once else ()
+    return ours + [(work, stage, learns, name, "eager") for name in names if offers(name, stage)]
 
 
 def stages(work):
     """The stages of a CRF that is not of windows, and its whole. The filters of fully connected ones are built eagerly:
-    building waits for the device."""
+    building waits for the device. The peers of guided ones are timed as a whole."""
     found = []
     if work.filter == "guided":
-        found += runs(work, "build")
+        found += runs(work, "build", peers=False)
     elif work.iterations == 5:
         for stage in ("smooth", "appearance"):
             found += runs(work, stage, modes=["eager"])
         if work.filter == "lattice":
             found += runs(work, "kept")
-    return found + runs(work, "loop") + runs(work)
+    return found + runs(work, "loop", peers=work.filter != "guided") + runs(work)
 
 
 def forward(quick: bool) -> list:
@@ -61,11 +65,14 @@ def forward(quick: bool) -> list:
     lattices = [run for work in (LATTICES[:1] if quick else LATTICES) for run in stages(work)]
     guided = [run for work in (GUIDED[:1] if quick else GUIDED) for run in stages(work)]
     windows = [run for work in (QUICK_WINDOWS if quick else WINDOWS) for run in runs(work)]
-    return lattices + guided + windows + ([] if quick else stages(EXACT))
+    exact = stages(EXACT) if ON_GPU else runs(EXACT)  # a CPU takes seconds for each stage, nearly all for the loop
+    return lattices + guided + windows + ([] if quick else exact)
 
 
 def training(quick: bool) -> list:
     windows = QUICK_WINDOWS if quick else WINDOWS
+    if not ON_GPU:  # a CPU takes seconds for each step, and a normalisation adds two sums to it
+        windows = [work for work in windows if work.normalization == "none"]
     batches = (1, 8) if ON_GPU else (1,)
     found = []
     for batch in batches:
@@ -112,7 +119,9 @@ def pytest_generate_tests(metafunc):
     config = metafunc.config
     cases = {test_forward: forward, test_training_step: training}.get(metafunc.function)
     cases = cases(config.getoption("--quick")) if cases else photos(config)
-    metafunc.parametrize("run", cases, ids=name)
+    metafunc.parametrize(
+        "run", [pytest.param(run, id=name(run), marks=getattr(pytest.mark, run[0].filter)) for run in cases]
+    )
 
 
 def crf(measure, run):
@@ -121,7 +130,9 @@ def crf(measure, run):
         pytest.skip(f"{provider}: not installed")
     inputs = Inputs(work, DEVICE, learns=learns)
     call = runner(provider, inputs, stage)
-    memory = partial(peak_on_gpu, call) if ON_GPU else partial(peak_on_cpu, provider, work, stage, learns)
+    memory = partial(peak_on_gpu, call)
+    if not ON_GPU:  # there it takes a process of its own: of whole calls only
+        memory = partial(peak_on_cpu, provider, work, stage, learns) if stage == "total" else None
     about = asdict(work) | {"filter": work.filter, "picture": Path(work.picture).stem, "provider": provider}
     about |= {"mode": mode, "learns": learns} if learns else {"mode": mode}
     if work.filter != "window":

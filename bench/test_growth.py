@@ -13,10 +13,10 @@ BUILDS = {"lattice": ("side", "features"), "guided": ("side", "radius", "feature
 
 
 def cases(quick: bool) -> list:
-    """(filter, axis, value, stage); quick runs take the two smallest images."""
+    """(filter, axis, value, stage); quick runs take the three smallest images."""
     points = growth_points(device_found().type)
     if quick:
-        points = [point for point in points if point[1] == "side" and point[2] <= 256]
+        points = [point for point in points if point[1] == "side" and point[2] <= 512]
     found = []
     for point in points:
         builds = point[1] in BUILDS.get(point[0], ())
@@ -25,7 +25,9 @@ def cases(quick: bool) -> list:
 
 
 def pytest_generate_tests(metafunc):
-    metafunc.parametrize("filter, axis, value, stage", cases(metafunc.config.getoption("--quick")))
+    found = cases(metafunc.config.getoption("--quick"))
+    marked = [pytest.param(*case, marks=getattr(pytest.mark, case[0])) for case in found]
+    metafunc.parametrize("filter, axis, value, stage", marked)
 
 
 def test_growth(measure, device, filter, axis, value, stage):

@@ -1,6 +1,9 @@
-"""Clocks that wait for the device."""
+"""Clocks that wait for the device, and the rates of the device's own."""
 
+import re
+import subprocess
 import time
+from pathlib import Path
 
 import torch
 
@@ -48,3 +51,29 @@ def seconds_on_gpu(call, repeats: int = 30, inside: int = 20) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e-3 / inside)
     return sorted(times[3:])[repeats // 2]
+
+
+def clock_rates(device_type: str) -> dict[str, float]:
+    """MHz just now: of a GPU's multiprocessors ("sm") and memory, or the mean of a CPU's cores; empty where nothing
+    tells."""
+    return _gpu_rates() if device_type == "cuda" else cpu_rates()
+
+
+def _gpu_rates() -> dict[str, float]:
+    chosen = f"--id=GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    command = ["nvidia-smi", chosen, "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader,nounits"]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout
+        return dict(zip(("sm", "memory"), map(float, printed.split(","))))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+
+
+def cpu_rates(root: Path = Path("/")) -> dict[str, float]:
+    """Of the tree at `root`: /proc/cpuinfo, or cpufreq, which counts in kHz."""
+    info = root / "proc/cpuinfo"
+    rates = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", info.read_text(), re.MULTILINE) if info.exists() else []
+    if not rates:
+        files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+        rates = [int(file.read_text()) / 1000 for file in files]
+    return {"cpu": sum(map(float, rates)) / len(rates)} if rates else {}

@@ -63,13 +63,14 @@ class ConvCRFWork(CRFWork):
     id, filter, peers, thetas = "W1", "window", ("im2col",), (3.0, THETA_COLOR)
 
     def smooth(self, inputs):
-        return self._window(tc.features.spatial(self.size, inputs.thetas[0], **inputs.form))
+        return self._window(tc.features.spatial(self.size, inputs.thetas[0], **inputs.form), inputs)
 
     def appearance(self, inputs):
-        return self._window(tc.features.color(inputs.image, inputs.thetas[1]))
+        return self._window(tc.features.color(inputs.image, inputs.thetas[1]), inputs)
 
-    def _window(self, features):
-        return tc.filters.Window(features, self.window_size, blur=self.blur, normalization=self.normalization)
+    def _window(self, features, inputs):
+        options = {"normalization": self.normalization, "backend": inputs.backend}
+        return tc.filters.Window(features, self.window_size, blur=self.blur, **options)
 
     def counts(self, facts, stage="total", learns=None) -> floors.Work:
         shape = self.batch, self.classes, self.size, self.window_size, self.blur
@@ -93,10 +94,13 @@ class FullCRFWork(CRFWork):
         return tc.features.bilateral(inputs.image, *inputs.thetas[1:])
 
     def smooth(self, inputs):
-        return self.kind(self.smooth_features(inputs), normalization=self.normalization)
+        return self._full(self.smooth_features(inputs), inputs)
 
     def appearance(self, inputs):
-        return self.kind(self.appearance_features(inputs), normalization=self.normalization)
+        return self._full(self.appearance_features(inputs), inputs)
+
+    def _full(self, features, inputs):
+        return self.kind(features, normalization=self.normalization, backend=inputs.backend)
 
     def counts(self, facts, stage="total", learns=None) -> floors.Work:
         pixels = math.prod(self.size)
@@ -159,7 +163,7 @@ class GuidedWork(CRFWork):
         return inputs.image * 255
 
     def filters(self, inputs) -> list:
-        return [tc.filters.Guided(self.guide(inputs), self.radius, *inputs.thetas)]
+        return [tc.filters.Guided(self.guide(inputs), self.radius, *inputs.thetas, backend=inputs.backend)]
 
     def counts(self, facts, stage="total", learns=None) -> floors.Work:
         guide = math.prod(self.size), 3
@@ -226,10 +230,10 @@ def scene(path: str, size: tuple, classes: int, batch: int) -> tuple[np.ndarray,
 
 class Inputs:
     """A work's tensors on a device. `learns`: None, "weights" (with the logits) or "features" (with both): what
-    requires gradients."""
+    requires gradients. `backend`: the filters'."""
 
-    def __init__(self, work: CRFWork, device, dtype=torch.float32, learns=None):
-        self.work, self.learns = work, learns
+    def __init__(self, work: CRFWork, device, dtype=torch.float32, learns=None, backend="auto"):
+        self.work, self.learns, self.backend = work, learns, backend
         self.form = {"device": device, "dtype": dtype}
         self.pictures, scores = scene(work.picture, work.size, work.classes, work.batch)
         self.image = torch.from_numpy(self.pictures).permute(0, 3, 1, 2).to(device, dtype).contiguous() / 255
@@ -355,5 +359,6 @@ class GrowthPoint:
             applied = floors.guided_filter(classes, pixels, channels)
             return {"build": floors.guided_statistics(pixels, channels), "apply": applied * batch}
         pairs = floors.pairs(self.size, (self.point["window_size"] // 2,) * 2)
-        # values in and out; one multiply-add per pair and class; one exponential per pair
-        return {"apply": floors.Work(2 * classes * pixels * 4, 2 * classes * pairs, pairs) * batch}
+        # values in and out; a multiply-add per pair and class, and per pair and feature; one exponential per pair
+        operations = 2 * (classes + self.point["features"]) * pairs
+        return {"apply": floors.Work(2 * classes * pixels * 4, operations, pairs) * batch}

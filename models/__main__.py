@@ -1,35 +1,45 @@
-"""The command line: python -m tritoncrf.models train | evaluate | predict.
+"""The command line: python -m tritoncrf.models train | evaluate | predict | experiments.
 
 Every bad input ends with exit code 2 and one line on stderr, before any training starts.
 """
 
+import argparse
 import csv
 import io
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tritoncrf.checks import renamed
 from tritoncrf.commands import CommandError, Parser, device_found, run
 from tritoncrf.files import save_figure, write
+from tritoncrf.layers import Layer
 from tritoncrf.models import checkpoints, config, data, evaluation, figures, prediction
+from tritoncrf.models.augment import Augment
 from tritoncrf.models.distributed import world
+from tritoncrf.models.experiments import synthetic, trained
+from tritoncrf.models.experiments.runs import Place
+from tritoncrf.models.experiments.tables import EXPERIMENTS
+from tritoncrf.models.metrics import Evaluation, Result
+from tritoncrf.models.segmenter import Segmenter
 from tritoncrf.models.training import Trainer
 
 __all__ = ["main"]
 
 
-def main(arguments=None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 if not."""
     return run(_parser(), arguments)
 
 
-def _parser():
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m tritoncrf.models", description="Segmentation networks with CRFs: train, evaluate, predict."
     )
-    commands = parser.add_subparsers(required=True, metavar="train | evaluate | predict")
+    commands = parser.add_subparsers(required=True, metavar="train | evaluate | predict | experiments")
 
     command = commands.add_parser("train", help="train a network as a configuration says")
     names = ", ".join(sorted(path.stem for path in config.BUNDLED.glob("*.toml")))
@@ -57,23 +67,41 @@ def _parser():
     command.add_argument("--no-crf", action="store_true", help="the network's own labels")
     _add_testing(command)
     command.set_defaults(run=_predict)
+
+    command = commands.add_parser("experiments", help="the papers' tables, at a small size")
+    tables = command.add_subparsers(required=True, metavar=" | ".join(("synthetic", *EXPERIMENTS)))
+    command = tables.add_parser("synthetic", help="noisy scores of label maps, refined by every filter")
+    command.add_argument("--data", type=Path, metavar="FOLDER", help="with voc, camvid, coco_stuff; the demo's photo")
+    _add_report(command)
+    command.set_defaults(run=_synthetic)
+    for name, experiment in EXPERIMENTS.items():
+        command = tables.add_parser(name, help=experiment.title)
+        command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's")
+        _add_report(command)
+        command.add_argument("--full-size", action="store_true", help="ResNet-101 on 360 x 480: for a GPU")
+        _add_changes(command, "seed=1, in all its runs")
+        command.set_defaults(run=_experiment, name=name)
     return parser
 
 
-def _add_changes(command, examples: str):
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="for the report and its runs")
+
+
+def _add_changes(command: argparse.ArgumentParser, examples: str) -> None:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
         help=f"change the configuration: {examples}; may be given several times",
     )  # fmt: skip
 
 
-def _add_testing(command):
+def _add_testing(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="sizes to see it at (1)")
     command.add_argument("--flip", action="store_true", help="also see every image mirrored")
     command.add_argument("--fuse", choices=evaluation.FUSIONS, default="mean", help="how these are put together (mean)")
 
 
-def _train(options):
+def _train(options: argparse.Namespace) -> None:
     with world() as ranks:
         ranks.first(lambda: _check(options))
         settings, source = config.load(options.config, options.changes), str(options.config)
@@ -89,7 +117,7 @@ def _train(options):
         Trainer(settings, model, splits, augment, options.out, ranks, options.resume).run()
 
 
-def _check(options):
+def _check(options: argparse.Namespace) -> None:
     """All that can be known to be wrong before a network is built."""
     settings = config.load(options.config, options.changes)
     augment = config.augmentation(settings, str(options.config))
@@ -105,7 +133,9 @@ def _check(options):
 
 
 @torch.no_grad()
-def _try(model, settings: config.Config, splits, augment):
+def _try(
+    model: Segmenter, settings: config.Config, splits: Mapping[str, data.Examples], augment: Augment | None
+) -> None:
     """One image of every kind through the network: what does not fit it shows before the training."""
     model.eval()
     kinds = {(phase.split, augment if phase.augment else None) for phase in settings.phases} | {("validate", None)}
@@ -131,7 +161,7 @@ def _splits(settings: config.Config, root: str | None) -> dict[str, data.Example
     return found | {"validate": _examples(settings, settings.data.validate, root)}
 
 
-def _evaluate(options):
+def _evaluate(options: argparse.Namespace) -> None:
     device = device_found()
     network = checkpoints.trained(options.checkpoint, device)
     settings = config.changed(network.config, options.changes)
@@ -151,18 +181,20 @@ def _evaluate(options):
         _report(options.out, network, found, results)
 
 
-def _report(out: Path, network, found, results):
+def _report(
+    out: Path, network: checkpoints.Trained, found: Mapping[str, Evaluation], results: Mapping[str, Result]
+) -> None:
     """Tables and figures of an evaluation."""
     write(out / "results.csv", _csv(results))
     for name, score in found.items():
         save_figure(out / f"confusion_{name}.png", figures.confusion(score.confusion, network.classes))
     save_figure(out / "trimap.png", figures.trimap(results))
-    if network.model.crf is not None:
+    if isinstance(network.model.crf, Layer):
         cost = network.model.crf.cost.detach().cpu()
         save_figure(out / "compatibility.png", figures.compatibility(cost, network.classes))
 
 
-def _csv(results) -> bytes:
+def _csv(results: Mapping[str, Result]) -> bytes:
     """A row a metric, a column for each of the results."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -173,14 +205,14 @@ def _csv(results) -> bytes:
     return text.getvalue().encode()
 
 
-def _metrics(result) -> dict[str, float]:
+def _metrics(result: Result) -> dict[str, float]:
     numbers = {name: getattr(result, name) for name in ("miou", "pixel_accuracy", "mean_accuracy")}
     for name in ("boundary_iou", "trimap_miou", "trimap_accuracy"):
         numbers |= {f"{name} {width}": value for width, value in getattr(result, name).items()}
     return numbers | {f"iou {name}": value for name, value in zip(result.names, result.iou)}
 
 
-def _predict(options):
+def _predict(options: argparse.Namespace) -> None:
     device = device_found()
     paths = prediction.photos(options.photos)
     network = checkpoints.trained(options.checkpoint, device)
@@ -191,7 +223,20 @@ def _predict(options):
     print(f"wrote {len(paths)} x labels and overlays in {options.out}")
 
 
-def _testing(options) -> dict:
+def _synthetic(options: argparse.Namespace) -> None:
+    _make_folder(options.out)
+    synthetic.run(options.data, options.out, device_found())
+    print(f"wrote {options.out / 'synthetic.md'}")
+
+
+def _experiment(options: argparse.Namespace) -> None:
+    _make_folder(options.out)
+    place = Place(options.data, options.out, options.full_size, tuple(options.changes))
+    trained.run(options.name, place, device_found())
+    print(f"wrote {options.out / options.name}.md")
+
+
+def _testing(options: argparse.Namespace) -> evaluation.Testing:
     if min(options.scales) <= 0:
         raise CommandError(f"--scales: expected numbers above 0, got {min(options.scales)}")
     return {"scales": tuple(options.scales), "flip": options.flip, "fuse": options.fuse}
@@ -201,12 +246,15 @@ def _examples(settings: config.Config, split: str, root: str | None) -> data.Exa
     root = root or settings.data.root
     if not root:
         raise CommandError("--data: expected the data set's folder, here or as data.root in the configuration")
-    given = {"voc": {"sbd": settings.data.sbd or None}, "folder": {"void": settings.data.void}}
+    given: dict[str, dict[str, Any]] = {
+        "voc": {"sbd": settings.data.sbd or None},
+        "folder": {"void": settings.data.void},
+    }
     with renamed("sbd", "data.sbd"):
         return data.examples(settings.data.format, root, split, **given.get(settings.data.format, {}))
 
 
-def _make_folder(path: Path | None):
+def _make_folder(path: Path | None) -> None:
     if path is not None:
         path.mkdir(parents=True, exist_ok=True)
 

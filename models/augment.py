@@ -1,7 +1,9 @@
 """Random changes of a photo and its labels for training: one geometric warp, and jitter of the colours."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -10,7 +12,8 @@ from tritoncrf.checks import expect_choice, expect_int, expect_number, kind_of
 
 VOID = 255
 MEAN_COLOR = (124, 117, 104)  # of ImageNet's photos: zero, or nearly, once a network has normalised it
-LAWS = ("uniform", "normal")
+Law: TypeAlias = Literal["uniform", "normal"]
+LAWS: tuple[Law, ...] = get_args(Law)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +77,9 @@ class Augment:
     hue: float = 0.0
     channel_shift: int = 0
     crop: tuple[int, int] | None = None
-    law: str = "uniform"
+    law: Law = "uniform"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("scale", "aspect"):
             low, high = _pair(name, getattr(self, name), "(low, high)")
             if not 0 < expect_number(name, low) <= expect_number(name, high):
@@ -90,7 +93,9 @@ class Augment:
                 expect_int("crop", side, 1)
         expect_choice("law", self.law, LAWS)
 
-    def __call__(self, image: Image.Image, labels: Image.Image, rng: np.random.Generator):
+    def __call__(
+        self, image: Image.Image, labels: Image.Image, rng: np.random.Generator
+    ) -> tuple[Image.Image, Image.Image]:
         """The changed pair.
 
         Args:
@@ -109,15 +114,16 @@ class Augment:
         zoom, stretch, rotation, brightness, contrast, saturation, hue = self._draw_amounts(rng, 7)
         zoom, stretch = _between(self.scale, zoom), math.sqrt(_between(self.aspect, stretch))
         mirror, shifted = rng.random(2) < (self.mirror, 0.5)
-        shift = rng.integers(-self.channel_shift, max(self.channel_shift, 1), 3)
+        shift = rng.integers(-self.channel_shift, max(self.channel_shift, 1), 3).tolist()
         scale = zoom / stretch, zoom * stretch
-        crop = size if self.crop is None else tuple(self.crop)
+        height, width = size if self.crop is None else self.crop
         # Along each axis all places are as likely where the crop lies in the image, or the image in the crop.
-        spare = [round(s * f) - c for s, f, c in zip(size, scale, crop)]
-        corner = tuple(int(rng.integers(min(s, 0), max(s, 0), endpoint=True)) for s in spare)
+        spare = [round(s * f) - c for s, f, c in zip(size, scale, (height, width))]
+        top, left = (int(rng.integers(min(s, 0), max(s, 0), endpoint=True)) for s in spare)
+        red, green, blue = shift if shifted else (0, 0, 0)
         return Drawn(
-            size=crop,
-            corner=corner,
+            size=(height, width),
+            corner=(top, left),
             scale=scale,
             mirror=bool(mirror),
             rotation=self.rotation * rotation,
@@ -125,11 +131,11 @@ class Augment:
             contrast=1 + self.contrast * contrast,
             saturation=1 + self.saturation * saturation,
             hue=self.hue * hue,
-            channel_shift=tuple(int(s) for s in shift) if shifted else (0, 0, 0),
+            channel_shift=(red, green, blue),
         )
 
     @staticmethod
-    def apply(image: Image.Image, labels: Image.Image, drawn: Drawn):
+    def apply(image: Image.Image, labels: Image.Image, drawn: Drawn) -> tuple[Image.Image, Image.Image]:
         """The pair changed as `drawn` says."""
         if image.mode != "RGB" or labels.mode != "L" or image.size != labels.size:
             raise ValueError(
@@ -143,7 +149,7 @@ class Augment:
             _warped(labels, image.size, drawn, Image.Resampling.NEAREST, VOID),
         )
 
-    def _draw_amounts(self, rng, count: int) -> list[float]:
+    def _draw_amounts(self, rng: np.random.Generator, count: int) -> list[float]:
         if self.law == "uniform":
             return rng.uniform(-1, 1, count).tolist()
         u = rng.normal(0, 0.5, count)
@@ -152,18 +158,18 @@ class Augment:
         return u.tolist()
 
 
-def _pair(name: str, value, what: str):
+def _pair(name: str, value: Any, what: str) -> Sequence[Any]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name}: expected {what}, got {kind_of(value)}")
     return value
 
 
-def _between(bounds, u: float) -> float:
+def _between(bounds: tuple[float, float], u: float) -> float:
     low, high = bounds
     return math.sqrt(low * high) * (high / low) ** (u / 2)
 
 
-def _shrunk(image, scale):
+def _shrunk(image: Image.Image, scale: tuple[float, float]) -> Image.Image:
     """The image made smaller along the axes where the scale is below 1.
 
     A warp reads the 2 x 2 nearest pixels only and would alias; resizing averages all that a new pixel covers.
@@ -172,7 +178,7 @@ def _shrunk(image, scale):
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _recolored(image, drawn: Drawn):
+def _recolored(image: Image.Image, drawn: Drawn) -> Image.Image:
     for factor, enhancer in (
         (drawn.brightness, ImageEnhance.Brightness),
         (drawn.contrast, ImageEnhance.Contrast),
@@ -188,7 +194,10 @@ def _recolored(image, drawn: Drawn):
     return image
 
 
-def _warped(picture, full, drawn: Drawn, resample, fill):
+def _warped(
+    picture: Image.Image, full: tuple[int, int], drawn: Drawn, resample: Image.Resampling,
+    fill: int | tuple[int, int, int],
+) -> Image.Image:  # fmt: skip
     """The crop of `drawn`, each pixel read where one affine map puts it in `picture`.
 
     The map, in (column, row) with pixel centres at halves: turn about the centre of the crop, move to its place in the

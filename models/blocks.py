@@ -1,7 +1,8 @@
 """What the networks are built of: checks of their arguments, initial weights, and memory saved by computing twice."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,14 +16,14 @@ def scaled(channels: int, width: float) -> int:
     return max(8, round(channels * checks.expect_number("width", width, positive=True)))
 
 
-def expect_one_of(name: str, value, choices):
+def expect_one_of(name: str, value: int, choices: Collection[int]) -> int:
     """`value` itself if it is one of these ints, else a ValueError that lists them."""
     if isinstance(value, bool) or not isinstance(value, int) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 
-def options(name: str, value) -> dict:
+def options(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
     """Keyword arguments from a mapping, or none from None."""
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name}: expected a dict of options or None, got {checks.kind_of(value)}")
@@ -55,13 +56,13 @@ def bilinear_(deconv: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
     return deconv
 
 
-def recomputed(module: nn.Module, x):
+def recomputed(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """module(x), of which only x is kept for the backward pass, where the rest is computed once more."""
     return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _buffers(module)))
 
 
 @contextlib.contextmanager
-def _buffers(module):
+def _buffers(module: nn.Module) -> Iterator[None]:
     """Computes with copies of the buffers: running statistics must not count a batch twice."""
     kept = [(part, name, buffer) for part in module.modules() for name, buffer in part.named_buffers(recurse=False)]
     for part, name, buffer in kept:

@@ -1,7 +1,9 @@
 """What a run leaves behind: checkpoints, whole or not at all, from which it goes on or a network is built again."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,14 +24,14 @@ class Trained:
     classes: tuple[str, ...]
 
 
-def save(path: Path, model: Segmenter, config: Config, classes, **others) -> None:
+def save(path: Path, model: Segmenter, config: Config, classes: Sequence[str], **others: Any) -> None:
     """Write a checkpoint of a network; `others` is the state of its training."""
     state = {"mark": MARK, "config": config.table(), "classes": list(classes), "model": model.state_dict(), **others}
     with replacing(path) as file:
         torch.save(state, file)
 
 
-def read(path: str | Path) -> dict:
+def read(path: str | Path) -> dict[str, Any]:
     """A checkpoint of ours as it was saved.
 
     Raises:
@@ -54,7 +56,7 @@ def trained(path: str | Path, device: torch.device) -> Trained:
     return Trained(model.to(device).eval(), config, tuple(state["classes"]))
 
 
-def restore(model: torch.nn.Module, state: dict, path: str | Path) -> None:
+def restore(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """`model.load_state_dict(state)`, or one error that names the file and the first names that do not fit."""
     own = model.state_dict()
     wrong = [f"{name} missing" for name in own if name not in state]
@@ -97,10 +99,10 @@ def load_weights(model: Segmenter, path: str | Path) -> bool:
     return bool(inner)
 
 
-def _read(path: str | Path, what: str) -> dict:
+def _read(path: str | Path, what: str) -> dict[str, Any]:
     """A dict that torch saved, of tensors and plain values alone."""
 
-    def read(path):
+    def read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise FileError(f"{path}: expected {what}, got a {type(state).__name__}")

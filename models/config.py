@@ -17,13 +17,14 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import tritoncrf
+from tritoncrf import CRFRNN, ConvCRF, GuidanceCRF
 from tritoncrf.files import FileError
+from tritoncrf.layers import Layer
 from tritoncrf.models.augment import Augment
 from tritoncrf.models.fcn8s import FCN8s
 from tritoncrf.models.resnet_fcn import ResNetFCN
@@ -35,8 +36,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-NETWORKS = {network.__name__: network for network in (FCN8s, ResNetFCN, SegModel)}
-CRFS = {crf.__name__: crf for crf in (tritoncrf.ConvCRF, tritoncrf.CRFRNN, tritoncrf.GuidanceCRF)}
+Made = TypeVar("Made")
+
+NETWORKS: dict[str, type[Segmenter]] = {network.__name__: network for network in (FCN8s, ResNetFCN, SegModel)}
+CRFS: dict[str, type[Layer]] = {crf.__name__: crf for crf in (ConvCRF, CRFRNN, GuidanceCRF)}
 BUNDLED = Path(__file__).parent / "configs"
 
 
@@ -44,10 +47,15 @@ BUNDLED = Path(__file__).parent / "configs"
 class Data:
     """Which images: see `tritoncrf.models.data`.
 
-    format: the layout; root: its folder, or given by --data. train, validate: names of splits. held_out: so many
-    images of the training split are set apart for phases that say so, the same ones in every run. resize: [H, W] that
-    every image is brought to. sbd: VOC only, the folder of its extra annotations. void: of a plain folder's masks.
-    workers: processes that load.
+    Attributes:
+        format: the layout.
+        root: its folder, or given by --data.
+        train, validate: names of splits.
+        held_out: so many images of the training split are set apart for phases that say so, the same in every run.
+        resize: [H, W] that every image is brought to.
+        sbd: VOC only, the folder of its extra annotations.
+        void: of a plain folder's masks.
+        workers: processes that load.
     """
 
     format: Literal["camvid", "voc", "folder"]
@@ -65,7 +73,10 @@ class Data:
 class Optimizer:
     """SGD, or Adam, with lr x (1 - step / steps)^power: power 0 is a fixed rate. Only kernels of convolutions decay.
 
-    multipliers: of the learning rate, by patterns of parameter names ("crf.*"); all that match are multiplied.
+    Attributes:
+        name: which of the two.
+        lr, momentum, weight_decay, power: their numbers.
+        multipliers: of the learning rate, by patterns of parameter names ("crf.*"); all that match are multiplied.
     """
 
     name: Literal["sgd", "adam"]
@@ -80,15 +91,20 @@ class Optimizer:
 class Phase:
     """A part of the training.
 
-    train: what is learnt, the network by the logits "unary" to the CRF, the "crf" on a frozen network in evaluation
-        mode, or "all"; in "statistics" nothing is, but batch norm's averages are taken anew.
-    epochs, batch: passes over the images, and images a step, over all ranks.
-    split: "train", or the images that data.held_out set apart. augment: whether [augment] is used.
-    follows: the name of an earlier phase; this one then runs `epochs` epochs after each epoch of that.
-    loss: "mean" over the valid pixels of the batch, or their "sum". ohem: the share of hard pixels that count.
-    auxiliary: weight of the loss of the unary logits beside the refined ones'. alternate: every other step learns from
-        the unary logits alone.
-    freeze: patterns of names of parameters that are not learnt here.
+    Attributes:
+        name: what changes and the log call it.
+        train: what is learnt, the network by the logits "unary" to the CRF, the "crf" on a frozen network in evaluation
+            mode, or "all"; in "statistics" nothing is, but batch norm's averages are taken anew.
+        epochs, batch: passes over the images, and images a step, over all ranks.
+        optimizer: where something is learnt.
+        split: "train", or the images that data.held_out set apart.
+        augment: whether [augment] is used.
+        follows: the name of an earlier phase; this one then runs `epochs` epochs after each epoch of that.
+        loss: "mean" over the valid pixels of the batch, or their "sum".
+        ohem: the share of hard pixels that count.
+        auxiliary: weight of the loss of the unary logits beside the refined ones'.
+        alternate: every other step learns from the unary logits alone.
+        freeze: patterns of names of parameters that are not learnt here.
     """
 
     name: str
@@ -108,7 +124,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. amp: the dtype that the network runs in under autocast, "off" for none. validate_every: epochs."""
+    """A whole run.
+
+    Attributes:
+        network, crf, augment: the arguments of these, the name among them; None for no CRF and no augmentation.
+        data: which images.
+        phases: one after another.
+        seed: of all that is drawn.
+        amp: the dtype that the network runs in under autocast, "off" for none.
+        validate_every: epochs from one validation to the next.
+    """
 
     network: dict[str, Any]
     data: Data
@@ -132,7 +157,7 @@ class Config:
         """How many epochs of a phase there are in all."""
         return sum(n == phase for n, _ in self.turns())
 
-    def table(self) -> dict:
+    def table(self) -> dict[str, Any]:
         """As plain dicts, lists and numbers, to be kept in a checkpoint; `parse` reads it back."""
         return _plain(dataclasses.asdict(self))
 
@@ -162,7 +187,7 @@ def load(path: str | Path, changes: typing.Sequence[str] = ()) -> Config:
     return parse(table, str(path))
 
 
-def parse(table: dict, source: str) -> Config:
+def parse(table: dict[str, Any], source: str) -> Config:
     """A `Config` of plain dicts; errors begin with `source`."""
     config = _read(Config, table, source, "")
     for key, kinds, given in (("network", NETWORKS, config.network), ("crf", CRFS, config.crf)):
@@ -184,7 +209,7 @@ def parse(table: dict, source: str) -> Config:
 def build(config: Config, num_classes: int, source: str) -> Segmenter:
     """The network of a configuration, with its CRF; errors begin with `source`."""
 
-    def made(section, kinds, given):
+    def made(section: str, kinds: Mapping[str, Callable[..., Made]], given: Mapping[str, Any]) -> Made:
         arguments = {key: value for key, value in given.items() if key != "name"}
         try:
             return kinds[given["name"]](num_classes, **arguments)
@@ -200,7 +225,8 @@ def augmentation(config: Config, source: str) -> Augment | None:
     if config.augment is None:
         return None
     try:
-        return Augment(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.augment.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.augment.items()}
+        return Augment(**arguments)
     except (TypeError, ValueError) as error:
         raise FileError(f"{source}: augment: {error}") from error
 
@@ -226,7 +252,7 @@ def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, sourc
     for key, wrong, wanted in refused:
         if wrong:
             raise FileError(f"{source}: phases.{phase.name}.{key}: expected {wanted}, got {getattr(phase, key)!r}")
-    if optimized:
+    if phase.optimizer is not None:
         options = phase.optimizer
         for key, wrong, wanted in (
             ("lr", options.lr <= 0, "above 0"),
@@ -250,7 +276,7 @@ def changed(config: Config, changes: typing.Sequence[str]) -> Config:
     return parse(table, "--set")
 
 
-def _change(table: dict, change: str) -> None:
+def _change(table: Any, change: str) -> None:
     """Set one key of a table that TOML gave."""
     key, equals, text = change.partition("=")
     try:
@@ -272,10 +298,10 @@ def _change(table: dict, change: str) -> None:
     table[last] = value
 
 
-def _read(kind, value, source: str, key: str):
+def _read(kind: Any, value: Any, source: str, key: str) -> Any:
     """`value` as a type of the dataclasses above: nested ones, tuples, unions with None, literals and numbers."""
 
-    def refused(wanted):
+    def refused(wanted: str) -> FileError:
         return FileError(f"{source}: {key}: expected {wanted}, got {value!r}")
 
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -305,7 +331,7 @@ def _read(kind, value, source: str, key: str):
     return kind(value)
 
 
-def _read_table(kind, table: dict, source: str, key: str):
+def _read_table(kind: Any, table: dict[str, Any], source: str, key: str) -> Any:
     fields, hints = dataclasses.fields(kind), typing.get_type_hints(kind)
     prefix = f"{key}." if key else ""
     for name in table:
@@ -322,7 +348,7 @@ def _read_table(kind, table: dict, source: str, key: str):
     return kind(**{name: _read(hints[name], value, source, f"{prefix}{name}") for name, value in table.items()})
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

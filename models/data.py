@@ -7,10 +7,11 @@ epoch, gives the same bits.
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ VOC_LISTS = ("train", "val", "trainval")
 VOC_WITH_SBD = ("train_aug", "train_sbd", "val_reduced")
 MOST_SEED = 2**32 - 1
 
+Entry: TypeAlias = tuple[str, Path, Path]  # name, image, mask
+Key: TypeAlias = tuple[int, int]  # epoch, index
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -48,11 +52,11 @@ class Examples:
         ValueError: no entries, more than 255 classes, or a void value that is a class.
     """
 
-    entries: tuple[tuple[str, Path, Path], ...]
+    entries: tuple[Entry, ...]
     classes: tuple[str, ...]
     void: tuple[int, ...] = (VOID,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.entries:
             raise ValueError("entries: expected at least one image, got none")
         expect_int("number of classes", len(self.classes), 1, VOID)
@@ -103,21 +107,27 @@ def held_out(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, E
     """Splits off `count` images chosen at random, the same ones every time: (rest, held out), both in order."""
     count = expect_int("count", count, 1, len(examples) - 1)
     chosen = set(np.random.default_rng(_seed(seed)).permutation(len(examples))[:count].tolist())
-    parts = [], []
+    parts: tuple[list[Entry], list[Entry]] = [], []
     for index, entry in enumerate(examples.entries):
         parts[index in chosen].append(entry)
-    return tuple(replace(examples, entries=tuple(part)) for part in parts)
+    rest, apart = (replace(examples, entries=tuple(part)) for part in parts)
+    return rest, apart
 
 
 # Formats --------------------------------------------------------------------------------------------------------
 
 
-def examples(format: str, root, split: str, **options) -> Examples:
-    """The split of a data set in one of the formats "camvid", "voc" and "folder"; `options` are those of the format."""
+def examples(format: str, root: str | Path, split: str, **options: Any) -> Examples:
+    """The split of a data set in one of the formats "camvid", "voc" and "folder"; `options` are those of the format.
+
+    Raises:
+        FileError: folders, lists or files that are missing, or names that do not match.
+        ValueError: another format, or what the format refuses.
+    """
     return FORMATS[expect_choice("format", format, FORMATS)](root, split, **options)
 
 
-def camvid(root, split: str) -> Examples:
+def camvid(root: str | Path, split: str) -> Examples:
     """CamVid with its 11 classes; void is 11 in the masks.
 
     Args:
@@ -134,7 +144,7 @@ def camvid(root, split: str) -> Examples:
     return Examples(_entries(names, images, masks, image_folder, mask_folder), CAMVID_CLASSES, (void,))
 
 
-def voc(root, split: str, sbd=None) -> Examples:
+def voc(root: str | Path, split: str, sbd: str | Path | None = None) -> Examples:
     """Pascal VOC 2012 with its 21 classes, and the further annotations of SBD (Hariharan et al., 2011).
 
     Args:
@@ -181,7 +191,9 @@ def voc(root, split: str, sbd=None) -> Examples:
     return Examples(found, VOC_CLASSES)
 
 
-def folder(root, split: str, classes: Sequence[str] | None = None, void: int | Sequence[int] = VOID) -> Examples:
+def folder(
+    root: str | Path, split: str, classes: Sequence[str] | None = None, void: int | Sequence[int] = VOID
+) -> Examples:
     """Photos and masks in two folders, matched by name.
 
     Args:
@@ -208,7 +220,7 @@ def folder(root, split: str, classes: Sequence[str] | None = None, void: int | S
     return Examples(_entries(names, images, masks, image_folder, mask_folder), classes, void)
 
 
-FORMATS = {"camvid": camvid, "voc": voc, "folder": folder}
+FORMATS: dict[str, Callable[..., Examples]] = {"camvid": camvid, "voc": voc, "folder": folder}
 
 
 def _expect_folder(path: Path) -> Path:
@@ -219,7 +231,7 @@ def _expect_folder(path: Path) -> Path:
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """The files of a folder by name without suffix, in order of name."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(_expect_folder(folder).iterdir()):
         if path.suffix.lower() in suffixes and not path.name.startswith("."):
             if path.stem in found:
@@ -243,7 +255,9 @@ def _names(path: Path) -> list[str]:
     return names
 
 
-def _entries(names, images, masks, image_folder: Path, mask_folder: Path):
+def _entries(
+    names: Sequence[str], images: Mapping[str, Path], masks: Mapping[str, Path], image_folder: Path, mask_folder: Path
+) -> tuple[Entry, ...]:
     """The entries of `names`; the folders are what errors name."""
     for name in names:
         if name not in images:
@@ -253,10 +267,10 @@ def _entries(names, images, masks, image_folder: Path, mask_folder: Path):
     return tuple((name, images[name], masks[name]) for name in names)
 
 
-def _without(names, others) -> list[str]:
+def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
     """Each of `names` once, less `others`."""
-    others = set(others)
-    return [name for name in dict.fromkeys(names) if name not in others]
+    taken = set(others)
+    return [name for name in dict.fromkeys(names) if name not in taken]
 
 
 def _sbd_masks(sbd: Path) -> dict[str, Path]:
@@ -266,7 +280,7 @@ def _sbd_masks(sbd: Path) -> dict[str, Path]:
     raise FileError(f"{sbd}: expected a folder SegmentationClassAug or cls in it")
 
 
-def _loadmat():
+def _loadmat() -> Callable[[Path], Any]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -288,7 +302,7 @@ def _read_classes(root: Path, void: Sequence[int]) -> tuple[str, ...]:
         lines = decoded(path, "class names here or in classes.csv", lambda path: path.read_text(encoding="utf-8"))
         return tuple(line.strip() for line in lines.splitlines() if line.strip())
 
-    def read(path):
+    def read(path: Path) -> dict[int, str]:
         with open(path, newline="", encoding="utf-8") as file:
             return {int(row["index"]): row["name"] for row in csv.DictReader(file)}
 
@@ -302,7 +316,23 @@ def _read_classes(root: Path, void: Sequence[int]) -> tuple[str, ...]:
 # Batches --------------------------------------------------------------------------------------------------------
 
 
-class Images(Dataset):
+class Item(TypedDict):
+    """A photo and its labels: uint8 [3, H, W], and int64 [H, W] with 255 where unknown."""
+
+    image: torch.Tensor
+    labels: torch.Tensor
+    name: str
+
+
+class Batch(TypedDict):
+    """Several of one size: uint8 [B, 3, H, W] and int64 [B, H, W]."""
+
+    image: torch.Tensor
+    labels: torch.Tensor
+    name: list[str]
+
+
+class Images(Dataset[Item]):
     """Photos and labels as tensors; an item is a function of (seed, epoch, index) alone.
 
     Args:
@@ -320,19 +350,22 @@ class Images(Dataset):
 
     def __init__(
         self, examples: Examples, resize: tuple[int, int] | None = None, augment: Augment | None = None, seed: int = 0
-    ):
+    ) -> None:
         if resize is not None and len(resize) != 2:
             raise ValueError(f"resize: expected (H, W), got {resize!r}")
         self.examples, self.augment, self.seed = examples, augment, _seed(seed)
-        self.resize = None if resize is None else tuple(expect_int("resize", side, 1) for side in resize)
+        self.resize = None
+        if resize is not None:
+            height, width = (expect_int("resize", side, 1) for side in resize)
+            self.resize = height, width
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+    def __getitem__(self, key: int | Key) -> Item:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, labels = self.examples.read(index)
-        labels = Image.fromarray(labels)
+        image, mask = self.examples.read(index)
+        labels = Image.fromarray(mask)
         if self.resize is not None:
             image = image.resize(self.resize[::-1], Image.Resampling.BILINEAR)
             labels = labels.resize(self.resize[::-1], Image.Resampling.NEAREST)
@@ -345,7 +378,7 @@ class Images(Dataset):
         }
 
 
-class Batches(Sampler):
+class Batches(Sampler[list[Key]]):
     """Batches of keys (epoch, index) of one epoch; `set_epoch` chooses the next.
 
     A step's images are the same whatever the number of ranks: two ranks with batches of n see together what one rank
@@ -374,7 +407,7 @@ class Batches(Sampler):
         start: int = 0,
         rank: int = 0,
         ranks: int = 1,
-    ):
+    ) -> None:
         self.length, self.batch = expect_int("length", length, 1), expect_int("batch", batch, 1)
         self.ranks = expect_int("ranks", ranks, 1)
         self.rank = expect_int("rank", rank, 0, ranks - 1)
@@ -396,7 +429,7 @@ class Batches(Sampler):
     def __len__(self) -> int:
         return self.steps - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         order = _rng(self.seed, self.epoch).permutation(self.length) if self.shuffle else np.arange(self.length)
         keys = [(self.epoch, index) for index in order.tolist()]
         for step in range(self.start, self.steps):
@@ -404,7 +437,7 @@ class Batches(Sampler):
             yield keys[first : first + self.batch]
 
 
-def loader(images: Images, batches: Batches, workers: int = 0) -> DataLoader:
+def loader(images: Images, batches: Batches, workers: int = 0) -> DataLoader[Item]:
     """Batches of `images`, read ahead by `workers` processes, or by this one if 0.
 
     Gives {"image": uint8 [B, 3, H, W], "labels": int64 [B, H, W], "name": list of B}, in pinned memory where there is
@@ -421,7 +454,7 @@ def loader(images: Images, batches: Batches, workers: int = 0) -> DataLoader:
     )
 
 
-def collate(items: Sequence[dict]) -> dict:
+def collate(items: Sequence[Item]) -> Batch:
     """One batch of items of one size."""
     sizes = {item["name"]: tuple(item["labels"].shape) for item in items}
     if len(set(sizes.values())) > 1:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -24,7 +25,7 @@ class World:
             torch.distributed.all_reduce(x)
         return x
 
-    def first(self, action) -> None:
+    def first(self, action: Callable[[], object]) -> None:
         """Runs `action` on the first rank, before any other goes on. If it fails, all end, and one says why."""
         error = None
         if self.rank == 0:
@@ -45,7 +46,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world():
+def world() -> Iterator[World]:
     """The world that torchrun's environment describes; one rank without it."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,18 +1,32 @@
 """How good a network is: with and without its CRF, at one scale or several."""
 
 import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 import torch
 
 from tritoncrf.checks import expect_choice
+from tritoncrf.models.data import Batch
 from tritoncrf.models.distributed import World
 from tritoncrf.models.losses import cross_entropy
 from tritoncrf.models.metrics import WIDTHS, Evaluation, Result
 from tritoncrf.models.segmenter import Segmenter, resized
 
-FUSIONS = ("mean", "max_mean")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Fusion: TypeAlias = Literal["mean", "max_mean"]
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
+
+
+class Testing(TypedDict, total=False):
+    """What `scores` takes by name: how an image is seen."""
+
+    scales: Sequence[float]
+    flip: bool
+    fuse: Fusion
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,10 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: Segmenter, batches, num_classes: int, world: World, autocast=contextlib.nullcontext) -> Validation:
+def validate(
+    model: Segmenter, batches: Iterable[Batch], num_classes: int, world: World,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Validation:  # fmt: skip
     """What training looks at: the loss, and the metrics without those of borders.
 
     Args:
@@ -53,7 +70,10 @@ def validate(model: Segmenter, batches, num_classes: int, world: World, autocast
 
 
 @torch.no_grad()
-def evaluate(model: Segmenter, batches, num_classes: int, device, **testing) -> dict[str, Evaluation]:
+def evaluate(
+    model: Segmenter, batches: Iterable[Batch], num_classes: int, device: torch.device | str,
+    **testing: "Unpack[Testing]",
+) -> dict[str, Evaluation]:  # fmt: skip
     """All metrics, by name "refined" and, where there is a CRF, "unary"; `testing` are arguments of `scores`."""
     found = {name: Evaluation(num_classes, WIDTHS) for name in outputs(model)}
     for batch in batches:
@@ -65,7 +85,7 @@ def evaluate(model: Segmenter, batches, num_classes: int, device, **testing) -> 
 
 @torch.no_grad()
 def scores(
-    model: Segmenter, image, scales=(1.0,), flip: bool = False, fuse: Literal["mean", "max_mean"] = "mean"
+    model: Segmenter, image: torch.Tensor, scales: Sequence[float] = (1.0,), flip: bool = False, fuse: Fusion = "mean"
 ) -> dict[str, torch.Tensor]:
     """Scores [B, C, H, W] of a network in evaluation mode, by name as `by_output`; their largest is the class.
 
@@ -78,7 +98,7 @@ def scores(
     """
     expect_choice("fuse", fuse, FUSIONS)
     photo = image if image.is_floating_point() else image.float() / 255
-    seen: dict[str, list] = {name: [] for name in outputs(model)}
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in outputs(model)}
     for scale in scales:
         view = photo if scale == 1 else _scaled(photo, scale)
         for mirrored in (False, True) if flip else (False,):
@@ -96,12 +116,12 @@ def outputs(model: Segmenter) -> tuple[str, ...]:
     return ("refined",) if model.crf is None else ("unary", "refined")
 
 
-def by_output(model: Segmenter, image) -> dict[str, torch.Tensor]:
+def by_output(model: Segmenter, image: torch.Tensor) -> dict[str, torch.Tensor]:
     """The logits by those names, of one pass."""
     found = model(image, "refined" if model.crf is None else "both")
     return dict(zip(outputs(model), [found] if model.crf is None else found))
 
 
-def _scaled(photo, scale: float):
+def _scaled(photo: torch.Tensor, scale: float) -> torch.Tensor:
     size = [max(1, round(n * scale)) for n in photo.shape[2:]]
     return torch.nn.functional.interpolate(photo, size=size, mode="bilinear", align_corners=False, antialias=True)

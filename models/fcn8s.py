@@ -1,10 +1,14 @@
 """FCN8s and FCN8sCRFRNN: the network of the CRF-RNN paper, without and with its CRF."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
 from torch import nn
 
 from tritoncrf import CRFRNN, checks
 from tritoncrf.models.blocks import bilinear_, msra_, options, recomputed, scaled
-from tritoncrf.models.segmenter import Segmenter, WithCRF
+from tritoncrf.models.segmenter import Pixels, Segmenter, WithCRF
 
 # Channels of VGG-16's 3x3 convolutions between its poolings, and where a pooling ends among the `features`.
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -12,8 +16,10 @@ POOLS = (5, 10, 17, 24, 31)
 # Of the finer map, where the coarser one begins: what conv1_1's padding by 100 leaves at strides 16, 8 and 1.
 OFFSETS = (5, 9, 31)
 POOL4_SCALE, POOL3_SCALE = 0.01, 1e-4
-SKIPS = ("staged", "at_once")
-SCORE_INITS = ("zero", "msra")
+Skips: TypeAlias = Literal["staged", "at_once"]
+SKIPS: tuple[Skips, ...] = get_args(Skips)
+ScoreInit: TypeAlias = Literal["zero", "msra"]
+SCORE_INITS: tuple[ScoreInit, ...] = get_args(ScoreInit)
 
 
 class FCN8s(Segmenter):
@@ -54,9 +60,9 @@ class FCN8s(Segmenter):
     frozen = ("upscore8.weight",)
 
     def __init__(
-        self, num_classes: int = 21, width: float = 1.0, skips: str = "staged", dropout: float = 0.5,
-        pixels: str = "caffe", score_init: str = "zero", checkpointing: bool = False,
-    ):  # fmt: skip
+        self, num_classes: int = 21, width: float = 1.0, skips: Skips = "staged", dropout: float = 0.5,
+        pixels: Pixels = "caffe", score_init: ScoreInit = "zero", checkpointing: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(num_classes, pixels)
         at_once = checks.expect_choice("skips", skips, SKIPS) == "at_once"
         self.pool4_scale, self.pool3_scale = (POOL4_SCALE, POOL3_SCALE) if at_once else (1.0, 1.0)
@@ -64,7 +70,8 @@ class FCN8s(Segmenter):
         self.checkpointing = checks.expect_bool("checkpointing", checkpointing)
         checks.expect_number("dropout", dropout)
 
-        layers, inputs = [], 3
+        layers: list[nn.Module] = []
+        inputs = 3
         for group in VGG16:
             for channels in (scaled(channels, width) for channels in group):
                 padding = 1 if layers else 100
@@ -90,7 +97,7 @@ class FCN8s(Segmenter):
         self.upscore8 = bilinear_(nn.ConvTranspose2d(num_classes, num_classes, 16, stride=8, bias=False))
         self.upscore8.requires_grad_(False)
 
-    def scores(self, image):
+    def scores(self, image: torch.Tensor) -> torch.Tensor:
         x, begin, pools = self.normalized(image), 0, []
         for end in POOLS:
             x = self._run(self.features[begin:end], x)
@@ -103,7 +110,7 @@ class FCN8s(Segmenter):
         scores = scores + cropped(self.score_pool3(self.pool3_scale * pool3), OFFSETS[1], scores.shape[2:])
         return cropped(self.upscore8(scores), OFFSETS[2], image.shape[2:]).contiguous()
 
-    def _run(self, part, x):
+    def _run(self, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return recomputed(part, x) if self.checkpointing else part(x)
 
 
@@ -127,12 +134,14 @@ class FCN8sCRFRNN(WithCRF):
         torch.Size([1, 4, 40, 60])
     """
 
-    def __init__(self, num_classes: int = 21, *, network=None, crf=None):
-        network = FCN8s(num_classes, **options("network", network))
-        super().__init__(network, CRFRNN(num_classes, **options("crf", crf)))
+    def __init__(
+        self, num_classes: int = 21, *, network: Mapping[str, Any] | None = None, crf: Mapping[str, Any] | None = None
+    ) -> None:
+        unary = FCN8s(num_classes, **options("network", network))
+        super().__init__(unary, CRFRNN(num_classes, **options("crf", crf)))
 
 
-def cropped(x, offset, size):
+def cropped(x: torch.Tensor, offset: int, size: Sequence[int]) -> torch.Tensor:
     """`size` of x [B, C, h, w], from `offset` on along both axes."""
     height, width = size
     return x[:, :, offset : offset + height, offset : offset + width]

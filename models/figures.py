@@ -5,8 +5,10 @@ Each function gives a matplotlib Figure, tied to no window; `figure.savefig(file
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tritoncrf.figures import (
     BROKEN,
@@ -26,6 +28,9 @@ from tritoncrf.figures import (
 )
 from tritoncrf.models.metrics import Result
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["compatibility", "confusion", "curves", "overlay_picture", "panel", "trimap"]
 
 LINES = palette()[[5, 6, 3, 7, 1, 2, 8]] / 255  # those that are seen on white
@@ -34,7 +39,7 @@ MISSING = "#F3F4F6"
 PANEL_WIDTH = 2.9  # inches
 
 
-def curves(rows: Sequence[Mapping]):
+def curves(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     """Training epoch by epoch: the loss above, the mean IoU of the validation split below.
 
     Args:
@@ -87,7 +92,7 @@ def curves(rows: Sequence[Mapping]):
     return figure
 
 
-def confusion(matrix, names: Sequence[str]):
+def confusion(matrix: npt.ArrayLike, names: Sequence[str]) -> "Figure":
     """A confusion matrix, every row as shares of the pixels of its true class.
 
     Args:
@@ -107,7 +112,7 @@ def confusion(matrix, names: Sequence[str]):
     return _heat_map(shares, names, "Confusion", subtitle, ["white", REPAIRED], (0, 100), 0)
 
 
-def compatibility(matrix, names: Sequence[str]):
+def compatibility(matrix: npt.ArrayLike, names: Sequence[str]) -> "Figure":
     """A compatibility matrix that a CRF learnt, as figure 5 of Zheng et al., "Conditional Random Fields as Recurrent
     Neural Networks" (ICCV 2015).
 
@@ -129,7 +134,10 @@ def compatibility(matrix, names: Sequence[str]):
     return _heat_map(costs, names, "Compatibility", subtitle, colors, (-largest, largest), decimals)
 
 
-def panel(images, truths, unaries, refined, names: Sequence[str]):
+def panel(
+    images: Sequence[np.ndarray], truths: Sequence[np.ndarray], unaries: Sequence[np.ndarray],
+    refined: Sequence[np.ndarray] | None, names: Sequence[str],
+) -> "Figure":  # fmt: skip
     """Rows of image, truth, labels without the CRF and labels with it.
 
     Args:
@@ -182,7 +190,7 @@ def panel(images, truths, unaries, refined, names: Sequence[str]):
     return figure
 
 
-def overlay_picture(image, labels) -> np.ndarray:
+def overlay_picture(image: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """The colours of labels over a photo in grey, uint8 [H, W, 3].
 
     Args:
@@ -196,7 +204,7 @@ def overlay_picture(image, labels) -> np.ndarray:
     return np.round(255 * overlay(grey_of(image), np.asarray(labels).astype(int))).astype(np.uint8)
 
 
-def trimap(results: Mapping[str, Result]):
+def trimap(results: Mapping[str, Result]) -> "Figure":
     """Metrics near the borders of objects over the width of the band, for several labellings.
 
     Args:
@@ -228,7 +236,10 @@ def trimap(results: Mapping[str, Result]):
     return figure
 
 
-def _heat_map(values, names, title, subtitle, colors, limits, decimals):
+def _heat_map(
+    values: np.ndarray, names: Sequence[str], title: str, subtitle: str, colors: list[str],
+    limits: tuple[float, float], decimals: int,
+) -> "Figure":  # fmt: skip
     """A picture of a matrix, its numbers in the cells where they fit; NaN is blank."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
@@ -255,7 +266,7 @@ def _heat_map(values, names, title, subtitle, colors, limits, decimals):
             if not math.isnan(value):
                 size = abs(value) / limits[1]
                 color = "white" if size > 0.6 else INK if size >= 0.005 else MUTED
-                place = {"ha": "center", "va": "center", "fontsize": 0.75 * font, "color": color}
+                place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 0.75 * font, "color": color}
                 axes.text(column, row, f"{round(value, decimals) + 0.0:.{decimals}f}", **place)
     bar = figure.colorbar(
         drawn, cax=figure.add_axes(((margin + side + 0.2) / width, margin / height, 0.15 / width, side / height))
@@ -265,7 +276,7 @@ def _heat_map(values, names, title, subtitle, colors, limits, decimals):
     return figure
 
 
-def _square(matrix, names):
+def _square(matrix: npt.ArrayLike, names: Sequence[str]) -> npt.NDArray[np.float64]:
     values = np.asarray(matrix, dtype=np.float64)
     if values.shape != (len(names), len(names)):
         wanted = f"[{len(names)}, {len(names)}] for {len(names)} names"
@@ -273,17 +284,17 @@ def _square(matrix, names):
     return values
 
 
-def _number(value) -> float:
-    return math.nan if value in (None, "") else float(value)
+def _number(value: float | str | None) -> float:
+    return math.nan if value is None or value == "" else float(value)
 
 
-def _classes(labels, count):
+def _classes(labels: npt.ArrayLike, count: int) -> np.ndarray:
     """Integers, -1 for what is no class."""
     labels = np.asarray(labels).astype(int)
     return np.where(labels < count, labels, -1)
 
 
-def _labelled(image, labels):
+def _labelled(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """An overlay with pale stripes where the label is unknown: no class has them."""
     grey = grey_of(image)
     period = 1 + max(labels.shape) // 60
@@ -292,7 +303,7 @@ def _labelled(image, labels):
     return overlay(np.where((labels < 0)[..., None], pale, grey), labels)
 
 
-def _right(maps, truths):
+def _right(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> str:
     known = sum((truth >= 0).sum() for truth in truths)
     right = sum(((labels == truth) & (truth >= 0)).sum() for labels, truth in zip(maps, truths))
     return f"{right / known:.1%} right" if known else ""

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch.nn import functional as F
 
 from tritoncrf.models.augment import VOID
@@ -9,7 +10,9 @@ from tritoncrf.models.augment import VOID
 STRIDE = 4  # of the grid on which hard pixels are looked for
 
 
-def cross_entropy(logits, labels, hard: float | None = None):
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, hard: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over pixels of -log softmax(logits)[label], and how many pixels that are.
 
     Args:
@@ -28,7 +31,7 @@ def cross_entropy(logits, labels, hard: float | None = None):
     return losses.sum(), counted.sum().float()
 
 
-def hard_pixels(losses, valid, share: float):
+def hard_pixels(losses: torch.Tensor, valid: torch.Tensor, share: float) -> torch.Tensor:
     """Where the loss is among the largest: a bool map [B, H, W] of about `share` of the valid pixels.
 
     Losses are compared on a grid of every fourth pixel over the whole batch, and each stands for the 4 x 4 pixels that

@@ -27,6 +27,7 @@ import torch
 from torch.nn import functional as F
 
 from tritoncrf.checks import expect_int, kind_of
+from tritoncrf.types import Array
 
 LabelMap = TypeVar("LabelMap", np.ndarray, torch.Tensor)
 WIDTHS = tuple(range(1, 11))
@@ -400,9 +401,11 @@ def _known(
     return predicted.where(known, VOID), true.where(known, VOID)
 
 
-def _known_images(labels: LabelMap, truth: LabelMap, *options) -> tuple[torch.Tensor, torch.Tensor]:
+def _known_images(
+    labels: LabelMap, truth: LabelMap, num_classes: int, ignore: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`_known` for functions to which it matters who is whose neighbour."""
-    predicted, true = _known(labels, truth, *options)
+    predicted, true = _known(labels, truth, num_classes, ignore)
     if true.ndim not in (2, 3) or 0 in true.shape[-2:]:
         raise ValueError(f"truth: expected an image [H, W] or several [B, H, W], got shape {list(true.shape)}")
     return predicted, true
@@ -412,16 +415,15 @@ def _expect_widths(widths: Sequence[int]) -> tuple[int, ...]:
     return tuple(expect_int("widths", width, least=1, most=1000) for width in widths)
 
 
-def _int64(name: str, value: LabelMap, kind: type) -> torch.Tensor:
-    whole = isinstance(value, kind) and (
-        np.issubdtype(value.dtype, np.integer)
-        if kind is np.ndarray
-        else not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-    )
-    if not whole:
-        wanted = "a numpy array" if kind is np.ndarray else "a torch.Tensor"
-        raise TypeError(f"{name}: expected {wanted} of integers, got {kind_of(value)}")
-    return torch.from_numpy(value.astype(np.int64)) if kind is np.ndarray else value.detach().to(torch.int64)
+def _int64(name: str, value: Array, kind: type[Array]) -> torch.Tensor:
+    if kind is np.ndarray and isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):
+        return torch.from_numpy(value.astype(np.int64))
+    if kind is torch.Tensor and isinstance(value, torch.Tensor):
+        fraction = value.is_floating_point() or value.is_complex()
+        if not fraction and value.dtype != torch.bool:
+            return value.detach().to(torch.int64)
+    wanted = "a numpy array" if kind is np.ndarray else "a torch.Tensor"
+    raise TypeError(f"{name}: expected {wanted} of integers, got {kind_of(value)}")
 
 
 def _expect_confusion(confusion: LabelMap) -> torch.Tensor:

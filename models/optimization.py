@@ -1,12 +1,13 @@
 """Which parameters a phase learns, and how fast."""
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from tritoncrf.models.config import Optimizer, Phase
-from tritoncrf.models.segmenter import Segmenter
+from tritoncrf.models.segmenter import Segmenter, WithCRF
 
 # What each kind of phase learns of the parameters of the CRF and of the network.
 LEARNS = {"unary": (False, True), "crf": (True, False), "all": (True, True), "statistics": (False, False)}
@@ -15,7 +16,7 @@ LEARNS = {"unary": (False, True), "crf": (True, False), "all": (True, True), "st
 MOMENTUM = 0.1  # of batch norm's running averages
 
 
-def matches(name: str, patterns) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -49,11 +50,11 @@ def expect_learnable(model: Segmenter, phase: Phase) -> None:
 
 def parameter_is_fixed(model: Segmenter, name: str) -> bool:
     """Whether the network that holds a parameter never learns it: the bilinear kernels of its last upsampling."""
-    owner = model.network if name.startswith("network.") else model
+    owner = model.network if isinstance(model, WithCRF) and name.startswith("network.") else model
     return matches(name.removeprefix("network."), owner.frozen)
 
 
-def batch_norms(model: nn.Module) -> list[nn.Module]:
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
@@ -63,7 +64,7 @@ def set_modes(model: Segmenter, phase: Phase) -> None:
     Statistics are plain averages over all batches that are seen, where training lets the older ones fade.
     """
     model.train(phase.train in ("unary", "all"))
-    if phase.train == "crf":
+    if phase.train == "crf" and model.crf is not None:
         model.crf.train()
     for norm in batch_norms(model):
         norm.momentum = None if phase.train == "statistics" else MOMENTUM
@@ -72,7 +73,7 @@ def set_modes(model: Segmenter, phase: Phase) -> None:
 
 def optimizer(model: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
     """Over the parameters that learn, in groups of one learning rate and decay; each group knows its rate as "base"."""
-    groups: dict[tuple[float, float], list] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = options.lr

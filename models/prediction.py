@@ -1,6 +1,8 @@
 """A folder of photos to labels and overlays."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,8 +12,11 @@ from tqdm import tqdm
 from tritoncrf.files import FileError, decoded, read_image, replacing, write_labels
 from tritoncrf.models import figures
 from tritoncrf.models.data import IMAGES
-from tritoncrf.models.evaluation import scores
+from tritoncrf.models.evaluation import Testing, scores
 from tritoncrf.models.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def photos(source: Path) -> list[Path]:
@@ -39,7 +44,10 @@ def photos(source: Path) -> list[Path]:
     return found
 
 
-def predict(model: Segmenter, paths, out: Path, output: str, device, resize=None, **testing) -> None:
+def predict(
+    model: Segmenter, paths: Sequence[Path], out: Path, output: str, device: torch.device | str,
+    resize: tuple[int, int] | None = None, **testing: "Unpack[Testing]",
+) -> None:  # fmt: skip
     """Write `out`/labels/NAME.png, indexed with a palette, and `out`/overlays/NAME.png, for every photo.
 
     Photos are seen as viewers show them: turned as their camera says.

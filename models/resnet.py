@@ -1,5 +1,6 @@
 """ResNet: the backbone of `ResNetFCN` and `SegModel`, with torchvision's parameter names."""
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -38,7 +39,14 @@ class ResNet(nn.Module):
         [[1, 32, 16, 24], [1, 64, 8, 12], [1, 128, 4, 6], [1, 256, 4, 6]]
     """
 
-    def __init__(self, depth: int = 101, output_stride: int = 32, width: float = 1.0, checkpointing: bool = False):
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(
+        self, depth: int = 101, output_stride: int = 32, width: float = 1.0, checkpointing: bool = False
+    ) -> None:
         super().__init__()
         block, counts = DEPTHS[expect_one_of("depth", depth, DEPTHS)]
         expect_one_of("output_stride", output_stride, STRIDES)
@@ -46,7 +54,8 @@ class ResNet(nn.Module):
         inputs = scaled(64, width)
         self.conv1 = conv(3, inputs, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.channels, reached, dilation = [], 4, 1
+        self.channels: list[int] = []
+        reached, dilation = 4, 1
         for stage, count in enumerate(counts):
             channels, before, stride = scaled(64 << stage, width), dilation, 1
             if stage > 0 and reached < output_stride:
@@ -62,7 +71,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Features of the stages layer1 to layer4, a list of [B, channels[k], H / s, W / s], rounded up.
 
         Args:
@@ -80,13 +89,19 @@ class ResNet(nn.Module):
 class Block(nn.Module):
     """relu(residual(x) + x), the x brought to the residual's shape by a 1x1 convolution where `projected`."""
 
-    def __init__(self, inputs, outputs, stride, projected):
+    expansion: int  # of the channels, at its end
+
+    def __init__(self, inputs: int, outputs: int, stride: int, projected: bool) -> None:
         super().__init__()
-        self.downsample = None
+        self.downsample: nn.Module | None = None
         if projected:
             self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
-    def forward(self, x):
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
+        """f(x)."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.residual(x) + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -95,14 +110,14 @@ class BasicBlock(Block):
 
     expansion = 1
 
-    def __init__(self, inputs, channels, stride, dilations, projected):
+    def __init__(self, inputs: int, channels: int, stride: int, dilations: tuple[int, int], projected: bool) -> None:
         super().__init__(inputs, channels, stride, projected)
         self.conv1 = conv(inputs, channels, 3, stride, dilations[0])
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = conv(channels, channels, 3, 1, dilations[1])
         self.bn2 = nn.BatchNorm2d(channels)
 
-    def residual(self, x):
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
         return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
 
 
@@ -111,7 +126,7 @@ class Bottleneck(Block):
 
     expansion = 4
 
-    def __init__(self, inputs, channels, stride, dilations, projected):
+    def __init__(self, inputs: int, channels: int, stride: int, dilations: tuple[int, int], projected: bool) -> None:
         outputs = channels * self.expansion
         super().__init__(inputs, outputs, stride, projected)
         self.conv1 = conv(inputs, channels, 1)
@@ -121,13 +136,13 @@ class Bottleneck(Block):
         self.conv3 = conv(channels, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
 
-    def residual(self, x):
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         return self.bn3(self.conv3(x))
 
 
-DEPTHS = {
+DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -135,7 +150,7 @@ DEPTHS = {
 }
 
 
-def conv(inputs, outputs, size, stride=1, dilation=1):
+def conv(inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """A convolution that keeps the image's size, divided by the stride; batch norm follows, so it has no bias."""
     padding = dilation * (size // 2)
     return nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding, dilation=dilation, bias=False)

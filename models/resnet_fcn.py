@@ -1,11 +1,15 @@
 """ResNetFCN and ResNetConvCRF: the network of the ConvCRF paper, without and with its CRF."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import nn
 
 from tritoncrf import ConvCRF, checks
 from tritoncrf.models.blocks import options
 from tritoncrf.models.resnet import ResNet
-from tritoncrf.models.segmenter import Segmenter, WithCRF, resized
+from tritoncrf.models.segmenter import Pixels, Segmenter, WithCRF, resized
 
 
 class ResNetFCN(Segmenter):
@@ -38,10 +42,14 @@ class ResNetFCN(Segmenter):
         torch.Size([2, 4, 50, 70])
     """
 
+    score_layer2: nn.Conv2d
+    score_layer3: nn.Conv2d
+    score_layer4: nn.Conv2d
+
     def __init__(
         self, num_classes: int = 21, depth: int = 101, output_stride: int = 32, dropout: float = 0.5,
-        width: float = 1.0, pixels: str = "imagenet", checkpointing: bool = False,
-    ):  # fmt: skip
+        width: float = 1.0, pixels: Pixels = "imagenet", checkpointing: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(num_classes, pixels)
         self.backbone = ResNet(depth, output_stride, width, checkpointing)
         self.dropout = nn.Dropout2d(checks.expect_number("dropout", dropout))
@@ -51,7 +59,7 @@ class ResNetFCN(Segmenter):
             nn.init.normal_(score.weight, std=(variance / channels) ** 0.5)
             setattr(self, name, score)
 
-    def scores(self, image):
+    def scores(self, image: torch.Tensor) -> torch.Tensor:
         _, x2, x3, x4 = self.backbone(self.normalized(image))
         scores = self.score_layer4(self.dropout(x4))
         scores = resized(scores, x3.shape[2:]) + self.score_layer3(self.dropout(x3))
@@ -80,6 +88,8 @@ class ResNetConvCRF(WithCRF):
         torch.Size([1, 4, 40, 60])
     """
 
-    def __init__(self, num_classes: int = 21, *, network=None, crf=None):
-        network = ResNetFCN(num_classes, **options("network", network))
-        super().__init__(network, ConvCRF(num_classes, **options("crf", crf)))
+    def __init__(
+        self, num_classes: int = 21, *, network: Mapping[str, Any] | None = None, crf: Mapping[str, Any] | None = None
+    ) -> None:
+        unary = ResNetFCN(num_classes, **options("network", network))
+        super().__init__(unary, ConvCRF(num_classes, **options("crf", crf)))

@@ -1,19 +1,24 @@
 """What every pipeline is: photos in, logits at their size out, with the CRF or without it."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, overload
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tritoncrf import checks, features
 
+Pixels: TypeAlias = Literal["imagenet", "caffe", "vgg"]
 # Mean and deviation of red, green and blue in 0..1 that networks expect: torchvision's; those trained in Caffe; and
 # those of the CRF-RNN codes in Keras and PyTorch, with the mean of VGG's authors.
-PIXELS = {
+PIXELS: dict[Pixels, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "caffe": ((122.679 / 255, 116.669 / 255, 104.007 / 255), (1 / 255, 1 / 255, 1 / 255)),
     "vgg": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
 }
-OUTPUTS = ("refined", "unary", "both")
+Logits: TypeAlias = Literal["refined", "unary", "both"]
+OUTPUTS: tuple[Logits, ...] = get_args(Logits)
 
 
 class Segmenter(nn.Module):
@@ -29,8 +34,11 @@ class Segmenter(nn.Module):
     """
 
     frozen: tuple[str, ...] = ()
+    crf: nn.Module | None
+    mean: torch.Tensor
+    std: torch.Tensor
 
-    def __init__(self, num_classes: int, pixels: str = "imagenet"):
+    def __init__(self, num_classes: int, pixels: Pixels = "imagenet") -> None:
         super().__init__()
         self.num_classes = checks.expect_int("num_classes", num_classes, 1)
         mean, std = PIXELS[checks.expect_choice("pixels", pixels, PIXELS)]
@@ -38,25 +46,30 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.crf = None
 
-    def normalized(self, image):
+    def normalized(self, image: torch.Tensor) -> torch.Tensor:
         """The image as the network's weights expect it; `features.color` checks and scales it."""
         return (features.color(image, 255.0).to(self.mean.dtype) - self.mean) / self.std
 
-    def scores(self, image):
+    def scores(self, image: torch.Tensor) -> torch.Tensor:
         """Logits before the CRF, at the resolution where it runs."""
         raise NotImplementedError
 
-    def finish(self, scores, image, crf: bool):
+    def finish(self, scores: torch.Tensor, image: torch.Tensor, crf: bool) -> torch.Tensor:
         """Logits at the image's size of `scores`, refined by the CRF or not."""
         return scores
 
-    def forward(self, image, output: str = "refined"):
+    def forward(
+        self, image: torch.Tensor, output: Logits = "refined"
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, C, H, W].
 
         Args:
             image: [B, 3, H, W], uint8, or floating in 0..1.
             output: "refined" by the CRF (where there is one), the "unary" logits without it, or "both", a pair (unary,
                 refined) for which the network runs once.
+
+        Raises:
+            TypeError, ValueError: no photos of this shape or dtype, an output of another name; what the CRF refuses.
         """
         checks.expect_choice("output", output, OUTPUTS)
         if not isinstance(image, torch.Tensor) or image.ndim != 4 or image.shape[1] != 3:
@@ -66,6 +79,16 @@ class Segmenter(nn.Module):
             return self.finish(scores, image, crf=False), self.finish(scores, image, crf=True)
         return self.finish(scores, image, crf=output == "refined")
 
+    if TYPE_CHECKING:  # torch says of a module's call only that it gives something
+
+        @overload
+        def __call__(self, image: torch.Tensor, output: Literal["refined", "unary"] = "refined") -> torch.Tensor: ...
+        @overload
+        def __call__(self, image: torch.Tensor, output: Literal["both"]) -> tuple[torch.Tensor, torch.Tensor]: ...
+        def __call__(
+            self, image: torch.Tensor, output: Logits = "refined"
+        ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
+
 
 class WithCRF(Segmenter):
     """A segmentation network with a CRF layer on top, both learnable: S = crf(network(image), image).
@@ -73,9 +96,14 @@ class WithCRF(Segmenter):
     Args:
         network: a `Segmenter` without a CRF.
         crf: a layer with its number of classes: `crf(logits, image)` gives logits.
+
+    Raises:
+        ValueError: a network that has a CRF, or another number of classes.
     """
 
-    def __init__(self, network: Segmenter, crf: nn.Module):
+    crf: nn.Module
+
+    def __init__(self, network: Segmenter, crf: nn.Module) -> None:
         super().__init__(network.num_classes)
         if network.crf is not None:
             raise ValueError(f"network: expected one without a CRF, got {type(network).__name__} with its own")
@@ -83,13 +111,13 @@ class WithCRF(Segmenter):
             raise ValueError(f"crf: expected {network.num_classes} classes as the network has, got {crf.num_classes}")
         self.network, self.crf = network, crf
 
-    def scores(self, image):
+    def scores(self, image: torch.Tensor) -> torch.Tensor:
         return self.network(image)
 
-    def finish(self, scores, image, crf: bool):
+    def finish(self, scores: torch.Tensor, image: torch.Tensor, crf: bool) -> torch.Tensor:
         return self.crf(scores, image) if crf else scores
 
 
-def resized(x, size):
+def resized(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """x [B, C, h, w] brought to `size`, linearly along both axes, between half-pixel centres."""
     return x if x.shape[2:] == tuple(size) else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

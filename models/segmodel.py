@@ -1,14 +1,19 @@
 """SegModel: structured patch prediction, context, and the guidance CRF."""
 
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tritoncrf import GuidanceCRF, box_mean, checks, features
 from tritoncrf.models.blocks import bilinear_, msra_, options, scaled
 from tritoncrf.models.resnet import ResNet
-from tritoncrf.models.segmenter import Segmenter, resized
+from tritoncrf.models.segmenter import Pixels, Segmenter, resized
 
-CONTEXTS = ("released", "paper", "none")
+Context: TypeAlias = Literal["released", "paper", "none"]
+CONTEXTS: tuple[Context, ...] = get_args(Context)
 STRIDE = 16
 # Radius of the box, dilation of the 3x3 convolution behind it, both in cells of 1/16.
 CONTEXT_SIZES = ((2, 6), (4, 12))
@@ -60,9 +65,9 @@ class SegModel(Segmenter):
 
     def __init__(
         self, num_classes: int = 21, depth: int = 101, width: float = 1.0, *,
-        context: str = "released", patch: int = 2, guidance: bool = True, crf=None, context_iterations: int = 1,
-        pixels: str = "imagenet", checkpointing: bool = False,
-    ):  # fmt: skip
+        context: Context = "released", patch: int = 2, guidance: bool = True, crf: Mapping[str, Any] | None = None,
+        context_iterations: int = 1, pixels: Pixels = "imagenet", checkpointing: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(num_classes, pixels)
         checks.expect_choice("context", context, CONTEXTS)
         self.patch = checks.expect_int("patch", patch, 1, 8)
@@ -72,7 +77,8 @@ class SegModel(Segmenter):
         self.backbone = ResNet(depth, STRIDE, width, checkpointing)
         channels, outputs = self.backbone.channels[-1], num_classes * patch**2
         self.score = msra_(nn.Conv2d(channels, outputs, 1))
-        self.feature_context = self.label_context = None
+        self.feature_context: BoxContext | None = None
+        self.label_context: nn.Module | None = None
         if context != "none":
             self.feature_context = BoxContext(channels, outputs)
         if context == "released":
@@ -81,14 +87,15 @@ class SegModel(Segmenter):
             self.label_context = nn.Sequential(nn.Softmax(1), BoxContext(num_classes, num_classes, scale=2))
         if guidance:
             self.crf = GuidanceCRF(num_classes, upsample=False, **options("crf", crf))
-        self.up2 = self.up4 = None
+        self.up2: nn.ConvTranspose2d | None = None
+        self.up4: nn.ConvTranspose2d | None = None
         if patch > 1 or guidance or context != "none":
-            grouped = {"groups": num_classes}
-            self.up2 = bilinear_(nn.ConvTranspose2d(num_classes, num_classes, 4, stride=2, padding=1, **grouped))
-            up4 = nn.ConvTranspose2d(num_classes, num_classes, 8, stride=4, padding=2, bias=False, **grouped)
+            c = num_classes
+            self.up2 = bilinear_(nn.ConvTranspose2d(c, c, 4, stride=2, padding=1, groups=c))
+            up4 = nn.ConvTranspose2d(c, c, 8, stride=4, padding=2, groups=c, bias=False)
             self.up4 = bilinear_(up4).requires_grad_(False)
 
-    def scores(self, image):
+    def scores(self, image: torch.Tensor) -> torch.Tensor:
         """Logits of the padded image at 1/4; in the baseline "Unary" at 1/16."""
         x = self.backbone(_padded(self.normalized(image)))[-1]
         first = self.score(x)
@@ -104,7 +111,7 @@ class SegModel(Segmenter):
                 scores = first + self.label_context(scores)
         return self.up2(scores)
 
-    def finish(self, scores, image, crf: bool):
+    def finish(self, scores: torch.Tensor, image: torch.Tensor, crf: bool) -> torch.Tensor:
         height, width = image.shape[2:]
         if crf and self.crf is not None:
             # The guide is the image as the network sees it: padded with the mean colour.
@@ -121,31 +128,31 @@ class BoxContext(nn.Module):
         scale: of boxes and dilations: 1 for maps at 1/16 of the image, 2 at 1/8.
     """
 
-    def __init__(self, inputs, outputs, scale=1):
+    def __init__(self, inputs: int, outputs: int, scale: int = 1) -> None:
         super().__init__()
         self.radii = [scale * radius for radius, _ in CONTEXT_SIZES]
         dilations = [scale * dilation for _, dilation in CONTEXT_SIZES]
         self.convs = nn.ModuleList(msra_(nn.Conv2d(inputs, outputs, 3, padding=d, dilation=d)) for d in dilations)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return sum(conv(box_mean(x, radius, box="constant")) for radius, conv in zip(self.radii, self.convs))
 
 
 class LabelContext(nn.Module):
     """Messages from the strongest scores around: maximum, normalised over the classes, through two convolutions."""
 
-    def __init__(self, num_classes, hidden):
+    def __init__(self, num_classes: int, hidden: int) -> None:
         super().__init__()
         self.conv1 = msra_(nn.Conv2d(num_classes, hidden, 7, padding=3))
         self.conv2 = msra_(nn.Conv2d(hidden, num_classes, 1))
 
-    def forward(self, scores):
+    def forward(self, scores: torch.Tensor) -> torch.Tensor:
         x = F.max_pool2d(scores, POOLED, stride=1, padding=POOLED // 2)
         x = x / (x.square().sum(1, keepdim=True) + 1e-5).sqrt()
         return self.conv2(self.conv1(x))
 
 
-def patch_shuffle(x, n: int):
+def patch_shuffle(x: torch.Tensor, n: int) -> torch.Tensor:
     """Patches of n x n scores a cell, laid out: [B, n n C, H, W] to [B, C, n H, n W].
 
     Position-major, as SegModel's code has it: channel (dy n + dx) C + c goes to pixel (n h + dy, n w + dx) of class c.
@@ -156,7 +163,7 @@ def patch_shuffle(x, n: int):
     return patches.permute(0, 3, 4, 1, 5, 2).reshape(batch, classes, n * height, n * width)
 
 
-def _padded(x):
+def _padded(x: torch.Tensor) -> torch.Tensor:
     """x [B, C, H, W] with zeros below and to the right, up to multiples of the backbone's stride."""
     height, width = x.shape[2:]
     return F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))

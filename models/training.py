@@ -5,6 +5,7 @@ dropout are drawn from them. So a run that was killed and goes on from its last 
 as one that was not, and several ranks see together the batches that one would see.
 
 A run's folder:
+
     config.json      the configuration as it was read
     last.pt          the last checkpoint: parameters, optimizers and how far the run is
     best.pt          the parameters of the best validation so far
@@ -20,7 +21,9 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -29,6 +32,7 @@ from tqdm import tqdm
 
 from tritoncrf.files import FileError, save_figure, write
 from tritoncrf.models import checkpoints, data, evaluation, figures
+from tritoncrf.models.augment import Augment
 from tritoncrf.models.config import Config, Phase
 from tritoncrf.models.distributed import World
 from tritoncrf.models.losses import cross_entropy
@@ -43,6 +47,8 @@ CHECKPOINT_SECONDS = 300.0  # between checkpoints within an epoch; after each ep
 LOOK = 10  # steps between looks at the loss: on a GPU a look waits for it
 AMP = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PANEL = 4  # images
+
+Row: TypeAlias = dict[str, Any]  # of the log: a value for each of COLUMNS, or None
 
 
 class Trainer:
@@ -63,14 +69,18 @@ class Trainer:
             nothing, or names parameters that are not there.
     """
 
-    def __init__(self, config: Config, model: Segmenter, splits, augment, folder: Path, world: World, resume: bool):
+    def __init__(
+        self, config: Config, model: Segmenter, splits: Mapping[str, data.Examples], augment: Augment | None,
+        folder: Path, world: World, resume: bool,
+    ) -> None:  # fmt: skip
         self.config, self.world, self.folder, self.augment = config, world, folder, augment
         self.classes = splits["train"].classes
         self.splits = splits
         self.turns = list(config.turns())
         self.before = [0, *itertools.accumulate(self._steps(n) for n, _ in self.turns)]  # steps, by turn
         self.turn = self.step = 0
-        self.seconds, self.best, self.rows = 0.0, -1.0, []
+        self.seconds, self.best = 0.0, -1.0
+        self.rows: list[Row] = []
         self.optimizers: dict[int, torch.optim.Optimizer] = {}
 
         world.first(lambda: self._expect_sound(model))
@@ -79,11 +89,11 @@ class Trainer:
         self.model = model.to(world.device)
         self.loss = torch.zeros((), dtype=torch.float64, device=world.device)  # summed over this epoch's steps
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "float16")
-        self.loaders: dict[int, DataLoader] = {}
+        self.loaders: dict[int, DataLoader[data.Item]] = {}
         self.validation = self._load(data.Images(splits["validate"], config.data.resize), batch=1, shuffle=False)
         self._open(resume)
 
-    def _expect_sound(self, model):
+    def _expect_sound(self, model: Segmenter) -> None:
         ranks = self.world.size
         if ranks > 1 and batch_norms(model) and self.world.device.type == "cpu":
             raise ValueError("torchrun: expected GPUs for a network with batch norm, whose ranks share it on GPUs only")
@@ -98,14 +108,14 @@ class Trainer:
 
     # The run's folder ------------------------------------------------------------------------------------------
 
-    def _open(self, resume: bool):
+    def _open(self, resume: bool) -> None:
         last = self.folder / "last.pt"
         self.world.first(lambda: self._expect_own_run(last, resume))
         if last.exists():
             self._restore(last)
         self.world.first(self._prepare_folder)
 
-    def _expect_own_run(self, last: Path, resume: bool):
+    def _expect_own_run(self, last: Path, resume: bool) -> None:
         if not last.exists():
             return
         if not resume:
@@ -119,20 +129,20 @@ class Trainer:
                 f"{last}: expected a run of this configuration and data, got another's {', '.join(changed)}"
             )
 
-    def _prepare_folder(self):
+    def _prepare_folder(self) -> None:
         (self.folder / "panels").mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.rglob(".*.part"):
             leftover.unlink(missing_ok=True)
         write(self.folder / "config.json", json.dumps(self.config.table(), indent=2).encode())
 
-    def _identity(self) -> dict:
+    def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the one that it goes on with: all but where and how images are read."""
         table = self.config.table()
         table["data"] = {key: value for key, value in table["data"].items() if key not in ("root", "workers")}
         names = {name: [entry[0] for entry in split.entries] for name, split in self.splits.items()}
         return {**table, "classes": list(self.classes), "images": names}
 
-    def _restore(self, path: Path):
+    def _restore(self, path: Path) -> None:
         state = checkpoints.read(path)
         training = state["training"]
         checkpoints.restore(self.model, state["model"], path)
@@ -141,11 +151,13 @@ class Trainer:
         self.loss.fill_(training["loss"])
         self.scaler.load_state_dict(training["scaler"])
         for n, saved in training["optimizers"].items():
-            select(self.model, self.config.phases[n])
-            self.optimizers[n] = optimizer(self.model, self.config.phases[n].optimizer)
+            phase = self.config.phases[n]
+            assert phase.optimizer is not None
+            select(self.model, phase)
+            self.optimizers[n] = optimizer(self.model, phase.optimizer)
             self.optimizers[n].load_state_dict(saved)
 
-    def _checkpoint(self):
+    def _checkpoint(self) -> None:
         if self.world.rank == 0:
             training = {
                 "identity": self._identity(),
@@ -172,7 +184,7 @@ class Trainer:
         phase = self.config.phases[n]
         return len(self.splits[phase.split]) // phase.batch
 
-    def _loader(self, n: int) -> DataLoader:
+    def _loader(self, n: int) -> DataLoader[data.Item]:
         if n not in self.loaders:
             phase = self.config.phases[n]
             augment = self.augment if phase.augment else None
@@ -180,17 +192,17 @@ class Trainer:
             self.loaders[n] = self._load(images, phase.batch // self.world.size, shuffle=True)
         return self.loaders[n]
 
-    def _load(self, images: data.Images, batch: int, shuffle: bool) -> DataLoader:
+    def _load(self, images: data.Images, batch: int, shuffle: bool) -> DataLoader[data.Item]:
         """This rank's part of the images."""
-        ranks = {"rank": self.world.rank, "ranks": self.world.size}
-        batches = data.Batches(len(images), batch, self.config.seed, shuffle=shuffle, **ranks)
+        rank, ranks = self.world.rank, self.world.size
+        batches = data.Batches(len(images), batch, self.config.seed, shuffle=shuffle, rank=rank, ranks=ranks)
         return data.loader(images, batches, self.config.data.workers)
 
-    def _epoch(self, n: int, epoch: int, bar):
+    def _epoch(self, n: int, epoch: int, bar: tqdm) -> None:
         phase, steps = self.config.phases[n], self._steps(n)
         select(self.model, phase)
         set_modes(self.model, phase)
-        if phase.train == "statistics":
+        if phase.optimizer is None:  # statistics
             if epoch % phase.epochs == self.step == 0:
                 for norm in batch_norms(self.model):
                     norm.reset_running_stats()
@@ -201,10 +213,11 @@ class Trainer:
         bar.set_description(f"{phase.name} {epoch + 1}/{self.config.epochs(n)}", refresh=False)
 
         loader = self._loader(n)
+        assert isinstance(loader.batch_sampler, data.Batches)
         loader.batch_sampler.set_epoch(self.turn, start=self.step)
         for batch in loader:
             images, labels = (batch[k].to(self.world.device, non_blocking=True) for k in ("image", "labels"))
-            if phase.train == "statistics":
+            if phase.optimizer is None:
                 with torch.no_grad(), self._autocast():
                     network(images, "unary")
             else:
@@ -221,8 +234,9 @@ class Trainer:
                 started = saved = time.monotonic()
                 self._checkpoint()
 
-        row = {"turn": self.turn, "phase": phase.name, "epoch": epoch + 1, "steps": steps, "loss": self._finite_loss()}
-        if phase.train == "statistics":
+        row: Row = {"turn": self.turn, "phase": phase.name, "epoch": epoch + 1, "steps": steps}
+        row["loss"] = self._finite_loss()
+        if phase.optimizer is None:
             row["loss"] = None
         else:
             row["lr"] = self.optimizers[n].param_groups[0]["lr"]
@@ -232,7 +246,7 @@ class Trainer:
         self.seconds += time.monotonic() - started
         self._finish_epoch({**row, "seconds": round(self.seconds, 1)}, bar)
 
-    def _finish_epoch(self, row: dict, bar):
+    def _finish_epoch(self, row: Row, bar: tqdm) -> None:
         """Count the epoch as done. The checkpoint comes last: a kill before it does the epoch's end once more."""
         self.rows.append({name: row.get(name) for name in COLUMNS})
         self.turn, self.step = self.turn + 1, 0
@@ -257,7 +271,10 @@ class Trainer:
 
     # One step --------------------------------------------------------------------------------------------------
 
-    def _learn(self, network, images, labels, phase: Phase, optimizer) -> torch.Tensor:
+    def _learn(
+        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, phase: Phase,
+        optimizer: torch.optim.Optimizer,
+    ) -> torch.Tensor:  # fmt: skip
         """One step; the mean loss over the pixels that count, of all ranks."""
         step = self.before[self.turn] + self.step  # of the run
         torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + self.world.rank)
@@ -270,10 +287,10 @@ class Trainer:
         pairs = [(found, 1.0)] if output != "both" else [(found[1], 1.0), (found[0], phase.auxiliary)]
 
         sums, counts = zip(*(cross_entropy(logits, labels, phase.ohem) for logits, _ in pairs))
-        counts = self.world.total(torch.stack(counts)).clamp(min=1)
-        weights = torch.tensor([weight for _, weight in pairs], device=counts.device)
-        means = weights * torch.stack(sums) / counts
-        objective = (means * counts if phase.loss == "sum" else means).sum()
+        total = self.world.total(torch.stack(counts)).clamp(min=1)
+        weights = torch.tensor([weight for _, weight in pairs], device=total.device)
+        means = weights * torch.stack(sums) / total
+        objective = (means * total if phase.loss == "sum" else means).sum()
 
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(objective * self.world.size).backward()  # the ranks' gradients are averaged
@@ -281,7 +298,7 @@ class Trainer:
         self.scaler.update()
         return self.world.total(means.detach().sum().double())
 
-    def _autocast(self):
+    def _autocast(self) -> torch.autocast:
         dtype = AMP[self.config.amp]
         return torch.autocast(self.world.device.type, dtype, enabled=dtype is not None)
 
@@ -302,7 +319,7 @@ class Trainer:
         return loss
 
     @contextlib.contextmanager
-    def _diverged_if_not_finite(self):
+    def _diverged_if_not_finite(self) -> Iterator[None]:
         """A CRF refuses logits that are not finite; the error is then the one of this run."""
         try:
             yield
@@ -320,7 +337,7 @@ class Trainer:
 
     # What is seen of a run -------------------------------------------------------------------------------------
 
-    def _validate(self) -> dict:
+    def _validate(self) -> Row:
         self.model.eval()
         found = evaluation.validate(self.model, self.validation, len(self.classes), self.world, self._autocast)
         row = {"val_loss": found.loss, "val_miou": found.refined.miou, "val_accuracy": found.refined.pixel_accuracy}
@@ -328,7 +345,7 @@ class Trainer:
             row |= {"val_unary_miou": found.unary.miou, "val_unary_accuracy": found.unary.pixel_accuracy}
         return row
 
-    def _log(self):
+    def _log(self) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -336,7 +353,7 @@ class Trainer:
         write(self.folder / "log.csv", text.getvalue().encode())
 
     @torch.no_grad()
-    def _panel(self):
+    def _panel(self) -> None:
         self.model.eval()
         images = data.Images(self.splits["validate"], self.config.data.resize)
         shown = [images[n] for n in range(0, len(images), max(1, len(images) // PANEL))][:PANEL]
@@ -352,7 +369,7 @@ class Trainer:
         figure = figures.panel(photos, truths, unary, refined, self.classes)
         save_figure(self.folder / "panels" / f"epoch_{self.turn:04d}.png", figure)
 
-    def _line(self, row: dict) -> str:
+    def _line(self, row: Row) -> str:
         taken, total = self.before[self.turn], self.before[-1]
         minutes = self.seconds / taken * (total - taken) / 60
         said = [f"{row['phase']} {row['epoch']}"]

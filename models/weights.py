@@ -1,6 +1,7 @@
 """Weights that others published, brought into the networks here: torchvision's backbones, CRF-RNN's whole networks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -10,16 +11,20 @@ from tritoncrf import checks
 from tritoncrf.models.fcn8s import POOLS, VGG16, FCN8s
 from tritoncrf.models.resnet import ResNet
 from tritoncrf.models.segmenter import WithCRF
-from tritoncrf.published import CRFRNN_CODES, crfrnn_parameters
+from tritoncrf.published import CRFRNN_CODES, Preset, crfrnn_parameters
+from tritoncrf.types import Array
 
 SHOWN = 3
 UPSAMPLINGS = {"upscore2": ("weight", "bias"), "upscore_pool4": ("weight",), "upscore8": ("weight",)}
 # The names that the Caffe and the Keras network have for them.
 ALIASES = {"score2": "upscore2", "score4": "upscore_pool4", "upsample": "upscore8"}
 
+# The CRF's parameters as `crfrnn_parameters` takes them, and all others by (layer, "weight" or "bias").
+Read: TypeAlias = tuple[Mapping[str, Array] | Sequence[Array], dict[tuple[str, str], torch.Tensor]]
+
 
 @torch.no_grad()
-def load_backbone(model: nn.Module, state) -> None:
+def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Take torchvision's weights of a VGG-16 or ResNet as they are. All of them, or none and an error.
 
     Fully connected layers of VGG become convolutions; its classifier.6 and ResNet's fc are passed over, and so is what
@@ -77,7 +82,9 @@ def load_backbone(model: nn.Module, state) -> None:
         own[name].copy_(given.reshape(own[name].shape))
 
 
-def published_crfrnn(parameters, preset: str) -> dict[str, torch.Tensor]:
+def published_crfrnn(
+    parameters: Mapping[str, Array] | Mapping[str, Sequence[Array]], preset: Preset
+) -> dict[str, torch.Tensor]:
     """The state dict of a `FCN8sCRFRNN` with crf={"preset": preset} that computes what a published network does.
 
     These networks take images as blue, green and red minus a mean; the first convolution is turned round to take red
@@ -124,7 +131,7 @@ def _names() -> dict[tuple[str, str], str]:
     return names | {(layer, kind): f"{layer}.{kind}" for layer, kinds in UPSAMPLINGS.items() for kind in kinds}
 
 
-def _caffe(parameters):
+def _caffe(parameters: Mapping[str, Sequence[Array]]) -> Read:
     """The CRF's arrays, and all others by (layer, kind)."""
     crf = [arrays for arrays in parameters.values() if len(arrays) == 3]
     if len(crf) != 1:
@@ -137,7 +144,7 @@ def _caffe(parameters):
     }
 
 
-def _pytorch(parameters):
+def _pytorch(parameters: Mapping[str, Array]) -> Read:
     split = {name: name.rpartition(".") for name in parameters}
     kinds = ("weight", "bias")
     return parameters, {
@@ -145,7 +152,7 @@ def _pytorch(parameters):
     }
 
 
-def _keras(parameters):
+def _keras(parameters: Mapping[str, Array]) -> Read:
     split = {name: name.removesuffix(":0").split("/")[-2:] for name in parameters}
     kernels = {(_layer(s[0]), "weight"): _tensor(parameters[n]) for n, s in split.items() if s[-1] == "kernel"}
     biases = {(_layer(s[0]), "bias"): _tensor(parameters[n]) for n, s in split.items() if s[-1] == "bias"}
@@ -153,15 +160,19 @@ def _keras(parameters):
     return parameters, {key: kernel.permute(3, 2, 0, 1) for key, kernel in kernels.items()} | biases
 
 
-READERS = {"released": _caffe, "released-pytorch": _pytorch, "released-keras": _keras}
+READERS: dict[Preset, Callable[[Any], Read]] = {
+    "released": _caffe,
+    "released-pytorch": _pytorch,
+    "released-keras": _keras,
+}
 
 
-def _layer(name):
+def _layer(name: str) -> str:
     name = name.replace("-", "_")
     return ALIASES.get(name, name)
 
 
-def _tensor(value):
+def _tensor(value: Array) -> torch.Tensor:
     return value.detach().cpu().float() if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value)).float()
 
 

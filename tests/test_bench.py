@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ from PIL import Image
 import tritoncrf as tc
 import tritoncrf.densecrf
 from assertions import assert_close
-from bench import accuracy, floors, gpu, methods, peers, pipelines, providers, report
+from bench import accuracy, floors, gpu, peers, pipelines, providers
 from bench import test_crf as benchmarks
+from bench.__main__ import TABLES
 from bench.memory import peak_on_cpu
 from bench.providers import errors, facts, runner
 from bench.workloads import (
     GROWTH,
     ConvCRFWork,
-    CRFWork,
     ExactWork,
     GrowthPoint,
     GuidedWork,
@@ -30,7 +30,8 @@ from bench.workloads import (
     growth_points,
     live_share,
 )
-from tritoncrf.models import FCN8sCRFRNN, ResNetConvCRF, SegModel, config
+from tritoncrf.models import FCN8sCRFRNN, ResNetConvCRF, SegModel
+from tritoncrf.models.__main__ import _parser as models_parser
 from tritoncrf.reference import exact as reference
 
 SIZE = (24, 32)
@@ -243,63 +244,6 @@ def test_growth_points_are_made_and_counted(filter, monkeypatch):
         assert all(c.bytes > 0 for c in grown.counts.values())
 
 
-# Reports ----------------------------------------------------------------------------------------------------------
-
-
-def row(work: CRFWork, provider: str, median: float, **others) -> dict:
-    """As a benchmark writes it."""
-    about = {"work": work.id, "filter": work.filter, "picture": "p", "provider": provider, "mode": "eager"}
-    measured = {"median": median, "iqr": 0.0, "floor": None, "copy_bandwidth": None, "peak_memory": 1000}
-    return asdict(work) | about | measured | asdict(floors.Work(10, 20, 0)) | others
-
-
-def test_a_report_names_its_peers_and_compares_with_them():
-    work = LatticeWork(size=SIZE)
-    rows = [
-        row(work, "tritoncrf", 1.0, stage="total", vertices_per_pixel=[0.1, 0.25]),
-        row(work, "tritoncrf", 0.5, stage="kept"),
-        row(work, "tritoncrf", 0.1, stage="loop"),
-        row(work, "pydensecrf", 3.0, stage="total"),
-        row(replace(work, iterations=10), "tritoncrf", 1.0, stage="total"),
-    ]
-    environment = {"device": "a processor", "date": "today", "torch": "2.0", "peers": {"pydensecrf": "not installed"}}
-    text = report.markdown(environment, rows)
-    assert "pydensecrf: not installed" in text and "torch 2.0" in text
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    header, *lines = table
-    found = [dict(zip(header, line)) for line in lines]
-    assert [line["faster"] for line in found] == ["3 x", "6 x", "", "", ""]
-    assert found[0]["M/N"] == "0.1, 0.25" and found[0]["T"] == "5" and "k" not in header
-
-
-def test_a_row_with_two_peers_is_compared_with_both():
-    work = GuidedWork(size=SIZE)
-    rows = [
-        row(work, provider, median, stage="total")
-        for provider, median in (("tritoncrf", 1.0), ("torch_boxes", 3.0), ("kornia", 8.0))
-    ]
-    ours, *others = (report.cells(row, report.peers_of(row, report.peers(rows))) for row in rows)
-    assert ours["faster"] == "3 x, 8 x" and ours["memory"] == "1 x, 1 x" and ours["r"] == "3"
-    assert all(other["faster"] == "" for other in others)
-
-
-def test_works_that_differ_in_any_number_are_told_apart():
-    works = [GuidedWork(size=SIZE), GuidedWork(size=SIZE, radius=8), LatticeWork(size=SIZE), ConvCRFWork(3, size=SIZE)]
-    assert len({report.key(row(work, "tritoncrf", 1.0)) for work in works}) == len(works)
-
-
-def test_a_report_from_before_guided_filters_still_compares(tmp_path):
-    rows = [row(LatticeWork(size=SIZE), "tritoncrf", median) for median in (2.0, 1.0)]
-    for name, found in zip(("before", "after"), rows):
-        environment = {"device": "a processor", "commit": name}
-        (tmp_path / name).write_text(json.dumps({"environment": environment, "rows": [found]}))
-    assert "2 x" in report.compare(tmp_path / "before", tmp_path / "after")
-
-
-def test_a_row_that_does_not_name_its_filter_is_of_a_window():
-    assert report.key({"work": "W1"}) == report.key({"work": "W1", "filter": "window", "learns": "features"})
-
-
 def test_peers_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setattr(peers, "OPTIONAL", ("no_such_peer",))
     assert peers.versions() == {"no_such_peer": "not installed"}
@@ -316,10 +260,21 @@ def test_quick_benchmarks_take_the_lattice_and_its_peer():
     for provider in ("tritoncrf", "torch_boxes", "kornia"):
         assert f"guided-r3-500x500-batch1-T3-total-grace_hopper-{provider}-eager" in quick
         assert f"guided-r3-256x512-batch1-T3-total-grace_hopper-{provider}-eager" in whole
-    # Only who builds a filter apart has these stages.
-    assert "guided-r3-500x500-batch1-T3-loop-grace_hopper-torch_boxes-eager" in quick
-    assert not any("kornia" in run and "-total-" not in run for run in whole)
-    assert not any("pykeops" in run and "-total-" not in run for run in whole)
+    # Of peers whose calls take seconds only the whole is timed.
+    assert "lattice-batch1-T5-loop-grace_hopper-pydensecrf-eager" in quick
+    for name in ("torch_boxes", "kornia", "pykeops"):
+        assert not any(name in run and "-total-" not in run for run in whole)
+
+
+def test_peers_do_each_thing_once():
+    names = [benchmarks.name(run) for run in [*benchmarks.forward(False), *benchmarks.training(False)]]
+    others = [name for name in names if "tritoncrf" not in name]
+    assert "window-k13-blur1-none-batch1-T5-total-grace_hopper-im2col-eager" in others
+    assert not any("symmetric" in name or "T10" in name for name in others)
+    assert [name for name in others if "weights" in name] == [
+        "guided-r3-500x500-batch1-T3-total-weights-grace_hopper-torch_boxes-eager"
+    ]
+    assert any("k13-blur1-symmetric" in name for name in names) and any("T10" in name for name in names)
 
 
 # Accuracy ---------------------------------------------------------------------------------------------------------
@@ -361,55 +316,49 @@ def test_an_accuracy_report(tmp_path, monkeypatch, capsys):
 # Methods ----------------------------------------------------------------------------------------------------------
 
 
-def test_methods_are_drawn_and_told(tmp_path, monkeypatch, capsys):
-    """On a detail of the photo. The picture is small enough to be read on a page."""
-    detail = slice(60, 140), slice(150, 250)
-    image, truth = methods.photo()[detail], methods.mask()[detail]
-    monkeypatch.setattr(methods, "photo", lambda: image)
-    monkeypatch.setattr(methods, "mask", lambda: truth)
-    assert methods.run(tmp_path / "methods.png") == 0
-    with Image.open(tmp_path / "methods.png") as drawn:
-        assert drawn.width == pytest.approx(methods.WIDTH, abs=1)
-    printed = capsys.readouterr().out
-    assert "50 x 40 pixels" in printed
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("| ")]
-    found = {name: dict(zip(rows[0], [name, *rest])) for name, *rest in rows[1:]}
-    assert set(found) == {"input", *methods.METHODS}
-    assert found["guided"]["settings"] == "radius 8" and found["exact"]["unlike exact"] == "0.0%"
-
-
 # Pipelines --------------------------------------------------------------------------------------------------------
 
 
-def test_pipelines_are_timed_with_and_without_their_crf(tmp_path, monkeypatch, capsys):
-    """The networks themselves at a tenth of their width; the report says what the rows say."""
+@pytest.mark.parametrize("mode", ["forward", "training step"])
+def test_pipelines_are_timed_with_and_without_their_crf(mode, monkeypatch):
+    """The networks themselves at a tenth of their width."""
     options = {"network": {"width": 0.1}, "crf": {"iterations": 1}}
     tiny = {
-        "FCN-8s": (lambda c: FCN8sCRFRNN(c, **options), (24, 32)),
-        "ResNet": (lambda c: ResNetConvCRF(c, network={"depth": 18, "width": 0.1}), (40, 48)),
-        "SegModel": (lambda c: SegModel(c, 18, 0.1), (40, 50)),
+        "FCN-8s": (lambda c: FCN8sCRFRNN(c, **options), (24, 32), "lattice"),
+        "ResNet": (lambda c: ResNetConvCRF(c, network={"depth": 18, "width": 0.1}), (40, 48), "window"),
+        "SegModel": (lambda c: SegModel(c, 18, 0.1), (40, 50), "guided"),
     }
     monkeypatch.setattr(pipelines, "PIPELINES", tiny)
     monkeypatch.setattr(pipelines, "ROUNDS", 1)
-    assert pipelines.run(tmp_path) == 0
-    (found,) = tmp_path.glob("pipelines-*.json")
-    rows = json.loads(found.read_text())["rows"]
-    assert [row["pipeline"] for row in rows] == list(tiny)
-    assert all(row["network"] > 0 for row in rows)
-    assert found.with_suffix(".md").read_text() in capsys.readouterr().out + "\n"
-    model = tiny["SegModel"][0](pipelines.CLASSES)
-    network, crf = pipelines.seconds(model, pipelines.picture((40, 50), 2, CPU), "training step")
-    assert network > 0 and network + crf > 0
+    assert [case[0] for case in pipelines.cases("cpu")] == list(tiny)
+    assert len(pipelines.cases("cuda")) == 4 * len(tiny)
+    for name, (_, size, filter) in tiny.items():
+        pipeline = pipelines.Pipeline(name, 2, mode, CPU)
+        assert pipeline.filter == filter and pipeline.image.shape == (2, 3, *size)
+        found = pipeline.run()
+        if mode == "forward":
+            assert found.shape[0] == 2 and not found.requires_grad
+        else:
+            assert all(p.grad is not None for p in pipeline.model.parameters() if p.requires_grad)
+        assert math.isfinite(pipeline.crf_seconds())
 
 
-def test_a_line_of_a_pipeline():
-    row = {"pipeline": "P", "size": (4, 5), "batch": 8, "mode": "forward", "network": 0.3, "crf": 0.1}
-    assert pipelines.line(row) == ["P", "4x5", "8", "forward", "300", "100", "25.0%", "20"]
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_of_the_gpu_stages_are_experiments_at_full_size(name, tmp_path, monkeypatch):
+    """Run as a user would; what they leave is taken to the stage's folder."""
+    (tmp_path / "out").mkdir()
 
+    def boxed(command, seconds, environment):
+        assert seconds <= 9 * 60 and environment == {"TRITONCRF_COMMIT": "abc"}
+        options = models_parser().parse_args(command[3:])
+        assert options.data == tmp_path / ("" if name == "synthetic" else "camvid")
+        assert name == "synthetic" or (options.full_size and options.name == name)
+        options.out.mkdir(parents=True)
+        (options.out / f"{name}.md").write_text("a table")
+        return 0
 
-@pytest.mark.parametrize("name", gpu.TRAINED)
-def test_the_runs_of_the_gpu_stage_are_configurations(name):
-    found = config.load(name, [*gpu.FULL_SIZE, *gpu.TRAINED[name]])
-    with torch.device("meta"):
-        config.build(found, 11, name)
-    config.augmentation(found, name)
+    monkeypatch.setattr(gpu, "run_boxed", boxed)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    assert gpu.table(name, tmp_path / "out", "abc", tmp_path) == 0
+    assert (tmp_path / "out" / f"{name}.md").read_text() == "a table"
+    assert gpu.table(name, tmp_path / "out", "abc", None) == 2

@@ -16,36 +16,39 @@ PACKAGE = ROOT / "tritoncrf"
 # Which rooms of the package a room may open; a room may always open its own files, but see KERNEL_HELPERS.
 # Arrows never turn back: each room opens only rooms that stand above it in this table.
 ROOMS = {
-    "checks": set(),
+    "types": set(),
+    "checks": {"types"},
     "commands": set(),
+    "reports": set(),
     "kernels": set(),
     "reference": set(),
-    "features": {"checks"},
-    "filters": {"checks", "features", "kernels", "reference"},
-    "mean_field": {"checks", "reference", "filters"},  # the composed step is a reference
-    "diagnostics": {"checks", "reference", "filters", "mean_field"},
-    "published": {"checks"},
-    "layers": {"checks", "features", "filters", "mean_field", "published"},
-    "refine": {"checks", "features", "filters", "mean_field", "diagnostics", "layers"},
-    "densecrf": {"checks", "filters", "mean_field"},
+    "features": {"types", "checks"},
+    "filters": {"types", "checks", "features", "kernels", "reference"},
+    "mean_field": {"types", "checks", "reference", "filters"},  # the composed step is a reference
+    "diagnostics": {"types", "checks", "reference", "filters", "mean_field"},
+    "published": {"types", "checks"},
+    "layers": {"types", "checks", "features", "filters", "mean_field", "published"},
+    "refine": {"types", "checks", "features", "filters", "mean_field", "diagnostics", "layers"},
+    "densecrf": {"types", "checks", "filters", "mean_field"},
     "synthetic": {"checks"},
-    "figures": {"checks"},
+    "figures": {"checks", "diagnostics"},
     "files": {"figures"},
-    "demo": {"checks", "refine", "synthetic"},
+    "demo": {"types", "checks", "refine", "synthetic"},
     "__init__": {"checks", "features", "filters", "mean_field", "diagnostics", "published", "layers", "refine"},
-    "cli": {"__init__", "checks", "published", "refine", "synthetic", "commands", "figures", "files", "demo"},
+    "cli": {"__init__", "checks", "diagnostics", "published", "refine", "commands", "figures", "files", "demo"},
     "__main__": {"cli"},
 }
 
 # What a room may import besides the standard library and tritoncrf. Rooms that are not named: torch alone.
 LIBRARIES = {
+    "types": {"torch", "numpy", "PIL"},
     "kernels": {"torch", "triton"},
     "published": {"torch", "numpy"},
-    "refine": {"torch", "numpy", "PIL"},
+    "refine": {"torch", "numpy", "PIL", "typing_extensions"},
     "densecrf": {"torch", "numpy"},
     "synthetic": {"torch", "numpy"},
     "figures": {"torch", "numpy", "matplotlib", "PIL"},
-    "files": {"numpy", "PIL"},
+    "files": {"numpy", "matplotlib", "PIL"},
     "demo": {"torch", "numpy", "matplotlib", "PIL"},
     "cli": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
 }
@@ -147,8 +150,8 @@ def test_no_kernel_file_imports_another_but_the_shared_helpers(path):
     assert files <= allowed, f"{named(path)} imports {sorted(files - allowed)}"
 
 
-@pytest.mark.parametrize("path", sources("models"), ids=named)
-def test_models_use_the_public_rooms(path):
+@pytest.mark.parametrize("path", sources("models", "docs/gallery"), ids=named)
+def test_models_and_the_gallery_use_the_public_rooms(path):
     names = {name for name in imports_of(path) if not name.startswith("tritoncrf.models")}
     hidden = {room_opened(name) for name in names} & {"kernels", "reference", "cli"}
     assert not hidden, f"{named(path)} opens {sorted(hidden)}"
@@ -191,7 +194,7 @@ BANS = [
     (r"(?<!def )\ballclose\(", "tests", "use assertions.assert_close: it says where, and NaN never passes"),
     (r"\.xfail\b|flaky|--reruns", "tests", "a test passes or fails"),
     (r"make_block_ptr|tl\.advance", "tritoncrf", "block pointers are deprecated; write the offsets"),
-    (r"#\s*(TODO|FIXME|XXX)", "tritoncrf models bench tests", "finish it or leave it out"),
+    (r"#\s*(TODO|FIXME|XXX)", "tritoncrf models bench docs tests", "finish it or leave it out"),
 ]
 
 
@@ -255,7 +258,7 @@ def test_code_in_comments_is_recognised(comment, code):
     assert looks_like_code(comment) is code
 
 
-@pytest.mark.parametrize("path", sources("tritoncrf", "models", "bench", "tests"), ids=named)
+@pytest.mark.parametrize("path", sources("tritoncrf", "models", "bench", "docs", "tests"), ids=named)
 def test_no_code_is_commented_out(path):
     tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
     hits = [

@@ -23,6 +23,11 @@ NAMES = [
 ]
 FEATURES = ["bilateral", "color", "spatial"]
 FILTERS = ["Exact", "Guided", "Lattice", "Window"]
+LAYERS = ["CRFRNN", "ConvCRF", "GuidanceCRF", "Layer"]
+TYPES = [
+    "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "Method", "Normalization", "Output", "Precision",
+    "RefineOptions", "Theta",
+]  # fmt: skip
 
 # pydensecrf's own, so that its scripts run.
 DENSECRF = [
@@ -80,9 +85,11 @@ def test_the_package():
     assert all(inspect.isfunction(getattr(tc, name)) for name in functions)
 
 
-def test_the_filters_and_features():
+def test_the_rooms():
     assert public(tc.filters) == FILTERS
     assert public(tc.features) == FEATURES
+    assert public(tc.layers) == LAYERS
+    assert public(tc.types) == TYPES
 
 
 def test_the_face_of_pydensecrf():

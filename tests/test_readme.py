@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python runs, and its commands are understood and work."""
+"""The README and the pages beside it keep their word: their Python runs, and their commands are understood and work."""
 
 import re
 import shlex
@@ -10,10 +10,11 @@ from tritoncrf import cli, demo
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -22,9 +23,12 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("tritoncrf ")]
 
 
-PYTHON = blocks("python")
-[EXAMPLE] = [block for block in PYTHON if "probabilities.npy" in block]
-PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+PYTHON = [
+    pytest.param(block, id=f"{name}-{n}")
+    for name, text in PAGES.items()
+    for n, block in enumerate(blocks("python", text))
+]
+[EXAMPLE] = [block for block in blocks("python") if "probabilities.npy" in block]
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +42,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def run_block(block: str) -> None:
-    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    exec(compile(block, "a page", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+@pytest.mark.parametrize("block", PYTHON)
 def test_python(block):
     run_block(block)
 
@@ -67,6 +71,15 @@ def test_every_option_is_in_the_help(arguments, capsys):
     assert {argument for argument in arguments if argument.startswith("-")} <= known
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", PROSE):
-        assert "://" in target or (ROOT / target).is_file(), target
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    prose = re.sub(r"^```.*?^```$", "", PAGES[name], flags=re.MULTILINE | re.DOTALL)
+    for target, _, anchor in re.findall(r"\]\(([^)#]*)(#([^)]+))?\)", prose):
+        if "://" in target:
+            continue
+        path = folder / target if target else ROOT / name
+        assert path.is_file(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], anchor

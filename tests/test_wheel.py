@@ -47,6 +47,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     assert {name for name in names if name.endswith(".py")} == expected
     configs = {"tritoncrf/" + path.relative_to(ROOT).as_posix() for path in (ROOT / "models" / "configs").iterdir()}
     assert {name for name in names if name.endswith(".toml")} == configs
+    assert "tritoncrf/py.typed" in names  # type checkers read the annotations
     assert all(name.startswith("tritoncrf/") for name in names)
 
 

@@ -7,8 +7,14 @@ GPU, a synchronisation, so `values_checked` decides: CPU tensors in eager mode, 
 import contextlib
 import contextvars
 import math
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
+
+from tritoncrf.types import Theta
+
+Choice = TypeVar("Choice")
 
 _value_checks = contextvars.ContextVar("value_checks", default=False)
 
@@ -19,20 +25,23 @@ class check_values:
     By default values are looked at for CPU tensors in eager mode only: on CUDA a look costs a
     synchronisation. Never looked at while compiling, exporting or capturing a CUDA graph.
 
+    Args:
+        enabled: whether they are, from here on, or within the block.
+
     Example:
         >>> import tritoncrf as tc
         >>> with tc.check_values(True):
         ...     f = tc.features.spatial((4, 5), theta=3.0)
     """
 
-    def __init__(self, enabled: bool):
+    def __init__(self, enabled: bool) -> None:
         self.previous = _value_checks.get()
         _value_checks.set(bool(enabled))
 
-    def __enter__(self):
+    def __enter__(self) -> "check_values":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         _value_checks.set(self.previous)
 
 
@@ -50,7 +59,7 @@ def values_checked(x: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def renamed(name: str, to: str):
+def renamed(name: str, to: str) -> Iterator[None]:
     """Errors about the argument `name` of what is called inside name `to` instead, which `name` was made of."""
     try:
         yield
@@ -60,7 +69,7 @@ def renamed(name: str, to: str):
         raise ValueError(to + str(error).removeprefix(name)) from None
 
 
-def kind_of(value) -> str:
+def kind_of(value: object) -> str:
     """What came, in the words of an error message."""
     if isinstance(value, torch.Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
@@ -69,7 +78,7 @@ def kind_of(value) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-def expect_tensor(name: str, value, what: str = "a floating-point torch.Tensor") -> torch.Tensor:
+def expect_tensor(name: str, value: object, what: str = "a floating-point torch.Tensor") -> torch.Tensor:
     """`value` itself if it is a floating-point tensor, else a TypeError naming the argument."""
     if not isinstance(value, torch.Tensor):
         hint = "; torch.from_numpy(x) makes one" if type(value).__module__ == "numpy" else ""
@@ -79,14 +88,14 @@ def expect_tensor(name: str, value, what: str = "a floating-point torch.Tensor")
     return value
 
 
-def expect_choice(name: str, value, choices) -> str:
+def expect_choice(name: str, value: Choice, choices: Iterable[Choice]) -> Choice:
     """`value` itself if it is one of `choices`, else a ValueError that lists them."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 
-def expect_int(name: str, value, least: int, most: int | None = None, odd: bool = False) -> int:
+def expect_int(name: str, value: Any, least: int, most: int | None = None, odd: bool = False) -> int:
     """`value` as an int within the bounds, else a TypeError (not a whole number) or ValueError."""
     bounds = f"from {least} to {most}" if most is not None else f"of at least {least}"
     wanted = f"an {'odd ' if odd else ''}int {bounds}"
@@ -99,14 +108,14 @@ def expect_int(name: str, value, least: int, most: int | None = None, odd: bool 
     return value
 
 
-def expect_bool(name: str, value) -> bool:
+def expect_bool(name: str, value: object) -> bool:
     """`value` itself if it is a bool, else a TypeError."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {kind_of(value)}")
     return value
 
 
-def expect_number(name: str, value, positive: bool = False) -> float:
+def expect_number(name: str, value: Any, positive: bool = False) -> float:
     """`value` as a finite float (above zero if `positive`), else an error."""
     wanted = "a finite number above 0" if positive else "a finite number"
     plain = isinstance(value, (int, float))  # asked first: a compiled graph's symbolic float has no hasattr
@@ -134,7 +143,7 @@ def expect_spatial(name: str, value: torch.Tensor, axes: str = "[B, C, *S]") -> 
         raise ValueError(f"{name}: expected at least one pixel along every axis, got shape {list(value.shape)}")
 
 
-def expect_positive(name: str, value, count: int, each: str = "axis") -> list:
+def expect_positive(name: str, value: Theta, count: int, each: str = "axis") -> list[float | torch.Tensor]:
     """`value` as `count` numbers above 0: floats, or 0-d tensors whose gradients flow.
 
     `value` is one number or 0-d tensor for all, or one per `each` (a sequence or a 1-d tensor).
@@ -149,7 +158,7 @@ def expect_positive(name: str, value, count: int, each: str = "axis") -> list:
     return [expect_positive_number(name, v, wanted) for v in values]
 
 
-def expect_positive_number(name: str, value, wanted: str = "a finite number above 0"):
+def expect_positive_number(name: str, value: object, wanted: str = "a finite number above 0") -> float | torch.Tensor:
     """`value` as a float above 0, or itself if it is a 0-d tensor, else an error."""
     if not isinstance(value, torch.Tensor):
         return expect_number(name, value, positive=True)

@@ -3,12 +3,15 @@
 Every bad input ends with exit code 2 and one line on stderr. Output files are written whole or not at all.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import platform
 import time
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +20,13 @@ from tqdm import tqdm
 import tritoncrf
 from tritoncrf import demo, figures
 from tritoncrf.commands import CommandError, Parser, check_output, device_found, run
+from tritoncrf.diagnostics import Record
 from tritoncrf.files import read_array, read_image, read_labels, replacing, save_figure, write_labels
 from tritoncrf.published import PARAMETERS
 from tritoncrf.refine import METHODS, UNKNOWN, refine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["main"]
 
@@ -43,12 +50,12 @@ SETTINGS = {
 FIGURES = (".png", ".pdf", ".svg")
 
 
-def main(arguments=None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 if not."""
     return run(_parser(), arguments)
 
 
-def _parser():
+def _parser() -> Parser:
     parser = Parser(prog="tritoncrf", description="Refine segmentation scores against the image, by a dense CRF.")
     parser.add_argument("--version", action="version", version=f"tritoncrf {tritoncrf.__version__}")
     commands = parser.add_subparsers(required=True, metavar="demo | refine | info")
@@ -74,8 +81,8 @@ def _parser():
         "--parameters", choices=list(PARAMETERS), metavar="NAME",
         help=f"what a known pipeline passes: {', '.join(PARAMETERS)}; what else is given wins",
     )  # fmt: skip
-    for name, (kind, text) in SETTINGS.items():
-        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    for name, (number, text) in SETTINGS.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=number, metavar="N", help=text)
     command.set_defaults(run=_refine)
 
     info = commands.add_parser("info", help="versions, devices and the backend that would run")
@@ -83,7 +90,7 @@ def _parser():
     return parser
 
 
-def _demo(options):
+def _demo(options: argparse.Namespace) -> None:
     check_output("--out", options.out, FIGURES)
     with _steps("refine", "draw") as step:
         outcome = demo.run(device_found())
@@ -98,7 +105,7 @@ def _demo(options):
     print(f"wrote {options.out}")
 
 
-def _refine(options):
+def _refine(options: argparse.Namespace) -> None:
     kind = next(kind for kind in KINDS if getattr(options, kind) is not None)
     source = getattr(options, kind)
     check_output("--out", options.out, (".png", ".npy"))
@@ -107,16 +114,17 @@ def _refine(options):
             check_output(option, path, FIGURES)
     _check_distinct(options.image, source, options.out, options.figure, options.trace_figure)
     given = {name: getattr(options, name) for name in ("method", *SETTINGS) if getattr(options, name) is not None}
-    settings = {**PARAMETERS.get(options.parameters, {}), **given}
-    records = [] if options.trace or options.trace_figure is not None else None
+    settings: dict[str, Any] = {**PARAMETERS.get(options.parameters, {}), **given}
+    records: list[Record] = []
+    traced = options.trace or options.trace_figure is not None
 
     with _steps("load", "refine", "write") as step:
         image = read_image(options.image)
         scores = read_labels(source) if kind == "labels" else read_array(source)
         step()
         start = time.perf_counter()
-        on_device = torch.from_numpy(scores).to(device_found())
-        refined = refine(image, **{kind: on_device}, **settings, trace=records).float().cpu().numpy()
+        settings[kind] = torch.from_numpy(scores).to(device_found())
+        refined = refine(image, **settings, trace=records if traced else None).float().cpu().numpy()
         seconds = time.perf_counter() - start
         if options.out.suffix.lower() == ".png" and len(refined) > 256:
             raise CommandError(f"--out: a .png holds 256 classes, got {len(refined)}; write an .npy")
@@ -136,7 +144,7 @@ def _refine(options):
         print(_table(records))
 
 
-def _table(records):
+def _table(records: Sequence[Record]) -> str:
     """The records of a trace, a line each."""
     lines = [f"{'iteration':>9}  {'energy':>16}  {'free energy':>16}  {'entropy':>8}  {'changed':>8}"]
     for r in records:
@@ -144,7 +152,7 @@ def _table(records):
     return "\n".join(lines)
 
 
-def _info(options):
+def _info(options: argparse.Namespace) -> None:
     print(f"tritoncrf  {tritoncrf.__version__}")
     print(f"python     {platform.python_version()} on {platform.platform()}")
     for package in ("torch", "triton", "numpy"):
@@ -159,12 +167,12 @@ def _info(options):
 
 
 @contextlib.contextmanager
-def _steps(*names):
+def _steps(*names: str) -> Iterator[Callable[[], None]]:
     """A progress bar on a terminal, once the work has taken two seconds; call the result after each step."""
     bar = tqdm(total=len(names), desc=names[0], unit="step", delay=2, leave=False, disable=None)
     left = iter([*names[1:], ""])
 
-    def step():
+    def step() -> None:
         bar.set_description(next(left), refresh=False)
         bar.update()
 
@@ -172,7 +180,7 @@ def _steps(*names):
         yield step
 
 
-def _check_distinct(*paths):
+def _check_distinct(*paths: Path | None) -> None:
     """No output may replace an input, nor another output."""
     image, source, *outputs = [path.resolve() for path in paths if path is not None]
     for n, path in enumerate(outputs):
@@ -180,20 +188,20 @@ def _check_distinct(*paths):
             raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")
 
 
-def _before(kind, scores):
+def _before(kind: str, scores: np.ndarray) -> np.ndarray:
     """The labels that came: the best class of scores, -1 where a label is unknown."""
     if kind == "labels":
         return np.where(scores == UNKNOWN, -1, scores.astype(np.int64))
     return scores.argmin(0) if kind == "energies" else scores.argmax(0)
 
 
-def _write(file, path, probabilities):
+def _write(file: IO[bytes], path: Path, probabilities: np.ndarray) -> None:
     if path.suffix.lower() == ".npy":
         np.save(file, probabilities)
     else:
         write_labels(file, probabilities.argmax(0))
 
 
-def _save(figure, file, path):
+def _save(figure: "Figure", file: IO[bytes], path: Path) -> None:
     """Draw into `file`, in the format that the name of `path` says."""
     figure.savefig(file, format=path.suffix[1:].lower())

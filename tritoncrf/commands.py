@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -21,11 +23,11 @@ REFUSALS = (CommandError, ValueError, TypeError, OSError, MemoryError, torch.Out
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, without the usage."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise CommandError(message)
 
 
-def run(parser: Parser, arguments=None) -> int:
+def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     """Parse, and call `options.run(options)`; 0 if it worked, 2 if not."""
     try:
         options = parser.parse_args(arguments)
@@ -43,7 +45,7 @@ def device_found() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_output(option: str, path: Path, extensions) -> None:
+def check_output(option: str, path: Path, extensions: Sequence[str]) -> None:
     """An error unless `path` can be written, before any work is done for it."""
     if path.suffix.lower() not in extensions:
         raise CommandError(f"{option}: expected a file name ending in {' or '.join(extensions)}, got {path}")

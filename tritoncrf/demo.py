@@ -8,13 +8,14 @@ import torch
 
 from tritoncrf.refine import refine
 from tritoncrf.synthetic import noisy_scores
+from tritoncrf.types import RefineOptions
 
 __all__ = ["CLASSES", "Outcome", "mask", "photo", "run"]
 
 CLASSES = ("backdrop", "flag", "hair", "skin", "hat", "uniform", "shirt")
 
 # Blur 2 keeps the thin collar; the weight is twice the default because a noise cell outvotes its own pixels.
-SETTINGS = {"method": "window", "blur": 2, "weight_appearance": 20}
+SETTINGS: RefineOptions = {"method": "window", "blur": 2, "weight_appearance": 20}
 
 # Outlines in pixels (x, y) of the photo, painted in this order.
 OUTLINES = (
@@ -67,7 +68,7 @@ def photo() -> np.ndarray:
     from matplotlib.cbook import get_sample_data
     from PIL import Image
 
-    with get_sample_data("grace_hopper.jpg") as file, Image.open(file) as image:
+    with get_sample_data("grace_hopper.jpg") as file, Image.open(file) as image:  # type: ignore[union-attr]  # a file
         return np.array(image.convert("RGB"))
 
 
@@ -93,7 +94,7 @@ class Outcome:
     after: np.ndarray
     seconds: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         wrong = self.before != self.truth
         repaired = wrong & (self.after == self.truth)
         broken = ~wrong & (self.after != self.truth)
@@ -106,7 +107,7 @@ class Outcome:
         )
 
 
-def run(device="cpu") -> Outcome:
+def run(device: torch.device | str = "cpu") -> Outcome:
     """Refine noisy scores of the photo on `device`."""
     image, truth = photo(), mask()
     scores = noisy_scores(truth, num_classes=len(CLASSES))

@@ -9,13 +9,15 @@ the half because every pair of pixels is met from both ends (Krähenbühl and Ko
 section 4). log Z does not depend on Q and is not known, so F is the KL divergence up to a constant.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from tritoncrf.filters.base import compute_dtype, without_autocast
+from tritoncrf.filters.base import Filter, compute_dtype, without_autocast
 from tritoncrf.mean_field import checked
 from tritoncrf.reference.step import mix
+from tritoncrf.types import Compatibility, Initial
 
 __all__ = ["Record", "trace"]
 
@@ -24,11 +26,13 @@ __all__ = ["Record", "trace"]
 class Record:
     """The state after `iteration` updates of mean field; energies in nats, summed over pixels and batch.
 
-    energy: the expected energy <E> under Q.
-    free_energy: <E> minus the entropy, which is KL(Q || P) - log Z.
-    pydensecrf_kl: what pydensecrf's klDivergence gives: without the half, so each pair counts twice.
-    entropy: of a pixel's labels in nats, the mean over pixels; from 0 (certain) to log C.
-    changed: the share of pixels whose best label is another than one iteration before; 0 at iteration 0.
+    Attributes:
+        iteration: how many updates came before.
+        energy: the expected energy <E> under Q.
+        free_energy: <E> minus the entropy, which is KL(Q || P) - log Z.
+        pydensecrf_kl: what pydensecrf's klDivergence gives: without the half, so each pair counts twice.
+        entropy: of a pixel's labels in nats, the mean over pixels; from 0 (certain) to log C.
+        changed: the share of pixels whose best label is another than one iteration before; 0 at iteration 0.
     """
 
     iteration: int
@@ -40,7 +44,11 @@ class Record:
 
 
 @torch.no_grad()
-def trace(logits, filters, weights, compatibility="potts", iterations=5, unary_weight=1.0, initial="softmax"):
+def trace(
+    logits: torch.Tensor, filters: Sequence[Filter], weights: Sequence[float | torch.Tensor],
+    compatibility: Compatibility = "potts", iterations: int = 5, unary_weight: float | torch.Tensor = 1.0,
+    initial: Initial = "softmax",
+) -> tuple[torch.Tensor, list[Record]]:  # fmt: skip
     r"""Mean-field inference that tells how it went: `mean_field`, and a record of every iteration.
 
     .. math::
@@ -59,8 +67,8 @@ def trace(logits, filters, weights, compatibility="potts", iterations=5, unary_w
 
     Returns:
         The probabilities [B, C, *S] that `mean_field` gives (to rounding; no gradients), and a list of `iterations` + 1
-        `Record`s, the first of softmax(U). Each record applies each filter once (the first one once more with
-        initial="log_softmax"). A GPU is waited for once, at the end.
+        records, each a `Record`, the first of softmax(U). Each of them applies each filter once (the first one once
+        more with initial="log_softmax"). A GPU is waited for once, at the end.
 
     Raises:
         TypeError, ValueError: as `mean_field`.
@@ -74,16 +82,16 @@ def trace(logits, filters, weights, compatibility="potts", iterations=5, unary_w
         >>> records[3].free_energy < records[0].free_energy
         True
     """
-    mixing, unary_weight = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
+    mixing, scale = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
     unary = logits.to(compute_dtype(logits)).contiguous()
     plans = [f.resolved(logits) for f in filters]
     with without_autocast(unary):
         ready = [plan.prepare(f.tensors_in(unary.dtype), budget=0) for plan, f in zip(plans, filters, strict=True)]
 
-        def messages(q):
+        def messages(q: torch.Tensor) -> torch.Tensor:
             return sum(mix(a, plan.apply(q, r)) for a, plan, r in zip(mixing, plans, ready, strict=True))
 
-        weighted, q, rows = mix(unary_weight, unary), torch.softmax(unary, 1), []
+        weighted, q, rows = mix(scale, unary), torch.softmax(unary, 1), []
         labels = q.argmax(1)
         for t in range(iterations + 1):
             found, best = messages(q), q.argmax(1)
@@ -99,13 +107,13 @@ def trace(logits, filters, weights, compatibility="potts", iterations=5, unary_w
     return q.to(logits.dtype), records
 
 
-def _sums(q, weighted, found):
+def _sums(q: torch.Tensor, weighted: torch.Tensor, found: torch.Tensor) -> list[torch.Tensor]:
     """sum Q log Q, sum Q . aU and sum Q . A F, accumulated in float64."""
     terms = torch.special.xlogy(q, q), q * weighted, q * found
     return [term.sum(dtype=torch.float64) for term in terms]
 
 
-def _record(iteration, pixels, logarithms, unary, pairwise, changed):
+def _record(iteration: int, pixels: int, logarithms: float, unary: float, pairwise: float, changed: float) -> Record:
     energy = -unary - pairwise / 2
     return Record(
         iteration=iteration,

@@ -13,11 +13,19 @@ from collections.abc import Sequence
 import torch
 
 from tritoncrf import checks
+from tritoncrf.types import Theta
 
 __all__ = ["bilateral", "color", "spatial"]
 
 
-def spatial(size, theta, spacing=None, *, device=None, dtype=torch.float32) -> torch.Tensor:
+def spatial(
+    size: Sequence[int],
+    theta: Theta,
+    spacing: Theta | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
     """Pixel positions over a bandwidth: f[a] = index_a * spacing_a / theta_a.
 
     Args:
@@ -47,7 +55,7 @@ def spatial(size, theta, spacing=None, *, device=None, dtype=torch.float32) -> t
     return _spatial("theta", size, theta, spacing, device, dtype)
 
 
-def color(image, theta_color) -> torch.Tensor:
+def color(image: torch.Tensor, theta_color: Theta) -> torch.Tensor:
     """Colours over a bandwidth: f[c] = image_c / theta_c, in 0..255 units.
 
     Args:
@@ -73,7 +81,9 @@ def color(image, theta_color) -> torch.Tensor:
     return torch.stack([channel / theta for channel, theta in zip(photo.unbind(1), thetas)], dim=1)
 
 
-def bilateral(image, theta_space, theta_color, spacing=None) -> torch.Tensor:
+def bilateral(
+    image: torch.Tensor, theta_space: Theta, theta_color: Theta, spacing: Theta | None = None
+) -> torch.Tensor:
     """Positions and colours together: f = (index * spacing / theta_space, image / theta_color).
 
     Args:
@@ -98,7 +108,14 @@ def bilateral(image, theta_space, theta_color, spacing=None) -> torch.Tensor:
     return torch.cat([positions.expand(colors.shape[0], -1, *size), colors], dim=1)
 
 
-def _spatial(name, size, theta, spacing, device, dtype):
+def _spatial(
+    name: str,
+    size: Sequence[int],
+    theta: Theta,
+    spacing: Theta | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     thetas = checks.expect_positive(name, theta, len(size))
     spacings = checks.expect_positive("spacing", 1.0 if spacing is None else spacing, len(size))
     if device is None:
@@ -111,7 +128,7 @@ def _spatial(name, size, theta, spacing, device, dtype):
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0)
 
 
-def _photo(image):
+def _photo(image: torch.Tensor) -> torch.Tensor:
     """`image` in 0..255 units, float32 or float64."""
     if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8):
         checks.expect_tensor("image", image, "a uint8 (0..255) or floating-point (0..1) torch.Tensor")
@@ -132,7 +149,7 @@ def _photo(image):
     return photo * 255
 
 
-def _on_device(name, thetas, like):
+def _on_device(name: str, thetas: list[float | torch.Tensor], like: torch.Tensor) -> list[float | torch.Tensor]:
     """Tensors among `thetas` in the dtype of `like`; a 0-d tensor on the CPU goes with any device."""
     for t in thetas:
         if isinstance(t, torch.Tensor) and t.device.type != "cpu" and t.device != like.device:

@@ -1,8 +1,17 @@
 """Figures of a refinement, and the colours of its labels."""
 
 import colorsys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from tritoncrf.diagnostics import Record
 
 __all__ = [
     "comparison",
@@ -29,8 +38,10 @@ GAP, TITLE_HEIGHT = 0.12, 0.62  # inches
 MOST_PIXELS = 1200  # a side; a panel shows no more
 MOST_NAMES = 24
 
+Entry: TypeAlias = tuple[Any, str]  # of a legend: a colour as matplotlib takes them, and the text
 
-def palette() -> np.ndarray:
+
+def palette() -> npt.NDArray[np.uint8]:
     """[256, 3] uint8 colours: 21 that colour-blind readers tell apart, then hues by the golden angle."""
     distinct = [[int(h[i : i + 2], 16) for i in (0, 2, 4)] for h in DISTINCT.split()]
     others = []
@@ -40,7 +51,10 @@ def palette() -> np.ndarray:
     return np.array(distinct + others, dtype=np.uint8)
 
 
-def comparison(image, before, after, *, truth=None, names=None, seconds=None):
+def comparison(
+    image: npt.ArrayLike, before: npt.ArrayLike, after: npt.ArrayLike, *, truth: npt.ArrayLike | None = None,
+    names: Sequence[str] | None = None, seconds: float | None = None,
+) -> "Figure":  # fmt: skip
     """Image, input labels, refined labels and what changed, side by side.
 
     Args:
@@ -69,7 +83,10 @@ def comparison(image, before, after, *, truth=None, names=None, seconds=None):
     )
 
 
-def methods(image, before, refined, *, truth=None, names=None):
+def methods(
+    image: npt.ArrayLike, before: npt.ArrayLike, refined: Mapping[str, tuple[npt.ArrayLike, float]], *,
+    truth: npt.ArrayLike | None = None, names: Sequence[str] | None = None,
+) -> "Figure":  # fmt: skip
     """Input labels and what several methods make of them, side by side.
 
     Args:
@@ -87,7 +104,10 @@ def methods(image, before, refined, *, truth=None, names=None):
     return _figure(panels, 1, len(panels), 2.9, legend_entries([before], names), [])
 
 
-def _figure(panels, rows, columns, panel_width, entries, key):
+def _figure(
+    panels: Sequence[tuple[str, str, np.ndarray]], rows: int, columns: int, panel_width: float,
+    entries: Sequence[Entry], key: Sequence[Entry],
+) -> "Figure":  # fmt: skip
     """(title, subtitle, picture) of each panel, over a key on the right and the legend of the classes."""
     from matplotlib.figure import Figure
 
@@ -117,7 +137,7 @@ def _figure(panels, rows, columns, panel_width, entries, key):
     return figure
 
 
-def trace(records):
+def trace(records: Sequence["Record"]) -> "Figure":
     """How a run of mean field went: free energy and energy, entropy, and labels changed, over the iterations.
 
     Args:
@@ -157,7 +177,7 @@ def trace(records):
     return figure
 
 
-def plain(axes, xlabel):
+def plain(axes: "Axes", xlabel: str) -> None:
     """Axes of curves over whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
@@ -168,14 +188,14 @@ def plain(axes, xlabel):
     axes.grid(axis="y", color="#E5E7EB")
 
 
-def head(axes, title, subtitle):
+def head(axes: "Axes", title: str, subtitle: str) -> None:
     """Two lines above a panel."""
-    above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "left", "va": "baseline"}
+    above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "left", "va": "baseline"}
     axes.annotate(title, (0, 1), (0, 21), fontsize=13, fontweight="bold", color=INK, **above)
     axes.annotate(subtitle, (0, 1), (0, 7), fontsize=10, color=MUTED, **above)
 
 
-def _rgb(image):
+def _rgb(image: npt.ArrayLike) -> np.ndarray:
     """[H, W, 3] floats from 0 to 1."""
     image = np.asarray(image)
     image = image / 255 if image.dtype == np.uint8 else image
@@ -183,12 +203,12 @@ def _rgb(image):
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
-def grey_of(image):
+def grey_of(image: npt.ArrayLike) -> np.ndarray:
     """[H, W, 3] floats from 0 to 1, the three alike; of an image [H, W, 3] or [H, W], uint8 or floating from 0 to 1."""
     return np.repeat((_rgb(image) @ [0.299, 0.587, 0.114])[..., None], 3, axis=2)
 
 
-def overlay(grey, labels):
+def overlay(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The colours of the labels, none where negative, over the grey image; a light line along their borders."""
     colors = palette()[labels % 256] / 255
     mixed = np.where((labels < 0)[..., None], grey, 0.35 * grey + 0.65 * colors)
@@ -198,7 +218,9 @@ def overlay(grey, labels):
     return np.where(edge[..., None], 0.5 * mixed + 0.5, mixed)
 
 
-def _changes(grey, before, after, truth):
+def _changes(
+    grey: np.ndarray, before: np.ndarray, after: np.ndarray, truth: npt.ArrayLike | None
+) -> tuple[str, np.ndarray]:
     """A subtitle and the picture of what changed, over a pale image."""
     from matplotlib.colors import to_rgb
 
@@ -213,19 +235,19 @@ def _changes(grey, before, after, truth):
     return f"{repaired.sum():,} repaired, {broken.sum():,} broken", pale
 
 
-def _accuracy(labels, truth):
+def _accuracy(labels: np.ndarray, truth: npt.ArrayLike | None) -> str:
     return "" if truth is None else f"{(labels == truth).mean():.1%} right"
 
 
-def _duration(seconds):
+def _duration(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.2f} s"
 
 
-def _join(*parts):
+def _join(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def legend_entries(maps, names):
+def legend_entries(maps: Sequence[np.ndarray], names: Sequence[str] | None) -> list[Entry]:
     """(color, text) of the classes present, by their share of the last map; of several, with the share of each."""
     shares = [{c: n / x.size for c, n in zip(*np.unique(x, return_counts=True)) if c >= 0} for x in maps]
     present = sorted(set().union(*shares), key=lambda c: -shares[-1].get(c, 0))
@@ -239,17 +261,19 @@ def legend_entries(maps, names):
     return entries
 
 
-def _key(truth):
+def _key(truth: npt.ArrayLike | None) -> list[Entry]:
     if truth is None:
         return []
     return [(REPAIRED, "repaired"), (BROKEN, "broken"), (STILL_WRONG, "still wrong")]
 
 
-def legend(figure, entries, columns, corner, at):
+def legend(figure: "Figure", entries: Sequence[Entry], columns: int, corner: str, at: tuple[float, float]) -> None:
     """Rows of squares with their names, from the given corner of theirs at a place of the figure."""
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=color, edgecolor="#9CA3AF", linewidth=0.5, label=text) for color, text in entries]
-    tight = {"handlelength": 1.1, "handleheight": 1.1, "columnspacing": 1.3, "borderpad": 0, "borderaxespad": 0}
-    place = {"ncols": min(columns, len(handles)), "loc": corner, "bbox_to_anchor": at, "frameon": False}
-    figure.legend(handles=handles, fontsize=10, labelcolor=INK, **place, **tight)
+    style: dict[str, Any] = {
+        "handlelength": 1.1, "handleheight": 1.1, "columnspacing": 1.3, "borderpad": 0, "borderaxespad": 0,
+        "ncols": min(columns, len(handles)), "loc": corner, "bbox_to_anchor": at, "frameon": False,
+    }  # fmt: skip
+    figure.legend(handles=handles, fontsize=10, labelcolor=INK, **style)

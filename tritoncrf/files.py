@@ -2,11 +2,19 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from tritoncrf.figures import palette
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from matplotlib.figure import Figure
+
+Content = TypeVar("Content")
 
 __all__ = [
     "FileError", "decoded", "read_array", "read_image", "read_labels", "replacing", "save_figure", "write",
@@ -18,7 +26,7 @@ class FileError(ValueError):
     """A file that is not what was expected; the message begins with its name."""
 
 
-def decoded(path: Path, what: str, read):
+def decoded(path: Path, what: str, read: Callable[[Path], Content]) -> Content:
     """What `read(path)` gives; one error, naming the file, for all that decoders raise."""
     if not path.is_file():
         raise FileError(f"{path}: expected {what}, got {'a folder' if path.is_dir() else 'no such file'}")
@@ -30,11 +38,11 @@ def decoded(path: Path, what: str, read):
         raise FileError(f"{path}: expected {what}, unreadable: {error}") from error
 
 
-def read_image(path: Path, upright: bool = False):
+def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
     """A PIL image, RGB or grey ("L"); its pixels as they are stored, or turned as a viewer shows them."""
     from PIL import Image, ImageOps
 
-    def read(path):
+    def read(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             if image.mode.startswith(("I", "F")):
@@ -51,7 +59,7 @@ def read_labels(path: Path) -> np.ndarray:
         return read_array(path, extensions=(".png", ".npy", ".npz"))
     from PIL import Image
 
-    def read(path):
+    def read(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             image.load()
             if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
@@ -61,12 +69,12 @@ def read_labels(path: Path) -> np.ndarray:
     return decoded(path, "a .png of labels", read)
 
 
-def read_array(path: Path, extensions=(".npy", ".npz")) -> np.ndarray:
+def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.ndarray:
     """The one array of a file, in this machine's byte order."""
     if path.suffix.lower() not in extensions:
         raise FileError(f"{path}: expected a file ending in {' or '.join(extensions)}")
 
-    def read(path):
+    def read(path: Path) -> np.ndarray:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
@@ -81,7 +89,7 @@ def read_array(path: Path, extensions=(".npy", ".npz")) -> np.ndarray:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
-def write_labels(file, labels: np.ndarray) -> None:
+def write_labels(file: IO[bytes], labels: np.ndarray) -> None:
     """[H, W] labels from 0 to 255 into an open file, as a PNG with a palette."""
     from PIL import Image
 
@@ -91,7 +99,7 @@ def write_labels(file, labels: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path):
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the block ends well, and leaves nothing behind when not."""
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -105,11 +113,12 @@ def replacing(path: Path):
 
 
 def write(path: Path, content: bytes) -> None:
+    """`content` as a file, whole or not at all."""
     with replacing(path) as file:
         file.write(content)
 
 
-def save_figure(path: Path, figure) -> None:
+def save_figure(path: Path, figure: "Figure") -> None:
     """A figure of matplotlib, in the format that the name of `path` says."""
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower())

@@ -11,11 +11,17 @@ because K_m acts on pixels and A_m on classes. Autograd splits dA_m into those o
 own tensors get the gradient of <A_m^T G, K_m Q_t>.
 """
 
+from collections.abc import Sequence
+from typing import Any, get_args
+
 import torch
 
 from tritoncrf import checks
 from tritoncrf.filters.base import (
+    Context,
     Filter,
+    MeanFieldStep,
+    Plan,
     beside,
     compute_dtype,
     decode,
@@ -26,13 +32,17 @@ from tritoncrf.filters.base import (
     without_autocast,
 )
 from tritoncrf.reference.step import KEPT_STATES, Step, mix, mix_adjoint
+from tritoncrf.types import Compatibility, Initial, Output
 
-OUTPUTS = ("probabilities", "logits", "log_probabilities")
-INITIALS = ("softmax", "log_softmax")
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+INITIALS: tuple[Initial, ...] = get_args(Initial)
 
 
-def mean_field(logits, filters, weights, compatibility="potts", iterations=5, unary_weight=1.0,
-               initial="softmax", output="probabilities"):  # fmt: skip
+def mean_field(
+    logits: torch.Tensor, filters: Sequence[Filter], weights: Sequence[float | torch.Tensor],
+    compatibility: Compatibility = "potts", iterations: int = 5, unary_weight: float | torch.Tensor = 1.0,
+    initial: Initial = "softmax", output: Output = "probabilities",
+) -> torch.Tensor:  # fmt: skip
     r"""Mean-field inference in a dense CRF.
 
     .. math::
@@ -69,16 +79,16 @@ def mean_field(logits, filters, weights, compatibility="potts", iterations=5, un
         True
     """
     checks.expect_choice("output", output, OUTPUTS)
-    mixing, unary_weight = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
+    mixing, scale = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
 
     dtype = compute_dtype(logits)
     tensors = [t for f in filters for t in f.tensors_in(dtype)]
-    differentiable = [logits, unary_weight, *mixing, *tensors]
+    differentiable = [logits, scale, *mixing, *tensors]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     plans = encode([f.resolved(logits) for f in filters])
     scores = logits.to(dtype)
     if iterations > 0:
-        scores, *_ = iterate(scores, unary_weight, mixing, tensors, plans, iterations, initial, keep)
+        scores, *_ = iterate(scores, scale, mixing, tensors, plans, iterations, initial, keep)
     if output == "probabilities":
         scores = torch.softmax(scores, 1)
     elif output == "log_probabilities":
@@ -86,7 +96,10 @@ def mean_field(logits, filters, weights, compatibility="potts", iterations=5, un
     return scores.to(logits.dtype)
 
 
-def checked(logits, filters, weights, compatibility, iterations, unary_weight, initial):
+def checked(
+    logits: torch.Tensor, filters: Sequence[Filter], weights: Sequence[float | torch.Tensor],
+    compatibility: Compatibility, iterations: int, unary_weight: float | torch.Tensor, initial: Initial,
+) -> tuple[list[torch.Tensor], torch.Tensor]:  # fmt: skip
     """The A_m = -mu W_m and a as tensors beside the logits, or an error for whatever the loop cannot take."""
     checks.expect_tensor("logits", logits)
     checks.expect_spatial("logits", logits)
@@ -97,15 +110,15 @@ def checked(logits, filters, weights, compatibility, iterations, unary_weight, i
     checks.expect_int("iterations", iterations, 0)
     checks.expect_choice("initial", initial, INITIALS)
     mixing = [_class_weight(f"weights[{m}]", w, logits, ndim=2) for m, w in enumerate(weights)]
-    unary_weight = _class_weight("unary_weight", unary_weight, logits, ndim=1)
+    scale = _class_weight("unary_weight", unary_weight, logits, ndim=1)
     if not (isinstance(compatibility, str) and compatibility == "potts"):
         mu = _compatibility(compatibility, logits)
         # In float64, which autocast leaves alone, in the backward too.
         mixing = [(-mu.double() @ w.double()).to(mu.dtype) if w.ndim == 2 else -mu * w for w in mixing]
-    return mixing, unary_weight
+    return mixing, scale
 
 
-def _check_filters(filters, weights, logits):
+def _check_filters(filters: Sequence[Filter], weights: Sequence[float | torch.Tensor], logits: torch.Tensor) -> None:
     for name, value in ("filters", filters), ("weights", weights):
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"{name}: expected a list, one per filter, got {checks.kind_of(value)}")
@@ -119,7 +132,7 @@ def _check_filters(filters, weights, logits):
         f.check_fits("logits", logits)
 
 
-def _class_weight(name, value, logits, ndim):
+def _class_weight(name: str, value: float | torch.Tensor, logits: torch.Tensor, ndim: int) -> torch.Tensor:
     """A weight on the class axis as a tensor [], [C] or, for ndim 2, [C, C] beside the logits."""
     classes, dtype = logits.shape[1], compute_dtype(logits)
     if not isinstance(value, torch.Tensor):
@@ -134,7 +147,7 @@ def _class_weight(name, value, logits, ndim):
     return value.to(dtype)
 
 
-def _compatibility(value, logits):
+def _compatibility(value: Compatibility, logits: torch.Tensor) -> torch.Tensor:
     classes = logits.shape[1]
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"compatibility: expected 'potts' or a [C, C] tensor, got {checks.kind_of(value)}")
@@ -146,12 +159,15 @@ def _compatibility(value, logits):
     return value.to(compute_dtype(logits))
 
 
-def _check_device(name, value, logits):
+def _check_device(name: str, value: torch.Tensor, logits: torch.Tensor) -> None:
     if value.device != logits.device:
         raise ValueError(f"{name}: expected the device of logits, {logits.device}, got {value.device}")
 
 
-def _prepared(plans, tensors, mixing, unary, unary_weight):
+def _prepared(
+    plans: Sequence[Plan[Any]], tensors: list[torch.Tensor], mixing: list[torch.Tensor], unary: torch.Tensor,
+    unary_weight: torch.Tensor,
+) -> tuple[list[Any], MeanFieldStep]:  # fmt: skip
     """The filters made ready with their own tensors, and the step that runs them."""
     left, budget = iter(tensors), KEPT_STATES * unary.shape[1] / len(plans)
     prepared = [p.prepare([next(left) for _ in range(p.tensor_count)], budget) for p in plans]
@@ -178,7 +194,10 @@ def iterate(
 
 
 @iterate.register_fake
-def _(unary, unary_weight, mixing, tensors, plans, iterations, initial, keep):
+def _(
+    unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], tensors: list[torch.Tensor],
+    plans: str, iterations: int, initial: str, keep: bool,
+) -> list[torch.Tensor]:  # fmt: skip
     scores = torch.empty(unary.shape, dtype=unary.dtype, device=unary.device)
     return [scores, *(torch.empty_like(scores) for _ in range(iterations if keep else 0))]
 
@@ -194,23 +213,23 @@ def iterate_backward(
     """
     needs_unary, needs_unary_weight, needs_mixing, needs_tensors = needs
     unary = unary.contiguous()
-    plans = decode(plans)
+    decoded = decode(plans)
     with without_autocast(unary):
-        prepared, step = _prepared(plans, tensors, mixing, unary, unary_weight)
+        prepared, step = _prepared(decoded, tensors, mixing, unary, unary_weight)
         d_mixing = [torch.zeros(a.shape, dtype=a.dtype, device=a.device) for a in mixing] if needs_mixing else []
-        d_tensors = []
+        d_tensors: list[torch.Tensor] = []
         g, total = cotangent, torch.zeros_like(cotangent)  # total: sum of all dS_1 .. dS_T
         for t in reversed(range(len(states))):
             q = states[t]
             total += g
             if needs_tensors:
                 found = []
-                for plan, ready, a in zip(plans, prepared, mixing, strict=True):
+                for plan, ready, a in zip(decoded, prepared, mixing, strict=True):
                     found += plan.gradients(q, mix_adjoint(a, g), ready)
                 d_tensors = [d + f for d, f in zip(d_tensors, found, strict=True)] if d_tensors else found
             softmaxed = t > 0 or initial == "softmax"
             g, filtered = step.backward(q, g, softmaxed, needs_mixing)
-            if needs_mixing:
+            if filtered is not None:
                 for d, b in zip(d_mixing, filtered, strict=True):
                     d += _outer(b, q, d.ndim)
         if initial == "log_softmax":
@@ -223,7 +242,7 @@ def iterate_backward(
         ]
 
 
-def _outer(b, q, ndim: int):
+def _outer(b: torch.Tensor, q: torch.Tensor, ndim: int) -> torch.Tensor:
     """sum over batch and pixels of b q^T, of its diagonal, or of its trace: what dA needs for A's shape."""
     if ndim == 2:
         return (b.flatten(2) @ q.flatten(2).mT).sum(0)
@@ -232,7 +251,10 @@ def _outer(b, q, ndim: int):
 
 
 @iterate_backward.register_fake
-def _(cotangent, unary, unary_weight, mixing, tensors, states, plans, initial, needs):
+def _(
+    cotangent: torch.Tensor, unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor],
+    tensors: list[torch.Tensor], states: list[torch.Tensor], plans: str, initial: str, needs: list[bool],
+) -> list[torch.Tensor]:  # fmt: skip
     groups = [unary], [unary_weight], mixing, tensors
     return [
         torch.empty(gradient_shape(t, needed), dtype=unary.dtype, device=unary.device)
@@ -241,14 +263,14 @@ def _(cotangent, unary, unary_weight, mixing, tensors, states, plans, initial, n
     ]
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
     unary, unary_weight, mixing, tensors, ctx.plans, ctx.iterations, ctx.initial, _ = inputs
     ctx.counts = len(mixing), len(tensors)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(unary, unary_weight, *mixing, *tensors, *output[1:])
 
 
-def _backward(ctx, cotangents):
+def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
     unary, unary_weight, *rest = ctx.saved_tensors
     m, k = ctx.counts
     mixing, tensors, states = rest[:m], rest[m : m + k], rest[m + k :]

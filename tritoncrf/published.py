@@ -10,25 +10,30 @@ normalised, are those of `refine` with the lattice:
     cutler     CutLER: masks of two classes
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import torch
 
 from tritoncrf import checks
+from tritoncrf.types import Array, RefineOptions
 
 __all__ = ["CRFRNN_CODES", "PARAMETERS", "crfrnn_parameters"]
 
 
-def _set(iterations, smooth, appearance, **others):
+def _set(
+    iterations: int, smooth: tuple[float, float], appearance: tuple[float, float, float], **others: float
+) -> RefineOptions:
     """(theta, weight) of smoothness; (theta_space, theta_color, weight) of appearance."""
     names = "theta_smooth", "weight_smooth", "theta_space", "theta_color", "weight_appearance"
-    return MappingProxyType({**dict(zip(names, (*smooth, *appearance))), "iterations": iterations, **others})
+    found = {**dict(zip(names, (*smooth, *appearance))), "iterations": iterations, **others}
+    return cast(RefineOptions, MappingProxyType(found))  # read like one, but not to be changed
 
 
-PARAMETERS = MappingProxyType(
+PARAMETERS: Mapping[str, RefineOptions] = MappingProxyType(
     {
         "densecrf": _set(5, (3, 3), (80, 13, 10)),
         "deeplab": _set(10, (1, 3), (67, 3, 4)),
@@ -37,6 +42,10 @@ PARAMETERS = MappingProxyType(
         "cutler": _set(10, (3, 7), (50, 5, 10)),
     }
 )
+
+
+Preset: TypeAlias = Literal["released", "released-keras", "released-pytorch"]
+Numbers: TypeAlias = Array | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Code:
     separator: str | None  # between a layer's name and its parameter's; Caffe names neither
 
 
-CRFRNN_CODES = MappingProxyType(
+CRFRNN_CODES: Mapping[Preset, Code] = MappingProxyType(
     {
         "released": Code((3.0, 5.0), -1, (122.679, 116.669, 104.007), None),
         "released-keras": Code((1.0, 1.0), -1, (123.68, 116.779, 103.939), "/"),
@@ -60,8 +69,19 @@ NAMES = "spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix"
 FILES = "spatial.par", "bilateral.par"
 
 
-def crfrnn_parameters(parameters, num_classes: int, code: Code) -> list[torch.Tensor]:
-    """W_smooth, W_appearance and mu, each [C, C] in float64, from what a published code saved; see `CRFRNN`."""
+def crfrnn_parameters(
+    parameters: Mapping[str, Numbers] | Sequence[Numbers], num_classes: int, code: Code
+) -> list[torch.Tensor]:
+    """W_smooth, W_appearance and mu, each [C, C] in float64, from what a published code saved.
+
+    Args:
+        parameters: see `CRFRNN.load_published`.
+        num_classes: C.
+        code: whose they are, from CRFRNN_CODES.
+
+    Raises:
+        TypeError, ValueError: see `CRFRNN.load_published`.
+    """
     square = [(num_classes, num_classes), (1, 1, num_classes, num_classes)]
     if isinstance(parameters, (list, tuple)):
         if len(parameters) != len(NAMES):
@@ -78,21 +98,21 @@ def crfrnn_parameters(parameters, num_classes: int, code: Code) -> list[torch.Te
     return [_numbers(f"parameters[{keys[name]!r}]", parameters[keys[name]], square[:1]) for name in NAMES]
 
 
-def _keys(parameters, separator) -> dict:
+def _keys(parameters: Mapping[str, Numbers], separator: str) -> dict[str, str]:
     """The key of each of NAMES: they may stand behind their layer's name, and among other layers."""
-    layers = {}
+    layers: dict[str, dict[str, str]] = {}
     for key in parameters:
         layer, _, name = str(key).rpartition(separator)
         layers.setdefault(layer, {})[name.removesuffix(":0") if separator == "/" else name] = key
     found = {layer: keys for layer, keys in layers.items() if not set(NAMES).isdisjoint(keys)}
     if len(found) > 1:
         raise ValueError(f"parameters: expected {NAMES[0]} and the others of one layer, got layers {', '.join(found)}")
-    keys = next(iter(found.values()), {})
+    keys: dict[str, str] = next(iter(found.values()), {})
     _expect_names(keys or parameters, NAMES)
     return keys
 
 
-def _expect_names(found, names):
+def _expect_names(found: Collection[str], names: Sequence[str]) -> None:
     missing, unknown = [name for name in names if name not in found], [str(key) for key in found if key not in names]
     if missing or unknown:
         got = ", ".join(unknown[:3]) + ("" if len(unknown) <= 3 else f" and {len(unknown) - 3} others")
@@ -100,7 +120,7 @@ def _expect_names(found, names):
         raise ValueError(f"parameters: expected {', '.join(names)}, got {' and '.join(wrong)}")
 
 
-def _numbers(name, value, shapes) -> torch.Tensor:
+def _numbers(name: str, value: Numbers, shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
     """An array or tensor of one of these shapes, finite, as float64 on the CPU."""
     array = value.detach().cpu().double() if isinstance(value, torch.Tensor) else np.asarray(value)
     if isinstance(array, np.ndarray):

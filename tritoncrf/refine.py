@@ -1,43 +1,79 @@
 """One call: scores of a network in, scores sharpened against the image out."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, Union, get_args, overload
+
 import numpy as np
 import torch
 
 from tritoncrf import checks, diagnostics, filters
 from tritoncrf.features import bilateral, color, spatial
+from tritoncrf.filters.base import Filter
 from tritoncrf.mean_field import mean_field
+from tritoncrf.types import Array, Image, Method, RefineOptions, Theta
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from typing_extensions import Unpack
 
 __all__ = ["refine"]
 
-METHODS = {"lattice": filters.Lattice, "exact": filters.Exact, "window": filters.Window, "guided": filters.Guided}
+METHODS: tuple[Method, ...] = get_args(Method)
 UNKNOWN = 255
 CLIP = 1e-5
 
+Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
 
+
+@overload
+def refine(
+    image: Image | None = None, *, logits: Scores, trace: list[diagnostics.Record] | None = None,
+    **options: "Unpack[RefineOptions]",
+) -> Scores: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, probabilities: Scores, trace: list[diagnostics.Record] | None = None,
+    **options: "Unpack[RefineOptions]",
+) -> Scores: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, energies: Scores, trace: list[diagnostics.Record] | None = None,
+    **options: "Unpack[RefineOptions]",
+) -> Scores: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, labels: torch.Tensor, trace: list[diagnostics.Record] | None = None,
+    **options: "Unpack[RefineOptions]",
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, labels: Union[np.ndarray, "PIL.Image.Image"],
+    trace: list[diagnostics.Record] | None = None, **options: "Unpack[RefineOptions]",
+) -> np.ndarray: ...  # fmt: skip
 @torch.no_grad()
 def refine(
-    image=None,
+    image: Image | None = None,
     *,
-    logits=None,
-    probabilities=None,
-    energies=None,
-    labels=None,
-    method="lattice",
-    theta_space=80,
-    theta_color=13,
-    weight_appearance=10,
-    theta_smooth=3,
-    weight_smooth=3,
-    iterations=5,
-    window_size=11,
-    blur=4,
-    radius=3,
-    eps=1.0,
-    label_confidence=0.7,
-    num_classes=None,
-    features=None,
-    trace=None,
-):
+    logits: Array | None = None,
+    probabilities: Array | None = None,
+    energies: Array | None = None,
+    labels: Image | None = None,
+    method: Method = "lattice",
+    theta_space: Theta = 80,
+    theta_color: Theta = 13,
+    weight_appearance: float = 10,
+    theta_smooth: Theta = 3,
+    weight_smooth: float = 3,
+    iterations: int = 5,
+    window_size: int = 11,
+    blur: int = 4,
+    radius: int | Sequence[int] = 3,
+    eps: float = 1.0,
+    label_confidence: float = 0.7,
+    num_classes: int | None = None,
+    features: Array | None = None,
+    trace: list[diagnostics.Record] | None = None,
+) -> Array:
     """Refine the scores of one image by mean field in a dense CRF.
 
         Q <- softmax(U + weight_appearance K_a Q + weight_smooth K_s Q)     `iterations` times, Q0 = softmax(U)
@@ -117,28 +153,31 @@ def refine(
         else:
             unary = _from_scores(name, value, num_classes)
         size = unary.shape[1:]
+        photo = appearance = None
         if image is not None:
-            image = _image(image, unary.device)
-            _expect_size("image", image, name, size)
+            photo = _image(image, unary.device)
+            _expect_size("image", photo, name, size)
         if features is not None:
-            features = _features(features, name, size, unary.device)
+            appearance = _features(features, name, size, unary.device)
         weights = [checks.expect_number("weight_appearance", weight_appearance)]
+        kernels: list[Filter]
+        made_of = "features"
+        if appearance is None:
+            assert photo is not None
+            if method == "guided":
+                appearance = color(photo[None], 1.0)
+            else:
+                appearance, made_of = bilateral(photo[None], theta_space, theta_color), "theta_space, theta_color"
+        appearance = appearance.to(unary.dtype)
         if method == "guided":
-            guide = color(image[None], 1.0) if features is None else features
             with checks.renamed("guide", "features"):
-                kernels = [filters.Guided(guide.to(unary.dtype), radius, eps)]
+                kernels = [filters.Guided(appearance, radius, eps)]
         else:
-            appearance, made_of = features, "features"
-            if features is None:
-                appearance, made_of = bilateral(image[None], theta_space, theta_color), "theta_space, theta_color"
             weights = [checks.expect_number("weight_smooth", weight_smooth), *weights]
-            options = {"normalization": "symmetric"}
-            if method == "window":
-                options |= {"window_size": window_size, "blur": blur}
             with checks.renamed("features", "theta_smooth"):
-                smoothness = _spatial(method, size, theta_smooth, unary, options)
+                smoothness = _smoothness(method, size, theta_smooth, unary, window_size, blur)
             with checks.renamed("features", made_of):
-                kernels = [smoothness, METHODS[method](appearance.to(unary.dtype), **options)]
+                kernels = [smoothness, _gaussian(method, appearance, window_size, blur)]
         if trace is None:
             refined = mean_field(unary[None], kernels, weights, iterations=iterations)
         else:
@@ -147,16 +186,26 @@ def refine(
     return _like(refined[0], name, value)
 
 
-def _spatial(method, size, theta, unary, options):
-    """The filter of positions, beside `unary`; a lattice from its cache."""
-    theta = checks.expect_positive("theta_smooth", theta, len(size))
-    like = {"device": unary.device, "dtype": unary.dtype}
+def _gaussian(method: Method, features: torch.Tensor, window_size: int, blur: int) -> Filter:
+    """The method's filter of features."""
+    if method == "window":
+        return filters.Window(features, window_size, blur=blur, normalization="symmetric")
+    kind = filters.Exact if method == "exact" else filters.Lattice
+    return kind(features, normalization="symmetric")
+
+
+def _smoothness(
+    method: Method, size: torch.Size, theta: Theta, unary: torch.Tensor, window_size: int, blur: int
+) -> Filter:
+    """The method's filter of positions, beside `unary`; a lattice from its cache."""
+    thetas = checks.expect_positive("theta_smooth", theta, len(size))
+    device, dtype = unary.device, unary.dtype
     if method == "lattice":
-        return filters.Lattice.spatial(size, theta, **like, **options)
-    return METHODS[method](spatial(size, theta, **like), **options)
+        return filters.Lattice.spatial(size, thetas, normalization="symmetric", device=device, dtype=dtype)
+    return _gaussian(method, spatial(size, thetas, device=device, dtype=dtype), window_size, blur)
 
 
-def _from_scores(name, value, num_classes):
+def _from_scores(name: str, value: Image, num_classes: int | None) -> torch.Tensor:
     """Logits [C, *S] in float32 or float64."""
     scores = _tensor(name, value)
     checks.expect_tensor(name, scores, "a floating-point NumPy array or torch.Tensor")
@@ -177,7 +226,7 @@ def _from_scores(name, value, num_classes):
     return scores.clamp(min=CLIP).log()
 
 
-def _from_labels(value, num_classes, confidence):
+def _from_labels(value: Image, num_classes: int | None, confidence: float) -> torch.Tensor:
     """log-probabilities [C, *S], float32."""
     labels = _tensor("labels", value)
     if labels.is_floating_point() or labels.is_complex():
@@ -203,7 +252,7 @@ def _from_labels(value, num_classes, confidence):
     return torch.where(known, p, 1 / num_classes).float().log()  # [C, *S]
 
 
-def _image(value, device):
+def _image(value: Image, device: torch.device) -> torch.Tensor:
     """The image [C, H, W], uint8 or floating, on `device`."""
     wanted = "a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]"
     if _is_pil(value):
@@ -220,7 +269,7 @@ def _image(value, device):
     return image.to(device)
 
 
-def _features(value, name, size, device):
+def _features(value: Array, name: str, size: torch.Size, device: torch.device) -> torch.Tensor:
     """Appearance features [1, D, *S] on `device`."""
     appearance = _tensor("features", value)
     checks.expect_tensor("features", appearance, "a floating-point NumPy array or torch.Tensor")
@@ -231,12 +280,12 @@ def _features(value, name, size, device):
     return appearance.to(device)[None]
 
 
-def _expect_size(what, value, name, size):
+def _expect_size(what: str, value: torch.Tensor, name: str, size: torch.Size) -> None:
     if value.shape[1:] != size:
         raise ValueError(f"{what}: expected the size of {name}, {list(size)}, got {list(value.shape[1:])}")
 
 
-def _tensor(name, value):
+def _tensor(name: str, value: Image) -> torch.Tensor:
     """`value` as a tensor; NumPy memory is shared where it can be."""
     if isinstance(value, torch.Tensor):
         return value.detach()
@@ -251,13 +300,15 @@ def _tensor(name, value):
         raise TypeError(f"{name}: expected numbers of a dtype that torch knows, got {checks.kind_of(value)}") from None
 
 
-def _is_pil(value):
+def _is_pil(value: object) -> "TypeGuard[PIL.Image.Image]":
     return type(value).__module__.startswith("PIL.")
 
 
-def _like(refined, name, value):
+def _like(refined: torch.Tensor, name: str, value: Image) -> Array:
     """`refined` in the kind and the dtype of what it was made from."""
     if isinstance(value, torch.Tensor):
         return refined if name == "labels" else refined.to(value.dtype)
     array = refined.cpu().numpy()
-    return array if name == "labels" else array.astype(value.dtype, copy=False)
+    if name == "labels" or not isinstance(value, np.ndarray):
+        return array
+    return array.astype(value.dtype, copy=False)

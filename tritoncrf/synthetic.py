@@ -10,13 +10,16 @@ outside the image. So values shrink at the border and P need not sum to 1 there.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from tritoncrf import checks
 
 __all__ = ["noisy_scores"]
 
 
-def noisy_scores(labels, num_classes: int, scale: int = 8, keep: float = 0.8, seed: int = 0) -> np.ndarray:
+def noisy_scores(
+    labels: npt.ArrayLike, num_classes: int, scale: int = 8, keep: float = 0.8, seed: int = 0
+) -> npt.NDArray[np.float32]:
     """Blurred one-hot scores in which a share of the cells shows a random class.
 
     Args:
@@ -57,17 +60,17 @@ def noisy_scores(labels, num_classes: int, scale: int = 8, keep: float = 0.8, se
     return kept * truth + (1 - kept) * noise
 
 
-def _one_hot(labels, num_classes):
+def _one_hot(labels: np.ndarray, num_classes: int) -> npt.NDArray[np.float32]:
     return (labels == np.arange(num_classes)[:, None, None]).astype(np.float32)  # [C, H, W]
 
 
-def _resize(x, size):
+def _resize(x: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     for axis, n in zip((-2, -1), size):
         x = _resize_axis(x, n, axis)
     return x
 
 
-def _resize_axis(x, n, axis):
+def _resize_axis(x: np.ndarray, n: int, axis: int) -> np.ndarray:
     """x at (i + 1/2) * len / n - 1/2, linear between samples, zero outside."""
     position = (np.arange(n) + 0.5) * x.shape[axis] / n - 0.5
     left = np.floor(position).astype(int)  # from -1 to len - 1

@@ -16,15 +16,18 @@ import enum
 import math
 import os
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
 
 from tritoncrf import checks
-from tritoncrf.densecrf.utils import expect_array
+from tritoncrf.densecrf.utils import Float32, expect_array
 from tritoncrf.filters import Lattice
 from tritoncrf.mean_field import mean_field
+from tritoncrf.types import Normalization, Theta
 
 __all__ = [
     "CONST_KERNEL",
@@ -69,7 +72,10 @@ NORMALIZE_BEFORE = NormalizationType.NORMALIZE_BEFORE
 NORMALIZE_AFTER = NormalizationType.NORMALIZE_AFTER
 NORMALIZE_SYMMETRIC = NormalizationType.NORMALIZE_SYMMETRIC
 
-LATTICE_NORMALIZATIONS = {
+Compat: TypeAlias = float | Sequence[float] | Sequence[Sequence[float]] | np.ndarray
+Member = TypeVar("Member", bound=enum.IntEnum)
+
+LATTICE_NORMALIZATIONS: dict[NormalizationType, Normalization] = {
     NO_NORMALIZATION: "none",
     NORMALIZE_BEFORE: "before",
     NORMALIZE_AFTER: "after",
@@ -82,20 +88,28 @@ RULED_OUT = 1e30  # stands for an infinite energy: the same probability of 0, an
 class Unary:
     """What `DenseCRF.setUnary` takes: `energy`, float32 (nlabels, nvar)."""
 
-    energy: np.ndarray
+    energy: Float32
 
 
 class ConstUnary(Unary):
-    """The energies u, floating (nlabels, nvar)."""
+    """The energies u, floating (nlabels, nvar).
 
-    def __init__(self, u):
+    Raises:
+        TypeError, ValueError: another dtype or shape, NaN, minus infinity, or a pixel for which all are infinite.
+    """
+
+    def __init__(self, u: np.ndarray) -> None:
         self.energy = _energies("u", u)
 
 
 class LogisticUnary(Unary):
-    """The energies L f of weights L (nlabels, D) and features f (D, nvar), floating."""
+    """The energies L f of weights L (nlabels, D) and features f (D, nvar), floating.
 
-    def __init__(self, L, f):
+    Raises:
+        TypeError, ValueError: as `ConstUnary`, and sizes that do not fit.
+    """
+
+    def __init__(self, L: np.ndarray, f: np.ndarray) -> None:
         weights, features = _matrix("L", L, "weights (nlabels, D)"), _matrix("f", f, "features (D, nvar)")
         if weights.shape[1] != features.shape[0]:
             raise ValueError(f"f: expected {weights.shape[1]} rows, the columns of L, got shape {features.shape}")
@@ -108,6 +122,9 @@ class DenseCRF:
     Kernels are prepared when they are added, and kept. Arguments may have any memory order and any floating
     dtype; arrays are copied.
 
+    Raises:
+        TypeError, ValueError: numbers that are not whole, or below 1.
+
     Example:
         >>> features = np.random.rand(7, 100).astype(np.float32)
         >>> d = DenseCRF(100, 5)
@@ -117,27 +134,35 @@ class DenseCRF:
         (5, 100)
     """
 
-    def __init__(self, nvar, nlabels):
+    def __init__(self, nvar: int, nlabels: int) -> None:
         self._nvar = _whole("nvar", nvar, least=1)
         self._nlabels = _whole("nlabels", nlabels, least=1)
-        self._size = (self._nvar,)  # how this library's filters see the points
+        self._size: tuple[int, ...] = (self._nvar,)  # how this library's filters see the points
         self._device = _device()
         self._logits = torch.zeros((1, self._nlabels, self._nvar), dtype=torch.float32, device=self._device)
-        self._filters = []
-        self._weights = []  # one per filter: scores += weight K Q
+        self._filters: list[Lattice] = []
+        self._weights: list[torch.Tensor] = []  # one per filter: scores += weight K Q
 
-    def setUnary(self, u):
-        """Set the energies from a `ConstUnary` or `LogisticUnary`."""
+    def setUnary(self, u: Unary) -> None:
+        """Set the energies from a `ConstUnary` or `LogisticUnary`.
+
+        Raises:
+            TypeError, ValueError: something else, or energies of another shape than (nlabels, nvar).
+        """
         if not isinstance(u, Unary):
             raise TypeError(f"u: expected a ConstUnary or LogisticUnary, got {checks.kind_of(u)}")
         if u.energy.shape != (self._nlabels, self._nvar):
             raise ValueError(self._explain_shape(u.energy.shape))
         self._logits = torch.from_numpy(-u.energy)[None].to(self._device)
 
-    def setUnaryEnergy(self, u, f=None):
+    def setUnaryEnergy(self, u: np.ndarray, f: np.ndarray | None = None) -> None:
         """Set the energies: minus log-probabilities, floating (nlabels, nvar). Without them all are 0.
 
-        An energy of +inf rules a label out. With `f` (D, nvar) the energies are u f, with u (nlabels, D).
+        An energy of +inf rules a label out. With `f` (D, nvar) the energies are u f, with u (nlabels, D). Energies that
+        look like probabilities are taken, with a warning.
+
+        Raises:
+            TypeError, ValueError: as `ConstUnary`, and another shape, with what to pass instead.
         """
         if f is not None:
             return self.setUnary(LogisticUnary(u, f))
@@ -152,7 +177,9 @@ class DenseCRF:
             )
         return self.setUnary(ConstUnary(u))
 
-    def addPairwiseEnergy(self, features, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC):
+    def addPairwiseEnergy(
+        self, features: np.ndarray, compat: Compat, kernel: int = DIAG_KERNEL, normalization: int = NORMALIZE_SYMMETRIC
+    ) -> None:
         """Add the kernel exp(-|f_i - f_j|^2 / 2) of `features`, floating (D, nvar), divided by bandwidths.
 
         Args:
@@ -171,23 +198,29 @@ class DenseCRF:
             raise ValueError("features: expected finite values, got NaN or infinity")
         self._add(partial(self._lattice, features), "features", compat, kernel, normalization)
 
-    def _lattice(self, features, normalization):
+    def _lattice(self, features: Float32, normalization: Normalization) -> Lattice:
         """The filter of float32 features, an array [D, N]."""
         f = torch.from_numpy(features).view(1, -1, *self._size).to(self._device)
         return Lattice(f, normalization=normalization)
 
-    def _add(self, lattice, made_of, compat, kernel, normalization):
+    def _add(
+        self, lattice: Callable[..., Lattice], made_of: str, compat: Compat, kernel: int, normalization: int
+    ) -> None:
         """Add the kernel that `lattice` gives for a normalization; its features are made of the arguments `made_of`."""
         weight = _mixing(compat, self._nlabels)
         _member("kernel", kernel, KernelType)
-        normalization = LATTICE_NORMALIZATIONS[_member("normalization", normalization, NormalizationType)]
+        scaled = LATTICE_NORMALIZATIONS[_member("normalization", normalization, NormalizationType)]
         with torch.no_grad(), checks.renamed("features", made_of):
-            self._filters.append(lattice(normalization=normalization))
+            self._filters.append(lattice(normalization=scaled))
         self._weights.append(weight.to(self._device))
 
     @torch.no_grad()
-    def inference(self, niter):
-        """The marginals after `niter` iterations: float32 (nlabels, nvar), a NumPy array."""
+    def inference(self, niter: int) -> Float32:
+        """The marginals after `niter` iterations, float32 (nlabels, nvar), a NumPy array.
+
+        Raises:
+            TypeError, ValueError: `niter` is not whole, or below 0.
+        """
         niter = _whole("niter", niter, least=0)
         if not self._filters or niter == 0:
             return self.startInference()[0]
@@ -195,37 +228,44 @@ class DenseCRF:
         q = mean_field(logits, self._filters, self._weights, iterations=niter)
         return q[0].flatten(1).cpu().numpy()
 
-    def startInference(self):
+    def startInference(self) -> tuple[Float32, Float32, Float32]:
         """(Q, tmp1, tmp2): the marginals softmax(-U), and two empty arrays that `stepInference` takes and ignores."""
         q = torch.softmax(self._logits[0], 0).cpu().numpy()
         return q, np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
 
     @torch.no_grad()
-    def stepInference(self, Q, tmp1, tmp2):
-        """One iteration from the marginals Q (nlabels, nvar), written into Q."""
+    def stepInference(self, Q: np.ndarray, tmp1: object, tmp2: object) -> None:
+        """One iteration from the marginals Q (nlabels, nvar), written into Q.
+
+        Raises:
+            TypeError, ValueError: Q is no floating array of this shape.
+        """
         q = self._marginals(Q)
         scores = sum(self._messages(q), start=self._logits)
         Q[...] = torch.softmax(scores[0], 0).cpu().numpy()
 
     @torch.no_grad()
-    def klDivergence(self, Q):
+    def klDivergence(self, Q: np.ndarray) -> float:
         """pydensecrf's number for the marginals Q: sum Q log Q + sum U Q + sum_k sum Q C_k(K_k Q).
 
         It counts every pair twice and leaves out log Z, so it is no divergence: it may be negative, and it may
-        rise from one iteration to the next. `tritoncrf.diagnostics.trace` records the free energy, which counts every
+        rise from one iteration to the next. `tritoncrf.trace` records the free energy, which counts every
         pair once.
+
+        Raises:
+            TypeError, ValueError: Q is no floating array (nlabels, nvar).
         """
         q = self._marginals(Q)
         expected = q.clamp_min(1e-20).log() - self._logits - sum(self._messages(q))
         return (q.double() * expected).sum().item()
 
-    def _messages(self, q):
+    def _messages(self, q: torch.Tensor) -> Iterator[torch.Tensor]:
         """weight K Q of each kernel, [1, L, N]: minus pydensecrf's C(K Q)."""
         for weight, f in zip(self._weights, self._filters):
             message = f(q.view(1, self._nlabels, *self._size)).flatten(2)
             yield weight @ message if weight.ndim == 2 else weight.reshape(-1, 1) * message
 
-    def _marginals(self, Q):
+    def _marginals(self, Q: np.ndarray) -> torch.Tensor:
         """Q on the device, [1, L, N]."""
         shape = self._nlabels, self._nvar
         expect_array("Q", Q, f"marginals {shape}, floating, as startInference gives them")
@@ -233,7 +273,7 @@ class DenseCRF:
             raise ValueError(f"Q: expected shape {shape}, got {Q.shape}")
         return torch.from_numpy(np.array(Q, dtype=np.float32, order="C"))[None].to(self._device)
 
-    def _explain_shape(self, shape):
+    def _explain_shape(self, shape: tuple[int, ...]) -> str:
         expected = self._nlabels, self._nvar
         hint, fits = "", math.prod(shape) == math.prod(expected)
         if shape == expected[::-1]:
@@ -260,36 +300,44 @@ class DenseCRF2D(DenseCRF):
         (6, 8)
     """
 
-    def __init__(self, w, h, nlabels):
+    def __init__(self, w: int, h: int, nlabels: int) -> None:
         self._w, self._h = _whole("w", w, least=1), _whole("h", h, least=1)
         super().__init__(self._w * self._h, nlabels)
         self._size = self._h, self._w
 
-    def addPairwiseGaussian(self, sxy, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC):
+    def addPairwiseGaussian(
+        self, sxy: Theta, compat: Compat, kernel: int = DIAG_KERNEL, normalization: int = NORMALIZE_SYMMETRIC
+    ) -> None:
         """Add the kernel of positions (x, y) / sxy, in pixels; sxy a number or (sx, sy). For the rest see
-        `addPairwiseEnergy`."""
+        `DenseCRF.addPairwiseEnergy`."""
         sx, sy = _bandwidths(sxy)
         positions = partial(Lattice.spatial, self._size, (sy, sx), flip=True, device=self._device)
         self._add(positions, "sxy", compat, kernel, normalization)
 
-    def addPairwiseBilateral(self, sxy, srgb, rgbim, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC):
-        """Add the kernel of positions (x, y) / sxy and colors / srgb; for the rest see `addPairwiseEnergy`.
+    def addPairwiseBilateral(
+        self, sxy: Theta, srgb: Theta, rgbim: np.ndarray, compat: Compat, kernel: int = DIAG_KERNEL,
+        normalization: int = NORMALIZE_SYMMETRIC,
+    ) -> None:  # fmt: skip
+        """Add the kernel of positions (x, y) / sxy and colors / srgb; for the rest see `DenseCRF.addPairwiseEnergy`.
 
         Args:
             sxy: bandwidth in pixels, a number or (sx, sy).
             srgb: bandwidth in grey levels of 0..255, a number or one per channel.
             rgbim: uint8 (h, w, 3). For other images see `utils.create_pairwise_bilateral`.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came, with what to pass instead.
         """
         sx, sy = _bandwidths(sxy)
-        srgb = checks.expect_positive("srgb", srgb, 3, each="channel")
+        scales = checks.expect_positive("srgb", srgb, 3, each="channel")
         self._check_image(rgbim)
         y, x = np.indices(self._size, dtype=np.float32).reshape(2, -1)
         channels = rgbim.reshape(-1, 3).T.astype(np.float32)
-        colors = [channel / np.float32(s) for channel, s in zip(channels, srgb)]
+        colors = [channel / np.float32(s) for channel, s in zip(channels, scales)]
         features = np.stack([x / sx, y / sy, *colors])
         self._add(partial(self._lattice, features), "sxy, srgb", compat, kernel, normalization)
 
-    def _check_image(self, rgbim):
+    def _check_image(self, rgbim: np.ndarray) -> None:
         wanted = f"a uint8 NumPy array {(self._h, self._w, 3)}"
         expect_array("rgbim", rgbim, wanted, kinds="uifb")
         expected = self._h, self._w, 3
@@ -309,7 +357,7 @@ class DenseCRF2D(DenseCRF):
             raise TypeError(f"rgbim: expected {wanted}, got dtype {rgbim.dtype}; pass {hint}")
 
 
-def _device():
+def _device() -> torch.device:
     """The GPU if this process can use one, else the CPU, in a way that works in the forked workers of a pool too.
 
     A fork cannot use CUDA again, and waits forever for OpenMP's threads, which it has not inherited.
@@ -320,21 +368,22 @@ def _device():
     return torch.device("cuda" if usable else "cpu")
 
 
-def _bandwidths(sxy):
+def _bandwidths(sxy: Theta) -> list[float]:
     """(sx, sy), rounded to float32 as pydensecrf does."""
     with np.errstate(over="ignore", under="ignore"):
         rounded = [float(np.float32(s)) for s in checks.expect_positive("sxy", sxy, 2)]
-    return checks.expect_positive("sxy", rounded, 2)
+    checks.expect_positive("sxy", rounded, 2)  # again: float32 may round to 0 or infinity
+    return rounded
 
 
-def _whole(name, value, least):
+def _whole(name: str, value: float, least: int) -> int:
     """An int; whole floats count, as they do in pydensecrf."""
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)
     return checks.expect_int(name, value, least)
 
 
-def _member(name, value, kind):
+def _member(name: str, value: int, kind: type[Member]) -> Member:
     """`value`, an integer or a member of the enum of this name (pydensecrf's too), as a member of `kind`."""
     other_enum = isinstance(value, enum.Enum) and type(value).__name__ != kind.__name__
     if isinstance(value, (int, np.integer)) and value in list(kind) and not other_enum:
@@ -342,7 +391,7 @@ def _member(name, value, kind):
     raise ValueError(f"{name}: expected one of {', '.join(kind.__members__)}, got {value!r}")
 
 
-def _matrix(name, value, wanted):
+def _matrix(name: str, value: np.ndarray, wanted: str) -> Float32:
     """A float32 copy of a floating matrix."""
     expect_array(name, value, f"floating {wanted}")
     if value.ndim != 2:
@@ -350,7 +399,7 @@ def _matrix(name, value, wanted):
     return np.array(value, dtype=np.float32, order="C")
 
 
-def _energies(name, u):
+def _energies(name: str, u: np.ndarray) -> Float32:
     """A float32 copy of energies, infinite ones large."""
     u = _matrix(name, u, "energies (nlabels, nvar)")
     if np.isnan(u).any() or (u == -np.inf).any():
@@ -362,14 +411,14 @@ def _energies(name, u):
     return np.minimum(u, RULED_OUT)
 
 
-def _are_probabilities(u):
+def _are_probabilities(u: np.ndarray) -> bool:
     """Whether u looks like probabilities of several classes; equal energies are left in peace."""
     if len(u) < 2 or not (u.min() >= 0 and u.max() <= 1) or u.min() == u.max():
         return False
     return bool((np.abs(u.sum(axis=0, dtype=np.float64) - 1) < 1e-3).all())
 
 
-def _mixing(compat, nlabels):
+def _mixing(compat: Compat, nlabels: int) -> torch.Tensor:
     """The weight W that adds W K Q to the scores, a float32 tensor [], [L] or [L, L]."""
     wanted = f"a number, or numbers of shape ({nlabels},) or ({nlabels}, {nlabels})"
     given = np.asarray(compat) if isinstance(compat, (list, tuple)) else compat

@@ -1,10 +1,14 @@
 """Unary energies and pairwise features as pydensecrf's `utils` makes them: float32, one column per pixel."""
 
 import warnings
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from tritoncrf import checks
+from tritoncrf.types import Theta
 
 __all__ = [
     "compute_unary",
@@ -15,10 +19,12 @@ __all__ = [
     "unary_from_softmax",
 ]
 
+Float32: TypeAlias = npt.NDArray[np.float32]
+
 LEAST, MOST = -0.5, 1.5  # interpolated probabilities overshoot 0..1 by less than this, scores before a softmax by more
 
 
-def expect_array(name: str, value, wanted: str, kinds: str = "f") -> np.ndarray:
+def expect_array(name: str, value: object, wanted: str, kinds: str = "f") -> np.ndarray:
     """`value` itself if it is a NumPy array of one of these kinds (of `numpy.dtype.kind`), else a TypeError."""
     if not isinstance(value, np.ndarray):
         hint = "; np.asarray(x) makes one"
@@ -30,7 +36,7 @@ def expect_array(name: str, value, wanted: str, kinds: str = "f") -> np.ndarray:
     return value
 
 
-def unary_from_labels(labels, n_labels, gt_prob, zero_unsure=True):
+def unary_from_labels(labels: np.ndarray, n_labels: int, gt_prob: float, zero_unsure: bool = True) -> Float32:
     """Energies of a label map: -log gt_prob for a pixel's label, -log((1 - gt_prob) / (n_labels - 1)) for the others.
 
     Args:
@@ -69,7 +75,7 @@ def unary_from_labels(labels, n_labels, gt_prob, zero_unsure=True):
     return energies
 
 
-def unary_from_softmax(sm, scale=None, clip=1e-5):
+def unary_from_softmax(sm: np.ndarray, scale: float | None = None, clip: float | None = 1e-5) -> Float32:
     """Energies -log p of probabilities p.
 
     Args:
@@ -105,7 +111,7 @@ def unary_from_softmax(sm, scale=None, clip=1e-5):
         return -np.log(p).reshape(len(p), -1).astype(np.float32)
 
 
-def _expect_probabilities(sm, least):
+def _expect_probabilities(sm: np.ndarray, least: float) -> None:
     low, high = sm.min(), sm.max()
     if not (low >= least and high <= MOST):  # NaN too
         raise ValueError(
@@ -119,23 +125,23 @@ def _expect_probabilities(sm, least):
         )
 
 
-def _sums_to_one(sm, axis):
+def _sums_to_one(sm: np.ndarray, axis: int) -> bool:
     return bool((np.abs(sm.sum(axis, dtype=np.float64) - 1) < 1e-2).all())
 
 
-def compute_unary(labels, M, GT_PROB=0.5):
+def compute_unary(labels: np.ndarray, M: int, GT_PROB: float = 0.5) -> Float32:
     """Deprecated: `unary_from_labels(labels, M, GT_PROB)`."""
     warnings.warn("compute_unary is deprecated: use unary_from_labels", DeprecationWarning, stacklevel=2)
     return unary_from_labels(labels, M, GT_PROB)
 
 
-def softmax_to_unary(sm, GT_PROB=1):
+def softmax_to_unary(sm: np.ndarray, GT_PROB: float = 1) -> Float32:
     """Deprecated: `unary_from_softmax(sm, GT_PROB, clip=None)`."""
     warnings.warn("softmax_to_unary is deprecated: use unary_from_softmax", DeprecationWarning, stacklevel=2)
     return unary_from_softmax(sm, None if GT_PROB == 1 else GT_PROB, clip=None)
 
 
-def create_pairwise_gaussian(sdims, shape):
+def create_pairwise_gaussian(sdims: Theta, shape: int | Sequence[int]) -> Float32:
     """Features of positions alone: the index along each axis / its bandwidth, axes in the order of `shape`.
 
     Args:
@@ -156,7 +162,7 @@ def create_pairwise_gaussian(sdims, shape):
     return _positions(sdims, shape).reshape(len(shape), -1)
 
 
-def create_pairwise_bilateral(sdims, schan, img, chdim=-1):
+def create_pairwise_bilateral(sdims: Theta, schan: Theta, img: np.ndarray, chdim: int = -1) -> Float32:
     """Features of positions and image values: the index along each axis / sdims, then each channel / schan.
 
     Args:
@@ -190,7 +196,7 @@ def create_pairwise_bilateral(sdims, schan, img, chdim=-1):
     return np.concatenate([mesh, channels]).reshape(len(mesh) + len(channels), -1)
 
 
-def _positions(sdims, shape):
+def _positions(sdims: Theta, shape: Sequence[int]) -> Float32:
     """The index of every pixel along each axis / the axis's bandwidth, float32 (axes, *shape)."""
-    sdims = checks.expect_positive("sdims", sdims, len(shape))
-    return np.stack([i / np.float32(s) for i, s in zip(np.indices(shape, dtype=np.float32), sdims)])
+    bandwidths = checks.expect_positive("sdims", sdims, len(shape))
+    return np.stack([i / np.float32(s) for i, s in zip(np.indices(shape, dtype=np.float32), bandwidths)])

@@ -10,29 +10,48 @@ import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from types import ModuleType
+from typing import Any, ClassVar, Generic, NoReturn, Protocol, TypeAlias, TypedDict, TypeVar, get_args
 
 import torch
 
 from tritoncrf import checks
 from tritoncrf.reference import blur
+from tritoncrf.types import Backend, Normalization, Precision
 
-NORMALIZATIONS = ("none", "before", "after", "symmetric")
-BACKENDS = ("auto", "triton", "torch")
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read once, as triton does
 
+Ready = TypeVar("Ready")  # what a plan prepares
+Context: TypeAlias = Any  # autograd's, which takes any attribute
+Filtered: TypeAlias = Sequence[torch.Tensor] | torch.Tensor | None  # the B_m of a step, where they are wanted
+
+
+class MeanFieldStep(Protocol):
+    """What a fused step offers, see `reference.step.Step`."""
+
+    def forward(self, q: torch.Tensor, last: bool) -> torch.Tensor: ...
+
+    def backward(
+        self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, filtered: bool
+    ) -> tuple[torch.Tensor, Filtered]: ...
+
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[Ready]):
     """The static half of a filter; one subclass per kind, found by its class name."""
 
     precision: str
     backend: str
 
-    kinds = {}  # class name -> class
+    kinds: ClassVar[dict[str, type["Plan[Any]"]]] = {}  # class name -> class
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         Plan.kinds[cls.__name__] = cls
 
     @property
@@ -40,34 +59,41 @@ class Plan:
         """How many tensors `prepare` takes."""
         raise NotImplementedError
 
-    def prepare(self, tensors: list[torch.Tensor], budget: float):
+    def prepare(self, tensors: list[torch.Tensor], budget: float) -> Ready:
         """What `apply`, `adjoint` and `gradients` need; it may keep `budget` numbers per pixel to be faster."""
         raise NotImplementedError
 
-    def apply(self, x: torch.Tensor, prepared) -> torch.Tensor:
+    def apply(self, x: torch.Tensor, prepared: Ready) -> torch.Tensor:
         """K x for x [B, C, *S]."""
         raise NotImplementedError
 
-    def adjoint(self, y: torch.Tensor, prepared) -> torch.Tensor:
+    def adjoint(self, y: torch.Tensor, prepared: Ready) -> torch.Tensor:
         """K^T y for y [B, C, *S]."""
         raise NotImplementedError
 
-    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared) -> list[torch.Tensor]:
+    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared: Ready) -> list[torch.Tensor]:
         """The gradient of <y, K x> with respect to each of the filter's floating-point tensors."""
         raise NotImplementedError
 
-    def fuse(self, plans, prepared, mixing, unary, unary_weight):
+    def fuse(
+        self,
+        plans: Sequence["Plan[Any]"],
+        prepared: list[Any],
+        mixing: list[torch.Tensor],
+        unary: torch.Tensor,
+        unary_weight: torch.Tensor,
+    ) -> MeanFieldStep | None:
         """A fused mean-field step (see reference.step.Step) for these plans, or None where they do not fuse."""
         return None
 
 
-def encode(plans) -> str:
+def encode(plans: Iterable[Plan[Any]]) -> str:
     """Plans as a string that an operator can take: a line each, the class name and then the fields."""
     return "\n".join(" ".join([type(p).__name__, *(str(getattr(p, f.name)) for f in fields(p))]) for p in plans)
 
 
 @functools.lru_cache(maxsize=1024)
-def decode(text: str) -> tuple[Plan, ...]:
+def decode(text: str) -> tuple[Plan[Any], ...]:
     """The plans of `encode`."""
     plans = []
     for line in text.splitlines():
@@ -77,7 +103,7 @@ def decode(text: str) -> tuple[Plan, ...]:
     return tuple(plans)
 
 
-_READERS = {bool: "True".__eq__, int: int, float: float, str: str}
+_READERS: dict[Any, Callable[[str], Any]] = {bool: "True".__eq__, int: int, float: float, str: str}
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -98,7 +124,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     return backend
 
 
-def holds(kernels, mixing, classes: int) -> bool:
+def holds(kernels: ModuleType, mixing: list[torch.Tensor], classes: int) -> bool:
     """Whether a kernel's fused step holds that many classes in registers, mixed by these A_m."""
     return classes <= (kernels.MAX_MATRIX_CLASSES if any(a.ndim == 2 for a in mixing) else kernels.MAX_CLASSES)
 
@@ -116,16 +142,16 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
 class without_autocast:
     """Run a block in the dtypes of its tensors, whatever autocast says outside."""
 
-    def __init__(self, x: torch.Tensor):
+    def __init__(self, x: torch.Tensor) -> None:
         self.contexts = [
             torch.autocast(kind, enabled=False) for kind in {"cpu", x.device.type} & {"cpu", "cuda", "xpu", "mps"}
         ]
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         for context in self.contexts:
             context.__enter__()
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         for context in reversed(self.contexts):
             context.__exit__(*exception)
 
@@ -137,14 +163,19 @@ class Filter:
     `size` (the spatial shape) and `batch` (1: serves any batch) before use.
     """
 
-    plan: Plan
+    plan: Plan[Any]
     tensors: list[torch.Tensor]
     size: torch.Size
     batch: int
     source = "features"  # what errors call that which the filter was made from
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """K values: [B, C, *S] -> [B, C, *S], in the dtype of `values`; differentiable once."""
+        """K values: [B, C, *S] -> [B, C, *S], in the dtype of `values`; differentiable once.
+
+        Raises:
+            TypeError, ValueError: no floating-point tensor; another spatial size, batch or device than the filter's;
+                NaN or infinity (looked at only where `check_values` says).
+        """
         checks.expect_tensor("values", values)
         self.check_fits("values", values)
         checks.expect_finite("values", values)
@@ -164,13 +195,13 @@ class Filter:
     def normalize(self, normalization: str) -> None:
         """Append the scales of a normalisation to `tensors`, and say so in the plan's scaled_in and scaled_out."""
         self.tensors = [*self.tensors, *scales(normalization, self.row_sums)]
-        self.plan = replace(
+        self.plan = replace(  # type: ignore[call-arg]  # which of their plans have, but not all plans
             self.plan,
             scaled_in=normalization in ("before", "symmetric"),
             scaled_out=normalization in ("after", "symmetric"),
         )
 
-    def resolved(self, values: torch.Tensor) -> Plan:
+    def resolved(self, values: torch.Tensor) -> Plan[Any]:
         """The plan with the backend that will serve `values`."""
         return replace(self.plan, backend=resolve_backend(self.plan.backend, values.device, values.dtype))
 
@@ -189,28 +220,28 @@ class Filter:
             raise ValueError(f"{name}: expected the device of the filter's {self.source}, {own}, got {values.device}")
 
 
-def lifted(x):
+def lifted(x: torch.Tensor) -> torch.Tensor:
     """[B, C, *S] as [B, C, Z, Y, X], missing axes of extent 1."""
     return x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:])
 
 
-def unlifted(x, axes: int):
+def unlifted(x: torch.Tensor, axes: int) -> torch.Tensor:
     """[B, C, Z, Y, X] with its last `axes` axes alone, the others being of extent 1."""
     return x.reshape(*x.shape[:2], *x.shape[5 - axes :])
 
 
-def per_axis(value: int, axes: int, missing: int) -> tuple[int, int, int]:
+def per_axis(value: int, axes: int, missing: int) -> tuple[int, ...]:
     """`value` for each of the last `axes` axes, `missing` for the others."""
     return (missing,) * (3 - axes) + (value,) * axes
 
 
-def lowered(features, factor: int):
+def lowered(features: torch.Tensor, factor: int) -> torch.Tensor:
     """Features averaged over blocks of `factor` a side, with as many axes as they came with."""
     axes = features.ndim - 2
     return unlifted(blur.pool(lifted(features), per_axis(factor, axes, 1)), axes)
 
 
-def checked_features(features) -> torch.Tensor:
+def checked_features(features: torch.Tensor) -> torch.Tensor:
     """Features [B, D, *S] as float64 or float32, or an error that names them."""
     checks.expect_tensor("features", features)
     checks.expect_spatial("features", features, "[B, D, *S]")
@@ -220,26 +251,40 @@ def checked_features(features) -> torch.Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def execution(precision, backend) -> dict:
+class Execution(TypedDict):
+    """What `execution` gives."""
+
+    precision: Precision
+    backend: Backend
+
+
+class SharedFields(Execution):
+    """What `shared_fields` gives."""
+
+    include_self: bool
+    scaled_in: bool
+    scaled_out: bool
+
+
+def execution(precision: Precision, backend: Backend) -> Execution:
     """How a filter computes, checked; whether this backend serves its tensors `resolve_backend` knows."""
     return {
-        "precision": checks.expect_choice("precision", precision, ("default", "fast")),
+        "precision": checks.expect_choice("precision", precision, PRECISIONS),
         "backend": checks.expect_choice("backend", backend, BACKENDS),
     }
 
 
-def shared_fields(features, include_self, normalization, precision, backend) -> dict:
+def shared_fields(
+    features: torch.Tensor, include_self: bool, normalization: Normalization, precision: Precision, backend: Backend
+) -> SharedFields:
     """What the plans of all Gaussian filters have, checked; `Filter.normalize` sets the scales."""
     checks.expect_choice("normalization", normalization, NORMALIZATIONS)
-    fields = {
-        **execution(precision, backend),
-        "include_self": checks.expect_bool("include_self", include_self),
-    }
+    how, include_self = execution(precision, backend), checks.expect_bool("include_self", include_self)
     resolve_backend(backend, features.device, features.dtype)
-    return {**fields, "scaled_in": False, "scaled_out": False}
+    return {**how, "include_self": include_self, "scaled_in": False, "scaled_out": False}
 
 
-def scales(normalization: str, row_sums) -> list[torch.Tensor]:
+def scales(normalization: str, row_sums: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
     """The per-pixel scales of a normalisation (spec: n_out K n_in): [in, out], [in] or [out].
 
     With r = K 1: "before" 1/r on the input, "after" 1/r on the output, "symmetric" r^-1/2 on both.
@@ -251,7 +296,7 @@ def scales(normalization: str, row_sums) -> list[torch.Tensor]:
     return [r.rsqrt()] * 2 if normalization == "symmetric" else [r.reciprocal()]
 
 
-def summed(products, shared: bool) -> torch.Tensor:
+def summed(products: torch.Tensor, shared: bool) -> torch.Tensor:
     """Products [B, C, *S] summed to the gradient of a per-pixel factor [Bf, 1, *S]: over classes, and over a batch
     that shares the factor."""
     total = products.sum(1, keepdim=True)
@@ -260,13 +305,13 @@ def summed(products, shared: bool) -> torch.Tensor:
 
 @torch.library.custom_op("tritoncrf::filter", mutates_args=())
 def filter_apply(values: torch.Tensor, tensors: list[torch.Tensor], plan: str) -> torch.Tensor:
-    (plan,) = decode(plan)
+    (decoded,) = decode(plan)
     with without_autocast(values):
-        return plan.apply(values, plan.prepare(tensors, budget=0)).contiguous()
+        return decoded.apply(values, decoded.prepare(tensors, budget=0)).contiguous()
 
 
 @filter_apply.register_fake
-def _(values, tensors, plan):
+def _(values: torch.Tensor, tensors: list[torch.Tensor], plan: str) -> torch.Tensor:
     return torch.empty(values.shape, dtype=values.dtype, device=values.device)
 
 
@@ -276,38 +321,41 @@ def filter_backward(
     needs_values: bool, needs_tensors: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     """The gradients with respect to values and tensors; empty where they are not needed."""
-    (plan,) = decode(plan)
+    (decoded,) = decode(plan)
     with without_autocast(values):
-        prepared = plan.prepare(tensors, budget=0)
-        d_values = plan.adjoint(cotangent, prepared).contiguous() if needs_values else values.new_empty(0)
-        d_tensors = plan.gradients(values, cotangent, prepared) if needs_tensors else []
+        prepared = decoded.prepare(tensors, budget=0)
+        d_values = decoded.adjoint(cotangent, prepared).contiguous() if needs_values else values.new_empty(0)
+        d_tensors = decoded.gradients(values, cotangent, prepared) if needs_tensors else []
         return [d_values, *beside(tensors, d_tensors, values)]
 
 
-def beside(tensors, gradients, like) -> list[torch.Tensor]:
+def beside(tensors: list[torch.Tensor], gradients: list[torch.Tensor], like: torch.Tensor) -> list[torch.Tensor]:
     """One result for each tensor: the gradients of the floating-point ones in order, empty for all others."""
     left = iter(gradients)
     found = [next(left, None) if t.is_floating_point() else None for t in tensors]
     return [like.new_empty(0) if d is None else d.contiguous() for d in found]
 
 
-def gradient_shape(tensor, needed: bool):
+def gradient_shape(tensor: torch.Tensor, needed: bool) -> tuple[int, ...]:
     """The shape of what `beside` gives for a tensor."""
     return tensor.shape if needed and tensor.is_floating_point() else (0,)
 
 
 @filter_backward.register_fake
-def _(values, cotangent, tensors, plan, needs_values, needs_tensors):
+def _(
+    values: torch.Tensor, cotangent: torch.Tensor, tensors: list[torch.Tensor], plan: str,
+    needs_values: bool, needs_tensors: bool,
+) -> list[torch.Tensor]:  # fmt: skip
     shapes = [gradient_shape(values, needs_values), *(gradient_shape(t, needs_tensors) for t in tensors)]
     return [torch.empty(shape, dtype=values.dtype, device=values.device) for shape in shapes]
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     values, tensors, ctx.plan = inputs
     ctx.save_for_backward(values, *tensors)
 
 
-def _backward(ctx, cotangent):
+def _backward(ctx: Context, cotangent: torch.Tensor) -> tuple[Any, ...]:
     values, *tensors = ctx.saved_tensors
     needs_values, needs_tensors, _ = ctx.needs_input_grad
     needs_tensors = any(needs_tensors)
@@ -317,7 +365,9 @@ def _backward(ctx, cotangent):
     return d_values if needs_values else None, gradients_or_none(tensors, d_tensors, needs_tensors), None
 
 
-def gradients_or_none(tensors, found, needed: bool) -> list:
+def gradients_or_none(
+    tensors: list[torch.Tensor], found: list[torch.Tensor], needed: bool
+) -> list[torch.Tensor | None]:
     """What autograd takes for a list of tensors from the results of `beside`."""
     return [d if needed and t.is_floating_point() else None for t, d in zip(tensors, found, strict=True)]
 
@@ -325,10 +375,10 @@ def gradients_or_none(tensors, found, needed: bool) -> list:
 filter_apply.register_autograd(_backward, setup_context=_setup_context)
 
 
-def refuse_second_derivative(operator) -> None:
+def refuse_second_derivative(operator: Any) -> None:  # what custom_op gives, whose type is not public
     """Make differentiating a backward operator one clear error."""
 
-    def refuse(ctx, *cotangents):
+    def refuse(ctx: Context, *cotangents: Any) -> NoReturn:
         raise NotImplementedError("tritoncrf offers first derivatives only; a second one was asked for")
 
     operator.register_autograd(refuse)

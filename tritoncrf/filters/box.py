@@ -1,17 +1,23 @@
 """Box means: the averages that the guided filter and SegModel's context pooling are made of."""
 
 import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import torch
 
 from tritoncrf import checks
-from tritoncrf.filters.base import BACKENDS, compute_dtype, lifted, resolve_backend, without_autocast
+from tritoncrf.filters.base import BACKENDS, Context, compute_dtype, lifted, resolve_backend, without_autocast
 from tritoncrf.reference import box as reference
+from tritoncrf.types import Backend, Box
 
+BOXES: tuple[Box, ...] = get_args(Box)
 FARTHEST = 1 << 31  # no image is wider: what reaches farther sees no more
 
 
-def box_mean(x, radius, dilation=1, box="count", backend="auto"):
+def box_mean(
+    x: torch.Tensor, radius: int | Sequence[int], dilation: int = 1, box: Box = "count", backend: Backend = "auto"
+) -> torch.Tensor:
     r"""The mean over a box around every pixel, in a time that does not depend on its radius.
 
     .. math::
@@ -45,16 +51,16 @@ def box_mean(x, radius, dilation=1, box="count", backend="auto"):
     checks.expect_spatial("x", x)
     radii = expect_radii(radius, x.ndim - 2)
     dilation = min(checks.expect_int("dilation", dilation, 1), FARTHEST)
-    checks.expect_choice("box", box, reference.BOXES)
+    checks.expect_choice("box", box, BOXES)
     checks.expect_choice("backend", backend, BACKENDS)
     checks.expect_finite("x", x)
     dtype = compute_dtype(x)
-    backend = resolve_backend(backend, x.device, dtype)
+    resolved = resolve_backend(backend, x.device, dtype)
     area = reference.areas(x.shape[2:], radii, dilation, box, dtype=dtype, device=x.device)
-    return (box_sum(x.to(dtype), radii, dilation, backend) / area).to(x.dtype)
+    return (box_sum(x.to(dtype), radii, dilation, resolved) / area).to(x.dtype)
 
 
-def expect_radii(radius, axes: int) -> list[int]:
+def expect_radii(radius: int | Sequence[int], axes: int) -> list[int]:
     """A radius per axis from one for all or one each."""
     radii = list(radius) if isinstance(radius, (list, tuple)) else [radius] * axes
     if len(radii) != axes:
@@ -72,34 +78,34 @@ def box_sum(x: torch.Tensor, radii: list[int], dilation: int, backend: str) -> t
 
 
 @box_sum.register_fake
-def _(x, radii, dilation, backend):
+def _(x: torch.Tensor, radii: list[int], dilation: int, backend: str) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     _, *ctx.form = inputs
 
 
-def _backward(ctx, cotangent):
+def _backward(ctx: Context, cotangent: torch.Tensor) -> tuple[Any, ...]:
     return box_sum(cotangent.contiguous(), *ctx.form), None, None, None
 
 
 box_sum.register_autograd(_backward, setup_context=_setup_context)
 
 
-def box_summer(backend: str):
+def box_summer(backend: str) -> Callable[..., torch.Tensor]:
     """P x for (x [n, fields, Z, Y, X], radii, dilation=1) by a backend; longer windows than the kernel's by PyTorch."""
     if backend == "torch":
         return reference.box_sum
     kernels = importlib.import_module("tritoncrf.kernels.box")
 
-    def summed(x, radii, dilation=1):
+    def summed(x: torch.Tensor, radii: Sequence[int], dilation: int = 1) -> torch.Tensor:
         reach = max(capped(radii, [-(-n // dilation) for n in x.shape[2:]]))
         return (kernels if reach <= kernels.MAX_RADIUS else reference).box_sum(x, radii, dilation)
 
     return summed
 
 
-def capped(radii, size) -> tuple[int, ...]:
+def capped(radii: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
     """Radii that reach no farther than the image."""
     return tuple(min(r, n - 1) for r, n in zip(radii, size, strict=True))

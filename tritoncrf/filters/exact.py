@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
@@ -9,6 +10,7 @@ from tritoncrf import checks
 from tritoncrf.filters.base import Filter, Plan, checked_features, shared_fields, summed
 from tritoncrf.reference import exact as reference
 from tritoncrf.reference.step import scaled
+from tritoncrf.types import Backend, Normalization, Precision
 
 
 class Exact(Filter):
@@ -51,8 +53,10 @@ class Exact(Filter):
         torch.Size([1, 21, 20, 30])
     """
 
-    def __init__(self, features, include_self=True, normalization="none", rtol=1e-4, precision="default",
-                 backend="auto"):  # fmt: skip
+    def __init__(
+        self, features: torch.Tensor, include_self: bool = True, normalization: Normalization = "none",
+        rtol: float = 1e-4, precision: Precision = "default", backend: Backend = "auto",
+    ) -> None:  # fmt: skip
         features = checked_features(features)
         self.size, self.batch = features.shape[2:], features.shape[0]
         self.plan = ExactPlan(**shared_fields(features, include_self, normalization, precision, backend))
@@ -69,7 +73,7 @@ def visited(features: torch.Tensor, rtol: float) -> list[torch.Tensor]:
 
 
 @visited.register_fake
-def _(features, rtol):
+def _(features: torch.Tensor, rtol: float) -> list[torch.Tensor]:
     images, _, pixels = features.shape
     starts, columns = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
     order = features.new_empty((images, pixels), dtype=torch.int32)
@@ -81,7 +85,7 @@ class Prepared:
     """One exact filter ready for use: its features in sorted order, and the pairs of blocks that it visits."""
 
     shape: torch.Size  # of the features
-    visits: tuple  # sorted features, order, starts, columns
+    visits: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # sorted features, order, starts, columns
     scale_in: torch.Tensor | None  # [Bf, 1, *S]
     scale_out: torch.Tensor | None
 
@@ -92,7 +96,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class ExactPlan(Plan):
+class ExactPlan(Plan[Prepared]):
     """The static half of `Exact`; its tensors are features, what `visited` gives, and the scales in use."""
 
     include_self: bool
@@ -103,7 +107,7 @@ class ExactPlan(Plan):
     def tensor_count(self) -> int:
         return 4 + self.scaled_in + self.scaled_out
 
-    def prepare(self, tensors, budget) -> Prepared:
+    def prepare(self, tensors: list[torch.Tensor], budget: float) -> Prepared:
         features, order, starts, columns, *scale = tensors
         return Prepared(
             shape=features.shape,
@@ -112,20 +116,20 @@ class ExactPlan(Plan):
             scale_out=scale[-1] if self.scaled_out else None,
         )
 
-    def apply(self, x, prepared):
+    def apply(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         return scaled(self._sum(scaled(x, prepared.scale_in), prepared), prepared.scale_out)
 
-    def adjoint(self, y, prepared):
+    def adjoint(self, y: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         """K is symmetric: only the scales change places."""
         return scaled(self._sum(scaled(y, prepared.scale_out), prepared), prepared.scale_in)
 
-    def _sum(self, x, prepared):
+    def _sum(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         rows = _rows(x, prepared)
         if self.backend == "triton":
             return _kernels().exact_sum(rows, *prepared.visits, self.include_self, self.precision).view(x.shape)
         return reference.exact_sum(rows, *prepared.visits, self.include_self).view(x.shape)
 
-    def gradients(self, x, y, prepared):
+    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared: Prepared) -> list[torch.Tensor]:
         """Of <y, K x>: features pair by pair, scales through the products that they are in."""
         scale_in, scale_out = prepared.scale_in, prepared.scale_out
         scaled_x, scaled_y = scaled(x, scale_in), scaled(y, scale_out)
@@ -138,12 +142,12 @@ class ExactPlan(Plan):
         return found
 
 
-def _rows(x, prepared):
+def _rows(x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
     """x [B, C, *S] as [Bf, R, N]: images that share their features are so many more classes of one."""
     rows = x.flatten(2)
     return rows.flatten(0, 1)[None] if prepared.shared else rows
 
 
-def _kernels():
+def _kernels() -> ModuleType:
     """The Triton kernels, imported when first used: the package works without triton."""
     return importlib.import_module("tritoncrf.kernels.exact")

@@ -2,13 +2,19 @@
 
 import functools
 import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from tritoncrf import checks
 from tritoncrf.filters.base import (
+    Context,
     Filter,
+    Filtered,
+    MeanFieldStep,
     Plan,
     compute_dtype,
     execution,
@@ -21,10 +27,11 @@ from tritoncrf.filters.base import (
     unlifted,
     without_autocast,
 )
-from tritoncrf.filters.box import box_summer, capped, expect_radii
+from tritoncrf.filters.box import BOXES, box_summer, capped, expect_radii
 from tritoncrf.reference import guided as reference
-from tritoncrf.reference.box import BOXES, areas
+from tritoncrf.reference.box import areas
 from tritoncrf.reference.step import stacked
+from tritoncrf.types import Backend, Box, Precision
 
 MAX_CHANNELS = 8
 
@@ -73,7 +80,10 @@ class Guided(Filter):
 
     source = "guide"
 
-    def __init__(self, guide, radius, eps, box="count", subsample=1, precision="default", backend="auto"):
+    def __init__(
+        self, guide: torch.Tensor, radius: int | Sequence[int], eps: float | torch.Tensor, box: Box = "count",
+        subsample: int = 1, precision: Precision = "default", backend: Backend = "auto",
+    ) -> None:  # fmt: skip
         guide = checked_guide(guide)
         self.size, self.batch = guide.shape[2:], guide.shape[0]
         radii = expect_radii(radius, len(self.size))
@@ -96,15 +106,18 @@ class Guided(Filter):
             if not form.tiny <= eps <= form.max:
                 raise ValueError(f"eps: expected a finite number above 0 in {guide.dtype}, got {eps}")
             eps = torch.full((), eps, dtype=guide.dtype, device=guide.device)
-        backend = resolve_backend(backend, guide.device, guide.dtype)
+        resolved = resolve_backend(backend, guide.device, guide.dtype)
         if box == "count":
             # W is the same for any shift of the guide, and covariances are then no differences of large sums.
             guide = guide - guide.detach().mean(tuple(range(2, guide.ndim)), keepdim=True)
         low = lowered(guide, subsample)
-        self.tensors = [guide, low, *statistics(low, eps, radii, box, backend)]
+        self.tensors = [guide, low, *statistics(low, eps, radii, box, resolved)]
 
 
-def guided_filter(values, guide, radius, eps, box="count", subsample=1, backend="auto"):
+def guided_filter(
+    values: torch.Tensor, guide: torch.Tensor, radius: int | Sequence[int], eps: float | torch.Tensor,
+    box: Box = "count", subsample: int = 1, backend: Backend = "auto",
+) -> torch.Tensor:  # fmt: skip
     r"""Smooth `values` but for the edges of `guide`: the guided filter as a plain image filter.
 
     For matting, depth, haze, flash and no-flash photos, or, with the image as its own guide, to smooth it. Both in any
@@ -131,7 +144,7 @@ def guided_filter(values, guide, radius, eps, box="count", subsample=1, backend=
     return Guided(guide, radius, eps, box, subsample, backend=backend)(values)
 
 
-def checked_guide(guide) -> torch.Tensor:
+def checked_guide(guide: torch.Tensor) -> torch.Tensor:
     """A guide [B, D, *S] as float64 or float32, or an error that names it."""
     checks.expect_tensor("guide", guide, "a floating-point torch.Tensor, as image.float() is")
     checks.expect_spatial("guide", guide, "[B, D, *S]")
@@ -146,16 +159,16 @@ def statistics(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: st
     """mu [Bf, D, *S] and the packed (Sigma + eps)^-1 [Bf, D (D + 1) / 2, *S] of the windows; see reference.guided."""
     with without_autocast(guide):
         full = lifted(guide)
-        radii = _capped(radii, guide)
-        if backend == "triton" and max(radii) <= guided_kernels().MAX_RADIUS:
-            found = guided_kernels().statistics(full, eps, radii, box)
+        reach = _capped(radii, guide)
+        if backend == "triton" and max(reach) <= guided_kernels().MAX_RADIUS:
+            found = guided_kernels().statistics(full, eps, reach, box)
         else:
-            found = reference.statistics(full.double(), eps.double(), *_windows(full, radii, box, backend))
+            found = reference.statistics(full.double(), eps.double(), *_windows(full, reach, box, backend))
         return [unlifted(t, guide.ndim - 2).to(guide.dtype).contiguous() for t in found]
 
 
 @statistics.register_fake
-def _(guide, eps, radii, box, backend):
+def _(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: str, backend: str) -> list[torch.Tensor]:
     images, d, *size = guide.shape
     return [guide.new_empty((images, n, *size)) for n in (d, d * (d + 1) // 2)]
 
@@ -167,34 +180,39 @@ def statistics_backward(
 ) -> list[torch.Tensor]:  # fmt: skip
     """The gradients of guide and eps."""
     with without_autocast(guide):
-        tensors = [lifted(t.double()) for t in (guide, mu, inverse, d_mu, d_inverse)]
-        windows = _windows(tensors[0], _capped(radii, guide), box, backend)
-        d_guide, d_eps = reference.statistics_gradient(*tensors, *windows)
+        full, mu, inverse, d_mu, d_inverse = (lifted(t.double()) for t in (guide, mu, inverse, d_mu, d_inverse))
+        windows = _windows(full, _capped(radii, guide), box, backend)
+        d_guide, d_eps = reference.statistics_gradient(full, mu, inverse, d_mu, d_inverse, *windows)
         return [d_guide.reshape(guide.shape).to(guide.dtype).contiguous(), d_eps.to(guide.dtype)]
 
 
 @statistics_backward.register_fake
-def _(guide, mu, inverse, d_mu, d_inverse, radii, box, backend):
+def _(
+    guide: torch.Tensor, mu: torch.Tensor, inverse: torch.Tensor, d_mu: torch.Tensor, d_inverse: torch.Tensor,
+    radii: list[int], box: str, backend: str,
+) -> list[torch.Tensor]:  # fmt: skip
     return [torch.empty(guide.shape, dtype=guide.dtype, device=guide.device), guide.new_empty(())]
 
 
-def _capped(radii, guide):
+def _capped(radii: list[int], guide: torch.Tensor) -> tuple[int, ...]:
     """Radii of the lifted axes, that reach no farther than the guide."""
     return capped([1] * (3 - len(radii)) + radii, lifted(guide).shape[2:])
 
 
-def _windows(guide, radii, box, backend):
+def _windows(
+    guide: torch.Tensor, radii: Sequence[int], box: str, backend: str
+) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
     """D in float64, and P x."""
     area = areas(guide.shape[2:], radii, 1, box, dtype=torch.float64, device=guide.device)
     return area, functools.partial(box_summer(backend), radii=radii)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
     guide, _, *ctx.form = inputs
     ctx.save_for_backward(guide, *output)
 
 
-def _backward(ctx, cotangents):
+def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
     d_mu, d_inverse = (c.contiguous() for c in cotangents)
     return *statistics_backward(*ctx.saved_tensors, d_mu, d_inverse, *ctx.form), None, None, None
 
@@ -204,7 +222,7 @@ refuse_second_derivative(statistics_backward)
 
 
 @dataclass(frozen=True)
-class GuidedPlan(Plan):
+class GuidedPlan(Plan[reference.Guide]):
     """The static half of `Guided`; its tensors are the guide, the guide at the windows' resolution (the same tensor
     if that is full), and what `statistics` gives. Radii are of the lifted axes, at the windows' resolution."""
 
@@ -218,7 +236,7 @@ class GuidedPlan(Plan):
     def tensor_count(self) -> int:
         return 4
 
-    def prepare(self, tensors, budget) -> reference.Guide:
+    def prepare(self, tensors: list[torch.Tensor], budget: float) -> reference.Guide:
         image, low, mu, inverse = map(lifted, tensors)
         factors = per_axis(self.subsample, tensors[0].ndim - 2, 1)  # beyond the image nothing changes but memory
         return reference.Guide(
@@ -229,26 +247,29 @@ class GuidedPlan(Plan):
             box_sum=box_summer(self.backend),
         )  # fmt: skip
 
-    def apply(self, x, prepared):
+    def apply(self, x: torch.Tensor, prepared: reference.Guide) -> torch.Tensor:
         return self._filter(x, prepared, adjoint=False)
 
-    def adjoint(self, y, prepared):
+    def adjoint(self, y: torch.Tensor, prepared: reference.Guide) -> torch.Tensor:
         return self._filter(y, prepared, adjoint=True)
 
-    def _filter(self, x, prepared, adjoint: bool):
+    def _filter(self, x: torch.Tensor, prepared: reference.Guide, adjoint: bool) -> torch.Tensor:
         if self._has_kernels(prepared):
             return guided_kernels().guided_filter(lifted(x), prepared, adjoint).view(x.shape)
         return reference.filtered(lifted(x), prepared, adjoint).view(x.shape)
 
-    def gradients(self, x, y, prepared):
+    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared: reference.Guide) -> list[torch.Tensor]:
         return [unlifted(g, x.ndim - 2) for g in reference.gradients(lifted(x), lifted(y), prepared)]
 
-    def _has_kernels(self, prepared) -> bool:
+    def _has_kernels(self, prepared: reference.Guide) -> bool:
         """Triton's kernels fit at full resolution, up to a radius; elsewhere passes of PyTorch share a kernel's box
         sums."""
         return self.backend == "triton" and self.subsample == 1 and max(prepared.radii) <= guided_kernels().MAX_RADIUS
 
-    def fuse(self, plans, prepared, mixing, unary, unary_weight):
+    def fuse(
+        self, plans: Sequence[Plan[Any]], prepared: list[Any], mixing: list[torch.Tensor], unary: torch.Tensor,
+        unary_weight: torch.Tensor,
+    ) -> MeanFieldStep | None:  # fmt: skip
         """A single guided filter runs as one step in Triton, its second box carrying the rest of the step."""
         if len(plans) > 1 or not self._has_kernels(prepared[0]):
             return None
@@ -259,23 +280,28 @@ class GuidedPlan(Plan):
 class GuidedStep:
     """The step of one guided filter in Triton; it stands in for reference.step.Step, which it is tested against."""
 
-    def __init__(self, guide, precision, mixing, unary, unary_weight):
+    def __init__(
+        self, guide: reference.Guide, precision: str, mixing: list[torch.Tensor], unary: torch.Tensor,
+        unary_weight: torch.Tensor,
+    ) -> None:  # fmt: skip
         self.guide, self.precision, self.shape = guide, precision, unary.shape
         self.mix = stacked(mixing, unary.shape[1])[0]
         self.unary, self.unary_weight = lifted(unary.contiguous()), unary_weight.expand(unary.shape[1])
 
-    def forward(self, q, last: bool):
+    def forward(self, q: torch.Tensor, last: bool) -> torch.Tensor:
         step = self.mix, self.unary, self.unary_weight, self.precision
         return guided_kernels().guided_step(lifted(q.contiguous()), self.guide, *step, last).view(self.shape)
 
-    def backward(self, q, g, through_softmax: bool, filtered: bool):
-        q = lifted(q.contiguous()) if through_softmax else None
+    def backward(
+        self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, filtered: bool
+    ) -> tuple[torch.Tensor, Filtered]:
+        state = lifted(q.contiguous()) if through_softmax else None
         back = torch.empty_like(self.unary) if filtered else None
-        step = self.mix, q, self.precision, back
+        step = self.mix, state, self.precision, back
         y = guided_kernels().guided_step_backward(lifted(g.contiguous()), self.guide, *step).view(self.shape)
-        return y, [back.view(self.shape)] if filtered else None
+        return y, None if back is None else [back.view(self.shape)]
 
 
-def guided_kernels():
+def guided_kernels() -> ModuleType:
     """The Triton kernels, imported when first used: the package works without triton."""
     return importlib.import_module("tritoncrf.kernels.guided")

@@ -2,13 +2,18 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from tritoncrf.features import spatial
 from tritoncrf.filters.base import (
+    Context,
     Filter,
+    MeanFieldStep,
     Plan,
     checked_features,
     holds,
@@ -22,6 +27,7 @@ from tritoncrf.filters.lattice_step import LatticeStep, TritonLatticeStep, latti
 from tritoncrf.reference import lattice as reference
 from tritoncrf.reference.lattice import Side, image_of
 from tritoncrf.reference.step import scaled
+from tritoncrf.types import Backend, Normalization, Precision, Theta
 
 ISOLATED = 0.5  # of K_ii: where all other pixels weigh less, what is left of K 1 is mostly the error of K_ii
 CACHED_LATTICES = 8
@@ -69,7 +75,12 @@ class Lattice(Filter):
         torch.Size([1, 21, 20, 30])
     """
 
-    def __init__(self, features, include_self=True, normalization="none", precision="default", backend="auto"):
+    plan: "LatticePlan"
+
+    def __init__(
+        self, features: torch.Tensor, include_self: bool = True, normalization: Normalization = "none",
+        precision: Precision = "default", backend: Backend = "auto",
+    ) -> None:  # fmt: skip
         features = checked_features(features)
         self.size, self.batch = features.shape[2:], features.shape[0]
         self.plan = LatticePlan(**shared_fields(features, include_self, normalization, precision, backend))
@@ -79,16 +90,35 @@ class Lattice(Filter):
         self.normalize(normalization)
 
     @classmethod
-    def spatial(cls, size, theta, spacing=None, include_self=True, normalization="none", precision="default",
-                backend="auto", *, flip=False, device=None, dtype=torch.float32):  # fmt: skip
+    def spatial(
+        cls, size: Sequence[int], theta: Theta, spacing: Theta | None = None, include_self: bool = True,
+        normalization: Normalization = "none", precision: Precision = "default", backend: Backend = "auto", *,
+        flip: bool = False, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
+    ) -> "Lattice":  # fmt: skip
         """The lattice of pixel positions alone, `Lattice(features.spatial(size, theta, spacing), ...)`.
 
-        Where theta and spacing are plain numbers it depends on no image, and the last few are kept. `flip` takes the
-        axes in reverse, (x, y) instead of (row, column), as CRF-RNN and pydensecrf do: the lattice feels the order.
+        Where theta and spacing are plain numbers it depends on no image, and the last few are kept.
+
+        Args:
+            size, theta, spacing, device, dtype: see `features.spatial`.
+            include_self, normalization, precision, backend: see `Lattice`.
+            flip: take the axes in reverse, (x, y) instead of (row, column), as CRF-RNN and pydensecrf do: the lattice
+                feels the order.
+
+        Returns:
+            The filter, of batch 1: it serves any batch.
+
+        Raises:
+            TypeError, ValueError: as `features.spatial` and `Lattice`.
+
+        Example:
+            >>> K = Lattice.spatial((20, 30), theta=3, normalization="symmetric")
+            >>> K(torch.rand(2, 4, 20, 30)).shape
+            torch.Size([2, 4, 20, 30])
         """
         options = include_self, normalization, precision, backend
 
-        def built(device=device):
+        def built(device: torch.device | str | None = device) -> Lattice:
             positions = spatial(size, theta, spacing, device=device, dtype=dtype)
             return cls(positions.flip(1) if flip else positions, *options)
 
@@ -96,15 +126,16 @@ class Lattice(Filter):
         if key is None or torch.compiler.is_compiling() or torch.compiler.is_exporting() or not launches_run():
             return built()
         device = torch.empty(0, device=device).device  # with its index, where there are several
-        kept = _cache.get((*key, device))
+        key = (*key, device)
+        kept = _cache.get(key)
         if kept is None:
             with torch.inference_mode(False):  # a kept lattice must serve training too
                 kept = built(device)
             if device.type == "cuda":  # and other streams
                 torch.cuda.current_stream(device).synchronize()
         with _lock:
-            _cache[(*key, device)] = kept
-            _cache.move_to_end((*key, device))
+            _cache[key] = kept
+            _cache.move_to_end(key)
             if len(_cache) > CACHED_LATTICES:
                 _cache.popitem(last=False)
         return kept
@@ -115,10 +146,11 @@ class Lattice(Filter):
         return r if self.plan.include_self else torch.where(r > ISOLATED * self.tensors[-1], r, torch.inf)
 
 
-_cache, _lock = OrderedDict(), threading.Lock()
+_cache: OrderedDict[Hashable, Lattice] = OrderedDict()
+_lock = threading.Lock()
 
 
-def _key(*arguments):
+def _key(*arguments: Any) -> tuple[Hashable, ...] | None:
     """The arguments and their types (1 is not True) as a key, or None where one is no plain value, a tensor, say."""
     plain = int, float, str, bool, torch.dtype, type(None)
     arguments = tuple(tuple(a) if isinstance(a, (list, tuple)) else a for a in arguments)
@@ -126,7 +158,7 @@ def _key(*arguments):
     return (*arguments, *map(type, flat)) if all(isinstance(value, plain) for value in flat) else None
 
 
-def _self_weights(weights):
+def _self_weights(weights: torch.Tensor) -> torch.Tensor:
     """K_ii = alpha sum_rs b_r b_s B_rs where all vertices exist, [Bf, N, d + 1] -> [Bf, N].
 
     B_rr = 1 + 2^-d, B_rs = 2^-|r - s| + 2^-(d + 1 - |r - s|): the walks along distinct axes from r to s.
@@ -159,11 +191,13 @@ def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
 
 
 @build.register_fake
-def _(features, backend):
+def _(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
     (images, d, pixels), new = features.shape, features.new_empty
     vertices, pieces = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
-    shapes = [(images, pixels, d + 1), (d + 1, vertices, 2), (images * pixels * (d + 1),), (pieces,), (vertices,)]
-    return [new((images, pixels, d + 1)), *(new(shape, dtype=torch.int32) for shape in shapes)]
+    sizes: list[Sequence[int | torch.SymInt]] = [
+        (images, pixels, d + 1), (d + 1, vertices, 2), (images * pixels * (d + 1),), (pieces,), (vertices,),
+    ]  # fmt: skip
+    return [new((images, pixels, d + 1)), *(new(size, dtype=torch.int32) for size in sizes)]
 
 
 @torch.library.custom_op("tritoncrf::lattice_backward", mutates_args=())
@@ -173,17 +207,17 @@ def build_backward(features: torch.Tensor, d_weights: torch.Tensor, backend: str
 
 
 @build_backward.register_fake
-def _(features, d_weights, backend):
+def _(features: torch.Tensor, d_weights: torch.Tensor, backend: str) -> torch.Tensor:
     return torch.empty(features.shape, dtype=features.dtype, device=features.device)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
     features, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(features)
 
 
-def _backward(ctx, cotangents):
+def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
     (features,) = ctx.saved_tensors
     return build_backward(features, cotangents[0].contiguous(), ctx.backend), None
 
@@ -202,7 +236,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class LatticePlan(Plan):
+class LatticePlan(Plan[Prepared]):
     """The static half of `Lattice`; its tensors are `build`'s, K_ii if it is to be subtracted, the scales in use."""
 
     include_self: bool
@@ -213,7 +247,7 @@ class LatticePlan(Plan):
     def tensor_count(self) -> int:
         return 6 + (not self.include_self) + self.scaled_in + self.scaled_out
 
-    def prepare(self, tensors, budget) -> Prepared:
+    def prepare(self, tensors: list[torch.Tensor], budget: float) -> Prepared:
         lattice, factors = reference.Lattice(*tensors[:6]), tensors[6:]
         return Prepared(
             self_weights=None if self.include_self else factors.pop(0),
@@ -221,26 +255,26 @@ class LatticePlan(Plan):
             side_out=Side(lattice, factors[-1] if self.scaled_out else None),
         )
 
-    def apply(self, x, prepared):
+    def apply(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         return self._filter(x, prepared, prepared.side_in, prepared.side_out, reverse=False)
 
-    def adjoint(self, y, prepared):
+    def adjoint(self, y: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         return self._filter(y, prepared, prepared.side_out, prepared.side_in, reverse=True)
 
-    def _filter(self, x, prepared, enter, leave, reverse: bool):
+    def _filter(self, x: torch.Tensor, prepared: Prepared, enter: Side, leave: Side, reverse: bool) -> torch.Tensor:
         """K x with the scales of both sides, or K^T x if `reverse`."""
         rows = self._kernels.rows_of(x)
         v = self._kernels.filtered(rows, enter, reverse)
         found = image_of(self._kernels.sliced(v, leave, len(rows)), x)
-        if self.include_self:
+        if prepared.self_weights is None:
             return found
         return found - scaled(scaled(prepared.self_weights * x, enter.scale), leave.scale)
 
     @property
-    def _kernels(self):
+    def _kernels(self) -> ModuleType:
         return lattice_kernels() if self.backend == "triton" else reference
 
-    def gradients(self, x, y, prepared):
+    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared: Prepared) -> list[torch.Tensor]:
         """Of <y, K x>: with respect to the barycentric weights, K_ii and the scales."""
         kernels, lattice = self._kernels, prepared.side_in.lattice
         bare = Side(lattice, None)
@@ -250,10 +284,10 @@ class LatticePlan(Plan):
         ahead, back = kernels.filtered(rows_x, bare, reverse=False), kernels.filtered(rows_y, bare, reverse=True)
         found = [kernels.weights_gradient(rows_x, rows_y, lattice, ahead, back)]
 
-        def message(v, own):
+        def message(v: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
             """K or K^T of what the vertices v were made of, without scales."""
             plain = image_of(kernels.sliced(v, bare, len(rows_x)), x)
-            return plain if self.include_self else plain - prepared.self_weights * own
+            return plain if prepared.self_weights is None else plain - prepared.self_weights * own
 
         if not self.include_self:
             found.append(summed(-scaled_x * scaled_y, lattice.shared))
@@ -263,7 +297,10 @@ class LatticePlan(Plan):
             found.append(summed(y * message(ahead, scaled_x), lattice.shared))
         return found
 
-    def fuse(self, plans, prepared, mixing, unary, unary_weight):
+    def fuse(
+        self, plans: Sequence[Plan[Any]], prepared: list[Any], mixing: list[torch.Tensor], unary: torch.Tensor,
+        unary_weight: torch.Tensor,
+    ) -> MeanFieldStep | None:  # fmt: skip
         """Lattices run as one step: in PyTorch any number, sliced in one pass; in Triton one or two, whose slice
         carries the rest of the step."""
         alike = all(

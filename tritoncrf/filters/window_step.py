@@ -2,13 +2,19 @@
 
 import functools
 import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
-from tritoncrf.filters.base import lifted
+from tritoncrf.filters.base import Filtered, lifted
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
 from tritoncrf.reference.step import Step, scaled, softmax_adjoint, stacked
+
+if TYPE_CHECKING:
+    from tritoncrf.filters.window import Prepared, WindowPlan
 
 
 class MergedStep(Step):
@@ -17,7 +23,10 @@ class MergedStep(Step):
     K is symmetric, and kept for all iterations. What needs the messages of each filter apart, composes.
     """
 
-    def __init__(self, plans, prepared, mixing, unary, unary_weight):
+    def __init__(
+        self, plans: Sequence["WindowPlan"], prepared: list["Prepared"], mixing: list[torch.Tensor],
+        unary: torch.Tensor, unary_weight: torch.Tensor,
+    ) -> None:  # fmt: skip
         super().__init__(plans, prepared, mixing, unary, unary_weight)
         self.window = prepared[0]
         self.centre = sum(
@@ -27,22 +36,26 @@ class MergedStep(Step):
         )
 
     @functools.cached_property
-    def weights(self):
+    def weights(self) -> torch.Tensor:
         terms = [(r.features, r.scale_in, a) for r, a in zip(self.prepared, self.mixing, strict=True)]
         return reference.window_weights(terms, self.window.radii, self.window.dilation)
 
-    def forward(self, q, last: bool):
+    def forward(self, q: torch.Tensor, last: bool) -> torch.Tensor:
         scores = self._filter(q, blur.pool, blur.upsample)
         scores += self.weighted_unary
         return scores if last else torch.softmax(scores, 1)
 
-    def backward(self, q, g, through_softmax: bool, filtered: bool):
+    def backward(
+        self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, filtered: bool
+    ) -> tuple[torch.Tensor, Filtered]:
         if filtered:
             return super().backward(q, g, through_softmax, filtered)
         gradient = self._filter(g, blur.upsample_adjoint, blur.pool_adjoint)
         return (softmax_adjoint(q, gradient) if through_softmax else gradient), None
 
-    def _filter(self, x, down, up):
+    def _filter(
+        self, x: torch.Tensor, down: Callable[..., torch.Tensor], up: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
         full, ready = lifted(x), self.window
         low = down(full, ready.blur)
         total = reference.window_sum(low, ready.features, ready.radii, ready.dilation, False, self.weights)
@@ -53,7 +66,10 @@ class MergedStep(Step):
 class FusedStep:
     """The step of one or two windows at full resolution, in one launch."""
 
-    def __init__(self, plans, prepared, mixing, unary, unary_weight):
+    def __init__(
+        self, plans: Sequence["WindowPlan"], prepared: list["Prepared"], mixing: list[torch.Tensor],
+        unary: torch.Tensor, unary_weight: torch.Tensor,
+    ) -> None:  # fmt: skip
         self.size = lifted(unary).shape[2:]
         self.shape = unary.shape
         self.unary = unary.contiguous().flatten(2)
@@ -66,7 +82,7 @@ class FusedStep:
         ]
         self.precision = plans[0].precision
 
-    def forward(self, q, last: bool):
+    def forward(self, q: torch.Tensor, last: bool) -> torch.Tensor:
         y = torch.empty_like(self.unary)
         window_kernels().window_step(
             q.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix,
@@ -74,14 +90,16 @@ class FusedStep:
         )  # fmt: skip
         return y.view(self.shape)
 
-    def backward(self, q, g, through_softmax: bool, filtered: bool):
+    def backward(
+        self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, filtered: bool
+    ) -> tuple[torch.Tensor, Filtered]:
         y = torch.empty_like(self.unary)
         back = self.unary.new_empty((len(self.filters), *self.unary.shape)) if filtered else None
         window_kernels().window_step_backward(
             g.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix,
             q.contiguous().flatten(2) if through_softmax else None, back,
         )  # fmt: skip
-        return y.view(self.shape), back.unflatten(3, self.shape[2:]) if filtered else None
+        return y.view(self.shape), None if back is None else back.unflatten(3, self.shape[2:])
 
 
 class FusedBlurStep:
@@ -91,7 +109,10 @@ class FusedBlurStep:
     Steps follow each other: the second launch leaves the pooled Q for the next `forward`, which is given that Q.
     """
 
-    def __init__(self, plans, prepared, mixing, unary, unary_weight):
+    def __init__(
+        self, plans: Sequence["WindowPlan"], prepared: list["Prepared"], mixing: list[torch.Tensor],
+        unary: torch.Tensor, unary_weight: torch.Tensor,
+    ) -> None:  # fmt: skip
         self.unary, self.unary_weight = unary.contiguous(), unary_weight.expand(unary.shape[1])
         self.weights = torch.stack([a.expand(unary.shape[1]) for a in mixing])
         self.scales_in = [_contiguous(r.scale_in) for r in prepared]
@@ -110,9 +131,9 @@ class FusedBlurStep:
             for r in prepared
         ]
         self.features = torch.cat(features)
-        self.pooled = None  # the pooled Q that `forward` returned last
+        self.pooled: torch.Tensor | None = None  # the pooled Q that `forward` returned last
 
-    def forward(self, q, last: bool):
+    def forward(self, q: torch.Tensor, last: bool) -> torch.Tensor:
         pooled = self.pooled
         if pooled is None:
             pooled = torch.stack([blur.pool(scaled(lifted(q), s), self.factors) for s in self.scales_in])
@@ -125,8 +146,10 @@ class FusedBlurStep:
         )  # fmt: skip
         return y
 
-    def backward(self, q, g, through_softmax: bool, filtered: bool):
-        filters, batch, classes = len(self.scales_in), *g.shape[:2]
+    def backward(
+        self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, filtered: bool
+    ) -> tuple[torch.Tensor, Filtered]:
+        filters, (batch, classes) = len(self.scales_in), g.shape[:2]
         low = g.new_empty((filters, batch, classes, *self.low))
         blur_kernels().upsample_adjoint(g.contiguous(), self.scales_out, self.grid, low)
         y = torch.empty_like(self.unary)
@@ -142,19 +165,19 @@ class FusedBlurStep:
         )
         return y, back
 
-    def _sum(self, x):
+    def _sum(self, x: torch.Tensor) -> torch.Tensor:
         """K_m x_m for x [M, B, C, *low]."""
         return window_kernels().window_sum(x.flatten(0, 1), self.features, *self.window).view(x.shape)
 
 
-def window_kernels():
+def window_kernels() -> ModuleType:
     """The Triton kernels, imported when first used: the package works without triton."""
     return importlib.import_module("tritoncrf.kernels.window")
 
 
-def blur_kernels():
+def blur_kernels() -> ModuleType:
     return importlib.import_module("tritoncrf.kernels.blur")
 
 
-def _contiguous(x):
+def _contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else x.contiguous()

@@ -1,11 +1,43 @@
-"""What the layers share: checks of their arguments."""
+"""What the layers share: how they are called, and checks of their arguments."""
+
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
+from torch import nn
 
 from tritoncrf import checks
+from tritoncrf.types import Output, Theta
 
 
-def expect_inputs(crf, logits, image, features, larger_image: bool = False):
+class Layer(nn.Module):
+    """What the layers have in common: `crf(logits, image)` gives scores [B, C, *S], and `crf.num_classes` is C."""
+
+    num_classes: int
+
+    @property
+    def cost(self) -> torch.Tensor:
+        """mu, [C, C], what the class of a row pays where that of a column is near; negative attracts."""
+        raise NotImplementedError
+
+    if TYPE_CHECKING:  # torch says of a module's call only that it gives something
+
+        def __call__(
+            self, logits: torch.Tensor, image: torch.Tensor | None = None, *,
+            features: torch.Tensor | None = None, output: Output = "logits",
+        ) -> torch.Tensor: ...  # fmt: skip
+
+
+class Placement(TypedDict):
+    """What `placed` gives."""
+
+    device: torch.device | str
+    dtype: torch.dtype
+
+
+def expect_inputs(
+    crf: Layer, logits: torch.Tensor, image: torch.Tensor | None, features: torch.Tensor | None,
+    larger_image: bool = False,
+) -> None:  # fmt: skip
     """An error unless a layer can take these; what image and features hold is checked later."""
     checks.expect_tensor("logits", logits)
     checks.expect_spatial("logits", logits)
@@ -30,21 +62,21 @@ def expect_inputs(crf, logits, image, features, larger_image: bool = False):
         raise ValueError(f"{name}: expected {wanted} spatial size {list(own)} of logits, got {list(given.shape)}")
 
 
-def as_precise(image, scores):
+def as_precise(image: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """The image; in float64 where it is bytes beside scores of float64, for features are as precise as their image."""
     if scores.dtype == torch.float64 and isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
         return image.double() / 255
     return image
 
 
-def placed(device, dtype) -> dict:
+def placed(device: torch.device | str | None, dtype: torch.dtype) -> Placement:
     """Where and how parameters are made; where nothing is said, on the device that is torch's default here."""
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
     return {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
 
 
-def bandwidth(name: str, theta) -> torch.Tensor:
+def bandwidth(name: str, theta: Theta) -> torch.Tensor:
     """A theta, one or several in a sequence, array or tensor, as a float64 tensor [] or [n] on the CPU."""
     numbers = theta.tolist() if hasattr(theta, "tolist") else theta
     for number in numbers if isinstance(numbers, (list, tuple)) else [numbers]:

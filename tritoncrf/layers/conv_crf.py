@@ -1,20 +1,32 @@
 """ConvCRF: the CRF in a window, as a layer."""
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 
 from tritoncrf import checks, features, filters
-from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype, execution
+from tritoncrf.filters.base import NORMALIZATIONS, Execution, compute_dtype, execution
 from tritoncrf.filters.window import MAX_WINDOW
-from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, placed
+from tritoncrf.layers.common import Layer, as_precise, bandwidth, expect_inputs, placed
 from tritoncrf.mean_field import mean_field
+from tritoncrf.types import Backend, Compatibility, Normalization, Output, Precision, Theta
 
 PRESETS = (None, "released")
 
 
-class ConvCRF(nn.Module):
+class WindowOptions(Execution):
+    """What the layer tells its filters."""
+
+    window_size: int
+    blur: int
+    include_self: bool
+    normalization: Normalization
+
+
+class ConvCRF(Layer):
     r"""Convolutional CRF: mean field with exact Gaussian messages in a window, all of it learnable.
 
     .. math::
@@ -66,13 +78,19 @@ class ConvCRF(nn.Module):
         >>> torch.nn.functional.cross_entropy(scores, torch.randint(0, 4, (2, 20, 30))).backward()
     """
 
+    weight_smooth: nn.Parameter
+    weight_appearance: nn.Parameter
+
     def __init__(
-        self, num_classes, window_size=11, blur=4, iterations=5, *,
-        theta_smooth=3.0, theta_space=None, theta_color=13.0, appearance_position=None,
-        weight_smooth=3.0, weight_appearance=10.0, class_weights=False, compatibility=False, learn_positions=None,
-        normalization=None, include_self=True, spacing=None, preset=None,
-        precision="default", backend="auto", device=None, dtype=torch.float32,
-    ):  # fmt: skip
+        self, num_classes: int, window_size: int = 11, blur: int = 4, iterations: int = 5, *,
+        theta_smooth: Theta = 3.0, theta_space: Theta | None = None,
+        theta_color: Theta = 13.0, appearance_position: bool | None = None,
+        weight_smooth: float = 3.0, weight_appearance: float = 10.0, class_weights: bool = False,
+        compatibility: bool = False, learn_positions: Sequence[int] | None = None,
+        normalization: Normalization | None = None, include_self: bool = True, spacing: Theta | None = None,
+        preset: Literal["released"] | None = None, precision: Precision = "default", backend: Backend = "auto",
+        device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         super().__init__()
         if preset not in PRESETS:
             raise ValueError(f"preset: expected None or 'released', got {preset!r}")
@@ -86,7 +104,7 @@ class ConvCRF(nn.Module):
             raise ValueError(f"theta_space: expected None with appearance_position=False, got {theta_space!r}")
         if normalization is None:
             normalization = "none" if released else "symmetric"
-        self.window = {
+        self.window: WindowOptions = {
             "window_size": checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             "blur": checks.expect_int("blur", blur, 1),
             "include_self": checks.expect_bool("include_self", include_self),
@@ -104,7 +122,8 @@ class ConvCRF(nn.Module):
         for name, weight in ("weight_smooth", weight_smooth), ("weight_appearance", weight_appearance):
             setattr(self, name, nn.Parameter(torch.full(shape, checks.expect_number(name, weight), **factory)))
         self.class_weight = nn.Parameter(torch.full((num_classes,), 0.2, **factory)) if released else None
-        self.compatibility = self.positions = None
+        self.compatibility: nn.Parameter | None = None
+        self.positions: nn.Parameter | None = None
         if checks.expect_bool("compatibility", compatibility):
             start = 0.1 * math.sqrt(2 / num_classes)
             self.compatibility = nn.Parameter(torch.full((num_classes, num_classes), start, **factory))
@@ -128,11 +147,11 @@ class ConvCRF(nn.Module):
 
     @property
     def cost(self) -> torch.Tensor:
-        """mu = -(I + c) [C, C]: what the class of a row pays where that of a column is near; negative attracts."""
+        """mu = -(I + c), [C, C], what the class of a row pays where that of a column is near; negative attracts."""
         eye = torch.eye(self.num_classes, device=self.weight_smooth.device, dtype=self.weight_smooth.dtype)
         return -eye if self.compatibility is None else -eye - self.compatibility
 
-    def _over(self, raw, name: str):
+    def _over(self, raw: torch.Tensor, name: str) -> torch.Tensor:
         """Raw features [B, D, *S] over the bandwidth `name`."""
         stored = getattr(self, self._stored(name)).to(raw.dtype)
         inverse = stored if self.preset == "released" else (-stored).exp()
@@ -140,7 +159,10 @@ class ConvCRF(nn.Module):
             raise ValueError(f"{name}: expected one number or {raw.shape[1]} for these images, got {len(inverse)}")
         return raw * inverse.reshape(-1, *(1,) * (raw.ndim - 2))
 
-    def forward(self, logits, image=None, *, features=None, output="logits"):
+    def forward(
+        self, logits: torch.Tensor, image: torch.Tensor | None = None, *,
+        features: torch.Tensor | None = None, output: Output = "logits",
+    ) -> torch.Tensor:  # fmt: skip
         """Refined scores [B, C, *S], dtype of `logits`.
 
         Args:
@@ -149,32 +171,40 @@ class ConvCRF(nn.Module):
             features: instead of an image, [B or 1, D, *S], divided by their bandwidths: the appearance kernel's
                 features as they are.
             output: "logits", "probabilities" or "log_probabilities".
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
         """
         expect_inputs(self, logits, image, features)
         positions = self._positions(logits)
-        appearance = self._appearance(image, positions) if features is None else features
+        appearance = features
+        if appearance is None:
+            assert image is not None
+            appearance = self._appearance(image, positions)
         smooth = self._over(positions, "theta_smooth")
         kernels = [filters.Window(f, **self.window) for f in (smooth, appearance)]
-        weights = [self.weight_smooth, self.weight_appearance]
-        options = {"iterations": self.iterations, "output": output}
+        weights: list[torch.Tensor] = [self.weight_smooth, self.weight_appearance]
+        cost: Compatibility = "potts"
         if self.compatibility is not None:
             mixed = self.compatibility.to(positions.dtype)
             mixed = torch.eye(len(mixed), dtype=mixed.dtype, device=mixed.device) + mixed
-            options["compatibility"] = -mixed
-        if self.preset != "released":
-            return mean_field(logits, kernels, weights, **options)
+            cost = -mixed
+        if self.class_weight is None:
+            return mean_field(logits, kernels, weights, cost, self.iterations, output=output)
 
         # The class weight scales the rows of whatever the messages go through.
         class_weight = self.class_weight.to(positions.dtype)
-        if self.compatibility is None:
+        if isinstance(cost, str):
             weights = [w * class_weight for w in weights]
         else:
-            options["compatibility"] = class_weight[:, None] * options["compatibility"]
-        options |= {"unary_weight": 1 - class_weight, "initial": "log_softmax"}
+            cost = class_weight[:, None] * cost
         log_unary = torch.log_softmax(logits.to(positions.dtype), 1)
-        return mean_field(log_unary, kernels, weights, **options).to(logits.dtype)
+        refined = mean_field(
+            log_unary, kernels, weights, cost, self.iterations, 1 - class_weight, "log_softmax", output
+        )
+        return refined.to(logits.dtype)
 
-    def _positions(self, logits):
+    def _positions(self, logits: torch.Tensor) -> torch.Tensor:
         """Coordinates of the pixels, [1, D, *S]; float64 for float64 logits, else float32."""
         dtype = compute_dtype(logits)
         if self.positions is None:
@@ -186,7 +216,7 @@ class ConvCRF(nn.Module):
             )
         return self.positions[None].to(dtype)
 
-    def _appearance(self, image, positions):
+    def _appearance(self, image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         colors = self._over(features.color(as_precise(image, positions), 1.0), "theta_color")
         if self.theta("theta_space") is None:
             return colors

@@ -1,16 +1,30 @@
 """CRFRNN: the fully connected CRF, as a layer."""
 
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, get_args
+
 import torch
 from torch import nn
 
 from tritoncrf import checks, features, filters
-from tritoncrf.filters.base import NORMALIZATIONS, compute_dtype, execution
-from tritoncrf.layers.common import as_precise, bandwidth, expect_inputs, placed
+from tritoncrf.filters.base import NORMALIZATIONS, Execution, compute_dtype, execution
+from tritoncrf.layers.common import Layer, as_precise, bandwidth, expect_inputs, placed
 from tritoncrf.mean_field import mean_field
-from tritoncrf.published import CRFRNN_CODES, crfrnn_parameters
+from tritoncrf.published import CRFRNN_CODES, Numbers, Preset, crfrnn_parameters
+from tritoncrf.types import Backend, Normalization, Output, Precision, Theta
+
+KernelWeights: TypeAlias = Literal["class", "full", "scalar"]
+KERNEL_WEIGHTS: tuple[KernelWeights, ...] = get_args(KernelWeights)
 
 
-class CRFRNN(nn.Module):
+class LatticeOptions(Execution):
+    """What the layer tells its filters."""
+
+    include_self: bool
+    normalization: Normalization
+
+
+class CRFRNN(Layer):
     r"""The fully connected CRF as a recurrent layer: mean field on the permutohedral lattice, its weights learnable.
 
     .. math::
@@ -59,12 +73,18 @@ class CRFRNN(nn.Module):
         >>> torch.nn.functional.cross_entropy(scores, torch.randint(0, 4, (2, 20, 30))).backward()
     """
 
+    weight_smooth: nn.Parameter
+    weight_appearance: nn.Parameter
+
     def __init__(
-        self, num_classes, iterations=None, test_iterations=10, *,
-        theta_smooth=3.0, theta_space=160.0, theta_color=3.0, weight_smooth=None, weight_appearance=None,
-        kernel_weights=None, learn_thetas=False, normalization="after", include_self=True, spacing=None, preset=None,
-        precision="default", backend="auto", device=None, dtype=torch.float32,
-    ):  # fmt: skip
+        self, num_classes: int, iterations: int | None = None, test_iterations: int = 10, *,
+        theta_smooth: Theta = 3.0, theta_space: Theta = 160.0,
+        theta_color: Theta = 3.0, weight_smooth: float | None = None,
+        weight_appearance: float | None = None, kernel_weights: KernelWeights | None = None,
+        learn_thetas: bool = False, normalization: Normalization = "after", include_self: bool = True,
+        spacing: Theta | None = None, preset: Preset | None = None, precision: Precision = "default",
+        backend: Backend = "auto", device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         super().__init__()
         if preset is not None:
             checks.expect_choice("preset", preset, CRFRNN_CODES)
@@ -75,36 +95,36 @@ class CRFRNN(nn.Module):
         self.iterations = checks.expect_int("iterations", iterations, 0)
         self.test_iterations = checks.expect_int("test_iterations", test_iterations, 0)
         factory = placed(device, dtype)
-        self.lattice = {
+        self.lattice: LatticeOptions = {
             "include_self": checks.expect_bool("include_self", include_self),
             "normalization": checks.expect_choice("normalization", normalization, NORMALIZATIONS),
             **execution(precision, backend),
         }
 
-        thetas = {"theta_smooth": theta_smooth, "theta_space": theta_space, "theta_color": theta_color}
-        thetas = {name: bandwidth(name, theta) for name, theta in thetas.items()}
-        self.fixed_thetas = {}
+        given = {"theta_smooth": theta_smooth, "theta_space": theta_space, "theta_color": theta_color}
+        thetas = {name: bandwidth(name, theta) for name, theta in given.items()}
+        self.fixed_thetas: dict[str, float | list[float]] = {}
         if checks.expect_bool("learn_thetas", learn_thetas):
             for name, theta in thetas.items():
                 setattr(self, f"log_{name}", nn.Parameter(theta.log().to(**factory)))
         else:
             self.fixed_thetas = {name: theta.tolist() for name, theta in thetas.items()}
 
-        code = CRFRNN_CODES.get(preset)
+        code = None if preset is None else CRFRNN_CODES[preset]
         if kernel_weights is None:
             kernel_weights = "class" if code is None else "full"
-        checks.expect_choice("kernel_weights", kernel_weights, ("class", "full", "scalar"))
+        checks.expect_choice("kernel_weights", kernel_weights, KERNEL_WEIGHTS)
         eye = torch.eye(num_classes, **factory)
         ones = {"scalar": torch.ones((), **factory), "class": torch.ones(num_classes, **factory), "full": eye}
         starts = (3.0, 5.0) if code is None else code.weights
-        given = {"weight_smooth": weight_smooth, "weight_appearance": weight_appearance}
-        for (name, weight), start in zip(given.items(), starts):
+        weights = {"weight_smooth": weight_smooth, "weight_appearance": weight_appearance}
+        for (name, weight), start in zip(weights.items(), starts):
             weight = start if weight is None else checks.expect_number(name, weight)
             setattr(self, name, nn.Parameter(weight * ones[kernel_weights]))
         self.sign = -1 if code is None else code.sign
         self.compatibility = nn.Parameter(self.sign * eye)
 
-    def theta(self, name: str):
+    def theta(self, name: str) -> float | list[float] | torch.Tensor:
         """The bandwidth "theta_smooth", "theta_space" or "theta_color" as it stands: a tensor if it is learnt."""
         if name in self.fixed_thetas:
             return self.fixed_thetas[name]
@@ -113,11 +133,11 @@ class CRFRNN(nn.Module):
 
     @property
     def cost(self) -> torch.Tensor:
-        """mu [C, C] in every preset: what the class of a row pays where that of a column is near; negative attracts."""
+        """mu, [C, C], in every preset what a row's class pays where a column's is near; negative attracts."""
         return self.compatibility if self.sign < 0 else -self.compatibility
 
     @torch.no_grad()
-    def load_published(self, parameters) -> None:
+    def load_published(self, parameters: Mapping[str, Numbers] | Sequence[Numbers]) -> None:
         """Take the parameters that the code of this layer's preset has learnt. All of them, or none and an error.
 
         Args:
@@ -148,7 +168,10 @@ class CRFRNN(nn.Module):
         for own, value in zip((self.weight_smooth, self.weight_appearance, self.compatibility), found, strict=True):
             own.copy_(value)
 
-    def forward(self, logits, image=None, *, features=None, output="logits"):
+    def forward(
+        self, logits: torch.Tensor, image: torch.Tensor | None = None, *,
+        features: torch.Tensor | None = None, output: Output = "logits",
+    ) -> torch.Tensor:  # fmt: skip
         """Refined scores [B, C, *S], dtype of `logits`.
 
         Args:
@@ -157,9 +180,13 @@ class CRFRNN(nn.Module):
             features: instead of an image, [B or 1, D, *S], divided by their bandwidths: the appearance kernel's
                 features as they are.
             output: "logits", "probabilities" or "log_probabilities".
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
         """
         expect_inputs(self, logits, image, features)
         if features is None:
+            assert image is not None
             with checks.renamed("features", "theta_space, theta_color"):
                 appearance = filters.Lattice(self._appearance(as_precise(image, logits)), **self.lattice)
         else:
@@ -173,15 +200,17 @@ class CRFRNN(nn.Module):
             output=output,
         )
 
-    def _smoothness(self, logits):
+    def _smoothness(self, logits: torch.Tensor) -> filters.Lattice:
         """The lattice of positions alone."""
         size = tuple(logits.shape[2:])
         thetas = checks.expect_positive("theta_smooth", self.theta("theta_smooth"), len(size))
-        options = {"spacing": self.spacing, "device": logits.device, "dtype": compute_dtype(logits)}
         with checks.renamed("features", "theta_smooth"):
-            return filters.Lattice.spatial(size, thetas, **options, **self.lattice, flip=self.preset is not None)
+            return filters.Lattice.spatial(
+                size, thetas, self.spacing, **self.lattice,
+                flip=self.preset is not None, device=logits.device, dtype=compute_dtype(logits),
+            )  # fmt: skip
 
-    def _appearance(self, image):
+    def _appearance(self, image: torch.Tensor) -> torch.Tensor:
         """Features of positions and colours, in the preset in its order and from its origin."""
         space, color = self.theta("theta_space"), self.theta("theta_color")
         if self.preset is None:
@@ -190,10 +219,10 @@ class CRFRNN(nn.Module):
         mean = CRFRNN_CODES[self.preset].mean
         if photo.shape[1] != len(mean):
             raise ValueError(f"image: expected red, green and blue for the preset, got shape {list(image.shape)}")
-        space = checks.expect_positive("theta_space", space, len(size))
-        positions = features.spatial(size, space, self.spacing, device=photo.device, dtype=photo.dtype)
-        color = checks.expect_positive("theta_color", color, len(mean), each="channel")
-        colors = [(channel - m) / theta for channel, m, theta in zip(photo.unbind(1), mean, color)]
+        spaces = checks.expect_positive("theta_space", space, len(size))
+        positions = features.spatial(size, spaces, self.spacing, device=photo.device, dtype=photo.dtype)
+        thetas = checks.expect_positive("theta_color", color, len(mean), each="channel")
+        colors = [(channel - m) / theta for channel, m, theta in zip(photo.unbind(1), mean, thetas)]
         positions = positions.expand(len(photo), *positions.shape[1:])
         return torch.cat([positions.flip(1), torch.stack(colors[::-1], 1)], 1)
 

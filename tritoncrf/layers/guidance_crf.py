@@ -1,21 +1,32 @@
 """GuidanceCRF: SegModel's CRF of the guided filter, as a layer."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tritoncrf import checks, features, filters
-from tritoncrf.filters.base import compute_dtype, execution
-from tritoncrf.filters.box import expect_radii
-from tritoncrf.filters.guided import BOXES
-from tritoncrf.layers.common import as_precise, expect_inputs, placed
+from tritoncrf.filters.base import Execution, compute_dtype, execution
+from tritoncrf.filters.box import BOXES, expect_radii
+from tritoncrf.layers.common import Layer, as_precise, expect_inputs, placed
 from tritoncrf.mean_field import OUTPUTS, mean_field
+from tritoncrf.types import Backend, Box, Compatibility, Output, Precision
 
 PRESETS = (None, "released")
 UPSAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-class GuidanceCRF(nn.Module):
+class GuidedOptions(Execution):
+    """What the layer tells its filters, but for eps."""
+
+    radius: int | tuple[int, ...]
+    box: Box
+    subsample: int
+
+
+class GuidanceCRF(Layer):
     r"""The guidance CRF: mean field with the guided filter, a kernel of any radius at the same price.
 
     .. math::
@@ -65,10 +76,12 @@ class GuidanceCRF(nn.Module):
     """
 
     def __init__(
-        self, num_classes, radius=3, eps=1.0, iterations=3, *,
-        strength=2.0, compatibility=False, box="count", fast=False, subsample=4, upsample=True, preset=None,
-        precision="default", backend="auto", device=None, dtype=torch.float32,
-    ):  # fmt: skip
+        self, num_classes: int, radius: int | Sequence[int] = 3, eps: float = 1.0, iterations: int = 3, *,
+        strength: float = 2.0, compatibility: bool = False, box: Box = "count", fast: bool = False,
+        subsample: int = 4, upsample: bool = True, preset: Literal["released"] | None = None,
+        precision: Precision = "default", backend: Backend = "auto", device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         super().__init__()
         if preset not in PRESETS:
             raise ValueError(f"preset: expected None or 'released', got {preset!r}")
@@ -83,9 +96,9 @@ class GuidanceCRF(nn.Module):
                 raise ValueError(f"{name}: expected False with preset={preset!r}, which does not offer it, got True")
         checks.expect_choice("box", box, BOXES)
         checks.expect_int("subsample", subsample, 1)
-        one_per_axis = isinstance(radius, (list, tuple))
-        self.guided = {
-            "radius": tuple(expect_radii(radius, len(radius))) if one_per_axis else expect_radii(radius, 1)[0],
+        radii = tuple(expect_radii(radius, len(radius) if isinstance(radius, (list, tuple)) else 1))
+        self.guided: GuidedOptions = {
+            "radius": radii if isinstance(radius, (list, tuple)) else radii[0],
             "box": box if preset is None else "constant",
             "subsample": subsample if fast else 1,
             **execution(precision, backend),
@@ -93,7 +106,10 @@ class GuidanceCRF(nn.Module):
         factory = placed(device, dtype)
         self.compatibility = nn.Parameter(-torch.eye(num_classes, **factory)) if compatibility else None
 
-    def forward(self, logits, image=None, *, features=None, output="logits"):
+    def forward(
+        self, logits: torch.Tensor, image: torch.Tensor | None = None, *,
+        features: torch.Tensor | None = None, output: Output = "logits",
+    ) -> torch.Tensor:  # fmt: skip
         """Refined scores [B, C, *S'], or [B, C, *S] without an image or with upsample=False; dtype of `logits`.
 
         Args:
@@ -103,16 +119,20 @@ class GuidanceCRF(nn.Module):
             features: instead of an image, [B or 1, D, *S], D from 1 to 8: the guide as it is, with eps in its unit
                 squared.
             output: "logits", "probabilities" or "log_probabilities"; the last two of the scores at their final size.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
         """
         expect_inputs(self, logits, image, features, larger_image=True)
         checks.expect_choice("output", output, OUTPUTS)
         if features is None:
+            assert image is not None
             name, guide = "image", self._guide(image, logits)
         else:
             name, guide = "features", checks.expect_tensor("features", features)
         with checks.renamed("guide", name):
             scores = self._scores(logits.to(compute_dtype(logits)), guide)
-        if features is None and self.upsample and image.shape[2:] != logits.shape[2:]:
+        if image is not None and self.upsample and image.shape[2:] != logits.shape[2:]:
             scores = F.interpolate(scores, image.shape[2:], mode=UPSAMPLING[image.ndim - 2], align_corners=False)
         if output == "probabilities":
             scores = torch.softmax(scores, 1)
@@ -122,20 +142,20 @@ class GuidanceCRF(nn.Module):
 
     @property
     def cost(self) -> torch.Tensor:
-        """mu [C, C]: what the class of a row pays where that of a column is near; negative attracts."""
+        """mu, [C, C], what the class of a row pays where that of a column is near; negative attracts."""
         return -torch.eye(self.num_classes) if self.compatibility is None else self.compatibility
 
-    def _guide(self, image, logits):
+    def _guide(self, image: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """The colours in 0..255 units, averaged to the size of the scores."""
         colors, size = features.color(as_precise(image, logits), 1.0), logits.shape[2:]
         return colors if colors.shape[2:] == size else F.interpolate(colors, size, mode="area")
 
-    def _scores(self, logits, guide):
+    def _scores(self, logits: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         """S_T at the size of the logits."""
         if self.preset is None:
             kernel = filters.Guided(guide, eps=self.eps, **self.guided)
-            cost = "potts" if self.compatibility is None else self.compatibility
-            return mean_field(logits, [kernel], [self.strength], cost, self.iterations, output="logits")
+            mu: Compatibility = "potts" if self.compatibility is None else self.compatibility
+            return mean_field(logits, [kernel], [self.strength], mu, self.iterations, output="logits")
         # mean_field keeps its filter, and here every update has an eps of its own: so it runs for one update at a time,
         # from the scores before, and the logits are added outside.
         cost, scores = 1 - torch.eye(self.num_classes, device=logits.device, dtype=logits.dtype), logits

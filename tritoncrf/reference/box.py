@@ -44,7 +44,7 @@ def _along(x, axis: int, r: int, dilation: int):
                 spare.append(total)
                 total = found
             reach += taken
-        if reach == width:
+        if total is not None and reach == width:
             return total.narrow(axis, 0, n)
         found = _ahead(power, power, axis, taken * dilation, spare.pop())
         if power is not total:

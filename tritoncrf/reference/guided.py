@@ -28,7 +28,9 @@ import torch
 from tritoncrf.reference import blur
 from tritoncrf.reference.box import areas
 
-CHUNK = 1 << 20  # numbers of one class or several that are filtered together
+# Numbers of one class or several that are filtered together: a CPU's cache holds few, a GPU's launches cost as much
+# for few as for many.
+CHUNK, CHUNK_ON_GPU = 1 << 20, 1 << 23
 
 
 @dataclass
@@ -39,10 +41,10 @@ class Guide:
     low: torch.Tensor  # the same averaged over blocks
     mu: torch.Tensor  # of `low`
     inverse: torch.Tensor  # A, packed
-    radii: tuple[int, int, int]  # of windows on `low`
+    radii: tuple[int, ...]  # of windows on `low`
     box: str
-    factors: tuple[int, int, int]
-    box_sum: Callable  # P x for (x, radii)
+    factors: tuple[int, ...]
+    box_sum: Callable[..., torch.Tensor]  # P x for (x, radii)
 
     @functools.cached_property
     def area(self):
@@ -221,7 +223,8 @@ def _combined(fields, guide):
 
 def _chunks(guide: Guide, *tensors):
     """The index of an image's guide, that guide, and some classes [n, Z, Y, X] of each [B, C, Z, Y, X]."""
-    count = max(1, CHUNK // (tensors[0].shape[2:].numel() * (1 + guide.image.shape[1])))
+    chunk = CHUNK_ON_GPU if tensors[0].is_cuda else CHUNK
+    count = max(1, chunk // (tensors[0].shape[2:].numel() * (1 + guide.image.shape[1])))
     for b in range(len(tensors[0])):
         seen = guide.of(b)
         for chunks in zip(*(t[b].split(count) for t in tensors)):

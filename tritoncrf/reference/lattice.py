@@ -72,7 +72,8 @@ def packing(least: list[float], most: list[float], images: int, pixels: int) -> 
         first, last = math.floor(ends[0] / (d + 1) - 0.01) - 3, math.ceil(ends[1] / (d + 1) + 0.01) + 2
         low.append(first)
         extents.append(last - first + 1)
-    groups, sizes, room = [[]], [max(images, 1) * (d + 1)], max(images * pixels * (d + 1), 1)
+    groups: list[list[int]] = [[]]
+    sizes, room = [max(images, 1) * (d + 1)], max(images * pixels * (d + 1), 1)
     for j, extent in enumerate(extents):
         limit = MAX_CODES if len(groups) == 1 else MAX_CODES // room
         if sizes[-1] * extent > limit:
@@ -92,12 +93,13 @@ def _simplex(features):
     """Cells v, ranks and fractions, each [d + 1, R], of features [Bf, D, N], R = Bf N."""
     d = features.shape[1]
     c = [f.flatten() * s for f, s in zip(features.unbind(1), sigmas(d, features.dtype))]
-    y, total = [None] * (d + 1), torch.zeros_like(c[0])
+    total = torch.zeros_like(c[0])
+    rows = [total] * (d + 1)
     for j in range(d, 0, -1):
-        y[j] = total - j * c[j - 1]
+        rows[j] = total - j * c[j - 1]
         total = total + c[j - 1]
-    y[0] = total
-    y = torch.stack(y)
+    rows[0] = total
+    y = torch.stack(rows)
     v = (y * (1 / (d + 1))).round()  # half to even
     distance = y - v * (d + 1)
     rank = torch.zeros_like(y, dtype=torch.int64)
@@ -183,7 +185,7 @@ def connect(codes, packed: Packing):
     codes = [code[entries[starts]] for code in codes]
     r = codes[0] % (d + 1)
     for side, (wraps, step) in enumerate([(r == 0, 1), (r == d, -1)]):
-        at, found = 0, True
+        at, found = r.new_zeros(()), r.new_ones((), dtype=torch.bool)
         for g, (code, table, strides) in enumerate(zip(codes, tables, packed.strides)):
             # Next: every coordinate 1 less, but coordinate j d more: r - 1 (or d and u - 1, from r = 0), then u_j + 1.
             shift = step * torch.tensor([*strides, 0], device=device) - step * sum(strides) * wraps[:, None]
@@ -227,7 +229,7 @@ class Lattice:
         return 1 / (1 + 2.0 ** (1 - self.corners))
 
     @functools.cached_property
-    def segments(self):
+    def segments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The pixel of each entry, and where each vertex's entries begin."""
         return self.entries // self.corners, self.pieces[self.owners][:-1]
 

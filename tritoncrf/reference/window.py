@@ -19,7 +19,7 @@ import torch
 BLOCK_BYTES = 1 << 21  # of values: small enough to stay in cache, large enough that calls cost little
 
 
-def half_window(radii, dilation: int) -> list[tuple[int, int, int]]:
+def half_window(radii, dilation: int) -> list[tuple[int, ...]]:
     """The offsets of the window that follow its centre, in scan order."""
     taps = itertools.product(*(range(-r, r + 1) for r in radii))
     return [tuple(dilation * t for t in tap) for tap in taps if tap > (0, 0, 0)]

@@ -1,0 +1,64 @@
+"""Two reports row by row: what became slower, what faster, and what is in one of them alone."""
+
+import json
+from pathlib import Path
+from statistics import median
+
+from bench.report import KEY, key
+from tritoncrf.reports import number, table
+
+SHARE = 0.1  # of a time: what two runs of one machine differ by for no reason at all
+RULE = f"more than {SHARE:.0%}, and more than the interquartile ranges of both together"
+
+
+def compare(before: Path, after: Path) -> tuple[str, bool]:
+    """The comparison in Markdown, and whether a time of this library's is a regression. A peer's is none: it tells how
+    the machine changed."""
+    old, new = (json.loads(path.read_text()) for path in (before, after))
+    known, found = ({key(row): row for row in report["rows"]} for report in (old, new))
+    shared = sorted((k for k in found if k in known), key=lambda k: -slowdown(known[k], found[k]))
+    verdicts = {k: verdict(known[k], found[k]) for k in shared}
+    regressions = [k for k in shared if verdicts[k] == "slower" and _ours(k)]
+    faster = [k for k in shared if verdicts[k] == "faster" and _ours(k)]
+    title = " against ".join(f"{r['environment']['device']} at {r['environment']['commit']}" for r in (new, old))
+    lines = [f"# {title}", "", f"{len(shared)} rows in both; slower or faster: {RULE}."]
+    lines += [f"Of tritoncrf {len(regressions)} are slower and {len(faster)} faster."]
+    if peers := [slowdown(known[k], found[k]) for k in shared if not _ours(k)]:
+        lines += [f"The peers took {number(median(peers))} x their time, by the median of {len(peers)}."]
+    if shared:
+        lines += ["", _table(shared, known, found, verdicts).rstrip()]
+    for words, only in ("before", known.keys() - found.keys()), ("after", found.keys() - known.keys()):
+        if only:
+            lines += ["", f"Only {words}:", "", *(f"- {_words(k)}" for k in sorted(only))]
+    return "\n".join(lines) + "\n", bool(regressions)
+
+
+def slowdown(before: dict, after: dict) -> float:
+    return after["median"] / before["median"]
+
+
+def verdict(before: dict, after: dict) -> str:
+    """ "slower" or "faster" by the rule, else empty."""
+    change, spread = after["median"] - before["median"], before["iqr"] + after["iqr"]
+    if abs(change) <= max(spread, SHARE * before["median"]):
+        return ""
+    return "slower" if change > 0 else "faster"
+
+
+def _words(key: tuple) -> str:
+    return ", ".join(f"{name} {value}" for name, value in zip(KEY, key) if value)
+
+
+def _ours(key: tuple) -> bool:
+    return key[KEY.index("provider")] == "tritoncrf"
+
+
+def _table(shared: list[tuple], known: dict, found: dict, verdicts: dict) -> str:
+    """The columns in which rows differ, and the times."""
+    telling = [n for n, name in enumerate(KEY) if name == "work" or len({k[n] for k in shared}) > 1]
+    header = [KEY[n] for n in telling] + ["before ms", "IQR", "after ms", "IQR", "after / before", ""]
+    lines = []
+    for k in shared:
+        times = [number(row[name], 1e3) for row in (known[k], found[k]) for name in ("median", "iqr")]
+        lines.append([*(k[n] for n in telling), *times, number(slowdown(known[k], found[k])), verdicts[k]])
+    return table(header, lines)

@@ -1,0 +1,53 @@
+"""`python -m docs.gallery [FIGURE ...] [--out FOLDER]`: draws the pictures of the README and the documents."""
+
+import sys
+import time
+from pathlib import Path
+
+from docs.gallery import failures, labels, layers, methods, parameters, volume, weights
+from docs.gallery.sheet import save
+from tritoncrf import commands
+
+FIGURES = {
+    "methods": methods.methods,
+    "astronaut": methods.astronaut,
+    "coffee": methods.coffee,
+    "scan": methods.scan,
+    "volume": volume.volume,
+    "labels": labels.labels,
+    "layers": layers.layers,
+    "failures": failures.failures,
+    "weights": weights.weights,
+    "parameters": parameters.parameters,
+    "parameters-local": parameters.parameters_local,
+}
+
+
+def main(arguments=None) -> int:
+    parser = commands.Parser(prog="python -m docs.gallery", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="FIGURE", help=f"all, or some of {', '.join(FIGURES)}")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent, help="a folder that exists")
+    parser.set_defaults(run=draw)
+    return commands.run(parser, arguments)
+
+
+def draw(options) -> None:
+    if unknown := [name for name in options.names if name not in FIGURES]:
+        raise commands.CommandError(f"FIGURE: expected some of {', '.join(FIGURES)}, got {', '.join(unknown)}")
+    for name in options.names or FIGURES:
+        out = options.out / f"{name}.png"
+        commands.check_output("--out", out, (".png",))
+        started = time.perf_counter()
+        try:
+            figure = FIGURES[name]()
+        except ModuleNotFoundError as missing:
+            if missing.name != "skimage":
+                raise
+            print(f"skipped {name}: its photo is scikit-image's, which the extra `gallery` installs")
+            continue
+        save(figure, out)
+        print(f"wrote {out}, {out.stat().st_size / 1000:.0f} kB, in {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

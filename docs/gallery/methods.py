@@ -1,0 +1,58 @@
+"""Before and after, by every method of `refine`: noisy scores of masks that were drawn by hand, and what comes of them.
+
+All take `refine`'s defaults, but for the guided filter's radius.
+"""
+
+import time
+
+from matplotlib.figure import Figure
+
+import tritoncrf as tc
+from docs.gallery import pictures
+from docs.gallery.pictures import Picture
+from docs.gallery.sheet import labelled, photographed, sheet
+from tritoncrf import figures
+from tritoncrf.synthetic import noisy_scores
+
+# The windows reach beyond a cell of the noise, which is 8 pixels wide.
+METHODS = {"guided": {"radius": 8}, "window": {}, "lattice": {}, "exact": {}}
+
+
+def methods() -> Figure:
+    """Hopper, and the seconds of each method."""
+    picture = pictures.hopper().halved()
+    scores = noisy_scores(picture.truth, len(picture.classes))
+    refined = {}
+    for method, settings in METHODS.items():
+        few = {"probabilities": scores[:, :16, :16], "method": method, **settings}
+        tc.refine(picture.image[:16, :16], **few)  # imports and allocates, untimed
+        start = time.perf_counter()
+        labels = tc.refine(picture.image, probabilities=scores, method=method, **settings).argmax(0)
+        refined[method.capitalize()] = labels, time.perf_counter() - start
+    return figures.methods(picture.image, scores.argmax(0), refined, truth=picture.truth, names=picture.classes)
+
+
+def astronaut() -> Figure:
+    return before_and_after("Photo", pictures.astronaut().halved())
+
+
+def coffee() -> Figure:
+    return before_and_after("Photo", pictures.coffee().halved())
+
+
+def scan() -> Figure:
+    return before_and_after("Scan", pictures.scan())
+
+
+def before_and_after(kind: str, picture: Picture) -> Figure:
+    height, width = picture.truth.shape
+    scores = noisy_scores(picture.truth, len(picture.classes))
+    panels = [
+        photographed(kind, f"{width} x {height} pixels", picture),
+        labelled("Input labels", picture, scores.argmax(0)),
+    ]
+    for method, settings in METHODS.items():
+        labels = tc.refine(picture.image, probabilities=scores, method=method, **settings).argmax(0)
+        remark = ", ".join(f"{name} {value}" for name, value in settings.items())
+        panels.append(labelled(method.capitalize(), picture, labels, remark))
+    return sheet(panels, 3, picture)

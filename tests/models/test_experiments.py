@@ -1,0 +1,289 @@
+"""The papers' tables: error bars by hand, every row and run on a small data set, and what is refused."""
+
+import csv
+import dataclasses
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import tritoncrf as tc
+from tritoncrf.models import config
+from tritoncrf.models.__main__ import main
+from tritoncrf.models.experiments import figures, runs, synthetic, trained
+from tritoncrf.models.experiments.statistics import Estimate, accuracy, jackknife, miou_occurring, miou_present
+from tritoncrf.models.experiments.tables import EXPERIMENTS, Experiment, Row
+
+CPU = torch.device("cpu")
+TOML = """
+[network]
+name = "ResNetFCN"
+depth = 18
+width = 0.125
+
+[data]
+format = "folder"
+held_out = 2
+workers = 0
+
+[[phases]]
+name = "{phase}"
+train = "{phase}"
+epochs = 1
+batch = 2
+{split}
+[phases.optimizer]
+name = "adam"
+lr = 0.01
+"""
+CRF = """
+[crf]
+name = "ConvCRF"
+window_size = 3
+blur = 1
+"""
+
+
+# Error bars -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_jackknife_of_a_mean_is_the_standard_error_of_the_mean():
+    x = np.random.default_rng(0).normal(size=(12, 2))
+    first, second = jackknife(x, lambda total: total / 12)
+    # left out one at a time, the sum is divided by n, not by n - 1: the mean's own jackknife scaled by (n - 1) / n
+    for estimate, values in ((first, x[:, 0]), (second, x[:, 1])):
+        assert estimate.value == pytest.approx(values.mean())
+        assert estimate.error == pytest.approx(values.std(ddof=1) / 12**0.5 * 11 / 12)
+
+
+def test_the_jackknife_of_a_ratio_by_hand():
+    # 7, 8 and 9 of 10 pixels: shares 0.85, 0.80 and 0.75 without one each, sqrt(2/3 (2 x 0.05^2)) = 0.0577
+    [share] = jackknife(np.array([[7, 10], [8, 10], [9, 10]]), lambda total: [total[0] / total[1]])
+    assert share.value == pytest.approx(0.8)
+    assert share.error == pytest.approx((2 / 3 * 2 * 0.05**2) ** 0.5)
+
+
+def test_one_image_has_no_error_bar():
+    [share] = jackknife(np.array([[7, 10]]), lambda total: [total[0] / total[1]])
+    assert share.percent() == "70.00" and share.difference() == "+70.00"
+
+
+@pytest.mark.parametrize(
+    "estimate, text",
+    [
+        (Estimate(0.021, 0.01), "**+2.10 ± 1.00**"),
+        (Estimate(-0.021, 0.01), "**-2.10 ± 1.00**"),
+        (Estimate(0.019, 0.01), "+1.90 ± 1.00"),
+        (Estimate(0.0, 0.0), "+0.00 ± 0.00"),
+    ],
+)
+def test_bold_is_beyond_two_standard_errors(estimate, text):
+    assert estimate.difference() == text
+
+
+def test_measures_by_hand():
+    # class 0: 3 right of 4, one taken for class 2, which is not there; class 1: 2 of 2
+    confusion = np.array([[3, 0, 1], [0, 2, 0], [0, 0, 0]])
+    both = np.stack([confusion, np.diag([4, 2, 0])])  # another seed: all right
+    assert accuracy(both) == pytest.approx((5 / 6 + 1) / 2)
+    assert miou_present(both) == pytest.approx(((3 / 4 + 1) / 2 + 1) / 2)
+    assert miou_occurring(both) == pytest.approx(((3 / 4 + 1 + 0) / 3 + 1) / 2)
+
+
+# Synthetic ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_voc(shapes, tmp_path):
+    """A folder of data with "voc" alone, three images of 32 x 40 in it."""
+    (tmp_path / "data" / "voc").mkdir(parents=True)
+    for name in ("images", "labels"):
+        shutil.copytree(shapes / "val" / name, tmp_path / "data" / "voc" / name)
+    shutil.copy(shapes / "classes.txt", tmp_path / "data" / "voc")
+    return tmp_path / "data"
+
+
+def test_every_comparison_names_rows_that_there_are():
+    rows = synthetic.METHODS | synthetic.EXACT
+    for pair in synthetic.EFFECTS.values():
+        assert set(pair) <= set(rows)
+    assert set(synthetic.PUBLISHED) <= set(rows)
+    assert len({(m.key, m.unary, m.weights) for m in rows.values()}) == len(rows)  # no row twice
+
+
+def test_a_window_over_the_whole_image_is_the_exact_sum():
+    torch.manual_seed(0)
+    image, scores = torch.randint(0, 256, (1, 3, 12, 14), dtype=torch.uint8), torch.rand(1, 3, 12, 14)
+    exact = synthetic.Method("exact")
+    window = synthetic.Method("window", window_size=27, blur=1)
+    labels = [m.refined(scores, image, m.filters(image)) for m in (exact, window)]
+    assert torch.equal(*labels)
+    assert not torch.equal(labels[0], scores[0].argmax(0))  # the CRF did something
+
+
+def test_released_rows_are_the_layer_and_fullcrf_is_refine():
+    torch.manual_seed(0)
+    image, scores = torch.randint(0, 256, (1, 3, 12, 14), dtype=torch.uint8), torch.rand(1, 3, 12, 14)
+    conv, full = synthetic.METHODS["ConvCRF 5, released"], synthetic.METHODS["equal: lattice"]
+    layer = tc.ConvCRF(3, window_size=5, blur=4, preset="released")
+    assert torch.equal(conv.refined(scores, image, []), layer(scores, image)[0].argmax(0))
+    expected = tc.refine(image[0], logits=(scores[0] + 1e-20).log()).argmax(0)
+    assert torch.equal(full.refined(scores, image, full.filters(image)), expected)
+
+
+def test_void_counts_as_in_the_paper_or_not_at_all(small_voc):
+    [maps] = synthetic.label_maps(small_voc, small=True)
+    assert maps.void_counts and len(maps.pairs) == 3
+    for _, _, known, truth in maps.scored():
+        assert (known == truth).all() and known.max() == 2
+    others = list(dataclasses.replace(maps, void_counts=False).scored())
+    assert any((truth == 255).any() for _, _, _, truth in others)
+    assert all((known[truth == 255] == 0).all() for _, _, known, truth in others)
+
+
+def test_the_synthetic_report(small_voc, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "CROP", (16, 16))
+    monkeypatch.setattr(synthetic, "SEEDS", (0, 1))
+    monkeypatch.setitem(synthetic.FOLDERS, "voc", synthetic.Folder("folder", "all", images=2, crops=1))
+    out = tmp_path / "out"
+    out.mkdir()
+    synthetic.run(small_voc, out, CPU)
+    text = (out / "synthetic.md").read_text()
+    assert "## voc: 2 images, 3 classes" in text and "## voc, 16 x 16: 1 images" in text
+    assert all(f"| {name} " in text for name in synthetic.METHODS | synthetic.EXACT)
+    assert all(title in text for title in synthetic.EFFECTS)
+    with open(out / "synthetic.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * len(synthetic.METHODS) + 2 * len(synthetic.CROPPED)
+    # The table's accuracy is the sum's; images of one size have one weight.
+    unary = [float(row["accuracy"]) for row in rows if row["method"] == "unary" and row["set"] == "voc"]
+    assert f"| unary                     | {100 * np.mean(unary):.2f} " in text
+    assert {p.name for p in out.iterdir()} == {
+        "synthetic.md", "synthetic.csv", "synthetic.png", "synthetic-effects.png",
+    }  # fmt: skip
+
+
+def test_without_data_there_is_the_demos_photo():
+    [maps] = synthetic.label_maps(None, small=True)
+    assert maps.pairs[0][1].shape[:2] == maps.pairs[0][2].shape
+
+
+def test_folders_without_any_of_the_data_are_refused(tmp_path, capsys):
+    assert main(["experiments", "synthetic", "--data", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
+    assert "expected a folder with some of voc, camvid, coco_stuff" in capsys.readouterr().err
+
+
+# Trained --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_has_its_run_and_every_comparison_its_rows():
+    for experiment in EXPERIMENTS.values():
+        assert {row.run for row in experiment.rows.values()} <= set(runs.RUNS)
+        assert set(sum(experiment.pairs, ())) <= set(experiment.rows)
+    for name in runs.RUNS:
+        lineage = runs.lineage(name)
+        assert lineage[-1] == name and all(runs.RUNS[b].start == a for a, b in pairwise(lineage))
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("name", runs.RUNS)
+def test_every_run_is_a_configuration_of_its_own(name, large):
+    def settings_of(run):
+        return config.load(runs.RUNS[run].config, runs.changes(run, runs.Place(None, None, large)))
+
+    settings = settings_of(name)
+    assert settings.data.format == "camvid"
+    assert settings.data.resize == ((360, 480) if large else (90, 120))
+    assert settings.network["depth"] == (101 if large else 18)
+    if settings.augment:
+        size = settings.augment["crop"]
+        assert all(n <= m for n, m in zip(size, settings.data.resize))
+    if large and settings.crf and settings.crf["name"] == "ConvCRF":
+        assert settings.crf["theta_space"] == 40  # a quarter of it, at a quarter of the size
+    if not large:
+        config.build(settings, 11, name)
+    assert settings not in [settings_of(other) for other in runs.RUNS if other != name]
+
+
+@pytest.fixture
+def tiny(shapes, tmp_path, monkeypatch):
+    """An experiment of two runs on `shapes`, and where it goes."""
+    network = TOML.format(phase="unary", split="")
+    (tmp_path / "network.toml").write_text(network)
+    (tmp_path / "crf.toml").write_text(TOML.format(phase="crf", split='split = "held_out"') + CRF)
+    changed = {
+        "network": runs.Run(str(tmp_path / "network.toml")),
+        "crf": runs.Run(str(tmp_path / "crf.toml"), "network", ("seed=3",)),
+    }
+    rows = {
+        "alone": Row("network", "none"),
+        "fixed": Row("network", "grid"),
+        "trained": Row("crf"),
+        "trained, its network": Row("crf", "none"),
+        "at two scales": Row("crf", testing={"scales": (1.0, 1.5), "flip": True}),
+    }
+    pairs = (("trained", "alone"), ("trained, its network", "alone"))
+    monkeypatch.setattr(runs, "RUNS", changed)
+    monkeypatch.setattr(
+        trained, "GRID", {"weight_appearance": (1.0, 5.0), "theta_space": (0.2,), "theta_color": (10.0,)}
+    )
+    monkeypatch.setitem(trained.EXPERIMENTS, "tiny", Experiment("Tiny", rows, pairs, "No paper has this."))
+    (tmp_path / "out").mkdir()
+    return runs.Place(shapes, tmp_path / "out", large=False)
+
+
+def test_an_experiment_from_its_trainings_to_its_report(tiny):
+    trained.run("tiny", tiny, CPU)
+    text = (tiny.out / "tiny.md").read_text()
+    with open(tiny.out / "tiny.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 * 3
+    titles = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert titles[:6] == ["", "alone", "fixed", "trained", "trained, its network", "at two scales"]
+    assert "chosen on the held-out images" in text and "fixed: weight_appearance" in text
+    # The CRF learnt on a network that stayed as it was.
+    difference = next(line for line in text.splitlines() if line.startswith("| trained, its network \N{MINUS SIGN}"))
+    assert "+0.00 ± 0.00" in difference
+    assert "experiments tiny --data CAMVID\n" in text
+
+    best = {name: tiny.best(name).stat().st_mtime_ns for name in ("network", "crf")}
+    trained.run("tiny", tiny, CPU)  # nothing is trained again
+    assert best == {name: tiny.best(name).stat().st_mtime_ns for name in ("network", "crf")}
+    assert (tiny.out / "tiny.md").read_text().split("|")[4:] == text.split("|")[4:]
+
+
+def test_a_training_that_fails_is_one_error_that_names_it(tiny, monkeypatch):
+    monkeypatch.setitem(runs.RUNS, "network", runs.Run("none.toml"))
+    with pytest.raises(runs.CommandError, match=r"run 'network': the training failed: .*none.toml: expected a config"):
+        trained.run("tiny", tiny, CPU)
+    assert not (tiny.out / "tiny.md").exists()
+
+
+def test_experiments_need_the_data(tmp_path, capsys):
+    assert main(["experiments", "decoupled", "--data", str(tmp_path / "none"), "-o", str(tmp_path / "out")]) == 2
+    assert "none: expected a folder, got no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_times_of_the_parts():
+    text = trained.part_times(CPU, size=(32, 48), depth=18)
+    assert [f"| {part} " in text for part in (*runs.PARTS, "the guidance CRF alone, at 1/4")] == [True] * 5
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+
+
+def test_dots_have_a_panel_for_each_set_and_a_point_for_each_estimate():
+    found = {
+        "voc": {"accuracy": {"a": Estimate(0.9, 0.01), "b": Estimate(0.8, float("nan"))}},
+        "camvid": {"accuracy": {"b": Estimate(0.7, 0.02)}, "mIoU": {"b": Estimate(0.5, 0.02)}},
+    }
+    figure = figures.dots(found, differences=True)
+    assert len(figure.axes) == 2
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]
+    assert len(left.containers) == 1 and len(right.containers) == 2
+    assert left.containers[0].lines[0].get_xdata().tolist() == [90.0, 80.0]
+    assert right.get_legend() is not None and left.get_legend() is None

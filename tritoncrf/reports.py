@@ -1,0 +1,77 @@
+"""What a report of measurements states: where and with what it was made, and its tables."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["environment", "number", "processor", "slug", "table"]
+
+
+def environment(commit: str | None = None) -> dict[str, str | None]:
+    """Device, date, commit and versions.
+
+    Args:
+        commit: by default what TRITONCRF_COMMIT says in the environment, or git of the checkout that this package lies
+            in; "unknown" without both.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"{processor()}, {torch.get_num_threads()} threads",
+        "date": date.today().isoformat(),
+        "commit": commit or os.environ.get("TRITONCRF_COMMIT") or _commit(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def slug(environment: dict[str, Any]) -> str:
+    """Device and date, for the name of a file."""
+    name = re.sub(r"\((R|TM)\)|@.*", "", environment["device"].split(",")[0])
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + "-" + environment["date"]
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown, aligned so that it also reads on a terminal."""
+    rows = [header, *lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]]) + "\n"
+
+
+def number(value: float | None, scale: float = 1.0) -> str:
+    """Three digits; empty for None."""
+    return "" if value is None else f"{value * scale:.3g}" if abs(value * scale) < 1000 else f"{value * scale:.0f}"

@@ -1,0 +1,77 @@
+"""The types of arguments, each named once: for the annotations here, and for programs that pass such arguments on."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, Union
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = [
+    "Array",
+    "Backend",
+    "Box",
+    "Compatibility",
+    "Image",
+    "Initial",
+    "Method",
+    "Normalization",
+    "Output",
+    "Precision",
+    "RefineOptions",
+    "Theta",
+]
+
+#: NumPy or torch.
+Array: TypeAlias = np.ndarray | torch.Tensor
+#: PIL, NumPy or torch.
+Image: TypeAlias = Union["PIL.Image.Image", np.ndarray, torch.Tensor]
+#: A bandwidth or a spacing, one number or one per axis or channel.
+Theta: TypeAlias = float | Array | Sequence[float | torch.Tensor]
+
+#: How a filter is divided by its row sums.
+Normalization: TypeAlias = Literal["none", "before", "after", "symmetric"]
+#: How a filter computes on a GPU.
+Precision: TypeAlias = Literal["default", "fast"]
+#: What computes; "auto" is Triton on a GPU and PyTorch elsewhere.
+Backend: TypeAlias = Literal["auto", "triton", "torch"]
+#: How windows are averaged at the border of the image.
+Box: TypeAlias = Literal["count", "constant"]
+
+#: The Potts model, or costs [C, C].
+Compatibility: TypeAlias = Literal["potts"] | torch.Tensor
+#: What the first messages of the loop are made of.
+Initial: TypeAlias = Literal["softmax", "log_softmax"]
+#: What the loop gives.
+Output: TypeAlias = Literal["probabilities", "logits", "log_probabilities"]
+
+#: Which pixels see each other in `refine`.
+Method: TypeAlias = Literal["lattice", "exact", "window", "guided"]
+
+
+class RefineOptions(TypedDict, total=False):
+    """What `refine` takes by name beside the image and its scores; each set of `PARAMETERS` is one.
+
+    Example:
+        >>> import torch, tritoncrf as tc
+        >>> options: RefineOptions = {"method": "window", "window_size": 5, "iterations": 2}
+        >>> tc.refine(torch.rand(3, 8, 9), logits=torch.randn(4, 8, 9), **options).shape
+        torch.Size([4, 8, 9])
+    """
+
+    method: Method
+    theta_space: Theta
+    theta_color: Theta
+    weight_appearance: float
+    theta_smooth: Theta
+    weight_smooth: float
+    iterations: int
+    window_size: int
+    blur: int
+    radius: int | Sequence[int]
+    eps: float
+    label_confidence: float
+    num_classes: int | None
+    features: Array | None
