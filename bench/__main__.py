@@ -11,6 +11,7 @@ from bench.compare import compare as compare_reports
 from bench.occupancy import MULTIPROCESSORS
 from bench.suite import run_suite
 from tritoncrf.commands import device_found
+from tritoncrf.files import write
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = ("synthetic", "decoupled", "end_to_end", "segmodel")
@@ -87,7 +88,7 @@ def compile_report(targets: list[str], out: Path | None, thorough=False) -> int:
             list(pool.map(lambda binary: binary.mix, compiled))  # cached: the report reads them one by one
     text = report.compilation_markdown(report.environment(), binaries)
     if out:
-        report.save(out, text)
+        write(out, text.encode())
     for target, compiled in binaries.items():
         spilled = [b for b in compiled if b.spills]
         registers = max((b.registers for b in compiled), default=0)

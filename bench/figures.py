@@ -3,16 +3,14 @@
 Each function gives a matplotlib Figure, tied to no window.
 """
 
-import io
 import math
 from pathlib import Path
-
-from PIL import Image
 
 from bench import growth
 from bench.report import key
 from bench.workloads import GRACE_HOPPER
 from tritoncrf.figures import INK, MUTED, REPAIRED, head, legend, palette
+from tritoncrf.files import save_small_figure
 from tritoncrf.reports import number
 
 OURS = "tritoncrf"
@@ -24,7 +22,7 @@ WORKS = {"window": "W1", "lattice": "W2", "guided": "W3", "exact": "W4"}
 COUNTED = "#C4C8CE"  # the counted work
 PANEL, COLUMN, BAR, GAP = (2.75, 3.05), 6.8, 0.19, 0.6  # inches, but for the gap between groups, in bars
 DPI = 100
-PALETTE = {"colors": 64, "method": Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": Image.Dither.NONE}
+COLORS_OF_A_FILE = 64
 
 
 def draw(name: Path, rows: list[dict]) -> dict[str, str]:
@@ -34,18 +32,10 @@ def draw(name: Path, rows: list[dict]) -> dict[str, str]:
         drawn["times"] = times(groups), "times of whole calls, those of peers beside them"
     if curves := growth.curves(rows):
         drawn["growth"] = growing(curves), "growth of times along one axis at a time"
+    name.parent.mkdir(parents=True, exist_ok=True)
     for kind, (figure, _) in drawn.items():
-        save(figure, Path(f"{name}-{kind}.png"))
+        save_small_figure(Path(f"{name}-{kind}.png"), figure, DPI, COLORS_OF_A_FILE)
     return {f"{name.name}-{kind}.png": words for kind, (_, words) in drawn.items()}
-
-
-def save(figure, out: Path) -> None:
-    """With few colours, which makes the file small."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(**PALETTE).save(out, optimize=True)
 
 
 def growing(curves: list[growth.Curve]):

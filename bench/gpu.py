@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from bench import floors, report
-from bench.suite import ROOT, outcome, run_boxed, run_suite
+from bench.suite import PYTEST, ROOT, outcome, run_boxed, run_suite
 from bench.timing import seconds_on_gpu
 from tritoncrf import reports
 from tritoncrf.commands import device_found
+from tritoncrf.files import write
 
 STAGE_SECONDS = 8.5 * 60  # of 9 minutes; the rest is for starting and for writing reports
 KERNEL_TESTS = ROOT / "tests" / "kernels"
@@ -39,10 +40,10 @@ def finish(out: Path, stage: str, commit: str, header: list[str], lines: list[li
     environment = report.environment(commit)
     text = "\n".join([
         f"# {stage}: {environment['device']}, {environment['date']}", "",
-        report.versions_line(environment), "",
+        reports.versions(environment), "",
         note, "", reports.table(header, lines),
     ])  # fmt: skip
-    report.save(out / f"{stage}.md", text)
+    write(out / f"{stage}.md", text.encode())
     print(text)
 
 
@@ -55,8 +56,7 @@ def tests(out: Path, commit: str, data: Path | None) -> int:
     runs["others"] = ["tests", "--ignore=tests/kernels"]
 
     def run(name: str) -> list[str]:
-        command = [sys.executable, "-m", "pytest", *runs[name], "--durations=15", "-p", "no:cacheprovider"]
-        command += ["-W", "default"]  # other versions of torch and triton deprecate other things
+        command = [*PYTEST, *runs[name], "--durations=15", "-p", "no:cacheprovider"]
         command += [] if name == "test_on_gpu" else ["-m", "not slow"]
         started, log = time.monotonic(), Path(logs) / name
         status = run_boxed(command, deadline.share(1), log, {"TRITON_INTERPRET": "0"})
@@ -133,7 +133,9 @@ def profile(out: Path, commit: str, data: Path | None) -> int:
                 seconds * 1e6, floor * 1e6, seconds / floor, counted.bytes * 1e-6, counted.bytes * 1e-12 / seconds,
                 operations * 1e-9, operations * 1e-12 / seconds, counted.exponentials * 1e-9 / seconds,
             )  # fmt: skip
-            lines.append([name, title, kernel.purpose, *map(reports.number, measured), *held(compiled, target)])
+            # Of lattices, guided filters and blurs only bytes are counted, which is what bounds them.
+            told = (reports.number(value or None) for value in measured)
+            lines.append([name, title, kernel.purpose, *told, *held(compiled, target)])
         with traces.open("a") as file:
             file.write(f"{name}\n\n{trace(step)}\n\n")
         finish(out, "profile", commit, header, lines)

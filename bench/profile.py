@@ -17,8 +17,9 @@ from bench.compilation import MIX, Binary, compile_all, identity, unique
 from bench.occupancy import MULTIPROCESSORS, occupancy
 from bench.providers import Tritoncrf
 from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
+from tritoncrf.files import write
 from tritoncrf.kernels.common import Launch, record_launches
-from tritoncrf.reports import table
+from tritoncrf.reports import table, versions
 
 SIZE = (500, 500)
 # And what learns in their training step, W5.
@@ -113,12 +114,12 @@ def run(target: str, out: Path | None) -> int:
     print(f"{len(launches)} kernels compiled in {time.monotonic() - started:.0f} s")
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        report.save(out / f"compiled-{target}-{environment['date']}.md", text)
+        write(out / f"compiled-{target}-{environment['date']}.md", text.encode())
     return 0
 
 
 def markdown(target: str, environment: dict, found: dict[str, list[Kernel]], binaries: dict[tuple, Binary]) -> str:
-    lines = [f"# Kernels compiled for {target}, {environment['date']}", "", report.versions_line(environment)]
+    lines = [f"# Kernels compiled for {target}, {environment['date']}", "", versions(environment)]
     for name, chosen in found.items():
         compiled = [binaries[identity(kernel.launch)] for kernel in chosen]
         columns = [column for column in (*MIX, "other") if any(binary.mix[column] for binary in compiled)]

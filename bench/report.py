@@ -1,12 +1,12 @@
 """Rows of measurements as JSON and Markdown."""
 
 import json
-import os
 from pathlib import Path
 
 from bench import growth
 from bench.peers import versions
 from tritoncrf import reports
+from tritoncrf.files import write
 from tritoncrf.reports import number, table
 
 KEY = (
@@ -46,16 +46,9 @@ def read_rows(path: Path) -> list[dict]:
 def write_both(name: Path, environment: dict, rows: list[dict], text: str) -> Path:
     """name.json and name.md, and the folder they are in; returns the Markdown's path."""
     name.parent.mkdir(parents=True, exist_ok=True)
-    save(name.with_suffix(".json"), json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
-    save(name.with_suffix(".md"), text)
+    write(name.with_suffix(".json"), (json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n").encode())
+    write(name.with_suffix(".md"), text.encode())
     return name.with_suffix(".md")
-
-
-def save(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def key(row: dict, without=()) -> tuple[str, ...]:
@@ -97,7 +90,7 @@ def markdown(environment: dict, rows: list[dict], drawn: dict[str, str]) -> str:
 
 def head(environment: dict, rows: list[dict]) -> list[str]:
     """What was measured with, and what was not measured."""
-    lines = [f"# {environment['device']}, {environment['date']}", "", versions_line(environment), ""]
+    lines = [f"# {environment['device']}, {environment['date']}", "", reports.versions(environment), ""]
     lines += ["Peers: " + ", ".join(f"{name}: {version}" for name, version in environment["peers"].items()) + "."]
     lines += ["", f"Clocks while measuring: {clocks(rows)}."]
     for filter, outcome in environment["tests"].items():
@@ -106,10 +99,6 @@ def head(environment: dict, rows: list[dict]) -> list[str]:
     if bandwidth := next((row["copy_bandwidth"] for row in rows if row["copy_bandwidth"]), None):
         lines += ["", f"Copy bandwidth, measured: {bandwidth / 1e12:.2f} TB/s (bytes read plus written)."]
     return lines
-
-
-def versions_line(environment: dict) -> str:
-    return ", ".join(f"{name} {environment[name]}" for name in ("commit", "torch", "triton", "cuda", "python"))
 
 
 def clocks(rows: list[dict]) -> str:

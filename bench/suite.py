@@ -14,6 +14,8 @@ from tritoncrf import reports
 from tritoncrf.commands import device_found
 
 ROOT = Path(__file__).parent.parent
+# Other versions of torch and triton deprecate other things: on a machine that is only measured that is no error.
+PYTEST = [sys.executable, "-m", "pytest", "-W", "default"]
 BENCHMARKS = [f"bench/test_{name}.py" for name in ("crf", "pipelines", "growth", "atomic_splat")]
 
 # The tests that hold what is timed of each filter, in pytest's words. On a CPU those of the PyTorch path, and of the
@@ -48,7 +50,7 @@ def run_suite(out: Path, *, quick=False, commit=None, photos=None, seconds=None)
     out.mkdir(parents=True, exist_ok=True)
     rows = out.resolve() / "rows.jsonl"  # grows while the suite runs, and stays only if this process is ended
     rows.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", *BENCHMARKS, "-m", " or ".join(green), "--rows", str(rows)]
+    command = [*PYTEST, *BENCHMARKS, "-m", " or ".join(green), "--rows", str(rows)]
     command += ["--benchmark-sort=fullname", "--benchmark-columns=median,iqr,rounds"] + ["--quick"] * quick
     command += ["--photos", str(photos.resolve())] if photos else []
     # What was measured before the time was up, or before a benchmark failed, is a report all the same.
@@ -72,7 +74,7 @@ def gate(tests: dict[str, list[str]], seconds=None) -> dict[str, str]:
 
     def run(name: str) -> str:
         log = Path(logs) / name
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests[name], "-m", "not slow"]
+        command = [*PYTEST, "-q", "-x", "-p", "no:cacheprovider", *tests[name], "-m", "not slow"]
         found = outcome(run_boxed(command, seconds, log, {"OMP_NUM_THREADS": "1"}, echo=False))
         lines = log.read_text().strip().splitlines()
         print(f"Equivalence tests, {name}:", *(lines[-1:] if found == GREEN else ["", *lines]), sep="\n", flush=True)

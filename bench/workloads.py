@@ -8,6 +8,7 @@ size follows the picture, so noise or zeros would measure another lattice.
 
 import functools
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from tritoncrf.synthetic import noisy_scores
 SEED = 2018
 GRACE_HOPPER = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
+LABEL_FOLDERS = re.compile(r"labels|masks|annot|examples")
 THETA_COLOR = 13.0
 
 
@@ -206,7 +208,11 @@ def load_picture(path, size=None) -> np.ndarray:
 
 
 def photographs(folder: Path | None) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES) if folder else []
+    """Those of a folder, whatever its layout; pictures of labels are none."""
+    if folder is None:
+        return []
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    return sorted(path for path in found if not LABEL_FOLDERS.search(path.parent.name))
 
 
 def brightness_bands(picture: np.ndarray, classes: int) -> np.ndarray:

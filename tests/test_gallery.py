@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import tritoncrf as tc
-from docs.gallery import failures, labels, layers, methods, parameters, pictures, sheet, volume, weights
-from docs.gallery.__main__ import main
+from docs.gallery import failures, labels, layers, methods, parameters, pictures, volume, weights
+from docs.gallery.__main__ import PIXELS, main
 from drawings import picture, texts
 
 FEW = np.s_[0:40, 0:48]
@@ -142,7 +142,7 @@ def test_a_figure_is_written_as_a_small_picture(detail, tmp_path, capsys, monkey
     assert main(["parameters-local", "--out", str(tmp_path)]) == 0
     assert "parameters-local.png" in capsys.readouterr().out
     with Image.open(tmp_path / "parameters-local.png") as written:
-        assert written.mode == "P" and written.width == pytest.approx(sheet.PIXELS, abs=1)
+        assert written.mode == "P" and written.width == pytest.approx(PIXELS, abs=1)
 
 
 def test_unknown_figures_are_refused(tmp_path, capsys):

@@ -13,8 +13,6 @@ import pytest
 from tritoncrf import types
 from tritoncrf.reference.box import BOXES
 
-pytest.importorskip("mypy", reason="mypy is not installed")
-
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ROOT / "tests" / "typed"
 
@@ -23,6 +21,7 @@ PROGRAMS = ROOT / "tests" / "typed"
 def complaints(tmp_path_factory) -> list[str]:
     """What mypy says of the package, laid out as the wheel lays it out, and of the two programs. What it learns of
     torch, which takes most of its time, it keeps in the checkout."""
+    pytest.importorskip("mypy", reason="mypy is not installed")
     folder = tmp_path_factory.mktemp("typed")
     shutil.copytree(ROOT / "tritoncrf", folder / "tritoncrf", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "models", folder / "tritoncrf" / "models", ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,6 +1,7 @@
 """Pictures and arrays on disk: read with one clear error naming the file, written whole or not at all."""
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 Content = TypeVar("Content")
 
 __all__ = [
-    "FileError", "decoded", "read_array", "read_image", "read_labels", "replacing", "save_figure", "write",
-    "write_labels",
+    "FileError", "decoded", "read_array", "read_image", "read_labels", "replacing", "save_figure",
+    "save_small_figure", "write", "write_labels",
 ]  # fmt: skip
 
 
@@ -122,3 +123,17 @@ def save_figure(path: Path, figure: "Figure") -> None:
     """A figure of matplotlib, in the format that the name of `path` says."""
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower())
+
+
+def save_small_figure(path: Path, figure: "Figure", dpi: float, colors: int) -> None:
+    """A figure of matplotlib as a PNG with a palette of so many colours, which makes the file small."""
+    from PIL import Image
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    # This way to choose the colours keeps a legend's few pixels in theirs.
+    how, plain = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    with Image.open(drawn) as picture, replacing(path) as file:
+        picture.convert("RGB").quantize(colors, method=how, kmeans=1, dither=plain).save(
+            file, format="png", optimize=True
+        )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "number", "processor", "slug", "table"]
+__all__ = ["environment", "number", "processor", "slug", "table", "versions"]
 
 
 def environment(commit: str | None = None) -> dict[str, str | None]:
@@ -58,6 +58,11 @@ def _commit() -> str:
         return "unknown"
 
 
+def versions(environment: dict[str, str | None]) -> str:
+    """Commit and versions, in a line."""
+    return ", ".join(f"{name} {environment[name]}" for name in ("commit", "torch", "triton", "cuda", "python"))
+
+
 def slug(environment: dict[str, Any]) -> str:
     """Device and date, for the name of a file."""
     name = re.sub(r"\((R|TM)\)|@.*", "", environment["device"].split(",")[0])
@@ -74,4 +79,4 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def number(value: float | None, scale: float = 1.0) -> str:
     """Three digits; empty for None."""
-    return "" if value is None else f"{value * scale:.3g}" if abs(value * scale) < 1000 else f"{value * scale:.0f}"
+    return "" if value is None else f"{value * scale:.3g}" if abs(value * scale) < 999.5 else f"{value * scale:.0f}"

@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 from docs.gallery import failures, labels, layers, methods, parameters, volume, weights
-from docs.gallery.sheet import save
-from tritoncrf import commands
+from docs.gallery.sheet import INCHES
+from tritoncrf import commands, files
 
+PIXELS, COLORS = 1200, 160  # of a file: its width
 FIGURES = {
     "methods": methods.methods,
     "astronaut": methods.astronaut,
@@ -45,7 +46,7 @@ def draw(options) -> None:
                 raise
             print(f"skipped {name}: its photo is scikit-image's, which the extra `gallery` installs")
             continue
-        save(figure, out)
+        files.save_small_figure(out, figure, PIXELS / INCHES, COLORS)
         print(f"wrote {out}, {out.stat().st_size / 1000:.0f} kB, in {time.perf_counter() - started:.0f} s", flush=True)
 
 

@@ -1,22 +1,16 @@
 """Sheets of panels: rows of pictures, each under two lines of text, and the names of the classes below them."""
 
-import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from docs.gallery.pictures import Picture
 from tritoncrf.figures import grey_of, head, legend, legend_entries, overlay
 
 INCHES = 9.6  # a page shows a sheet about 900 pixels wide, which makes 10 points 13 pixels
-PIXELS = 1200  # the width of a file
 GAP, HEAD, LEGEND = 0.12, 0.62, 0.32  # inches
 FINE = 500  # a picture is enlarged to about this width, so that the lines along its borders are thin
-# A palette makes the file small; this way to choose it keeps the legend's few pixels in their colours.
-PALETTE = {"colors": 160, "method": Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": Image.Dither.NONE}
 
 
 @dataclass(frozen=True)
@@ -62,11 +56,3 @@ def labelled(title: str, picture: Picture, labels: np.ndarray, remark: str = "")
 def enlarged(values: np.ndarray) -> np.ndarray:
     factor = max(1, round(FINE / values.shape[1]))
     return values.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def save(figure: Figure, out: Path) -> None:
-    """As a PNG with a palette."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=PIXELS / figure.get_size_inches()[0])
-    with Image.open(drawn) as image:
-        image.convert("RGB").quantize(**PALETTE).save(out, optimize=True)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from tritoncrf.files import save_figure
 from tritoncrf.files import write as write_file
-from tritoncrf.reports import environment
+from tritoncrf.reports import environment, versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def head(title: str, command: str) -> str:
+def head(title: str, arguments: str) -> str:
     """Title, where and with what it was made, and how to make it again."""
     made = environment()
-    versions = ", ".join(f"{name} {made[name]}" for name in ("commit", "torch", "triton", "python"))
-    return f"# {title}\n\n{made['device']}, {made['date']}, {versions}. Made by\n\n    {command}\n"
+    command = f"python -m tritoncrf.models experiments {arguments} -o OUT"
+    return f"# {title}\n\n{made['device']}, {made['date']}, {versions(made)}. Made by\n\n    {command}\n"
 
 
 def write(out: Path, name: str, text: str, rows: list[dict[str, Any]], drawn: "dict[str, Figure]") -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tritoncrf.commands import CommandError
+from tritoncrf.reports import environment
 
 SIDE_BY_SIDE = 4  # runs at a time, where there are as many cores
 
@@ -98,6 +99,10 @@ class Place:
     def best(self, run: str) -> Path:
         return self.out / "runs" / run / "best.pt"
 
+    def commit(self, run: str) -> str:
+        """Of the code that trained it."""
+        return self.best(run).with_name("commit.txt").read_text().strip()
+
     def minutes(self, run: str) -> float:
         with open(self.best(run).with_name("log.csv"), newline="") as file:
             return float(list(csv.DictReader(file))[-1]["seconds"]) / 60
@@ -130,6 +135,9 @@ def changes(name: str, place: Place) -> list[str]:
 def _train(name: str, place: Place, threads: int) -> None:
     run, folder = RUNS[name], place.best(name).parent
     folder.mkdir(parents=True, exist_ok=True)
+    noted = folder / "commit.txt"
+    if not noted.exists():
+        noted.write_text(f"{environment()['commit']}\n")
     command = [sys.executable, "-m", "tritoncrf.models", "train", run.config, "--data", str(place.data)]
     command += ["-o", str(folder), "--resume"]
     command += ["--weights", str(place.best(run.start))] if run.start else []

@@ -5,12 +5,13 @@ that made these numbers differ in more than the filter:
 
                  FullCRF                         ConvCRF
     unary        log P, down to -46              P itself as logits, within 1 of each other ("soft")
-    messages     symmetrically normalised        not normalised
-    appearance   position and colour, 80 and 13  colour alone, 13, within the window
+    messages     symmetrically normalised        not normalised; the first are of log-softmax, not of probabilities
+    appearance   position and colour, 80 and 13  colour alone, 13
+    window       all pixels                      k cells of 4 x 4 pixels a side
     weights      3 and 3                         3 and 10, times 0.2; and the unary's log-softmax times 0.8
 
-So beside the released settings stand rows that change one of these at a time, rows in which all is equal but the
-filter, and on crops the exact sum that the lattice approximates.
+So beside the released settings stand rows that change one of the first three at a time, rows in which all is equal but
+the filter, and on crops the exact sum that the lattice approximates. Each image and seed has noise of its own.
 """
 
 import time
@@ -115,13 +116,17 @@ METHODS = {
     "equal: window 7": _equal,
     "equal: window 11": replace(_equal, window_size=11),
     "equal: window 7, reach 13": replace(_equal, theta_space=13.0),
+    "equal: window 31, reach 13": replace(_equal, theta_space=13.0, window_size=31),
     "equal: window 7, soft": replace(_equal, unary="soft"),
 }
 EXACT = {
     "equal: exact": Method("exact"),
     "equal: exact, reach 13": Method("exact", theta_space=13.0),
 }
-_names = ("unary", "equal: lattice", "equal: lattice, reach 13", "equal: window 7", "equal: window 7, reach 13")
+_names = (
+    "unary", "equal: lattice", "equal: lattice, reach 13", "equal: window 7", "equal: window 7, reach 13",
+    "equal: window 31, reach 13",
+)  # fmt: skip
 CROPPED = {name: METHODS[name] for name in _names} | EXACT
 # What is told from what: the first against the second.
 EFFECTS = {
@@ -135,10 +140,12 @@ EFFECTS = {
     "ConvCRF 7: symmetric normalisation for none": ("ConvCRF 7, normalised", CONV),
     "ConvCRF 7: position in the colour kernel": ("ConvCRF 7, position", CONV),
     "equal but the filter: window 7 for lattice": ("equal: window 7", "equal: lattice"),
-    "equal but the filter, reach 13: window 7 for lattice": ("equal: window 7, reach 13", "equal: lattice, reach 13"),
+    "equal but the filter, reach 13: window 31 for lattice": ("equal: window 31, reach 13", "equal: lattice, reach 13"),
+    "equal but the filter, reach 13: window 7 for 31": ("equal: window 7, reach 13", "equal: window 31, reach 13"),
     "equal but the filter, soft: window 7 for lattice": ("equal: window 7, soft", "equal: lattice, soft"),
     "equal but the filter: lattice for exact": ("equal: lattice", "equal: exact"),
     "equal but the filter, reach 13: lattice for exact": ("equal: lattice, reach 13", "equal: exact, reach 13"),
+    "equal but the filter, reach 13: window 31 for exact": ("equal: window 31, reach 13", "equal: exact, reach 13"),
 }
 # Table 1 of the paper, percent: accuracy and mean IoU on Pascal VOC at 500 x 500.
 PUBLISHED = {
@@ -154,8 +161,8 @@ PUBLISHED = {
 class Labelled:
     """Photos [H, W, 3] uint8 with label maps [H, W], 255 where unknown.
 
-    crops: of how many images there is a crop. void_counts: as class 0, as the paper has it; otherwise unknown pixels
-    have the scores of class 0 and do not count.
+    crops: of how many images there is a crop. void_counts: as class 0, as ConvCRF's own label maps have it; otherwise
+    unknown pixels have the scores of class 0 and do not count.
     """
 
     name: str
@@ -183,24 +190,27 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Folder:
-    """Of the data: how it is read, and what of it a CPU has the time for (a GPU takes all of every image)."""
+    """Of the data: how it is read, and how many images are taken.
+
+    size: of these a CPU takes the middle alone. crops: of how many it takes the middle for the exact sum.
+    """
 
     format: str
     split: str
     images: int
     size: tuple[int, int] | None = None
-    crops: int = 0  # for the exact sum
+    crops: int = 0
 
 
 FOLDERS = {
-    "voc": Folder("folder", "all", images=12, crops=6),
+    "voc": Folder("folder", "all", images=12, crops=4),
     "camvid": Folder("camvid", "val", images=6, crops=4),
-    "coco_stuff": Folder("folder", "all", images=6, size=(160, 208)),  # 182 classes
+    "coco_stuff": Folder("folder", "all", images=5, size=(128, 160)),  # 182 classes
 }
 
 
 def label_maps(root: Path | None, small: bool) -> list[Labelled]:
-    """The demo's photo, or what `root` has of FOLDERS; `small`: no more than a CPU has the time for."""
+    """The demo's photo, or what `root` has of FOLDERS; `small`: as a CPU takes it."""
     if root is None:
         return [Labelled("demo", [("grace_hopper", photo(), mask())], len(CLASSES), crops=1)]
     found = []
@@ -208,7 +218,7 @@ def label_maps(root: Path | None, small: bool) -> list[Labelled]:
         if (root / name).is_dir():
             examples = data.examples(folder.format, root / name, folder.split)
             pairs = []
-            for index in _spread(len(examples), folder.images if small else len(examples)):
+            for index in _spread(len(examples), folder.images):
                 image, labels = examples.read(index)
                 pairs.append((examples.entries[index][0], np.array(image), labels))
             maps = Labelled(name, pairs, len(examples.classes), folder.crops, void_counts=name == "voc")
@@ -253,14 +263,14 @@ def _measures(confusions: np.ndarray) -> np.ndarray:
     return np.array([measure(confusions) for measure in MEASURES.values()])
 
 
+@torch.no_grad()
 def measured(labelled: Labelled, methods: dict[str, Method], device: torch.device, seeds: Sequence[int]) -> Measured:
     """Every method on every photo and seed."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     seconds: dict[str, float] = {}
-    for _, image, known, truth in labelled.scored():
-        scores = [
-            torch.from_numpy(noisy_scores(known, labelled.num_classes, seed=seed)).to(device)[None] for seed in seeds
-        ]
+    for n, (_, image, known, truth) in enumerate(labelled.scored()):
+        noisy = [noisy_scores(known, labelled.num_classes, seed=1000 * n + seed) for seed in seeds]
+        scores = [torch.from_numpy(p).to(device)[None] for p in noisy]
         photo = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].contiguous()
         prepared: dict[tuple[Any, ...], list[Filter]] = {}
         for name, method in methods.items():
@@ -294,20 +304,22 @@ def run(root: Path | None, out: Path, device: torch.device) -> None:
 
 
 def _write(out: Path, results: list[Measured], small: bool) -> None:
-    command, compared = "python -m tritoncrf.models experiments synthetic --data DATA", _compared(results)
+    compared = _compared(results)
+    arguments = "synthetic" if results[0].labelled.name == "demo" else "synthetic --data DATA"
     lines = [
-        report.head("Synthetic task: noisy scores, refined", command),
-        f"Scores by `tritoncrf.synthetic.noisy_scores`, seeds {', '.join(map(str, SEEDS))}; {ITERATIONS} iterations. "
+        report.head("Synthetic task: noisy scores, refined", arguments),
+        f"Scores by `tritoncrf.synthetic.noisy_scores`, {len(SEEDS)} seeds an image; {ITERATIONS} iterations. "
         "Percent, \N{PLUS-MINUS SIGN} one standard error over the images (jackknife of the mean over the seeds). "
         '"Present", "occurring": mean IoU of the whole set over the classes in its truth, and in truth or prediction. '
-        "Seconds: one call, filters and loop.",
+        "Seconds: one call on the first image, filters and loop.",
         "",
         "Scaled down: the paper has all of Pascal VOC at 500 x 500."
         + (f" The exact sum runs on crops of {CROP[0]} x {CROP[1]}, as this is a CPU." if small else ""),
         "",
         "## What changes what",
         "",
-        "Differences of the first to the second on the same scores, in points. Bold: beyond two standard errors.",
+        "Differences of the first to the second on the same scores, in points. Bold: beyond what chance "
+        "does to one in twenty (Student's t); of so many comparisons, some are bold by chance.",
         "",
         *(_effects_table(results, compared, measure) for measure in TOLD),
         "![The same, drawn](synthetic-effects.png)",
@@ -315,7 +327,7 @@ def _write(out: Path, results: list[Measured], small: bool) -> None:
     ]
     for result in results:
         labelled = result.labelled
-        void = "; void counts as class 0, as in the paper" if labelled.void_counts else ""
+        void = "; void counts as class 0" if labelled.void_counts else ""
         lines += [f"## {labelled.name}: {len(labelled.pairs)} images, {labelled.num_classes} classes{void}", ""]
         lines += [_table(result)]
     lines += ["![All rows, drawn](synthetic.png)", ""]

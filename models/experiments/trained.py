@@ -4,6 +4,7 @@
 """
 
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from tritoncrf.models import figures as model_figures
 from tritoncrf.models.data import Batch
 from tritoncrf.models.experiments import figures, report
 from tritoncrf.models.experiments.runs import LARGE, PARTS, SMALL, Place, train
-from tritoncrf.models.experiments.statistics import Estimate, jackknife
+from tritoncrf.models.experiments.statistics import BLOCKS, Estimate, in_blocks, jackknife
 from tritoncrf.models.experiments.tables import EXPERIMENTS, Experiment, Row
 from tritoncrf.models.segmenter import Segmenter, WithCRF
 from tritoncrf.models.segmodel import SegModel
@@ -61,18 +62,18 @@ class Measured:
 
     def estimates(self) -> list[Estimate]:
         """Of MEASURES."""
-        return jackknife(self.counts, self.measures)
+        return jackknife(in_blocks(self.counts), self.measures)
 
     def differences(self, other: "Measured") -> list[Estimate]:
         """To another row on the same images: their error bars leave out what both find hard."""
         pairs = np.stack([self.counts, other.counts], 1)
-        return jackknife(pairs, lambda pair: self.measures(pair[0]) - self.measures(pair[1]))
+        return jackknife(in_blocks(pairs), lambda pair: self.measures(pair[0]) - self.measures(pair[1]))
 
 
 @torch.no_grad()
 def measured(row: Row, place: Place, device: torch.device) -> Measured:
-    """A row of a table, from the best checkpoint of its run."""
-    network = checkpoints.trained(place.best(row.run), device)
+    """A row of a table."""
+    network = checkpoints.trained(place.best(row.run).with_name(f"{row.checkpoint}.pt"), device)
     settings, model, classes = network.config, network.model, network.classes
     splits = {"train": data.examples(settings.data.format, place.data, settings.data.train)}
     if settings.data.held_out:
@@ -90,9 +91,9 @@ def measured(row: Row, place: Place, device: torch.device) -> Measured:
         return evaluation.evaluate(model, batches, len(classes), device, **testing)[output]
 
     return Measured(
-        counts=np.stack([evaluated([batch], **row.testing).counts for batch in loaders["validate"]]),
+        counts=np.stack([evaluated([batch], **row.testing).counts.numpy() for batch in loaders["validate"]]),
         classes=classes,
-        learnt_from=evaluated(loaders[learnt]).result(classes),
+        learnt_from=evaluated(loaders[learnt], **row.testing).result(classes),
         settings=chosen,
     )
 
@@ -161,8 +162,11 @@ def _markdown(
     differences: dict[str, dict[str, Estimate]],
 ) -> str:
     large = " --full-size" if place.large else ""
-    changes = "".join(f" --set {change}" for change in place.changes)
-    size = LARGE if place.large else SMALL
+    changes = "".join(f" --set {shlex.quote(change)}" for change in place.changes)
+    trainings = ", ".join(sorted({place.commit(row.run) for row in experiment.rows.values()}))
+    size, start = LARGE if place.large else SMALL, ""
+    if any(row.checkpoint == "best" for row in experiment.rows.values()):
+        start = ", but for the network alone, from which the others start: its best of 12 looks at these images"
     lines = [
         [title, *(estimate.percent() for estimate in row.estimates()), f"{100 * row.learnt_from.miou:.2f}"]
         for title, row in rows.items()
@@ -173,15 +177,17 @@ def _markdown(
     ]
     chosen = [f"{title}: {row.settings}, chosen on the held-out images." for title, row in rows.items() if row.settings]
     return "\n".join([
-        report.head(experiment.title, f"python -m tritoncrf.models experiments {name} --data CAMVID{large}{changes}"),
+        report.head(experiment.title, f"{name} --data CAMVID{large}{changes}"),
+        f"Trainings at commit {trainings}.", "",
         f"{size} {experiment.published}", "",
-        "Percent on the validation images, \N{PLUS-MINUS SIGN} one standard error over them (jackknife; frames of one "
-        "drive are alike, so the errors are too small). One seed, and the best epoch of each run was chosen on these "
-        "images. \"Learnt from\": mean IoU on the images that the run, or its CRF, had.", "",
+        f"Percent on the validation images, \N{PLUS-MINUS SIGN} one standard error (jackknife over {BLOCKS} stretches "
+        f"of consecutive frames, which are alike). One seed, all at the last epoch{start}. \"Learnt from\": mean IoU "
+        "on the images that the run, or its CRF, had.", "",
         table(["", *MEASURES, "learnt from"], lines),
         *chosen, "",
         "## Differences", "",
-        "In points, on the same images; bold: beyond two standard errors.", "",
+        "In points, on the same images; bold: beyond what chance does to one in twenty (Student's t). Where the rows "
+        "are two trainings of a network, another seed might change more than that.", "",
         table(["", *MEASURES], compared),
         f"![The same, drawn]({name}-differences.png)", "", f"![Near borders]({name}-trimap.png)", "",
     ])  # fmt: skip

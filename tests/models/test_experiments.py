@@ -13,7 +13,15 @@ import tritoncrf as tc
 from tritoncrf.models import config
 from tritoncrf.models.__main__ import main
 from tritoncrf.models.experiments import figures, runs, synthetic, trained
-from tritoncrf.models.experiments.statistics import Estimate, accuracy, jackknife, miou_occurring, miou_present
+from tritoncrf.models.experiments.statistics import (
+    Estimate,
+    accuracy,
+    in_blocks,
+    jackknife,
+    miou_occurring,
+    miou_present,
+    student,
+)
 from tritoncrf.models.experiments.tables import EXPERIMENTS, Experiment, Row
 
 CPU = torch.device("cpu")
@@ -73,14 +81,29 @@ def test_one_image_has_no_error_bar():
 @pytest.mark.parametrize(
     "estimate, text",
     [
-        (Estimate(0.021, 0.01), "**+2.10 ± 1.00**"),
-        (Estimate(-0.021, 0.01), "**-2.10 ± 1.00**"),
-        (Estimate(0.019, 0.01), "+1.90 ± 1.00"),
-        (Estimate(0.0, 0.0), "+0.00 ± 0.00"),
+        (Estimate(0.021, 0.01, 100), "**+2.10 ± 1.00**"),
+        (Estimate(-0.021, 0.01, 100), "**-2.10 ± 1.00**"),
+        (Estimate(0.021, 0.01, 6), "+2.10 ± 1.00"),  # t of 5 degrees is 2.57
+        (Estimate(0.026, 0.01, 6), "**+2.60 ± 1.00**"),
+        (Estimate(0.9, 0.01, 3), "+90.00 ± 1.00"),
+        (Estimate(0.0, 0.0, 100), "+0.00 ± 0.00"),
     ],
 )
-def test_bold_is_beyond_two_standard_errors(estimate, text):
+def test_bold_is_beyond_students_t(estimate, text):
     assert estimate.difference() == text
+
+
+@pytest.mark.parametrize("freedom, quantile", [(3, 3.182), (5, 2.571), (9, 2.262), (30, 2.042), (1000, 1.962)])
+def test_students_t_as_in_the_tables(freedom, quantile):
+    assert student(freedom) == pytest.approx(quantile, rel=0.01)
+
+
+def test_blocks_are_stretches_and_keep_the_sum():
+    counts = np.arange(23)[:, None] * np.ones((1, 2), dtype=int)
+    blocks = in_blocks(counts)
+    assert blocks.shape == (10, 2) and (blocks.sum(0) == counts.sum(0)).all()
+    assert blocks[0, 0] == 0 + 1 + 2 and blocks[-1, 0] == 21 + 22
+    assert (in_blocks(counts[:4]) == counts[:4]).all()
 
 
 def test_measures_by_hand():
@@ -246,7 +269,8 @@ def test_an_experiment_from_its_trainings_to_its_report(tiny):
     # The CRF learnt on a network that stayed as it was.
     difference = next(line for line in text.splitlines() if line.startswith("| trained, its network \N{MINUS SIGN}"))
     assert "+0.00 ± 0.00" in difference
-    assert "experiments tiny --data CAMVID\n" in text
+    assert "experiments tiny --data CAMVID -o OUT\n" in text
+    assert all(tiny.commit(name) in text for name in ("network", "crf"))
 
     best = {name: tiny.best(name).stat().st_mtime_ns for name in ("network", "crf")}
     trained.run("tiny", tiny, CPU)  # nothing is trained again
@@ -277,8 +301,8 @@ def test_times_of_the_parts():
 
 def test_dots_have_a_panel_for_each_set_and_a_point_for_each_estimate():
     found = {
-        "voc": {"accuracy": {"a": Estimate(0.9, 0.01), "b": Estimate(0.8, float("nan"))}},
-        "camvid": {"accuracy": {"b": Estimate(0.7, 0.02)}, "mIoU": {"b": Estimate(0.5, 0.02)}},
+        "voc": {"accuracy": {"a": Estimate(0.9, 0.01, 5), "b": Estimate(0.8, float("nan"), 1)}},
+        "camvid": {"accuracy": {"b": Estimate(0.7, 0.02, 5)}, "mIoU": {"b": Estimate(0.5, 0.02, 5)}},
     }
     figure = figures.dots(found, differences=True)
     assert len(figure.axes) == 2

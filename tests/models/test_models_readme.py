@@ -15,7 +15,7 @@ BOTH = TEXT + (ROOT / "README.md").read_text()
 
 
 def commands() -> list[str]:
-    return sorted(set(re.findall(r"-m tritoncrf\.models ((?:train|evaluate|predict) .*)", BOTH)))
+    return sorted(set(re.findall(r"-m tritoncrf\.models ((?:train|evaluate|predict|experiments) .*)", BOTH)))
 
 
 @pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
@@ -31,7 +31,7 @@ def test_commands_are_understood(command):
 
 
 def test_every_command_is_shown():
-    assert {command.split()[0] for command in commands()} == {"train", "evaluate", "predict"}
+    assert {command.split()[0] for command in commands()} == {"train", "evaluate", "predict", "experiments"}
 
 
 def test_changes_that_are_named_are_understood():

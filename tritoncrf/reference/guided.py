@@ -28,9 +28,7 @@ import torch
 from tritoncrf.reference import blur
 from tritoncrf.reference.box import areas
 
-# Numbers of one class or several that are filtered together: a CPU's cache holds few, a GPU's launches cost as much
-# for few as for many.
-CHUNK, CHUNK_ON_GPU = 1 << 20, 1 << 23
+CHUNK = 1 << 20  # numbers of one class or several that are filtered together
 
 
 @dataclass
@@ -223,8 +221,7 @@ def _combined(fields, guide):
 
 def _chunks(guide: Guide, *tensors):
     """The index of an image's guide, that guide, and some classes [n, Z, Y, X] of each [B, C, Z, Y, X]."""
-    chunk = CHUNK_ON_GPU if tensors[0].is_cuda else CHUNK
-    count = max(1, chunk // (tensors[0].shape[2:].numel() * (1 + guide.image.shape[1])))
+    count = max(1, CHUNK // (tensors[0].shape[2:].numel() * (1 + guide.image.shape[1])))
     for b in range(len(tensors[0])):
         seen = guide.of(b)
         for chunks in zip(*(t[b].split(count) for t in tensors)):
