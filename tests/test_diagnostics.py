@@ -12,7 +12,7 @@ from assertions import assert_close
 from cases import leaves, random_features, random_logits
 from tritoncrf.densecrf import DenseCRF
 from tritoncrf.diagnostics import Record
-from tritoncrf.filters.window import WindowPlan
+from tritoncrf.filters.window import WindowOperator
 
 Window, Lattice = tc.filters.Window, tc.filters.Lattice
 TOTALS = "energy", "free_energy", "pydensecrf_kl"
@@ -209,9 +209,9 @@ def test_every_record_is_the_last_of_a_shorter_run():
 
 @pytest.mark.parametrize("iterations", [0, 3])
 def test_each_record_takes_one_application_of_each_filter(iterations, monkeypatch):
-    calls, apply = [], WindowPlan.apply
+    calls, apply = [], WindowOperator.apply
     filters = [Window(random_features((4, 5)), 3) for _ in range(2)]
-    monkeypatch.setattr(WindowPlan, "apply", lambda *arguments: calls.append(1) or apply(*arguments))
+    monkeypatch.setattr(WindowOperator, "apply", lambda *arguments: calls.append(1) or apply(*arguments))
     tc.trace(random_logits((4, 5)), filters, [1.0, 2.0], iterations=iterations)
     assert len(calls) == 2 * (iterations + 1)
 

@@ -10,8 +10,8 @@ import tritoncrf as tc
 from assertions import assert_close, assert_within_budget
 from cases import NORMALIZATIONS, dense_apply, dense_scores, dense_window, leaves, normalized, random_features, strided
 from problems import EXACT_FILTERS, EXACT_LOOPS, named
-from tritoncrf.filters.base import encode, filter_apply, filter_backward
 from tritoncrf.filters.exact import visited
+from tritoncrf.filters.plan import encode, filter_apply, filter_backward
 from tritoncrf.mean_field import iterate
 from tritoncrf.reference import exact as reference
 
@@ -25,12 +25,6 @@ def dense_exact(features, include_self=True, normalization="none") -> torch.Tens
     if not include_self:
         matrix = matrix * (1 - torch.eye(f.shape[2], dtype=f.dtype))
     return normalized(matrix, normalization)
-
-
-def prepared(exact):
-    """A filter's plan for PyTorch and what it prepares, to reach the adjoint that no public call offers."""
-    plan = exact.resolved(exact.tensors[0])
-    return plan, plan.prepare([t.detach() for t in exact.tensors], 0)
 
 
 def photo_features(size=(40, 48), dtype=torch.float64):
@@ -179,11 +173,10 @@ def test_adjoint_of_what_is_left(include_self, normalization):
     exact = Exact(f, include_self, normalization, rtol=0.1)
     assert skipped(exact) > 0.1
     x, y = torch.randn(2, 1, 3, *f.shape[2:], dtype=torch.float64).unbind(0)
-    plan, ready = prepared(exact)
-    size_of_terms = (x.norm() * plan.adjoint(y, ready).norm()).item()
-    assert_close("<Kx, y>", inner(plan.apply(x, ready), y), inner(x, plan.adjoint(y, ready)), scale=size_of_terms)
+    K = exact.operator(x)
+    assert_close("<Kx, y>", inner(K.apply(x), y), inner(x, K.adjoint(y)), scale=(x.norm() * K.adjoint(y).norm()).item())
     own = assert_close if normalization in ("none", "symmetric") else assert_differ
-    own("K^T", plan.adjoint(x, ready), plan.apply(x, ready))
+    own("K^T", K.adjoint(x), K.apply(x))
 
 
 def assert_differ(name, a, b):
@@ -212,7 +205,7 @@ def test_blocks_of_any_size_give_the_same(tile, most, monkeypatch):
 
     def outcome():
         exact = Exact(f, rtol=0)
-        return exact(x), prepared(exact)[0].gradients(x, y, prepared(exact)[1])[0]
+        return exact(x), exact.operator(x).gradients(x, y)[0]
 
     whole = outcome()
     monkeypatch.setattr(reference, "TILE", tile)

@@ -24,8 +24,8 @@ from cases import (
 )
 from problems import GUIDED, named
 from tritoncrf.demo import photo
-from tritoncrf.filters.base import decode, encode, filter_apply, filter_backward
 from tritoncrf.filters.guided import statistics, statistics_backward
+from tritoncrf.filters.plan import decode, encode, filter_apply, filter_backward
 from tritoncrf.mean_field import iterate, iterate_backward
 from tritoncrf.reference import guided as reference
 from tritoncrf.reference.box import BOXES
@@ -462,10 +462,10 @@ def work(radius: int, size=(256, 256)) -> Work:
     guided, x = Guided(torch.rand(1, 1, *size), radius, 0.1), torch.rand(1, 2, *size)
     plan = guided.resolved(x)
     with Work() as found:
-        ready = plan.prepare(guided.tensors, 0)
-        plan.apply(x, ready)
-        plan.adjoint(x, ready)
-        plan.gradients(x, x, ready)
+        K = plan.operator(guided.tensors)
+        K.apply(x)
+        K.adjoint(x)
+        K.gradients(x, x)
     return found
 
 

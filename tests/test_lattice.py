@@ -25,10 +25,10 @@ from cases import (
 )
 from dictionary_lattice import dense_lattice
 from tritoncrf.filters import Lattice
-from tritoncrf.filters.base import decode, encode, filter_apply, filter_backward
 from tritoncrf.filters.lattice import build, build_backward
+from tritoncrf.filters.plan import encode, filter_apply, filter_backward
 from tritoncrf.mean_field import iterate
-from tritoncrf.reference import lattice as reference
+from tritoncrf.reference import simplex
 
 # Values -----------------------------------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ def test_coordinates_that_fill_more_than_one_integer(spread, groups):
     far = spread * torch.randn(2, 12, 17, dtype=torch.float64).repeat(1, 1, 2)
     f, x = f + far, torch.randn(2, 3, 34, dtype=torch.float64)
     least, most = (v.tolist() for v in torch.aminmax(f.transpose(0, 1).flatten(1), dim=1))
-    assert len(reference.packing(least, most, 2, 34).sizes) == groups
+    assert len(simplex.key_layout(least, most, 2, 34).sizes) == groups
     assert_close("K x", Lattice(f)(x), dense_apply(dense_lattice(f), x))
 
 
@@ -115,16 +115,16 @@ def test_half_precision_is_stored_and_never_summed_in(dtype):
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 16])
 def test_a_point_is_the_barycentre_of_its_simplex(d):
     f = torch.randn(1, d, 500, dtype=torch.float64) * 3
-    packed = reference.packing([-20.0] * d, [20.0] * d, 1, 500)
-    weights, _ = reference.simplex(f, packed)
+    layout = simplex.key_layout([-20.0] * d, [20.0] * d, 1, 500)
+    weights, _ = simplex.simplex(f, layout)
     assert weights.min() >= -1e-12
     assert_close("sum of b", weights.sum(2), torch.ones(1, 500, dtype=torch.float64))
-    v, rank, _ = reference._simplex(f)
+    v, rank, _ = simplex._simplex(f)
     r = torch.arange(d + 1)[:, None, None]
     vertices = (d + 1) * v + r - (d + 1) * (rank > d - r)  # [r, j, pixel]
     assert not vertices.sum(1).any()
     y = (weights[0].mT[:, None] * vertices).sum(0)
-    scaled = torch.stack([f[0, k] * s for k, s in enumerate(reference.sigmas(d))])
+    scaled = torch.stack([f[0, k] * s for k, s in enumerate(simplex.sigmas(d))])
     expected = torch.stack([scaled[j:].sum(0) - (j * scaled[j - 1] if j else 0) for j in range(d + 1)])
     assert_close("y", y, expected)
 
@@ -301,9 +301,8 @@ def test_the_adjoint_blurs_in_reverse(d, normalization):
     message = lattice(x)
     (adjoint,) = torch.autograd.grad(message, x, y)
     assert_close("<y, K x>", inner(y, message), inner(adjoint, x))
-    (plan,) = decode(encode([lattice.plan]))
-    ready = plan.prepare(list(lattice.tensors), 0)
-    wrong = plan._filter(y, ready, ready.side_out, ready.side_in, reverse=False)
+    K = lattice.operator(y)
+    wrong = K._run(y, K.exit, K.entry, reverse=False)
     assert (wrong - adjoint).norm() / adjoint.norm() > 0.01
 
 

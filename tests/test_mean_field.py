@@ -11,10 +11,12 @@ import tritoncrf as tc
 from assertions import assert_close
 from cases import NORMALIZATIONS, Setting, dense_scores, dense_window, leaves, random_features, random_logits, strided
 from problems import LOOPS, named
+from tritoncrf.filters.window import WindowPlan
+from tritoncrf.reference import window as reference
+from tritoncrf.step import Step
 
 Window = tc.filters.Window
-window_filter = importlib.import_module("tritoncrf.filters.window")
-step = window_filter.MergedStep
+step, made = reference.MergedStep, reference.MergedStep.__init__
 loop = importlib.import_module("tritoncrf.mean_field")  # `tc.mean_field` is the function
 
 
@@ -345,11 +347,11 @@ def test_kernels_with_scalar_weights_are_summed_where_that_is_the_same(windows, 
     built = []
     for shared in (True, False):
         case.features = [random_features((5, 6), d, 1 if shared else 2) for d, _ in zip((2, 3), windows)]
-        monkeypatch.setattr(window_filter, "MergedStep", lambda *a: built.append(step(*a)) or built[-1])
+        monkeypatch.setattr(step, "__init__", lambda *a: built.append(made(*a)))
         results = []
         for fuse in (True, False):
             if not fuse:
-                monkeypatch.setattr(window_filter.WindowPlan, "fuse", lambda *arguments: None)
+                monkeypatch.setattr(WindowPlan, "step", lambda *arguments: Step)
             inputs = [x.clone().requires_grad_(wanted == "everything" or x is case.logits) for x in case.inputs]
             scores = case.run(*inputs)
             leaf = [x for x in inputs if x.requires_grad]

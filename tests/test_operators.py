@@ -10,7 +10,7 @@ import tritoncrf as tc
 from assertions import assert_close
 from cases import Setting, assert_exports_with_dynamic_sizes, leaves, random_features, random_logits
 from tritoncrf import checks
-from tritoncrf.filters.base import decode, encode, filter_apply, filter_backward
+from tritoncrf.filters.plan import decode, encode, filter_apply, filter_backward
 from tritoncrf.mean_field import iterate, iterate_backward
 
 needs_compiler = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def test_opcheck_mean_field(keep, initial):
     torch.library.opcheck(iterate, (*loop_inputs(keep), 2, initial, keep))
 
 
-@pytest.mark.parametrize("needs", [[True] * 4, [False, True, False, True], [True, False, True, False]])
+@pytest.mark.parametrize("needs", [[True] * 5, [False, True, False, True, False], [True, False, True, False, False]])
 def test_opcheck_mean_field_backward(needs):
     *inputs, plans = loop_inputs(False)
     scores, *states = iterate(*inputs, plans, 2, "softmax", True)
@@ -76,7 +76,7 @@ def test_opcheck_of_inputs_in_any_memory_order():
     scores, *states = iterate(unary, a, mixing, tensors, plans, 2, "softmax", True)
     torch.library.opcheck(iterate, (unary, a, mixing, tensors, plans, 2, "softmax", True))
     cotangent = torch.randn_like(scores)
-    arguments = (cotangent, unary, a, mixing, tensors, states, plans, "softmax", [True] * 4)
+    arguments = (cotangent, unary, a, mixing, tensors, states, plans, "softmax", [True] * 5)
     torch.library.opcheck(iterate_backward, arguments)
 
 

@@ -21,18 +21,11 @@ from cases import (
     strided,
 )
 from problems import FILTERS, named
-from tritoncrf.filters.window import per_axis
-from tritoncrf.filters.window_step import lifted
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
+from tritoncrf.step import per_axis, to_3d
 
 Window = tc.filters.Window
-
-
-def prepared(window: tc.filters.Window, budget: float = 0):
-    """A filter's plan for PyTorch and what it prepares, to reach the adjoint that no public call offers."""
-    plan = window.resolved(window.tensors[0])
-    return plan, plan.prepare([t.detach() for t in window.tensors], budget)
 
 
 # Known answers ----------------------------------------------------------------------------------------------------
@@ -133,11 +126,11 @@ def test_what_each_normalization_preserves(include_self, factor):
     options = {"window_size": 3, "include_self": include_self, "blur": factor}
     root = Window(f, **options)(ones).sqrt()
     assert_close("after: rows sum to 1", Window(f, **options, normalization="after")(ones), ones)
-    before, ready = prepared(Window(f, **options, normalization="before"))
+    before = Window(f, **options, normalization="before").operator(ones)
     symmetric = Window(f, **options, normalization="symmetric")
     assert_close("symmetric: r^1/2 is fixed", symmetric(root), root)
     if factor == 1:
-        assert_close("before: columns sum to 1", before.adjoint(ones, ready), ones)
+        assert_close("before: columns sum to 1", before.adjoint(ones), ones)
 
 
 def inner(a, b):
@@ -149,12 +142,8 @@ def inner(a, b):
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_adjoint(factor, normalization, size):
     x, y = torch.randn(2, 2, 3, *size, dtype=torch.float64).unbind(0)
-    window = Window(random_features(size), 3, blur=factor, normalization=normalization)
-    plan, ready = prepared(window)
-    size_of_terms = x.norm() * y.norm()
-    assert_close(
-        "<Kx, y>", inner(plan.apply(x, ready), y), inner(x, plan.adjoint(y, ready)), scale=size_of_terms.item()
-    )
+    K = Window(random_features(size), 3, blur=factor, normalization=normalization).operator(x)
+    assert_close("<Kx, y>", inner(K.apply(x), y), inner(x, K.adjoint(y)), scale=(x.norm() * y.norm()).item())
 
 
 @pytest.mark.parametrize("factor, normalization, symmetric", [
@@ -163,8 +152,8 @@ def test_adjoint(factor, normalization, size):
 ])  # fmt: skip
 def test_the_filter_is_its_own_adjoint_only_at_full_resolution_and_scaled_alike(factor, normalization, symmetric):
     x = torch.randn(1, 2, 11, 10, dtype=torch.float64)
-    plan, ready = prepared(Window(random_features((11, 10)), 3, blur=factor, normalization=normalization))
-    difference = (plan.apply(x, ready) - plan.adjoint(x, ready)).norm() / plan.adjoint(x, ready).norm()
+    K = Window(random_features((11, 10)), 3, blur=factor, normalization=normalization).operator(x)
+    difference = (K.apply(x) - K.adjoint(x)).norm() / K.adjoint(x).norm()
     assert difference < 1e-12 if symmetric else difference > 0.01
 
 
@@ -335,13 +324,13 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("classes", [2, 21])
 def test_no_tensor_grows_with_the_window_and_the_classes(classes, kept_states):
     f, x = torch.randn(1, 5, 24, 24), torch.randn(1, classes, 24, 24)
-    plan, _ = prepared(Window(f, 11))
+    plan = Window(f, 11).resolved(x)
     with LargestTensor() as largest:
-        ready = plan.prepare([f], kept_states * classes)
-        plan.apply(x, ready)
-        plan.adjoint(x, ready)
-        plan.gradients(x, x, ready)
-    assert (ready.weights is not None) == (kept_states * classes >= 60)  # half of 11 x 11
+        K = plan.operator([f], kept_states * classes)
+        K.apply(x)
+        K.adjoint(x)
+        K.gradients(x, x)
+    assert K.keeps_weights == (kept_states * classes >= 60)  # half of 11 x 11
     assert largest.elements <= max(kept_states, 1) * max(classes, 5) * 24 * 24
 
 
@@ -363,7 +352,7 @@ BLURS = [
 @pytest.mark.parametrize("size, factor", BLURS)
 def test_pool_and_upsample_are_their_matrices_and_their_adjoints_the_transposed(size, factor):
     x = torch.randn(2, 3, *size, dtype=torch.float64)
-    full, factors = lifted(x), per_axis(factor, len(size), 1)
+    full, factors = to_3d(x), per_axis(factor, len(size), 1)
     pool, up = along_axes(axis_pool, size, factor), along_axes(axis_upsample, size, factor)
     low = torch.randn(2, 3, *blur.low_size(full.shape[2:], factors), dtype=torch.float64)
 

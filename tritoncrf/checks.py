@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 from tritoncrf.types import Theta
 
@@ -86,6 +87,17 @@ def expect_tensor(name: str, value: object, what: str = "a floating-point torch.
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected {what}, got {kind_of(value)}")
     return value
+
+
+def expect_no_tangents(*tensors: torch.Tensor) -> None:
+    """An error where a tensor carries a tangent of forward-mode differentiation, which PyTorch's operators would drop
+    without a word."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            "tritoncrf offers no forward-mode differentiation (jvp); reverse mode (backward) works"
+        )
 
 
 def expect_choice(name: str, value: Choice, choices: Iterable[Choice]) -> Choice:

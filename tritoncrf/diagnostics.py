@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from tritoncrf.filters.base import Filter, compute_dtype, without_autocast
+from tritoncrf.backends import compute_dtype, without_autocast
+from tritoncrf.filters import Filter
 from tritoncrf.mean_field import checked
-from tritoncrf.reference.step import mix
+from tritoncrf.step import mix
 from tritoncrf.types import Compatibility, Initial
 
 __all__ = ["Record", "trace"]
@@ -84,12 +85,11 @@ def trace(
     """
     mixing, scale = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
     unary = logits.to(compute_dtype(logits)).contiguous()
-    plans = [f.resolved(logits) for f in filters]
     with without_autocast(unary):
-        ready = [plan.prepare(f.tensors_in(unary.dtype), budget=0) for plan, f in zip(plans, filters, strict=True)]
+        operators = [f.operator(unary) for f in filters]
 
         def messages(q: torch.Tensor) -> torch.Tensor:
-            return sum(mix(a, plan.apply(q, r)) for a, plan, r in zip(mixing, plans, ready, strict=True))
+            return sum(mix(a, K.apply(q)) for a, K in zip(mixing, operators, strict=True))  # type: ignore[return-value]
 
         weighted, q, rows = mix(scale, unary), torch.softmax(unary, 1), []
         labels = q.argmax(1)

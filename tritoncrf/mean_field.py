@@ -17,21 +17,20 @@ from typing import Any, get_args
 import torch
 
 from tritoncrf import checks
-from tritoncrf.filters.base import (
+from tritoncrf.backends import compute_dtype, without_autocast
+from tritoncrf.filters.base import Filter
+from tritoncrf.filters.plan import (
     Context,
-    Filter,
-    MeanFieldStep,
     Plan,
-    beside,
-    compute_dtype,
+    align_gradients,
     decode,
     encode,
     gradient_shape,
     gradients_or_none,
+    operator,
     refuse_second_derivative,
-    without_autocast,
 )
-from tritoncrf.reference.step import KEPT_STATES, Step, mix, mix_adjoint
+from tritoncrf.step import KEPT_STATES, Step, mix, outer
 from tritoncrf.types import Compatibility, Initial, Output
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
@@ -81,13 +80,13 @@ def mean_field(
     checks.expect_choice("output", output, OUTPUTS)
     mixing, scale = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
 
-    dtype = compute_dtype(logits)
-    tensors = [t for f in filters for t in f.tensors_in(dtype)]
-    differentiable = [logits, scale, *mixing, *tensors]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-    plans = encode([f.resolved(logits) for f in filters])
-    scores = logits.to(dtype)
-    if iterations > 0:
+    scores = logits.to(compute_dtype(logits))
+    if iterations > 0 and any(f.plan is None for f in filters):
+        scores = _unrolled(scores, scale, mixing, filters, iterations, initial)
+    elif iterations > 0:
+        tensors = [t for f in filters for t in f.tensors_in(scores.dtype)]
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in (logits, scale, *mixing, *tensors))
+        plans = encode([f.resolved(scores) for f in filters])
         scores, *_ = iterate(scores, scale, mixing, tensors, plans, iterations, initial, keep)
     if output == "probabilities":
         scores = torch.softmax(scores, 1)
@@ -115,6 +114,7 @@ def checked(
         mu = _compatibility(compatibility, logits)
         # In float64, which autocast leaves alone, in the backward too.
         mixing = [(-mu.double() @ w.double()).to(mu.dtype) if w.ndim == 2 else -mu * w for w in mixing]
+    checks.expect_no_tangents(logits, *mixing, scale)
     return mixing, scale
 
 
@@ -164,33 +164,47 @@ def _check_device(name: str, value: torch.Tensor, logits: torch.Tensor) -> None:
         raise ValueError(f"{name}: expected the device of logits, {logits.device}, got {value.device}")
 
 
-def _prepared(
-    plans: Sequence[Plan[Any]], tensors: list[torch.Tensor], mixing: list[torch.Tensor], unary: torch.Tensor,
+def _unrolled(
+    unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], filters: Sequence[Filter],
+    iterations: int, initial: Initial,
+) -> torch.Tensor:  # fmt: skip
+    """S_T by operations that autograd records, for filters that only a function knows."""
+    with without_autocast(unary):
+        scores, weighted = unary, mix(unary_weight, unary)
+        for t in range(iterations):
+            q = torch.log_softmax(scores, 1) if t == 0 and initial == "log_softmax" else torch.softmax(scores, 1)
+            scores = weighted
+            for a, f in zip(mixing, filters, strict=True):
+                scores = scores + mix(a, f.filtered(q))
+        return scores
+
+
+def _start(
+    plans: Sequence[Plan], tensors: list[torch.Tensor], mixing: list[torch.Tensor], unary: torch.Tensor,
     unary_weight: torch.Tensor,
-) -> tuple[list[Any], MeanFieldStep]:  # fmt: skip
-    """The filters made ready with their own tensors, and the step that runs them."""
-    left, budget = iter(tensors), KEPT_STATES * unary.shape[1] / len(plans)
-    prepared = [p.prepare([next(left) for _ in range(p.tensor_count)], budget) for p in plans]
-    arguments = plans, prepared, mixing, unary, unary_weight
-    return prepared, plans[0].fuse(*arguments) or Step(*arguments)
+) -> Step:  # fmt: skip
+    """The step that runs these filters, each made ready with its own tensors."""
+    budget = KEPT_STATES * unary.shape[1] / len(plans)
+    operators = [p.operator(own, budget) for p, own in zip(plans, _by_filter(plans, tensors), strict=True)]
+    return plans[0].step(plans, mixing, unary)(operators, mixing, unary, unary_weight)
 
 
-@torch.library.custom_op("tritoncrf::mean_field", mutates_args=())
+@operator("mean_field")
 def iterate(
     unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], tensors: list[torch.Tensor],
     plans: str, iterations: int, initial: str, keep: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """[S_T], and Q_0 .. Q_{T-1} after it if `keep`."""
+    """[S_T], and Q_0 .. Q_{T-1} after it, in the step's layout, if `keep`."""
     unary = unary.contiguous()
     with without_autocast(unary):
-        _, step = _prepared(decode(plans), tensors, mixing, unary, unary_weight)
-        q = torch.softmax(unary, 1) if initial == "softmax" else torch.log_softmax(unary, 1)
-        states = []
-        for t in range(iterations):
+        step = _start(decode(plans), tensors, mixing, unary, unary_weight)
+        state = step.start(torch.softmax(unary, 1) if initial == "softmax" else torch.log_softmax(unary, 1))
+        kept = [step.probabilities(state)] if keep else []
+        for _ in range(iterations - 1):
+            state = step.next(state)
             if keep:
-                states.append(q.contiguous())
-            q = step.forward(q, last=t == iterations - 1)
-        return [q.contiguous(), *states]
+                kept.append(step.probabilities(state))
+        return [step.scores(state).contiguous(), *kept]
 
 
 @iterate.register_fake
@@ -198,56 +212,59 @@ def _(
     unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], tensors: list[torch.Tensor],
     plans: str, iterations: int, initial: str, keep: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
-    scores = torch.empty(unary.shape, dtype=unary.dtype, device=unary.device)
-    return [scores, *(torch.empty_like(scores) for _ in range(iterations if keep else 0))]
+    decoded = decode(plans)
+    shape = decoded[0].step(decoded, mixing, unary).kept_shape(unary)
+    return [torch.empty(unary.shape, dtype=unary.dtype, device=unary.device)] + [
+        torch.empty(shape, dtype=unary.dtype, device=unary.device) for _ in range(iterations if keep else 0)
+    ]
 
 
-@torch.library.custom_op("tritoncrf::mean_field_backward", mutates_args=())
+@operator("mean_field_backward")
 def iterate_backward(
     cotangent: torch.Tensor, unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor],
     tensors: list[torch.Tensor], states: list[torch.Tensor], plans: str, initial: str, needs: list[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients of unary, unary_weight, each of mixing and of tensors; empty where `needs` says no.
 
-    needs: unary, unary_weight, any of mixing, any of tensors.
+    needs: unary, unary_weight, any of mixing; then each filter, whether any of its tensors.
     """
-    needs_unary, needs_unary_weight, needs_mixing, needs_tensors = needs
+    needs_unary, needs_unary_weight, needs_mixing, *needs_filters = needs
     unary = unary.contiguous()
     decoded = decode(plans)
     with without_autocast(unary):
-        prepared, step = _prepared(decoded, tensors, mixing, unary, unary_weight)
+        step = _start(decoded, tensors, mixing, unary, unary_weight)
         d_mixing = [torch.zeros(a.shape, dtype=a.dtype, device=a.device) for a in mixing] if needs_mixing else []
-        d_tensors: list[torch.Tensor] = []
-        g, total = cotangent, torch.zeros_like(cotangent)  # total: sum of all dS_1 .. dS_T
+        d_tensors: list[list[torch.Tensor]] = [[] for _ in decoded]
+        g = step.arrange(cotangent)
+        total = torch.zeros_like(g)  # the sum of dS_1 .. dS_T
         for t in reversed(range(len(states))):
             q = states[t]
             total += g
-            if needs_tensors:
-                found = []
-                for plan, ready, a in zip(decoded, prepared, mixing, strict=True):
-                    found += plan.gradients(q, mix_adjoint(a, g), ready)
-                d_tensors = [d + f for d, f in zip(d_tensors, found, strict=True)] if d_tensors else found
-            softmaxed = t > 0 or initial == "softmax"
-            g, filtered = step.backward(q, g, softmaxed, needs_mixing)
-            if filtered is not None:
-                for d, b in zip(d_mixing, filtered, strict=True):
-                    d += _outer(b, q, d.ndim)
+            if any(needs_filters):
+                found = step.gradients(q, g, needs_filters)
+                d_tensors = [[a + b for a, b in zip(*pair)] if pair[0] else pair[1] for pair in zip(d_tensors, found)]
+            g, back = step.backward(q, g, t > 0 or initial == "softmax", needs_mixing)
+            if back is not None:
+                for d, b in zip(d_mixing, back, strict=True):
+                    d += outer(step.image(b), step.image(q), d.ndim)
+        g, total = step.image(g), step.image(total)
         if initial == "log_softmax":
             g = g - torch.softmax(unary, 1) * g.sum(1, keepdim=True)
+        aligned = []
+        for own, gradients in zip(_by_filter(decoded, tensors), d_tensors, strict=True):
+            aligned += align_gradients(own, gradients, unary)
         return [
             (mix(unary_weight, total) + g).contiguous() if needs_unary else unary.new_empty(0),
-            _outer(total, unary, unary_weight.ndim) if needs_unary_weight else unary.new_empty(0),
+            outer(total, unary, unary_weight.ndim) if needs_unary_weight else unary.new_empty(0),
             *(d_mixing if needs_mixing else [a.new_empty(0) for a in mixing]),
-            *beside(tensors, d_tensors, unary),
+            *aligned,
         ]
 
 
-def _outer(b: torch.Tensor, q: torch.Tensor, ndim: int) -> torch.Tensor:
-    """sum over batch and pixels of b q^T, of its diagonal, or of its trace: what dA needs for A's shape."""
-    if ndim == 2:
-        return (b.flatten(2) @ q.flatten(2).mT).sum(0)
-    products = torch.linalg.vecdot(b.flatten(2), q.flatten(2)).sum(0)
-    return products if ndim == 1 else products.sum()
+def _by_filter(plans: Sequence[Plan], items: Sequence[Any]) -> list[list[Any]]:
+    """What there is one of for each tensor, in a list for each filter."""
+    left = iter(items)
+    return [[next(left) for _ in range(p.tensor_count)] for p in plans]
 
 
 @iterate_backward.register_fake
@@ -255,7 +272,8 @@ def _(
     cotangent: torch.Tensor, unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor],
     tensors: list[torch.Tensor], states: list[torch.Tensor], plans: str, initial: str, needs: list[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
-    groups = [unary], [unary_weight], mixing, tensors
+    decoded = decode(plans)
+    groups = [unary], [unary_weight], mixing, *_by_filter(decoded, tensors)
     return [
         torch.empty(gradient_shape(t, needed), dtype=unary.dtype, device=unary.device)
         for group, needed in zip(groups, needs, strict=True)
@@ -275,7 +293,8 @@ def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
     m, k = ctx.counts
     mixing, tensors, states = rest[:m], rest[m : m + k], rest[m + k :]
     needed = ctx.needs_input_grad
-    needs = [needed[0], needed[1], any(needed[2]), any(needed[3])]
+    by_filter = [any(tensors) for tensors in _by_filter(decode(ctx.plans), needed[3])]
+    needs = [needed[0], needed[1], any(needed[2]), *by_filter]
     found = iterate_backward(
         cotangents[0].contiguous(), unary, unary_weight, mixing, tensors, states, ctx.plans, ctx.initial, needs
     )
@@ -284,7 +303,7 @@ def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
         d_unary if needs[0] else None,
         d_weight if needs[1] else None,
         rest[:m] if needs[2] else [None] * m,
-        gradients_or_none(tensors, rest[m:], needs[3]),
+        gradients_or_none(tensors, rest[m:], needed[3]),
         None, None, None, None,
     )  # fmt: skip
 

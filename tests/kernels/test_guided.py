@@ -11,7 +11,6 @@ from tritoncrf.filters import Guided
 from tritoncrf.filters.box import box_sum
 from tritoncrf.filters.guided import statistics
 from tritoncrf.kernels.common import record_launches
-from tritoncrf.reference.step import Step
 
 # Windows up to 7 pixels are summed tap by tap, longer ones along one axis after the other.
 BOXES = {
@@ -162,10 +161,10 @@ def test_a_step_back_is_the_composed_one(filtered, through_softmax, device):
     found = []
     for dtype, where, backend in (torch.float64, "cpu", "torch"), (torch.float32, device, "triton"):
         K = Guided(guide.to(where, dtype), 1, 0.3, backend=backend)
-        prepared = K.plan.prepare(K.tensors_in(dtype), 0)
         unary = torch.zeros_like(q).to(where, dtype)
-        arguments = [K.plan], [prepared], [mu.to(where, dtype)], unary, torch.ones((), dtype=dtype, device=where)
-        step = K.plan.fuse(*arguments) or Step(*arguments)
+        plan, mixing = K.resolved(unary), [mu.to(where, dtype)]
+        arguments = [K.operator(unary)], mixing, unary, torch.ones((), dtype=dtype, device=where)
+        step = plan.step([plan], mixing, unary)(*arguments)
         gradient, back = step.backward(q.to(where, dtype), g.to(where, dtype), through_softmax, filtered)
         found.append([gradient, *(back or [])])
     for what, e, f in zip(("dS", "B"), *found):

@@ -1,14 +1,16 @@
 """Box means: the averages that the guided filter and SegModel's context pooling are made of."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
 
-from tritoncrf import checks
-from tritoncrf.filters.base import BACKENDS, Context, compute_dtype, lifted, resolve_backend, without_autocast
+from tritoncrf import checks, kernels
+from tritoncrf.backends import compute_dtype, resolve, without_autocast
+from tritoncrf.filters.base import BACKENDS
+from tritoncrf.filters.plan import Context, contiguous_like, operator
 from tritoncrf.reference import box as reference
+from tritoncrf.step import to_3d
 from tritoncrf.types import Backend, Box
 
 BOXES: tuple[Box, ...] = get_args(Box)
@@ -54,8 +56,9 @@ def box_mean(
     checks.expect_choice("box", box, BOXES)
     checks.expect_choice("backend", backend, BACKENDS)
     checks.expect_finite("x", x)
+    checks.expect_no_tangents(x)
     dtype = compute_dtype(x)
-    resolved = resolve_backend(backend, x.device, dtype)
+    resolved = resolve(backend, x.device, dtype)
     area = reference.areas(x.shape[2:], radii, dilation, box, dtype=dtype, device=x.device)
     return (box_sum(x.to(dtype), radii, dilation, resolved) / area).to(x.dtype)
 
@@ -68,18 +71,18 @@ def expect_radii(radius: int | Sequence[int], axes: int) -> list[int]:
     return [min(checks.expect_int("radius", r, 1), FARTHEST) for r in radii]
 
 
-@torch.library.custom_op("tritoncrf::box_sum", mutates_args=())
+@operator("box_sum")
 def box_sum(x: torch.Tensor, radii: list[int], dilation: int, backend: str) -> torch.Tensor:
     """P x of reference.box for x [B, C, *S]; its own adjoint."""
     with without_autocast(x):
-        found = box_summer(backend)(lifted(x), [0] * (3 - len(radii)) + radii, dilation).reshape(x.shape)
+        found = box_summer(backend)(to_3d(x), [0] * (3 - len(radii)) + radii, dilation).reshape(x.shape)
         alias = found.data_ptr() == x.data_ptr()  # one pixel: there was nothing to add
         return found.clone(memory_format=torch.contiguous_format) if alias else found.contiguous()
 
 
 @box_sum.register_fake
 def _(x: torch.Tensor, radii: list[int], dilation: int, backend: str) -> torch.Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return contiguous_like(x)
 
 
 def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -97,11 +100,10 @@ def box_summer(backend: str) -> Callable[..., torch.Tensor]:
     """P x for (x [n, fields, Z, Y, X], radii, dilation=1) by a backend; longer windows than the kernel's by PyTorch."""
     if backend == "torch":
         return reference.box_sum
-    kernels = importlib.import_module("tritoncrf.kernels.box")
 
     def summed(x: torch.Tensor, radii: Sequence[int], dilation: int = 1) -> torch.Tensor:
         reach = max(capped(radii, [-(-n // dilation) for n in x.shape[2:]]))
-        return (kernels if reach <= kernels.MAX_RADIUS else reference).box_sum(x, radii, dilation)
+        return (kernels.box if reach <= kernels.box.MAX_RADIUS else reference).box_sum(x, radii, dilation)
 
     return summed
 

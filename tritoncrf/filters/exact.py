@@ -1,19 +1,18 @@
-"""The Gaussian over all pixel pairs: what a user calls, and its plan for both backends."""
+"""The Gaussian over all pixel pairs: what a user calls, and its plan and operator for both backends."""
 
-import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 
-from tritoncrf import checks
-from tritoncrf.filters.base import Filter, Plan, checked_features, shared_fields, summed
-from tritoncrf.reference import exact as reference
-from tritoncrf.reference.step import scaled
+from tritoncrf import checks, reference
+from tritoncrf.backends import modules
+from tritoncrf.filters.base import Gaussian, GaussianOperator, GaussianPlan, checked_features, gaussian_fields
+from tritoncrf.filters.plan import operator
 from tritoncrf.types import Backend, Normalization, Precision
 
 
-class Exact(Filter):
+class Exact(Gaussian):
     r"""Gaussian messages between all pixels, summed pair by pair.
 
     .. math::
@@ -58,18 +57,16 @@ class Exact(Filter):
         rtol: float = 1e-4, precision: Precision = "default", backend: Backend = "auto",
     ) -> None:  # fmt: skip
         features = checked_features(features)
-        self.size, self.batch = features.shape[2:], features.shape[0]
-        self.plan = ExactPlan(**shared_fields(features, include_self, normalization, precision, backend))
+        plan = ExactPlan(**gaussian_fields(features, include_self, normalization, precision, backend))
         if checks.expect_number("rtol", rtol) < 0:
             raise ValueError(f"rtol: expected a finite number of at least 0, got {rtol}")
-        self.tensors = [features, *visited(features.detach().flatten(2), rtol)]
-        self.normalize(normalization)
+        self.prepare(plan, features, [features, *visited(features.detach().flatten(2), rtol)])
 
 
-@torch.library.custom_op("tritoncrf::exact_visited", mutates_args=())
+@operator("exact_visited")
 def visited(features: torch.Tensor, rtol: float) -> list[torch.Tensor]:
-    """order, starts and columns of `reference.prepare`: the pairs of blocks that are not skipped, for [Bf, D, N]."""
-    return list(reference.prepare(features, rtol))
+    """order, starts and columns of `reference.exact.prepare`, which pairs of blocks are not skipped, for [Bf, D, N]."""
+    return list(reference.exact.prepare(features, rtol))
 
 
 @visited.register_fake
@@ -80,74 +77,38 @@ def _(features: torch.Tensor, rtol: float) -> list[torch.Tensor]:
     return [order, order.new_empty((images, starts), dtype=torch.int64), order.new_empty((columns,))]
 
 
-@dataclass
-class Prepared:
-    """One exact filter ready for use: its features in sorted order, and the pairs of blocks that it visits."""
-
-    shape: torch.Size  # of the features
-    visits: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # sorted features, order, starts, columns
-    scale_in: torch.Tensor | None  # [Bf, 1, *S]
-    scale_out: torch.Tensor | None
-
-    @property
-    def shared(self) -> bool:
-        """Whether one image's features serve the whole batch."""
-        return self.shape[0] == 1
-
-
 @dataclass(frozen=True)
-class ExactPlan(Plan[Prepared]):
+class ExactPlan(GaussianPlan):
     """The static half of `Exact`; its tensors are features, what `visited` gives, and the scales in use."""
-
-    include_self: bool
-    scaled_in: bool
-    scaled_out: bool
 
     @property
     def tensor_count(self) -> int:
-        return 4 + self.scaled_in + self.scaled_out
+        return 4 + self.scale_count
 
-    def prepare(self, tensors: list[torch.Tensor], budget: float) -> Prepared:
-        features, order, starts, columns, *scale = tensors
-        return Prepared(
-            shape=features.shape,
-            visits=(reference.sort_features(features.flatten(2), order), order, starts, columns),
-            scale_in=scale[0] if self.scaled_in else None,
-            scale_out=scale[-1] if self.scaled_out else None,
-        )
-
-    def apply(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        return scaled(self._sum(scaled(x, prepared.scale_in), prepared), prepared.scale_out)
-
-    def adjoint(self, y: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        """K is symmetric: only the scales change places."""
-        return scaled(self._sum(scaled(y, prepared.scale_out), prepared), prepared.scale_in)
-
-    def _sum(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        rows = _rows(x, prepared)
-        if self.backend == "triton":
-            return _kernels().exact_sum(rows, *prepared.visits, self.include_self, self.precision).view(x.shape)
-        return reference.exact_sum(rows, *prepared.visits, self.include_self).view(x.shape)
-
-    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared: Prepared) -> list[torch.Tensor]:
-        """Of <y, K x>: features pair by pair, scales through the products that they are in."""
-        scale_in, scale_out = prepared.scale_in, prepared.scale_out
-        scaled_x, scaled_y = scaled(x, scale_in), scaled(y, scale_out)
-        gradient = (_kernels() if self.backend == "triton" else reference).exact_feature_gradient
-        found = [gradient(_rows(scaled_x, prepared), _rows(scaled_y, prepared), *prepared.visits).view(prepared.shape)]
-        if scale_in is not None:
-            found.append(summed(x * self._sum(scaled_y, prepared), prepared.shared))
-        if scale_out is not None:
-            found.append(summed(y * self._sum(scaled_x, prepared), prepared.shared))
-        return found
+    def operator(self, tensors: list[torch.Tensor], budget: float = 0) -> "ExactOperator":
+        return ExactOperator(self, tensors)
 
 
-def _rows(x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-    """x [B, C, *S] as [Bf, R, N]: images that share their features are so many more classes of one."""
-    rows = x.flatten(2)
-    return rows.flatten(0, 1)[None] if prepared.shared else rows
+class ExactOperator(GaussianOperator):
+    """K, which is symmetric: features in sorted order, and the pairs of blocks that it visits."""
 
+    def __init__(self, plan: ExactPlan, tensors: list[torch.Tensor]) -> None:
+        super().__init__(plan, tensors)
+        features, order, starts, columns = tensors[:4]
+        self.shape, self.module = features.shape, modules(plan.backend).exact
+        self.visits = reference.exact.sort_features(features.flatten(2), order), order, starts, columns
 
-def _kernels() -> ModuleType:
-    """The Triton kernels, imported when first used: the package works without triton."""
-    return importlib.import_module("tritoncrf.kernels.exact")
+    def bare(self, x: torch.Tensor, adjoint: bool) -> torch.Tensor:
+        found: torch.Tensor = self.module.exact_sum(self._rows(x), *self.visits, self.include_self, self.precision)
+        return found.view(x.shape)
+
+    def bare_gradients(
+        self, x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+        gradient = self.module.exact_feature_gradient(self._rows(x), self._rows(y), *self.visits)
+        return [gradient.view(self.shape)], lambda: self.bare(x, False), lambda: self.bare(y, True)
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, C, *S] as [Bf, R, N]: images that share their features are so many more classes of one."""
+        rows = x.flatten(2)
+        return rows.flatten(0, 1)[None] if self.shared else rows

@@ -1,36 +1,26 @@
-"""The guided filter: what a user calls, and its plan for both backends."""
+"""The guided filter: what a user calls, and its plan and operator for both backends."""
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from tritoncrf import checks
-from tritoncrf.filters.base import (
-    Context,
-    Filter,
-    Filtered,
-    MeanFieldStep,
-    Plan,
-    compute_dtype,
-    execution,
-    holds,
-    lifted,
-    lowered,
-    per_axis,
-    refuse_second_derivative,
-    resolve_backend,
-    unlifted,
-    without_autocast,
-)
+from tritoncrf import checks, kernels, reference
+from tritoncrf.backends import compute_dtype, modules, resolve, without_autocast
+from tritoncrf.filters.base import Filter, execution, pooled
 from tritoncrf.filters.box import BOXES, box_summer, capped, expect_radii
-from tritoncrf.reference import guided as reference
+from tritoncrf.filters.plan import (
+    Context,
+    Plan,
+    contiguous_like,
+    fits_in_registers,
+    operator,
+    refuse_second_derivative,
+)
 from tritoncrf.reference.box import areas
-from tritoncrf.reference.step import stacked
+from tritoncrf.step import Step, from_3d, per_axis, to_3d
 from tritoncrf.types import Backend, Box, Precision
 
 MAX_CHANNELS = 8
@@ -79,6 +69,7 @@ class Guided(Filter):
     """
 
     source = "guide"
+    plan: "GuidedPlan"
 
     def __init__(
         self, guide: torch.Tensor, radius: int | Sequence[int], eps: float | torch.Tensor, box: Box = "count",
@@ -86,16 +77,10 @@ class Guided(Filter):
     ) -> None:  # fmt: skip
         guide = checked_guide(guide)
         self.size, self.batch = guide.shape[2:], guide.shape[0]
-        radii = expect_radii(radius, len(self.size))
-        subsample = checks.expect_int("subsample", subsample, 1)
-        radii = [max(1, round(r / subsample)) for r in radii]
-        radius_z, radius_y, radius_x = [1] * (3 - len(radii)) + radii
         self.plan = GuidedPlan(
-            radius_z=radius_z,
-            radius_y=radius_y,
-            radius_x=radius_x,
+            radius=tuple(expect_radii(radius, len(self.size))),
             box=checks.expect_choice("box", box, BOXES),
-            subsample=subsample,
+            subsample=checks.expect_int("subsample", subsample, 1),
             **execution(precision, backend),
         )
         eps = checks.expect_positive_number("eps", eps)
@@ -106,12 +91,12 @@ class Guided(Filter):
             if not form.tiny <= eps <= form.max:
                 raise ValueError(f"eps: expected a finite number above 0 in {guide.dtype}, got {eps}")
             eps = torch.full((), eps, dtype=guide.dtype, device=guide.device)
-        resolved = resolve_backend(backend, guide.device, guide.dtype)
         if box == "count":
             # W is the same for any shift of the guide, and covariances are then no differences of large sums.
             guide = guide - guide.detach().mean(tuple(range(2, guide.ndim)), keepdim=True)
-        low = lowered(guide, subsample)
-        self.tensors = [guide, low, *statistics(low, eps, radii, box, resolved)]
+        low = pooled(guide, subsample)
+        resolved = resolve(backend, guide.device, guide.dtype)
+        self.tensors = [guide, low, *statistics(low, eps, self.plan.low_radii, box, resolved)]
 
 
 def guided_filter(
@@ -151,20 +136,21 @@ def checked_guide(guide: torch.Tensor) -> torch.Tensor:
     if not 1 <= guide.shape[1] <= MAX_CHANNELS:
         raise ValueError(f"guide: expected 1 to {MAX_CHANNELS} channels on axis 1, got shape {list(guide.shape)}")
     checks.expect_finite("guide", guide)
+    checks.expect_no_tangents(guide)
     return guide.to(compute_dtype(guide))
 
 
-@torch.library.custom_op("tritoncrf::guided", mutates_args=())
+@operator("guided")
 def statistics(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: str, backend: str) -> list[torch.Tensor]:
     """mu [Bf, D, *S] and the packed (Sigma + eps)^-1 [Bf, D (D + 1) / 2, *S] of the windows; see reference.guided."""
     with without_autocast(guide):
-        full = lifted(guide)
+        full = to_3d(guide)
         reach = _capped(radii, guide)
-        if backend == "triton" and max(reach) <= guided_kernels().MAX_RADIUS:
-            found = guided_kernels().statistics(full, eps, reach, box)
+        if has_kernels(backend, reach):
+            found = kernels.guided.statistics(full, eps, reach, box)
         else:
-            found = reference.statistics(full.double(), eps.double(), *_windows(full, reach, box, backend))
-        return [unlifted(t, guide.ndim - 2).to(guide.dtype).contiguous() for t in found]
+            found = reference.guided.statistics(full.double(), eps.double(), *_windows(full, reach, box, backend))
+        return [from_3d(t, guide.ndim - 2).to(guide.dtype).contiguous() for t in found]
 
 
 @statistics.register_fake
@@ -173,16 +159,16 @@ def _(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: str, backen
     return [guide.new_empty((images, n, *size)) for n in (d, d * (d + 1) // 2)]
 
 
-@torch.library.custom_op("tritoncrf::guided_backward", mutates_args=())
+@operator("guided_backward")
 def statistics_backward(
     guide: torch.Tensor, mu: torch.Tensor, inverse: torch.Tensor, d_mu: torch.Tensor, d_inverse: torch.Tensor,
     radii: list[int], box: str, backend: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     """The gradients of guide and eps."""
     with without_autocast(guide):
-        full, mu, inverse, d_mu, d_inverse = (lifted(t.double()) for t in (guide, mu, inverse, d_mu, d_inverse))
+        full, mu, inverse, d_mu, d_inverse = (to_3d(t.double()) for t in (guide, mu, inverse, d_mu, d_inverse))
         windows = _windows(full, _capped(radii, guide), box, backend)
-        d_guide, d_eps = reference.statistics_gradient(full, mu, inverse, d_mu, d_inverse, *windows)
+        d_guide, d_eps = reference.guided.statistics_gradient(full, mu, inverse, d_mu, d_inverse, *windows)
         return [d_guide.reshape(guide.shape).to(guide.dtype).contiguous(), d_eps.to(guide.dtype)]
 
 
@@ -191,12 +177,17 @@ def _(
     guide: torch.Tensor, mu: torch.Tensor, inverse: torch.Tensor, d_mu: torch.Tensor, d_inverse: torch.Tensor,
     radii: list[int], box: str, backend: str,
 ) -> list[torch.Tensor]:  # fmt: skip
-    return [torch.empty(guide.shape, dtype=guide.dtype, device=guide.device), guide.new_empty(())]
+    return [contiguous_like(guide), guide.new_empty(())]
 
 
-def _capped(radii: list[int], guide: torch.Tensor) -> tuple[int, ...]:
-    """Radii of the lifted axes, that reach no farther than the guide."""
-    return capped([1] * (3 - len(radii)) + radii, lifted(guide).shape[2:])
+def has_kernels(backend: str, radii: Sequence[int]) -> bool:
+    """Whether Triton's kernels serve windows of these radii; elsewhere passes of PyTorch share a kernel's box sums."""
+    return backend == "triton" and max(radii) <= kernels.guided.MAX_RADIUS
+
+
+def _capped(radii: Sequence[int], guide: torch.Tensor) -> tuple[int, ...]:
+    """Radii of the three axes, that reach no farther than the guide."""
+    return capped([1] * (3 - len(radii)) + [*radii], to_3d(guide).shape[2:])
 
 
 def _windows(
@@ -222,13 +213,11 @@ refuse_second_derivative(statistics_backward)
 
 
 @dataclass(frozen=True)
-class GuidedPlan(Plan[reference.Guide]):
+class GuidedPlan(Plan):
     """The static half of `Guided`; its tensors are the guide, the guide at the windows' resolution (the same tensor
-    if that is full), and what `statistics` gives. Radii are of the lifted axes, at the windows' resolution."""
+    if that is full), and what `statistics` gives."""
 
-    radius_z: int
-    radius_y: int
-    radius_x: int
+    radius: tuple[int, ...]
     box: str
     subsample: int
 
@@ -236,72 +225,47 @@ class GuidedPlan(Plan[reference.Guide]):
     def tensor_count(self) -> int:
         return 4
 
-    def prepare(self, tensors: list[torch.Tensor], budget: float) -> reference.Guide:
-        image, low, mu, inverse = map(lifted, tensors)
-        factors = per_axis(self.subsample, tensors[0].ndim - 2, 1)  # beyond the image nothing changes but memory
-        return reference.Guide(
-            image, low, mu, inverse,
-            radii=capped((self.radius_z, self.radius_y, self.radius_x), low.shape[2:]),
-            box=self.box,
-            factors=tuple(map(min, factors, image.shape[2:])),
-            box_sum=box_summer(self.backend),
-        )  # fmt: skip
+    @property
+    def low_radii(self) -> list[int]:
+        """Per axis, at the windows' resolution."""
+        return [max(1, round(r / self.subsample)) for r in self.radius]
 
-    def apply(self, x: torch.Tensor, prepared: reference.Guide) -> torch.Tensor:
-        return self._filter(x, prepared, adjoint=False)
+    def operator(self, tensors: list[torch.Tensor], budget: float = 0) -> "GuidedOperator":
+        return GuidedOperator(self, tensors)
 
-    def adjoint(self, y: torch.Tensor, prepared: reference.Guide) -> torch.Tensor:
-        return self._filter(y, prepared, adjoint=True)
-
-    def _filter(self, x: torch.Tensor, prepared: reference.Guide, adjoint: bool) -> torch.Tensor:
-        if self._has_kernels(prepared):
-            return guided_kernels().guided_filter(lifted(x), prepared, adjoint).view(x.shape)
-        return reference.filtered(lifted(x), prepared, adjoint).view(x.shape)
-
-    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared: reference.Guide) -> list[torch.Tensor]:
-        return [unlifted(g, x.ndim - 2) for g in reference.gradients(lifted(x), lifted(y), prepared)]
-
-    def _has_kernels(self, prepared: reference.Guide) -> bool:
-        """Triton's kernels fit at full resolution, up to a radius; elsewhere passes of PyTorch share a kernel's box
-        sums."""
-        return self.backend == "triton" and self.subsample == 1 and max(prepared.radii) <= guided_kernels().MAX_RADIUS
-
-    def fuse(
-        self, plans: Sequence[Plan[Any]], prepared: list[Any], mixing: list[torch.Tensor], unary: torch.Tensor,
-        unary_weight: torch.Tensor,
-    ) -> MeanFieldStep | None:  # fmt: skip
+    def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
         """A single guided filter runs as one step in Triton, its second box carrying the rest of the step."""
-        if len(plans) > 1 or not self._has_kernels(prepared[0]):
-            return None
-        fits = holds(guided_kernels(), mixing, unary.shape[1])
-        return GuidedStep(prepared[0], self.precision, mixing, unary, unary_weight) if fits else None
+        reach, kind = _capped(self.low_radii, unary), Step
+        if len(plans) == 1 and self.subsample == 1 and has_kernels(self.backend, reach):
+            kind = kernels.guided.GuidedStep
+            return kind if fits_in_registers(kernels.guided, mixing, unary.shape[1]) else Step
+        return Step
 
 
-class GuidedStep:
-    """The step of one guided filter in Triton; it stands in for reference.step.Step, which it is tested against."""
+class GuidedOperator:
+    """W, by the kernels where there are some for its windows, at full resolution."""
 
-    def __init__(
-        self, guide: reference.Guide, precision: str, mixing: list[torch.Tensor], unary: torch.Tensor,
-        unary_weight: torch.Tensor,
-    ) -> None:  # fmt: skip
-        self.guide, self.precision, self.shape = guide, precision, unary.shape
-        self.mix = stacked(mixing, unary.shape[1])[0]
-        self.unary, self.unary_weight = lifted(unary.contiguous()), unary_weight.expand(unary.shape[1])
+    def __init__(self, plan: GuidedPlan, tensors: list[torch.Tensor]) -> None:
+        image, low, mu, inverse = map(to_3d, tensors)
+        factors = per_axis(plan.subsample, tensors[0].ndim - 2, 1)  # beyond the image nothing changes but memory
+        self.guide = reference.guided.Guide(
+            image, low, mu, inverse,
+            radii=_capped(plan.low_radii, tensors[1]),
+            box=plan.box,
+            factors=tuple(map(min, factors, image.shape[2:])),
+            box_sum=box_summer(plan.backend),
+        )  # fmt: skip
+        self.precision = plan.precision
+        served = plan.subsample == 1 and has_kernels(plan.backend, self.guide.radii)
+        self.filter = modules("triton" if served else "torch").guided.guided_filter
 
-    def forward(self, q: torch.Tensor, last: bool) -> torch.Tensor:
-        step = self.mix, self.unary, self.unary_weight, self.precision
-        return guided_kernels().guided_step(lifted(q.contiguous()), self.guide, *step, last).view(self.shape)
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.filter(to_3d(x), self.guide, adjoint=False)
+        return found.view(x.shape)
 
-    def backward(
-        self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, filtered: bool
-    ) -> tuple[torch.Tensor, Filtered]:
-        state = lifted(q.contiguous()) if through_softmax else None
-        back = torch.empty_like(self.unary) if filtered else None
-        step = self.mix, state, self.precision, back
-        y = guided_kernels().guided_step_backward(lifted(g.contiguous()), self.guide, *step).view(self.shape)
-        return y, None if back is None else [back.view(self.shape)]
+    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.filter(to_3d(y), self.guide, adjoint=True)
+        return found.view(y.shape)
 
-
-def guided_kernels() -> ModuleType:
-    """The Triton kernels, imported when first used: the package works without triton."""
-    return importlib.import_module("tritoncrf.kernels.guided")
+    def gradients(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        return [from_3d(g, x.ndim - 2) for g in reference.guided.gradients(to_3d(x), to_3d(y), self.guide)]

@@ -1,39 +1,36 @@
-"""The Gaussian filter over all pixels by the permutohedral lattice: what a user calls, and its plan."""
+"""The Gaussian filter over all pixels by the permutohedral lattice: what a user calls, and its plan and operator."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from tritoncrf import kernels, reference
+from tritoncrf.backends import launches_run, modules, resolve
 from tritoncrf.features import spatial
-from tritoncrf.filters.base import (
+from tritoncrf.filters.base import Gaussian, GaussianOperator, GaussianPlan, checked_features, gaussian_fields, summed
+from tritoncrf.filters.plan import (
     Context,
-    Filter,
-    MeanFieldStep,
     Plan,
-    checked_features,
-    holds,
-    launches_run,
+    contiguous_like,
+    fits_in_registers,
+    operator,
     refuse_second_derivative,
-    resolve_backend,
-    shared_fields,
-    summed,
 )
-from tritoncrf.filters.lattice_step import LatticeStep, TritonLatticeStep, lattice_kernels
-from tritoncrf.reference import lattice as reference
-from tritoncrf.reference.lattice import Side, image_of
-from tritoncrf.reference.step import scaled
+from tritoncrf.reference import simplex
+from tritoncrf.reference.lattice import ScaledLattice, image_of
+from tritoncrf.step import Step, scaled
 from tritoncrf.types import Backend, Normalization, Precision, Theta
 
 ISOLATED = 0.5  # of K_ii: where all other pixels weigh less, what is left of K 1 is mostly the error of K_ii
 CACHED_LATTICES = 8
+TABLES = 6  # tensors of a built lattice
 
 
-class Lattice(Filter):
+class Lattice(Gaussian):
     r"""Gaussian messages between all pixels, approximated on the permutohedral lattice in O(N).
 
     .. math::
@@ -75,19 +72,16 @@ class Lattice(Filter):
         torch.Size([1, 21, 20, 30])
     """
 
-    plan: "LatticePlan"
-
     def __init__(
         self, features: torch.Tensor, include_self: bool = True, normalization: Normalization = "none",
         precision: Precision = "default", backend: Backend = "auto",
     ) -> None:  # fmt: skip
         features = checked_features(features)
-        self.size, self.batch = features.shape[2:], features.shape[0]
-        self.plan = LatticePlan(**shared_fields(features, include_self, normalization, precision, backend))
-        self.tensors = build(features.flatten(2), resolve_backend(backend, features.device, features.dtype))
+        plan = LatticePlan(**gaussian_fields(features, include_self, normalization, precision, backend))
+        tensors = build(features.flatten(2), resolve(backend, features.device, features.dtype))
         if not include_self:
-            self.tensors = [*self.tensors, _self_weights(self.tensors[0]).view(self.batch, 1, *self.size)]
-        self.normalize(normalization)
+            tensors.append(_self_weights(tensors[0]).view(len(features), 1, *features.shape[2:]))
+        self.prepare(plan, features, tensors)
 
     @classmethod
     def spatial(
@@ -143,7 +137,7 @@ class Lattice(Filter):
     def row_sums(self) -> torch.Tensor:
         """r = K 1; infinite, so that messages vanish, where a pixel hears hardly anybody but itself."""
         r = super().row_sums()
-        return r if self.plan.include_self else torch.where(r > ISOLATED * self.tensors[-1], r, torch.inf)
+        return r if len(self.tensors) == TABLES else torch.where(r > ISOLATED * self.tensors[TABLES], r, torch.inf)
 
 
 _cache: OrderedDict[Hashable, Lattice] = OrderedDict()
@@ -173,42 +167,42 @@ def _self_weights(weights: torch.Tensor) -> torch.Tensor:
     return total / (1 + 2.0 ** (1 - corners))
 
 
-@torch.library.custom_op("tritoncrf::lattice", mutates_args=())
+@operator("lattice")
 def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
-    """A lattice of features [Bf, D, N]: weights, vertices, neighbours, entries, pieces, owners (reference.Lattice)."""
+    """The tensors of a `reference.lattice.Lattice` of features [Bf, D, N]."""
     images, d, pixels = features.shape
-    if images * pixels * (d + 1) > (1 << 31) - 1 - reference.PIECE:
+    if images * pixels * (d + 1) > (1 << 31) - 1 - simplex.CHUNK:
         raise ValueError(
             f"features: expected fewer than 2^31 pairs of a pixel and a lattice vertex, got {list(features.shape)}"
         )
     least, most = [[0.0] * d] * 2
     if features.numel():
         least, most = torch.stack(torch.aminmax(features.transpose(0, 1).flatten(1), dim=1)).tolist()
-    packed = reference.packing(least, most, images, pixels)
-    weights, codes = (lattice_kernels() if backend == "triton" else reference).simplex(features, packed)
-    vertices, *tables = reference.connect(codes, packed)
+    layout = simplex.key_layout(least, most, images, pixels)
+    weights, codes = modules(backend).simplex.simplex(features, layout)
+    vertices, *tables = simplex.connect(codes, layout)
     return [weights.contiguous(), vertices.view(weights.shape), *tables]
 
 
 @build.register_fake
 def _(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
     (images, d, pixels), new = features.shape, features.new_empty
-    vertices, pieces = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
+    vertices, chunk_starts = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
     sizes: list[Sequence[int | torch.SymInt]] = [
-        (images, pixels, d + 1), (d + 1, vertices, 2), (images * pixels * (d + 1),), (pieces,), (vertices,),
+        (images, pixels, d + 1), (d + 1, vertices, 2), (images * pixels * (d + 1),), (chunk_starts,), (vertices,),
     ]  # fmt: skip
     return [new((images, pixels, d + 1)), *(new(size, dtype=torch.int32) for size in sizes)]
 
 
-@torch.library.custom_op("tritoncrf::lattice_backward", mutates_args=())
+@operator("lattice_backward")
 def build_backward(features: torch.Tensor, d_weights: torch.Tensor, backend: str) -> torch.Tensor:
-    kernels = lattice_kernels() if backend == "triton" else reference
-    return kernels.simplex_gradient(features, d_weights).contiguous()
+    gradient: torch.Tensor = modules(backend).simplex.simplex_gradient(features, d_weights)
+    return gradient.contiguous()
 
 
 @build_backward.register_fake
 def _(features: torch.Tensor, d_weights: torch.Tensor, backend: str) -> torch.Tensor:
-    return torch.empty(features.shape, dtype=features.dtype, device=features.device)
+    return contiguous_like(features)
 
 
 def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
@@ -226,91 +220,69 @@ build.register_autograd(_backward, setup_context=_setup_context)
 refuse_second_derivative(build_backward)
 
 
-@dataclass
-class Prepared:
-    """A built lattice as values enter and leave it, and K_ii [Bf, 1, *S] if that is to be subtracted."""
-
-    side_in: Side
-    side_out: Side
-    self_weights: torch.Tensor | None
-
-
 @dataclass(frozen=True)
-class LatticePlan(Plan[Prepared]):
+class LatticePlan(GaussianPlan):
     """The static half of `Lattice`; its tensors are `build`'s, K_ii if it is to be subtracted, the scales in use."""
-
-    include_self: bool
-    scaled_in: bool
-    scaled_out: bool
 
     @property
     def tensor_count(self) -> int:
-        return 6 + (not self.include_self) + self.scaled_in + self.scaled_out
+        return TABLES + (not self.include_self) + self.scale_count
 
-    def prepare(self, tensors: list[torch.Tensor], budget: float) -> Prepared:
-        lattice, factors = reference.Lattice(*tensors[:6]), tensors[6:]
-        return Prepared(
-            self_weights=None if self.include_self else factors.pop(0),
-            side_in=Side(lattice, factors[0] if self.scaled_in else None),
-            side_out=Side(lattice, factors[-1] if self.scaled_out else None),
-        )
+    def operator(self, tensors: list[torch.Tensor], budget: float = 0) -> "LatticeOperator":
+        return LatticeOperator(self, tensors)
 
-    def apply(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        return self._filter(x, prepared, prepared.side_in, prepared.side_out, reverse=False)
-
-    def adjoint(self, y: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        return self._filter(y, prepared, prepared.side_out, prepared.side_in, reverse=True)
-
-    def _filter(self, x: torch.Tensor, prepared: Prepared, enter: Side, leave: Side, reverse: bool) -> torch.Tensor:
-        """K x with the scales of both sides, or K^T x if `reverse`."""
-        rows = self._kernels.rows_of(x)
-        v = self._kernels.filtered(rows, enter, reverse)
-        found = image_of(self._kernels.sliced(v, leave, len(rows)), x)
-        if prepared.self_weights is None:
-            return found
-        return found - scaled(scaled(prepared.self_weights * x, enter.scale), leave.scale)
-
-    @property
-    def _kernels(self) -> ModuleType:
-        return lattice_kernels() if self.backend == "triton" else reference
-
-    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared: Prepared) -> list[torch.Tensor]:
-        """Of <y, K x>: with respect to the barycentric weights, K_ii and the scales."""
-        kernels, lattice = self._kernels, prepared.side_in.lattice
-        bare = Side(lattice, None)
-        scale_in, scale_out = prepared.side_in.scale, prepared.side_out.scale
-        scaled_x, scaled_y = scaled(x, scale_in), scaled(y, scale_out)
-        rows_x, rows_y = kernels.rows_of(scaled_x), kernels.rows_of(scaled_y)
-        ahead, back = kernels.filtered(rows_x, bare, reverse=False), kernels.filtered(rows_y, bare, reverse=True)
-        found = [kernels.weights_gradient(rows_x, rows_y, lattice, ahead, back)]
-
-        def message(v: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-            """K or K^T of what the vertices v were made of, without scales."""
-            plain = image_of(kernels.sliced(v, bare, len(rows_x)), x)
-            return plain if prepared.self_weights is None else plain - prepared.self_weights * own
-
-        if not self.include_self:
-            found.append(summed(-scaled_x * scaled_y, lattice.shared))
-        if scale_in is not None:
-            found.append(summed(x * message(back, scaled_y), lattice.shared))
-        if scale_out is not None:
-            found.append(summed(y * message(ahead, scaled_x), lattice.shared))
-        return found
-
-    def fuse(
-        self, plans: Sequence[Plan[Any]], prepared: list[Any], mixing: list[torch.Tensor], unary: torch.Tensor,
-        unary_weight: torch.Tensor,
-    ) -> MeanFieldStep | None:  # fmt: skip
+    def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
         """Lattices run as one step: in PyTorch any number, sliced in one pass; in Triton one or two, whose slice
         carries the rest of the step."""
         alike = all(
             isinstance(p, LatticePlan) and p.include_self and p.backend == self.backend
             and p.precision == self.precision for p in plans
         )  # fmt: skip
-        if not alike:
-            return None
-        arguments = plans, prepared, mixing, unary, unary_weight
-        if self.backend == "torch":
-            return LatticeStep(*arguments)
-        fits = len(plans) <= 2 and holds(lattice_kernels(), mixing, unary.shape[1])
-        return TritonLatticeStep(*arguments) if fits else None
+        kind = Step
+        if alike and self.backend == "torch":
+            kind = reference.lattice.LatticeStep
+        elif alike and len(plans) <= 2 and fits_in_registers(kernels.lattice, mixing, unary.shape[1]):
+            kind = kernels.lattice.LatticeStep
+        return kind
+
+
+class LatticeOperator(GaussianOperator):
+    """A built lattice, with the scales of its normalisation where values enter and leave it."""
+
+    def __init__(self, plan: LatticePlan, tensors: list[torch.Tensor]) -> None:
+        super().__init__(plan, tensors)
+        lattice = reference.lattice.Lattice(*tensors[:TABLES])
+        self.lattice, self.module = lattice, modules(plan.backend).lattice
+        self.self_weights = None if plan.include_self else tensors[TABLES]  # K_ii, [Bf, 1, *S]
+        self.entry, self.exit = ScaledLattice(lattice, self.scale_in), ScaledLattice(lattice, self.scale_out)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(x, self.entry, self.exit, reverse=False)
+
+    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        return self._run(y, self.exit, self.entry, reverse=True)
+
+    def _run(self, x: torch.Tensor, entry: ScaledLattice, exit: ScaledLattice, reverse: bool) -> torch.Tensor:
+        """K x with both scales; blurs in the reverse order make K^T."""
+        rows = self.module.rows_of(x)
+        v = self.module.filtered(rows, entry, reverse)
+        found = image_of(self.module.sliced(v, exit, len(rows)), x)
+        if self.self_weights is None:
+            return found
+        return found - scaled(scaled(self.self_weights * x, entry.scale), exit.scale)
+
+    def bare_gradients(
+        self, x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+        module, bare = self.module, ScaledLattice(self.lattice, None)
+        rows_x, rows_y = module.rows_of(x), module.rows_of(y)
+        forward, back = module.filtered(rows_x, bare, reverse=False), module.filtered(rows_y, bare, reverse=True)
+        found = [module.weights_gradient(rows_x, rows_y, self.lattice, forward, back)]
+        if self.self_weights is not None:
+            found.append(summed(-x * y, self.shared))
+
+        def message(v: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+            plain = image_of(module.sliced(v, bare, len(rows_x)), x)
+            return plain if self.self_weights is None else plain - self.self_weights * own
+
+        return found, lambda: message(forward, x), lambda: message(back, y)

@@ -1,43 +1,30 @@
-"""The windowed Gaussian filter of ConvCRF: what a user calls, and its plan for both backends."""
+"""The windowed Gaussian filter of ConvCRF: what a user calls, and its plan and operator for both backends."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
 
 import torch
 
-from tritoncrf import checks
+from tritoncrf import checks, kernels, reference
+from tritoncrf.backends import modules
 from tritoncrf.filters.base import (
-    Filter,
-    MeanFieldStep,
-    Plan,
+    Gaussian,
+    GaussianOperator,
+    GaussianPlan,
     checked_features,
-    holds,
-    lifted,
-    lowered,
-    per_axis,
-    shared_fields,
-    summed,
-    unlifted,
+    gaussian_fields,
+    pooled,
 )
-from tritoncrf.filters.window_step import (
-    FusedBlurStep,
-    FusedStep,
-    MergedStep,
-    blur_kernels,
-    window_kernels,
-)
+from tritoncrf.filters.plan import Plan, fits_in_registers
 from tritoncrf.reference import blur
-from tritoncrf.reference import window as reference
-from tritoncrf.reference.step import KEPT_STATES, scaled
+from tritoncrf.step import KEPT_STATES, Step, from_3d, per_axis, scaled, to_3d
 from tritoncrf.types import Backend, Normalization, Precision
 
 MAX_WINDOW = 31
 
 
-class Window(Filter):
+class Window(Gaussian):
     r"""Exact Gaussian messages in a window around each pixel.
 
     .. math::
@@ -81,140 +68,106 @@ class Window(Filter):
         normalization: Normalization = "none", precision: Precision = "default", backend: Backend = "auto",
     ) -> None:  # fmt: skip
         features = checked_features(features)
-        self.size, self.batch = features.shape[2:], features.shape[0]
         plan = WindowPlan(
-            size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
+            window_size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             dilation=checks.expect_int("dilation", dilation, 1),
             blur=checks.expect_int("blur", blur, 1),
-            **shared_fields(features, include_self, normalization, precision, backend),
+            **gaussian_fields(features, include_self, normalization, precision, backend),
         )
-        self.plan, self.tensors = plan, [lowered(features, plan.blur)]
-        self.normalize(normalization)
-
-
-@dataclass
-class Prepared:
-    """One window filter ready for use: everything [B, C, Z, Y, X]."""
-
-    features: torch.Tensor  # at the window's resolution
-    scale_in: torch.Tensor | None
-    scale_out: torch.Tensor | None
-    radii: tuple[int, ...]  # of Z, Y, X
-    dilation: int
-    blur: tuple[int, ...]
-    budget: float
-
-    @functools.cached_property
-    def weights(self) -> torch.Tensor | None:
-        """reference.window_weights, where keeping them is within the budget."""
-        if not self.affords(self.budget):
-            return None
-        return reference.window_weights([(self.features, None, 1.0)], self.radii, self.dilation)
-
-    @property
-    def shared(self) -> bool:
-        """Whether one image's features serve the whole batch."""
-        return self.features.shape[0] == 1
-
-    def affords(self, budget: float) -> bool:
-        """Whether half a window of weights is at most `budget` numbers per pixel of full resolution."""
-        return len(reference.half_window(self.radii, self.dilation)) <= budget * math.prod(self.blur)
+        self.prepare(plan, features, [pooled(features, plan.blur)])
 
 
 @dataclass(frozen=True)
-class WindowPlan(Plan[Prepared]):
+class WindowPlan(GaussianPlan):
     """The static half of `Window`; its tensors are low-resolution features and the scales in use."""
 
-    size: int
+    window_size: int
     dilation: int
     blur: int
-    include_self: bool
-    scaled_in: bool
-    scaled_out: bool
 
     @property
     def tensor_count(self) -> int:
-        return 1 + self.scaled_in + self.scaled_out
+        return 1 + self.scale_count
 
-    def prepare(self, tensors: list[torch.Tensor], budget: float) -> Prepared:
-        features, *scale = map(lifted, tensors)
-        axes = tensors[0].ndim - 2
-        return Prepared(
-            features=features,
-            scale_in=scale[0] if self.scaled_in else None,
-            scale_out=scale[-1] if self.scaled_out else None,
-            radii=per_axis(self.size // 2, axes, 0),
-            dilation=self.dilation,
-            blur=per_axis(self.blur, axes, 1),
-            budget=budget,
-        )
+    def operator(self, tensors: list[torch.Tensor], budget: float = 0) -> "WindowOperator":
+        return WindowOperator(self, tensors, budget)
 
-    def apply(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        return self._filter(x, prepared, prepared.scale_in, prepared.scale_out, blur.pool, blur.upsample)
+    def affords(self, budget: float, axes: int) -> bool:
+        """Whether half a window of weights is at most `budget` numbers per pixel of full resolution."""
+        return self.window_size**axes // 2 <= budget * self.blur**axes
 
-    def adjoint(self, y: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        return self._filter(
-            y, prepared, prepared.scale_out, prepared.scale_in, blur.upsample_adjoint, blur.pool_adjoint
-        )
-
-    def _filter(
-        self, x: torch.Tensor, prepared: Prepared, scale_in: torch.Tensor | None, scale_out: torch.Tensor | None,
-        down: Callable[..., torch.Tensor], up: Callable[..., torch.Tensor],
-    ) -> torch.Tensor:  # fmt: skip
-        """scale_out . up K down (scale_in . x): the filter, or its adjoint, in the same five passes."""
-        shape, x = x.shape, lifted(x)
-        size, factors = x.shape[2:], prepared.blur
-        message = up(self._sum(down(scaled(x, scale_in), factors), prepared), size, factors)
-        return scaled(message, scale_out).reshape(shape)
-
-    def _sum(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        window = prepared.features, prepared.radii, self.dilation, self.include_self
-        if self.backend == "triton":
-            return window_kernels().window_sum(x, *window)
-        return reference.window_sum(x, *window, prepared.weights)
-
-    def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared: Prepared) -> list[torch.Tensor]:
-        """Of <y, K x>: features through the window, scales through the products that they are in."""
-        scaled_x, scaled_y = scaled(lifted(x), prepared.scale_in), scaled(lifted(y), prepared.scale_out)
-        low_x, low_y = blur.pool(scaled_x, prepared.blur), blur.upsample_adjoint(scaled_y, prepared.blur)
-        window = prepared.features, prepared.radii, self.dilation
-        if self.backend == "triton":
-            gradients = [window_kernels().window_feature_gradient(low_x, low_y, *window)]
-        else:
-            gradients = [reference.window_feature_gradient(low_x, low_y, *window)]
-        shape, factors = scaled_x.shape[2:], prepared.blur
-        if prepared.scale_in is not None:
-            back = blur.pool_adjoint(self._sum(low_y, prepared), shape, factors)
-            gradients.append(summed(lifted(x) * back, prepared.shared))
-        if prepared.scale_out is not None:
-            message = blur.upsample(self._sum(low_x, prepared), shape, factors)
-            gradients.append(summed(lifted(y) * message, prepared.shared))
-        return [unlifted(g, x.ndim - 2) for g in gradients]
-
-    def fuse(
-        self, plans: Sequence[Plan[Any]], prepared: list[Any], mixing: list[torch.Tensor], unary: torch.Tensor,
-        unary_weight: torch.Tensor,
-    ) -> MeanFieldStep | None:  # fmt: skip
+    def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
         """Windows of one geometry run as one: in Triton one or two in a launch per iteration, two with blur; in
         PyTorch any number whose weights are scalars, as one sum of their kernels."""
-        windows = [p for p in plans if _same_geometry(p, self)]
+        keys = "window_size", "dilation", "blur", "precision", "backend"
+        windows = [
+            p for p in plans if isinstance(p, WindowPlan) and all(getattr(p, k) == getattr(self, k) for k in keys)
+        ]
+        classes, axes, kind = unary.shape[1], unary.ndim - 2, Step
         if len(windows) < len(plans):
-            return None
-        arguments = windows, prepared, mixing, unary, unary_weight
-        classes, matrix = unary.shape[1], any(a.ndim == 2 for a in mixing)
+            return Step
         if self.backend == "torch":
             symmetric = all(p.scaled_in == p.scaled_out and (self.blur == 1 or not p.scaled_in) for p in windows)
-            fits = prepared[0].affords(KEPT_STATES * classes) and all(a.ndim == 0 for a in mixing)
-            return MergedStep(*arguments) if symmetric and fits else None
-        if len(windows) > 2:
-            return None
+            fits = self.affords(KEPT_STATES * classes, axes) and all(a.ndim == 0 for a in mixing)
+            kind = reference.window.MergedStep
+            return kind if symmetric and fits else Step
         if self.blur > 1:
-            fits = unary.ndim < 5 and not matrix and self.blur <= blur_kernels().MAX_BLUR
+            fits = axes < 3 and all(a.ndim < 2 for a in mixing) and self.blur <= kernels.blur.MAX_BLUR
             fits = fits and len({p.include_self for p in windows}) == 1
-            return FusedBlurStep(*arguments) if fits else None
-        return FusedStep(*arguments) if holds(window_kernels(), mixing, classes) else None
+            kind = kernels.blur.BlurStep
+        else:
+            fits = fits_in_registers(kernels.window, mixing, classes)
+            kind = kernels.window.WindowStep
+        return kind if fits and len(windows) <= 2 else Step
 
 
-def _same_geometry(plan: Plan[Any], other: WindowPlan) -> TypeGuard[WindowPlan]:
-    keys = "size", "dilation", "blur", "precision", "backend"
-    return isinstance(plan, WindowPlan) and all(getattr(plan, key) == getattr(other, key) for key in keys)
+class WindowOperator(GaussianOperator):
+    """K = up . window sum . pool; adjoint pool^T . window sum . up^T. Features and sums are [B, C, Z, Y, X]."""
+
+    def __init__(self, plan: WindowPlan, tensors: list[torch.Tensor], budget: float) -> None:
+        super().__init__(plan, tensors)
+        self.axes = tensors[0].ndim - 2
+        self.features = to_3d(tensors[0])
+        self.radii, self.dilation = per_axis(plan.window_size // 2, self.axes, 0), plan.dilation
+        self.factors = per_axis(plan.blur, self.axes, 1)
+        self.module = modules(plan.backend).window
+        self.keeps_weights = plan.backend == "torch" and plan.affords(budget, self.axes)
+
+    @functools.cached_property
+    def weights(self) -> torch.Tensor:
+        return reference.window.window_weights([(self.features, None, 1.0)], self.radii, self.dilation)
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """The window sum at its own resolution."""
+        window = self.features, self.radii, self.dilation, self.include_self
+        if self.keeps_weights:
+            return reference.window.window_sum(x, *window, self.weights)
+        found: torch.Tensor = self.module.window_sum(x, *window)
+        return found
+
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        """pool(in . x), [B, C, Z, Y, X]."""
+        return blur.pool(to_3d(scaled(x, self.scale_in)), self.factors)
+
+    def grid(self, size: Sequence[int]) -> tuple[Sequence[int], ...]:
+        """Image size, low size, padding and factors, each (y, x), for a fused step's kernels."""
+        sizes = size, blur.low_size(size, self.factors), blur.padding(size, self.factors), self.factors
+        return tuple(n[1:] for n in sizes)
+
+    def bare(self, x: torch.Tensor, adjoint: bool) -> torch.Tensor:
+        down: Callable[..., torch.Tensor] = blur.upsample_adjoint if adjoint else blur.pool
+        up: Callable[..., torch.Tensor] = blur.pool_adjoint if adjoint else blur.upsample
+        full = to_3d(x)
+        return up(self.sum(down(full, self.factors)), full.shape[2:], self.factors).reshape(x.shape)
+
+    def bare_gradients(
+        self, x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+        size, factors = to_3d(x).shape[2:], self.factors
+        low_x, low_y = blur.pool(to_3d(x), factors), blur.upsample_adjoint(to_3d(y), factors)
+        gradient = self.module.window_feature_gradient(low_x, low_y, self.features, self.radii, self.dilation)
+        return (
+            [from_3d(gradient, self.axes)],
+            lambda: blur.upsample(self.sum(low_x), size, factors).reshape(x.shape),
+            lambda: blur.pool_adjoint(self.sum(low_y), size, factors).reshape(x.shape),
+        )

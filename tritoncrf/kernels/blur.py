@@ -14,10 +14,13 @@ normaliser (or <Q, dQ>) and once for the result, so that any number of classes f
 comes from cache. Images and signals (one row); bytes: U, Q and M messages of 1 / (BY BX) the size.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from tritoncrf.kernels.common import ceil_div, launch, scale
+from tritoncrf.kernels.window import window_sum
+from tritoncrf.step import Step, contiguous, to_3d
 
 MAX_BLUR = 16  # of the fused step: the pixels of a larger block do not fit in registers
 PROGRAM_PIXELS = 512  # of full resolution: four or so for each of 128 threads
@@ -271,3 +274,59 @@ def upsample_adjoint(g, scales_out, grid, y):
 
 def _two(scales):
     return (*scales, None)[:2]
+
+
+class BlurStep(Step):
+    """The step of one or two blurred windows of an image, in two launches: the window at low resolution, both filters
+    as one batch; then upsampling, step and the pooling of the new Q. A state is Q and the pooled Q, [M, B, C, *low]."""
+
+    def __init__(self, operators, mixing, unary, unary_weight):
+        super().__init__(operators, mixing, unary.contiguous(), unary_weight.expand(unary.shape[1]))
+        self.weights = torch.stack([a.expand(unary.shape[1]) for a in mixing])
+        self.scales_in = [contiguous(K.scale_in) for K in operators]
+        self.scales_out = [contiguous(K.scale_out) for K in operators]
+        self.grid = operators[0].grid(to_3d(unary).shape[2:])
+        self.window = operators[0].radii, operators[0].dilation, operators[0].include_self
+        # Filters side by side in the batch need equally many features: a channel of zeros changes no distance.
+        widest = max(K.features.shape[1] for K in operators)
+        self.features = torch.cat([
+            torch.nn.functional.pad(K.features, (0, 0) * 3 + (0, widest - K.features.shape[1])).expand(
+                len(unary), *(-1,) * 4
+            )
+            for K in operators
+        ])  # fmt: skip
+
+    def start(self, q):
+        return q, torch.stack([K.enter(q) for K in self.operators])
+
+    def next(self, state):
+        _, pooled = state
+        return self._run(pooled, torch.empty_like(pooled))
+
+    def scores(self, state):
+        return self._run(state[1], None)[0]
+
+    def probabilities(self, state):
+        return state[0].contiguous()
+
+    def _run(self, pooled, next_pooled):
+        y = torch.empty_like(self.unary)
+        blur_step(
+            self._sum(pooled), self.unary, self.unary_weight, self.weights, self.scales_in, self.scales_out, self.grid,
+            y, next_pooled,
+        )  # fmt: skip
+        return y, next_pooled
+
+    def backward(self, q, g, through_softmax: bool, messages: bool):
+        filters, low = len(self.operators), self.features.shape[2:]
+        entered = g.new_empty((filters, *g.shape[:2], *low))
+        upsample_adjoint(g.contiguous(), self.scales_out, self.grid, entered)
+        y = torch.empty_like(self.unary)
+        back = g.new_empty((filters, *g.shape)) if messages else None
+        q = q.contiguous() if through_softmax else None
+        blur_step_backward(self._sum(entered), q, self.weights, self.scales_in, self.grid, y, back)
+        return y, back
+
+    def _sum(self, x):
+        """K_m x_m for x [M, B, C, *low]."""
+        return window_sum(x.flatten(0, 1), self.features, *self.window).view(x.shape)

@@ -43,8 +43,9 @@ from tritoncrf.kernels.box import (
 )
 from tritoncrf.kernels.common import ceil_div, launch
 from tritoncrf.kernels.step import finished, mixed
+from tritoncrf.step import Step, stacked, to_3d
 
-__all__ = ["MAX_RADIUS", "guided_filter", "guided_step", "guided_step_backward", "statistics"]
+__all__ = ["MAX_RADIUS", "GuidedStep", "guided_filter", "guided_step", "guided_step_backward", "statistics"]
 
 MAX_CLASSES = 256  # of a step: beyond, the classes of some pixels do not fit in registers
 MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot do not
@@ -377,3 +378,29 @@ def guided_step_backward(g, guide, mix, q, precision: str, filtered):
         y if filtered is None else filtered, **_mixing(transposed), q_ptr=q, PRECISION=precision,
     )  # fmt: skip
     return y
+
+
+class GuidedStep(Step):
+    """The step of one guided filter: its second box carries mixing, unary and softmax."""
+
+    def __init__(self, operators, mixing, unary, unary_weight):
+        super().__init__(operators, mixing, unary.contiguous(), unary_weight.expand(unary.shape[1]))
+        self.guide, self.precision = operators[0].guide, operators[0].precision
+        self.mix = stacked(mixing, unary.shape[1])[0]
+
+    def next(self, state):
+        return self._run(state, last=False)
+
+    def scores(self, state):
+        return self._run(state, last=True)
+
+    def _run(self, q, last: bool):
+        step = self.mix, to_3d(self.unary), self.unary_weight, self.precision, last
+        return guided_step(to_3d(q.contiguous()), self.guide, *step).view(q.shape)
+
+    def backward(self, q, g, through_softmax: bool, messages: bool):
+        state = to_3d(q.contiguous()) if through_softmax else None
+        back = torch.empty_like(self.unary) if messages else None
+        step = self.mix, state, self.precision, None if back is None else to_3d(back)
+        y = guided_step_backward(to_3d(g.contiguous()), self.guide, *step).view(g.shape)
+        return y, None if back is None else [back]

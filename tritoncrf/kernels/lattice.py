@@ -10,8 +10,8 @@ neighbours along axis j, S^T slices. Sorting and numbering the vertices is torch
 
 Form. Values are rows, all classes of a pixel or a vertex side by side, padded with zeros to a multiple of four,
 so that what is gathered is gathered in whole sectors. Every kernel keeps the padding zero. The splat reads the
-pairs of pixel and vertex in the order of their vertices: a vertex's pairs are cut into pieces of 16, a program
-adds up a few pieces, and another launch the pieces of each vertex. There is no atomic addition anywhere: the
+pairs of pixel and vertex in the order of their vertices: a vertex's pairs are cut into chunk_starts of 16, a program
+adds up a few chunk_starts, and another launch the chunk_starts of each vertex. There is no atomic addition anywhere: the
 same bits every time, and by counts it is the cheaper form too. For d = 5 and 21 classes a pixel costs 6 gathered
 rows of 96 bytes and 12 bytes of table each, out of cache; atomics would write the same six rows, each write a
 read and an addition at the cache, many of them to the same few vertices. Two blurs share a launch, which reads
@@ -20,16 +20,19 @@ nine rows instead of six. How many vertices there are follows from the picture, 
 Bytes per iteration: 2 (d + 1) N rows gathered, U, Q in and Q out once, and (d + 1) / 2 passes over M vertices.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
 from tritoncrf.kernels.common import ceil_div, launch, scale
 from tritoncrf.kernels.step import finished, mixed
+from tritoncrf.step import Step, stacked
 
 MAX_CLASSES = 256  # of the fused step: a pixel's classes are one row of registers
 MAX_MATRIX_CLASSES = 64
-GROUP = 8  # pieces of at most 16 pairs, or vertices, of one program
+GROUP = 8  # chunk_starts of at most 16 pairs, or vertices, of one program
 CLASS_BLOCK = 64  # classes at a time where they do not meet
 TILE = 2048  # numbers of a tile of rows
 
@@ -75,7 +78,7 @@ def _simplex_kernel(
     f_ptr, low_ptr, stride_ptr, weight_ptr, code_ptr,
     # sizes
     N,
-    # meta-parameters: FIRST, of the groups that the axes are packed in
+    # meta-parameters: FIRST, of the groups that the axes are layout in
     D: tl.constexpr, DP: tl.constexpr, FIRST: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the weights and one group's codes of the d + 1 vertices around P pixels of one image."""
@@ -151,23 +154,23 @@ def _splat_kernel(
     # sizes
     PIECES, N,
     # meta-parameters
-    D1: tl.constexpr, CS: tl.constexpr, CB: tl.constexpr, GROUP: tl.constexpr, PIECE: tl.constexpr,
+    D1: tl.constexpr, CS: tl.constexpr, CB: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns the sums of GROUP pieces of at most PIECE pairs, for one block of classes."""
+    """Each program owns the sums of GROUP chunk_starts of at most CHUNK pairs, for one block of classes."""
     image = tl.program_id(2).to(tl.int64)
     p = tl.program_id(0) * GROUP + tl.arange(0, GROUP)
     m_p = p < PIECES
     start = tl.load(piece_ptr + p, mask=m_p, other=0)
     end = tl.load(piece_ptr + p + 1, mask=m_p, other=0)
-    o = start[:, None] + tl.arange(0, PIECE)[None, :]
+    o = start[:, None] + tl.arange(0, CHUNK)[None, :]
     m_o = o < end[:, None]
-    entry = tl.load(entry_ptr + o, mask=m_o, other=0)  # [GROUP, PIECE]
+    entry = tl.load(entry_ptr + o, mask=m_o, other=0)  # [GROUP, CHUNK]
     pixel = entry // D1
     weight = tl.load(weight_ptr + entry, mask=m_o, other=0.0) * scale(scale_ptr, pixel, m_o)
     o_row, o_c, m_c = _row_offsets(image * N + pixel, CS, CB)
     x = tl.load(
         x_ptr + o_row[:, :, None] + o_c[None, None, :], mask=m_o[:, :, None] & m_c[None, None, :], other=0.0
-    )  # [GROUP, PIECE, CB]
+    )  # [GROUP, CHUNK, CB]
     o_y, _, _ = _row_offsets(image * PIECES + p, CS, CB)
     total = tl.sum(weight[:, :, None] * x, 1)
     tl.store(y_ptr + o_y[:, None] + o_c[None, :], total, mask=m_p[:, None] & m_c[None, :])
@@ -180,17 +183,17 @@ def _join_kernel(
     # sizes
     M, PIECES,
     # meta-parameters
-    CS: tl.constexpr, CB: tl.constexpr, GROUP: tl.constexpr, PIECE: tl.constexpr,
+    CS: tl.constexpr, CB: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns GROUP vertices, for one block of classes: the sums of their pieces."""
+    """Each program owns GROUP vertices, for one block of classes: the sums of their chunk_starts."""
     image = tl.program_id(2).to(tl.int64)
     m = tl.program_id(0) * GROUP + tl.arange(0, GROUP)
     m_m = m < M
     start = tl.load(owner_ptr + m, mask=m_m, other=0)
     end = tl.load(owner_ptr + m + 1, mask=m_m, other=0)
     total = tl.zeros((GROUP, CB), tl.float32)
-    for first in range(0, tl.max(end - start, 0), PIECE):
-        o = start[:, None] + first + tl.arange(0, PIECE)[None, :]
+    for first in range(0, tl.max(end - start, 0), CHUNK):
+        o = start[:, None] + first + tl.arange(0, CHUNK)[None, :]
         m_o = o < end[:, None]
         o_row, o_c, m_c = _row_offsets(image * PIECES + o, CS, CB)
         total += tl.sum(
@@ -338,15 +341,15 @@ def _weights_gradient_kernel(
 # Launchers --------------------------------------------------------------------------------------------------------
 
 
-def simplex(features, packed):
+def simplex(features, layout):
     """Barycentric weights [Bf, N, d + 1] and each group's codes, as reference.lattice.simplex."""
     features = features.contiguous()
     images, d, pixels = features.shape
     weights = features.new_empty((images, pixels, d + 1))
-    low = torch.tensor(packed.low, device=features.device)
+    low = torch.tensor(layout.low, device=features.device)
     codes = []
-    for g, (strides, dtype) in enumerate(zip(packed.strides, packed.dtypes)):
-        strides = torch.tensor([*strides, packed.image_stride], device=features.device)  # they follow the picture
+    for g, (strides, dtype) in enumerate(zip(layout.strides, layout.dtypes)):
+        strides = torch.tensor([*strides, layout.image_stride], device=features.device)  # they follow the picture
         code = torch.empty(weights.numel(), dtype=dtype, device=features.device)
         _launch_simplex(
             _simplex_kernel, features, low_ptr=low, stride_ptr=strides,
@@ -401,19 +404,19 @@ def splat(rows, side):
     """S (scale . x) of rows [B, N, C], as reference.lattice.splat: [G, M + 1, C], vertex M not written."""
     lattice = side.lattice
     groups = rows.shape[0] if lattice.shared else 1
-    pieces, count = len(lattice.pieces) - 1, lattice.count
+    chunk_starts, count = len(lattice.chunk_starts) - 1, lattice.count
     blocks, arguments = _classes(rows, CLASS_BLOCK)
-    parts, v = _empty_rows(rows, groups, pieces), _empty_rows(rows, groups, count + 1)
+    parts, v = _empty_rows(rows, groups, chunk_starts), _empty_rows(rows, groups, count + 1)
     launch(
-        _splat_kernel, (ceil_div(pieces, GROUP), blocks, groups), num_warps=4,
-        x_ptr=rows, weight_ptr=lattice.weights, scale_ptr=side.scale, entry_ptr=lattice.entries,
-        piece_ptr=lattice.pieces, y_ptr=parts, PIECES=pieces, N=rows.shape[1], D1=lattice.corners, **arguments,
-        GROUP=GROUP, PIECE=lattice.piece,
+        _splat_kernel, (ceil_div(chunk_starts, GROUP), blocks, groups), num_warps=4,
+        x_ptr=rows, weight_ptr=lattice.weights, scale_ptr=side.scale, entry_ptr=lattice.sorted_pairs,
+        piece_ptr=lattice.chunk_starts, y_ptr=parts, PIECES=chunk_starts, N=rows.shape[1], D1=lattice.corners, **arguments,
+        GROUP=GROUP, CHUNK=lattice.chunk,
     )  # fmt: skip
     launch(
         _join_kernel, (ceil_div(count, GROUP), blocks, groups), num_warps=4,
-        piece_sum_ptr=parts, owner_ptr=lattice.owners, v_ptr=v, M=count, PIECES=pieces, **arguments,
-        GROUP=GROUP, PIECE=lattice.piece,
+        piece_sum_ptr=parts, owner_ptr=lattice.vertex_chunks, v_ptr=v, M=count, PIECES=chunk_starts, **arguments,
+        GROUP=GROUP, CHUNK=lattice.chunk,
     )  # fmt: skip
     return v
 
@@ -508,3 +511,53 @@ def weights_gradient(rows, cotangent, lattice, v_forward, v_reverse):
         stride_tb=0 if lattice.shared else pixels, alpha=lattice.alpha, D1=lattice.corners, **arguments, P=p,
     )  # fmt: skip
     return gradient.sum(0, keepdim=True) if lattice.shared else gradient
+
+
+class LatticeStep(Step):
+    """The step of one or two lattices: the slice carries weights, compatibility, unary and softmax.
+
+    A state, and what is kept of it, is rows with their padding, [B, N, ceil(C / 4) 4].
+    """
+
+    def __init__(self, operators, mixing, unary, unary_weight):
+        super().__init__(operators, mixing, unary, unary_weight.expand(unary.shape[1]))
+        self.mix, self.precision = stacked(mixing, unary.shape[1]), operators[0].precision
+
+    @staticmethod
+    def kept_shape(unary):
+        return len(unary), unary.shape[2:].numel(), -(-unary.shape[1] // 4) * 4
+
+    def arrange(self, x):
+        return self._padded(rows_of(x))
+
+    def image(self, x):
+        return self._rows(x).mT.unflatten(2, self.unary.shape[2:])
+
+    def next(self, state):
+        return self._padded(self._run(state, last=False))
+
+    def scores(self, state):
+        return self.image(self._run(state, last=True))
+
+    @functools.cached_property
+    def _unary_rows(self):
+        return rows_of(self.unary)
+
+    def _run(self, state, last: bool):
+        v = [filtered(self._rows(state), K.entry, reverse=False) for K in self.operators]
+        exits = [K.exit for K in self.operators]
+        return slice_step(v, exits, self.precision, self.mix, self._unary_rows, self.unary_weight, last)
+
+    def backward(self, q, g, through_softmax: bool, messages: bool):
+        rows = self._rows(g)
+        v = [filtered(rows, K.exit, reverse=True) for K in self.operators]
+        entries, q = [K.entry for K in self.operators], self._rows(q) if through_softmax else None
+        y, back = slice_step_backward(v, entries, self.precision, self.mix, rows, q, messages)
+        return self._padded(y), None if back is None else [self._padded(b) for b in back]
+
+    def _rows(self, x):
+        return x[:, :, : self.unary.shape[1]]
+
+    def _padded(self, rows):
+        """The whole memory of rows whose classes are padded."""
+        return rows.as_strided(self.kept_shape(self.unary), (rows.stride(0), rows.stride(1), 1), rows.storage_offset())

@@ -30,6 +30,7 @@ import triton.language as tl
 
 from tritoncrf.kernels.common import ceil_div, launch, scale
 from tritoncrf.kernels.step import finished, mixed
+from tritoncrf.step import Step, contiguous, stacked, to_3d
 
 MAX_CLASSES = 256  # of one pass: beyond, the accumulators do not fit in registers
 MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot push the sums out of registers
@@ -361,3 +362,40 @@ def window_feature_gradient(x, y, features, radii, dilation: int):
         D=features.shape[1], CP=padded, DP=dimensions,
     )  # fmt: skip
     return gradient if features.shape[0] == batch else gradient.sum(0, keepdim=True)
+
+
+class WindowStep(Step):
+    """The step of one or two windows at full resolution, in one launch."""
+
+    def __init__(self, operators, mixing, unary, unary_weight):
+        super().__init__(operators, mixing, unary.contiguous(), unary_weight.expand(unary.shape[1]))
+        self.mix = stacked(mixing, unary.shape[1])
+        self.window = to_3d(unary).shape[2:], operators[0].radii, operators[0].dilation
+        self.filters = [
+            (K.features.contiguous(), K.include_self, contiguous(K.scale_in), contiguous(K.scale_out))
+            for K in operators
+        ]
+        self.precision = operators[0].precision
+
+    def next(self, state):
+        return self._run(state, last=False)
+
+    def scores(self, state):
+        return self._run(state, last=True)
+
+    def _run(self, q, last: bool):
+        y = torch.empty_like(self.unary)
+        window_step(
+            q.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix,
+            self.unary.flatten(2), self.unary_weight, last,
+        )  # fmt: skip
+        return y
+
+    def backward(self, q, g, through_softmax: bool, messages: bool):
+        y = torch.empty_like(self.unary)
+        back = y.new_empty((len(self.filters), *y.flatten(2).shape)) if messages else None
+        window_step_backward(
+            g.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix,
+            q.contiguous().flatten(2) if through_softmax else None, back,
+        )  # fmt: skip
+        return y, None if back is None else back.view(-1, *y.shape)

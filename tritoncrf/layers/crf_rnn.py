@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tritoncrf import checks, features, filters
-from tritoncrf.filters.base import NORMALIZATIONS, Execution, compute_dtype, execution
+from tritoncrf.backends import compute_dtype
+from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
 from tritoncrf.layers.common import Layer, as_precise, bandwidth, expect_inputs, placed
 from tritoncrf.mean_field import mean_field
 from tritoncrf.published import CRFRNN_CODES, Numbers, Preset, crfrnn_parameters

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tritoncrf import checks, features, filters
-from tritoncrf.filters.base import Execution, compute_dtype, execution
+from tritoncrf.backends import compute_dtype
+from tritoncrf.filters.base import Execution, execution
 from tritoncrf.filters.box import BOXES, expect_radii
 from tritoncrf.layers.common import Layer, as_precise, expect_inputs, placed
 from tritoncrf.mean_field import OUTPUTS, mean_field

@@ -168,8 +168,8 @@ class Blocks:
         return exponent.clamp_(min=LEAST[a.dtype]).exp_(), a, b
 
 
-def exact_sum(x, features, order, starts, columns, include_self: bool):
-    """K x: x [B, R, N], features [B, D, T S] sorted; see `prepare` for the rest."""
+def exact_sum(x, features, order, starts, columns, include_self: bool, precision: str = "default"):
+    """K x: x [B, R, N], features [B, D, T S] sorted; see `prepare` for the rest. There is one precision here."""
     out = torch.zeros_like(x)
     if x.numel() == 0:
         return out

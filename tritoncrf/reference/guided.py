@@ -127,7 +127,7 @@ def inverse(matrix):
     return -torch.stack(matrix, 1)
 
 
-def filtered(x, guide: Guide, adjoint: bool = False):
+def guided_filter(x, guide: Guide, adjoint: bool):
     """W x for x [B, C, Z, Y, X], or W^T x."""
     found = torch.empty_like(x)
     for _, seen, (values, out) in _chunks(guide, x, found):

@@ -2,213 +2,34 @@
 
     K x = alpha S^T B_d ... B_1 B_0 S x ,    K^T y = alpha S^T B_0 B_1 ... B_d S y ,    alpha = 1 / (1 + 2^-d)
 
-Features f in d dimensions are elevated to the hyperplane of d + 1 coordinates y that add up to 0,
-
-    c_k = sigma_k f_k ,  y_j = sum_{k > j} c_k - j c_j ,  sigma_k = (d + 1) sqrt(2 / 3) / sqrt(k (k + 1))
-
-where each lies in a simplex of d + 1 lattice vertices, with barycentric weights b that add up to 1. S splats a
-pixel's values on its vertices, times b; B_j blurs along lattice axis j, V + (V_next + V_previous) / 2; S^T slices.
-A vertex exists where a simplex touches it; a missing one is 0 and receives nothing.
-
-The coordinates of vertex r of a simplex are (d + 1) u_j + r, with integers u: a vertex is known by u and r, packed
-into an integer with mixed radix. Where one integer of 63 bits does not hold all u, groups of them are packed
-apart, and each group's codes continue the numbering of those before.
+S splats a pixel's values on the d + 1 vertices of its simplex, times its barycentric weights b (reference.simplex);
+B_j blurs along lattice axis j, V + (V_next + V_previous) / 2; S^T slices. A vertex exists where a simplex touches it;
+a missing one is 0 and receives nothing.
 
 Everything here works on rows: values [B, N, C], so that a vertex or a pixel is one contiguous row.
 """
 
 import functools
-import itertools
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-MAX_COORDINATE = 1 << 16  # float32 places a pixel within 1 / 128 of a coordinate up to here
-MAX_CODES = 1 << 62
-PIECE = 16  # pairs that are added up at a time where vertices are served in parallel
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How a vertex's integers u are packed: code_g = sum_j (u_j - low_j) stride_gj; the first, times d + 1, plus r."""
-
-    low: tuple[int, ...]  # [d]
-    strides: tuple[tuple[int, ...], ...]  # [groups][d]; 0 where another group holds the axis
-    sizes: tuple[int, ...]  # codes of each group
-    image_stride: int  # of the image's index in the first group
-
-    @property
-    def dimensions(self) -> int:
-        return len(self.low)
-
-    @property
-    def dtypes(self) -> list[torch.dtype]:
-        """Of each group's codes: the smaller integers sort several times faster."""
-        return [torch.int32 if size < 1 << 31 else torch.int64 for size in self.sizes]
-
-
-def sigmas(d: int, dtype=torch.float64) -> list[float]:
-    """sigma_k; for float32 from a first factor that is rounded as in the published code, so that ties stay ties."""
-    first = torch.tensor((d + 1) * math.sqrt(2 / 3), dtype=dtype).item()
-    return [first / math.sqrt(k * (k + 1)) for k in range(1, d + 1)]
-
-
-def packing(least: list[float], most: list[float], images: int, pixels: int) -> Packing:
-    """Room for every vertex of features within [least, most] and for its neighbours."""
-    d = len(least)
-    ranges = [(s * a, s * b) for s, a, b in zip(sigmas(d), least, most)]
-    low, extents = [], []
-    for j in range(d):  # the last coordinate follows from the others
-        terms = [*ranges[j:], *([(-j * ranges[j - 1][1], -j * ranges[j - 1][0])] if j else [])]
-        ends = sum(t[0] for t in terms), sum(t[1] for t in terms)
-        if not max(map(abs, ends)) <= MAX_COORDINATE:
-            raise ValueError(
-                f"features: expected lattice coordinates of at most {MAX_COORDINATE}, got {max(map(abs, ends)):.4g}; "
-                "the theta that divides these features is too small"
-            )
-        # Rounding, wrapping and the simplex's vertices move u by up to 2, a neighbour by 1 more; 0.01 is float32's.
-        first, last = math.floor(ends[0] / (d + 1) - 0.01) - 3, math.ceil(ends[1] / (d + 1) + 0.01) + 2
-        low.append(first)
-        extents.append(last - first + 1)
-    groups: list[list[int]] = [[]]
-    sizes, room = [max(images, 1) * (d + 1)], max(images * pixels * (d + 1), 1)
-    for j, extent in enumerate(extents):
-        limit = MAX_CODES if len(groups) == 1 else MAX_CODES // room
-        if sizes[-1] * extent > limit:
-            groups.append([])
-            sizes.append(1)
-        groups[-1].append(j)
-        sizes[-1] *= extent
-    strides = []
-    for group in groups:
-        suffix = [math.prod(extents[k] for k in group[n + 1 :]) for n in range(len(group))]
-        held = dict(zip(group, suffix))
-        strides.append(tuple(held.get(j, 0) for j in range(d)))
-    return Packing(tuple(low), tuple(strides), tuple(sizes), math.prod(extents[j] for j in groups[0]))
-
-
-def _simplex(features):
-    """Cells v, ranks and fractions, each [d + 1, R], of features [Bf, D, N], R = Bf N."""
-    d = features.shape[1]
-    c = [f.flatten() * s for f, s in zip(features.unbind(1), sigmas(d, features.dtype))]
-    total = torch.zeros_like(c[0])
-    rows = [total] * (d + 1)
-    for j in range(d, 0, -1):
-        rows[j] = total - j * c[j - 1]
-        total = total + c[j - 1]
-    rows[0] = total
-    y = torch.stack(rows)
-    v = (y * (1 / (d + 1))).round()  # half to even
-    distance = y - v * (d + 1)
-    rank = torch.zeros_like(y, dtype=torch.int64)
-    for i, j in itertools.combinations(range(d + 1), 2):
-        higher = distance[i] < distance[j]
-        rank[i] += higher
-        rank[j] += ~higher
-    v = v.long()
-    rank += v.sum(0)
-    wrap = (rank < 0).long() - (rank > d).long()
-    rank += wrap * (d + 1)
-    return v + wrap, rank, distance * (1 / (d + 1)) - wrap
-
-
-def simplex(features, packed: Packing):
-    """Barycentric weights [Bf, N, d + 1] and the codes of the vertices, a [Bf N (d + 1)] tensor for each group."""
-    (images, d, pixels), device = features.shape, features.device
-    v, rank, fraction = _simplex(features)
-    by_rank = torch.empty_like(fraction).scatter_(0, rank, fraction)
-    weights = torch.empty_like(by_rank)
-    weights[0] = 1 + (by_rank[d] - by_rank[0])
-    weights[1:] = by_rank[:-1].flip(0) - by_rank[1:].flip(0)
-    weights = weights.mT.reshape(images, pixels, d + 1)
-
-    codes = []
-    for g, (strides, dtype) in enumerate(zip(packed.strides, packed.dtypes)):
-        # Vertex r lies one back along each axis whose rank is above d - r.
-        stride = torch.tensor([*strides, 0], device=device)[:, None]
-        origin = sum((v[j] - low) * s for j, (low, s) in enumerate(zip(packed.low, strides)) if s)
-        back = torch.zeros_like(rank).scatter_(0, rank, stride.expand_as(rank))
-        code = torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin)  # [d + 1, R]
-        if g == 0:
-            image = torch.arange(images, device=device).repeat_interleave(pixels) * packed.image_stride
-            code = (code + image) * (d + 1) + torch.arange(d + 1, device=device)[:, None]
-        codes.append(code.to(dtype).mT.flatten())
-    return weights, codes
-
-
-def simplex_gradient(features, d_weights):
-    """dL/df [Bf, D, N] from dL/db [Bf, N, d + 1]; exact between the features where a pixel changes its simplex."""
-    d = features.shape[1]
-    _, rank, _ = _simplex(features)
-    d_weights = d_weights.flatten(0, 1).mT  # [d + 1, R]
-    d_y = (d_weights.gather(0, d - rank) - d_weights.gather(0, (d + 1 - rank) % (d + 1))) / (d + 1)
-    before = itertools.accumulate(d_y)  # not cumsum, which on a GPU adds floats in any order
-    d_f = [s * (total - k * d_y[k]) for (k, s), total in zip(enumerate(sigmas(d, features.dtype), 1), before)]
-    return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
-
-
-def connect(codes, packed: Packing):
-    """The lattice's table from the codes of all E = Bf N (d + 1) pairs of a pixel and a vertex.
-
-    Returns int32 tensors:
-        vertices: [E], the vertex of each pair, 0 .. M - 1 in the order of the codes.
-        neighbours: [d + 1, M + 1, 2], next and previous along each axis; M, an empty vertex, where there is none.
-        entries: [E], the pairs in the order of their vertices, and of pixels within one.
-        pieces: [P + 1], where each piece of at most PIECE entries of one vertex begins.
-        owners: [M + 1], where each vertex's pieces begin.
-    """
-    d, device = packed.dimensions, codes[0].device
-    key, tables = codes[0], []
-    for code, size in zip(codes[1:], packed.sizes[1:]):
-        table, key = torch.unique(key, return_inverse=True)
-        tables.append(table)
-        key = key * size + code
-    ordered, entries = torch.sort(key, stable=True)
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
-    starts = is_first.nonzero().squeeze(1)  # [M]
-    of_entry = is_first.cumsum(0, dtype=torch.int32) - 1
-    vertices = torch.empty_like(of_entry).scatter_(0, entries, of_entry)
-    tables.append(ordered[starts])
-
-    count, pairs = len(starts), len(entries)
-    ends = torch.cat([starts[1:], starts.new_full((min(count, 1),), pairs)])
-    owners = torch.zeros(count + 1, dtype=torch.int64, device=device)
-    torch.cumsum((ends - starts + PIECE - 1) // PIECE, 0, out=owners[1:])
-    piece_owner = torch.repeat_interleave(torch.arange(count, device=device), owners.diff())
-    within = torch.arange(len(piece_owner), device=device) - owners[piece_owner]
-    pieces = torch.cat([starts[piece_owner] + within * PIECE, starts.new_full((1,), pairs)])
-
-    neighbours = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
-    codes = [code[entries[starts]] for code in codes]
-    r = codes[0] % (d + 1)
-    for side, (wraps, step) in enumerate([(r == 0, 1), (r == d, -1)]):
-        at, found = r.new_zeros(()), r.new_ones((), dtype=torch.bool)
-        for g, (code, table, strides) in enumerate(zip(codes, tables, packed.strides)):
-            # Next: every coordinate 1 less, but coordinate j d more: r - 1 (or d and u - 1, from r = 0), then u_j + 1.
-            shift = step * torch.tensor([*strides, 0], device=device) - step * sum(strides) * wraps[:, None]
-            if g == 0:
-                shift = shift * (d + 1) + torch.where(wraps, step * d, -step)[:, None]
-            wanted = (at * packed.sizes[g] + code[:, None] + shift).to(table.dtype)  # [M, d + 1]
-            at = torch.searchsorted(table, wanted).clamp_max(len(table) - 1)
-            found = found & (table[at] == wanted)
-        neighbours[:, :count, side] = torch.where(found, at, count).mT
-    return vertices, neighbours, entries.int(), pieces.int(), owners.int()
+from tritoncrf.reference.simplex import CHUNK
+from tritoncrf.step import Step, mix
 
 
 @dataclass
 class Lattice:
-    """A built lattice: barycentric weights [Bf, N, d + 1], and what `connect` returned. Bf = 1 serves any batch."""
+    """A built lattice: barycentric weights [Bf, N, d + 1], and what `simplex.connect` gave. Bf = 1 serves any batch."""
 
-    piece = PIECE
+    chunk = CHUNK
     weights: torch.Tensor
     vertices: torch.Tensor
     neighbours: torch.Tensor
-    entries: torch.Tensor
-    pieces: torch.Tensor
-    owners: torch.Tensor
+    sorted_pairs: torch.Tensor
+    chunk_starts: torch.Tensor
+    vertex_chunks: torch.Tensor
 
     @property
     def shared(self) -> bool:
@@ -230,8 +51,8 @@ class Lattice:
 
     @functools.cached_property
     def segments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pixel of each entry, and where each vertex's entries begin."""
-        return self.entries // self.corners, self.pieces[self.owners][:-1]
+        """The pixel of each entry, and where each vertex's sorted_pairs begin."""
+        return self.sorted_pairs // self.corners, self.chunk_starts[self.vertex_chunks][:-1]
 
     @functools.cached_property
     def around(self):
@@ -241,7 +62,7 @@ class Lattice:
 
 
 @dataclass
-class Side:
+class ScaledLattice:
     """A lattice as values enter or leave it: with a per-pixel scale [Bf, 1, *S], if there is one."""
 
     lattice: Lattice
@@ -260,8 +81,8 @@ class Side:
 
     @functools.cached_property
     def splat_weights(self):
-        """scale . b in the order of entries, [E]"""
-        return self.weights.flatten()[self.lattice.entries]
+        """scale . b in the order of sorted_pairs, [E]"""
+        return self.weights.flatten()[self.lattice.sorted_pairs]
 
 
 def rows_of(x):
@@ -274,19 +95,19 @@ def image_of(rows, like):
     return rows.mT.unflatten(2, like.shape[2:])
 
 
-def splat(rows, side: Side):
+def splat(rows, scaled: ScaledLattice):
     """S (scale . x) of rows [B, N, C]: [G, M + 1, C], G = B for a shared lattice, else 1; the last vertex is empty."""
-    lattice = side.lattice
+    lattice = scaled.lattice
     rows = rows if lattice.shared else rows.flatten(0, 1)[None]
     v = rows.new_zeros((rows.shape[0], lattice.count + 1, rows.shape[2]))
     for out, x in zip(v, rows):
-        out[:-1] = weighted_sums(x, *lattice.segments, side.splat_weights)
+        out[:-1] = weighted_sums(x, *lattice.segments, scaled.splat_weights)
     return v
 
 
-def filtered(rows, side: Side, reverse: bool):
+def filtered(rows, scaled: ScaledLattice, reverse: bool):
     """B_d ... B_0 S (scale . x), or B_0 ... B_d S (scale . x) if `reverse`: the vertices that `sliced` reads."""
-    v, lattice = splat(rows, side), side.lattice
+    v, lattice = splat(rows, scaled), scaled.lattice
     weights = v.new_full((3,), 0.5)
     weights[0] = 1
     weights = weights.expand(lattice.count + 1, 3)
@@ -295,21 +116,21 @@ def filtered(rows, side: Side, reverse: bool):
     return v
 
 
-def slice_table(side: Side, batch: int):
+def slice_table(scaled: ScaledLattice, batch: int):
     """Rows of `filtered`'s result, its groups end to end, and their weights scale . alpha b: [B N, d + 1] each."""
-    lattice = side.lattice
+    lattice = scaled.lattice
     index = lattice.vertices.expand(batch, -1, -1)
     if lattice.shared and batch != 1:
         first = torch.arange(batch, dtype=index.dtype, device=index.device) * (lattice.count + 1)
         index = index + first[:, None, None]
-    weights = (side.weights * lattice.alpha).expand(batch, -1, -1)
+    weights = (scaled.weights * lattice.alpha).expand(batch, -1, -1)
     return index.flatten(0, 1), weights.flatten(0, 1)
 
 
-def sliced(v, side: Side, batch: int):
+def sliced(v, scaled: ScaledLattice, batch: int):
     """scale . alpha S^T v: [B, N, C]."""
-    index, weights = slice_table(side, batch)
-    return weighted_sums(v.flatten(0, 1), index, None, weights).view(batch, side.pixels, v.shape[2])
+    index, weights = slice_table(scaled, batch)
+    return weighted_sums(v.flatten(0, 1), index, None, weights).view(batch, scaled.pixels, v.shape[2])
 
 
 def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
@@ -318,7 +139,7 @@ def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
     rows, cotangent: in . x and out . y, [B, N, C]; v_forward: `filtered` x, v_reverse: `filtered` y, reversed.
     """
     batch = rows.shape[0]
-    index, _ = slice_table(Side(lattice, None), batch)
+    index, _ = slice_table(ScaledLattice(lattice, None), batch)
     total = rows.new_empty((len(index), lattice.corners))
     for r in range(lattice.corners):
         ahead, back = (v.flatten(0, 1)[index[:, r]] for v in (v_forward, v_reverse))
@@ -334,3 +155,75 @@ def weighted_sums(rows, index, starts, weights):
     if 0 in rows.shape or 0 in index.shape:
         return rows.new_zeros((index.shape[0] if starts is None else starts.shape[0], rows.shape[1]))
     return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
+
+
+class LatticeStep(Step):
+    """The step of any number of lattices: A_m acts on the vertices, and all filters are sliced in one pass.
+
+    A state, and what is kept of it, is rows [B, N, C].
+    """
+
+    @staticmethod
+    def kept_shape(unary):
+        return len(unary), unary.shape[2:].numel(), unary.shape[1]
+
+    def arrange(self, x):
+        return rows_of(x)
+
+    def image(self, x):
+        return image_of(x, self.unary)
+
+    def next(self, state):
+        return torch.softmax(self._scores(state), 2)
+
+    def scores(self, state):
+        return self.image(self._scores(state))
+
+    def _scores(self, rows):
+        v = [mixed(a, filtered(rows, K.entry, reverse=False)) for a, K in zip(self.mixing, self.operators, strict=True)]
+        return self._sliced(v, self._table_out).add_(self._unary_rows)
+
+    @functools.cached_property
+    def _unary_rows(self):
+        return rows_of(mix(self.unary_weight, self.unary))
+
+    def backward(self, q, g, through_softmax: bool, messages: bool):
+        back, adjoint = None, [a.mT if a.ndim == 2 else a for a in self.mixing]
+        v = [filtered(g, K.exit, reverse=True) for K in self.operators]
+        if messages:
+            back = [sliced(x, K.entry, len(g)) for x, K in zip(v, self.operators, strict=True)]
+            gradient = sum(mixed(a, b) for a, b in zip(adjoint, back))
+        else:
+            gradient = self._sliced([mixed(a, x) for a, x in zip(adjoint, v)], self._table_in)
+        if through_softmax:
+            gradient = q * (gradient - torch.linalg.vecdot(q, gradient)[..., None])
+        return gradient, back
+
+    @functools.cached_property
+    def _table_in(self):
+        return self._table([K.entry for K in self.operators])
+
+    @functools.cached_property
+    def _table_out(self):
+        return self._table([K.exit for K in self.operators])
+
+    def _table(self, scaled_lattices):
+        """Every filter's slice table, side by side; the vertices of each filter follow those of the one before."""
+        batch, indices, weights, first = len(self.unary), [], [], 0
+        for scaled in scaled_lattices:
+            index, weight = slice_table(scaled, batch)
+            indices.append(index + first)
+            weights.append(weight)
+            first += (scaled.lattice.count + 1) * (batch if scaled.lattice.shared else 1)
+        return torch.cat(indices, 1), torch.cat(weights, 1)
+
+    def _sliced(self, vertices, table):
+        """sum_m scale_m . alpha S_m^T v_m: [B, N, C]."""
+        index, weights = table
+        rows = torch.cat([v.flatten(0, 1) for v in vertices])
+        return weighted_sums(rows, index, None, weights).view(self.kept_shape(self.unary))
+
+
+def mixed(a, rows):
+    """A x on the last axis, for A of shape [], [C] or [C, C]."""
+    return rows @ a.mT if a.ndim == 2 else rows * a

@@ -11,10 +11,14 @@ Everything here is shaped [B, C, Z, Y, X]; images have Z = 1, signals also Y = 1
 half the window times N when the weights are kept.
 """
 
+import functools
 import itertools
 import math
 
 import torch
+
+from tritoncrf.reference import blur
+from tritoncrf.step import Step, softmax_adjoint, to_3d
 
 BLOCK_BYTES = 1 << 21  # of values: small enough to stay in cache, large enough that calls cost little
 
@@ -99,3 +103,43 @@ def window_feature_gradient(x, y, features, radii, dilation: int):
             g[i] += pull
             g[j] -= pull
     return gradient
+
+
+class MergedStep(Step):
+    """The step with its kernels summed before they are applied: K = sum_m a_m s_m K_m s_m.
+
+    K is symmetric, and kept for all iterations. What needs the messages of each filter apart, composes.
+    """
+
+    def __init__(self, operators, mixing, unary, unary_weight):
+        super().__init__(operators, mixing, unary, unary_weight)
+        self.window = operators[0]
+        self.centre = sum(
+            a if K.scale_in is None else a * to_3d(K.scale_in).square()
+            for K, a in zip(operators, mixing, strict=True)
+            if K.include_self
+        )
+
+    @functools.cached_property
+    def weights(self):
+        terms = [
+            (K.features, None if K.scale_in is None else to_3d(K.scale_in), a)
+            for K, a in zip(self.operators, self.mixing, strict=True)
+        ]
+        return window_weights(terms, self.window.radii, self.window.dilation)
+
+    def scores(self, state):
+        return self._filter(state, blur.pool, blur.upsample).add_(self.weighted_unary)
+
+    def backward(self, q, g, through_softmax: bool, messages: bool):
+        if messages:
+            return super().backward(q, g, through_softmax, messages)
+        gradient = self._filter(g, blur.upsample_adjoint, blur.pool_adjoint)
+        return softmax_adjoint(q, gradient) if through_softmax else gradient, None
+
+    def _filter(self, x, down, up):
+        full, K = to_3d(x), self.window
+        low = down(full, K.factors)
+        total = window_sum(low, K.features, K.radii, K.dilation, False, self.weights)
+        total += low * self.centre
+        return up(total, full.shape[2:], K.factors).reshape(x.shape)

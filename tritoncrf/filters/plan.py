@@ -1,0 +1,187 @@
+"""Plans, the static half of every filter, and the operators of `torch.library` that carry them out.
+
+A plan is a frozen dataclass of plain numbers. With the filter's tensors it makes an `Operator`, K. Compilers and
+exporters see K as one opaque operator with a fake and a gradient, which takes the plan as a string of JSON.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
+
+import torch
+
+from tritoncrf.backends import without_autocast
+from tritoncrf.step import Operator, Step
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
+
+Context: TypeAlias = Any  # autograd's, which takes any attribute
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The static half of a filter; one subclass per kind, found by its class name."""
+
+    precision: str
+    backend: str
+
+    kinds: ClassVar[dict[str, type["Plan"]]] = {}  # class name -> class
+
+    def __init_subclass__(cls) -> None:
+        Plan.kinds[cls.__name__] = cls
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors `operator` takes."""
+        raise NotImplementedError
+
+    def operator(self, tensors: list[torch.Tensor], budget: float = 0) -> Operator:
+        """K for one image; it may keep `budget` numbers per pixel to be faster when it is applied again."""
+        raise NotImplementedError
+
+    def step(self, plans: Sequence["Plan"], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
+        """The mean-field step for these plans, of which this is the first: a fused one where there is one for them.
+
+        Only shapes and dtypes of the tensors are looked at.
+        """
+        return Step
+
+
+def encode(plans: Iterable[Plan]) -> str:
+    """Plans as JSON, a list of objects; written out here since compilers see through no encoder."""
+    objects = []
+    for plan in plans:
+        members = [("kind", type(plan).__name__), *((f.name, getattr(plan, f.name)) for f in fields(plan))]
+        objects.append("{" + ", ".join(f'"{name}": {_json(value)}' for name, value in members) + "}")
+    return "[" + ", ".join(objects) + "]"
+
+
+def _json(value: bool | int | str | tuple[int, ...]) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@functools.lru_cache(maxsize=1024)
+def decode(text: str) -> tuple[Plan, ...]:
+    """The plans of `encode`."""
+    plans = []
+    for members in json.loads(text):
+        kind: Callable[..., Plan] = Plan.kinds[members.pop("kind")]
+        plans.append(kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in members.items()}))
+    return tuple(plans)
+
+
+def fits_in_registers(kernels: ModuleType, mixing: Sequence[torch.Tensor], classes: int) -> bool:
+    """Whether a kernel's fused step keeps that many classes in registers, mixed by these A_m."""
+    most: int = kernels.MAX_MATRIX_CLASSES if any(a.ndim == 2 for a in mixing) else kernels.MAX_CLASSES
+    return classes <= most
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
+    """A `torch.library` operator "tritoncrf::name" of a function of tensors, which refuses vmap."""
+
+    def decorate(function: Callable[..., Any]) -> "CustomOpDef":
+        made = torch.library.custom_op(f"tritoncrf::{name}", function, mutates_args=())
+        made.register_vmap(_refuse_vmap)
+        return made
+
+    return decorate
+
+
+def _refuse_vmap(*arguments: Any) -> NoReturn:
+    raise NotImplementedError("tritoncrf does not offer vmap: every operation takes a batch as its first axis")
+
+
+def refuse_second_derivative(operator: "CustomOpDef") -> None:
+    """Make differentiating a backward operator one clear error."""
+
+    def refuse(ctx: Context, *cotangents: Any) -> NoReturn:
+        raise NotImplementedError("tritoncrf offers first derivatives only; a second one was asked for")
+
+    operator.register_autograd(refuse)
+
+
+def contiguous_like(tensor: torch.Tensor) -> torch.Tensor:
+    """What a fake operator gives for a contiguous result of the shape of `tensor`."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def align_gradients(
+    tensors: list[torch.Tensor], gradients: list[torch.Tensor], like: torch.Tensor
+) -> list[torch.Tensor]:  # fmt: skip
+    """One result for each tensor: the gradients of the floating-point ones in order, empty for all others."""
+    left = iter(gradients)
+    found = [next(left, None) if t.is_floating_point() else None for t in tensors]
+    return [like.new_empty(0) if d is None else d.contiguous() for d in found]
+
+
+def gradient_shape(tensor: torch.Tensor, needed: bool) -> Sequence[int]:
+    """The shape of what `align_gradients` gives for a tensor."""
+    return tensor.shape if needed and tensor.is_floating_point() else (0,)
+
+
+def gradients_or_none(
+    tensors: list[torch.Tensor], found: list[torch.Tensor], needed: Sequence[bool]
+) -> list[torch.Tensor | None]:
+    """What autograd takes for a list of tensors from the results of `align_gradients`."""
+    return [d if n and t.is_floating_point() else None for t, d, n in zip(tensors, found, needed, strict=True)]
+
+
+@operator("filter")
+def filter_apply(values: torch.Tensor, tensors: list[torch.Tensor], plan: str) -> torch.Tensor:
+    (decoded,) = decode(plan)
+    with without_autocast(values):
+        return decoded.operator(tensors).apply(values).contiguous()
+
+
+@filter_apply.register_fake
+def _(values: torch.Tensor, tensors: list[torch.Tensor], plan: str) -> torch.Tensor:
+    return contiguous_like(values)
+
+
+@operator("filter_backward")
+def filter_backward(
+    values: torch.Tensor, cotangent: torch.Tensor, tensors: list[torch.Tensor], plan: str,
+    needs_values: bool, needs_tensors: bool,
+) -> list[torch.Tensor]:  # fmt: skip
+    """The gradients with respect to values and tensors; empty where they are not needed."""
+    (decoded,) = decode(plan)
+    with without_autocast(values):
+        K = decoded.operator(tensors)
+        d_values = K.adjoint(cotangent).contiguous() if needs_values else values.new_empty(0)
+        d_tensors = K.gradients(values, cotangent) if needs_tensors else []
+        return [d_values, *align_gradients(tensors, d_tensors, values)]
+
+
+@filter_backward.register_fake
+def _(
+    values: torch.Tensor, cotangent: torch.Tensor, tensors: list[torch.Tensor], plan: str,
+    needs_values: bool, needs_tensors: bool,
+) -> list[torch.Tensor]:  # fmt: skip
+    shapes = [gradient_shape(values, needs_values), *(gradient_shape(t, needs_tensors) for t in tensors)]
+    return [torch.empty(shape, dtype=values.dtype, device=values.device) for shape in shapes]
+
+
+def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    values, tensors, ctx.plan = inputs
+    ctx.save_for_backward(values, *tensors)
+
+
+def _backward(ctx: Context, cotangent: torch.Tensor) -> tuple[Any, ...]:
+    values, *tensors = ctx.saved_tensors
+    needs_values, needs_tensors, _ = ctx.needs_input_grad
+    d_values, *d_tensors = filter_backward(
+        values, cotangent.contiguous(), tensors, ctx.plan, needs_values, any(needs_tensors)
+    )
+    return d_values if needs_values else None, gradients_or_none(tensors, d_tensors, needs_tensors), None
+
+
+filter_apply.register_autograd(_backward, setup_context=_setup_context)
+refuse_second_derivative(filter_backward)

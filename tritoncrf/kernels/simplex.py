@@ -1,0 +1,1 @@
+from tritoncrf.kernels.lattice import simplex, simplex_gradient  # noqa: F401

@@ -1,0 +1,158 @@
+"""One step of mean field: the algebra of the class axis, and the step composed of separate passes.
+
+    forward   S = a U + sum_m A_m F_m ,  Q = softmax(S)                  F_m = K_m Q
+    backward  dQ = sum_m A_m^T B_m ,     dS = Q (dQ - <Q, dQ>)           B_m = K_m^T G,  G = dL/dS of the next S
+
+A_m acts on the class axis: a scalar [], a vector [C] or a matrix [C, C]. Scores and probabilities are [B, C, *S].
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+KEPT_STATES = 3  # what a loop's filters may keep between iterations, in states Q
+
+State: TypeAlias = Any  # what a step hands to the next one, of a type of its own
+
+
+class Operator(Protocol):
+    """A filter made ready for one image: the linear map K, the same for every class."""
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """K x for x [B, C, *S]."""
+
+    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        """K^T y for y [B, C, *S]."""
+
+    def gradients(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient of <y, K x> with respect to each of the filter's floating-point tensors."""
+
+
+class Step:
+    """The step in separate passes, which serves any filters; the base of the fused steps, which are tested against it.
+
+    The loop calls `start` once, then `next`, and the last time `scores`. A state carries all that one step leaves for
+    the next, so that the answer depends on the state alone, whoever called before. Of each state the loop may keep
+    `probabilities`, in a layout of the step's own: `arrange` and `image` convert from and to [B, C, *S], and
+    `backward` and `gradients` take and give that layout.
+
+    operators: an `Operator` for each filter; a fused step asks more of them, which those of its own filter have.
+    """
+
+    def __init__(
+        self, operators: Sequence[Any], mixing: Sequence[torch.Tensor], unary: torch.Tensor,
+        unary_weight: torch.Tensor,
+    ) -> None:  # fmt: skip
+        self.operators, self.mixing, self.unary, self.unary_weight = operators, mixing, unary, unary_weight
+
+    @staticmethod
+    def kept_shape(unary: torch.Tensor) -> Sequence[int]:
+        """The shape of what `arrange` and `probabilities` give."""
+        return unary.shape
+
+    def arrange(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def image(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def start(self, q: torch.Tensor) -> State:
+        """The state of Q [B, C, *S]."""
+        return self.arrange(q)
+
+    def next(self, state: State) -> State:
+        """The state of softmax(a U + sum_m A_m K_m Q)."""
+        return torch.softmax(self.scores(state), 1)
+
+    def scores(self, state: State) -> torch.Tensor:
+        """a U + sum_m A_m K_m Q, [B, C, *S]."""
+        messages = (mix(a, K.apply(state)) for K, a in zip(self.operators, self.mixing, strict=True))
+        total = next(messages)
+        for message in messages:
+            total.add_(message)
+        return total.add_(self.weighted_unary)
+
+    @functools.cached_property
+    def weighted_unary(self) -> torch.Tensor:
+        """a U; the backward never needs it."""
+        return mix(self.unary_weight, self.unary)
+
+    def probabilities(self, state: State) -> torch.Tensor:
+        """Q of a state, contiguous, in the step's layout."""
+        q: torch.Tensor = state
+        return q.contiguous()
+
+    def backward(
+        self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, messages: bool
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
+        """dS of Q (dQ unless `through_softmax`) from g = dL/dS of the next S; and, if `messages`, the B_m."""
+        back = [K.adjoint(g) for K in self.operators]
+        gradient: torch.Tensor = sum(mix_adjoint(a, b) for a, b in zip(self.mixing, back, strict=True))  # type: ignore[assignment]
+        return softmax_adjoint(q, gradient) if through_softmax else gradient, back if messages else None
+
+    def gradients(self, q: torch.Tensor, g: torch.Tensor, needs: Sequence[bool]) -> list[list[torch.Tensor]]:
+        """What this step adds to the gradients of the tensors of each filter that `needs` them: of <A_m^T g, K_m Q>."""
+        q, g = self.image(q), self.image(g)
+        return [
+            K.gradients(q, mix_adjoint(a, g)) if needed else []
+            for K, a, needed in zip(self.operators, self.mixing, needs, strict=True)
+        ]
+
+
+def mix(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A x on the class axis of x [B, C, *S], for A of shape [], [C] or [C, C]."""
+    if a.ndim == 2:
+        return (a @ x.flatten(2)).view(x.shape)
+    return x * a.view(-1, *(1,) * (x.ndim - 2))
+
+
+def mix_adjoint(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A^T x on the class axis of x."""
+    return mix(a.mT if a.ndim == 2 else a, x)
+
+
+def outer(b: torch.Tensor, q: torch.Tensor, ndim: int) -> torch.Tensor:
+    """b q^T [C, C], its diagonal [C] or its trace [], over batch and pixels: dL/dA for A of `ndim` axes."""
+    if ndim == 2:
+        return (b.flatten(2) @ q.flatten(2).mT).sum(0)
+    products = torch.linalg.vecdot(b.flatten(2), q.flatten(2)).sum(0)
+    return products if ndim == 1 else products.sum()
+
+
+def scaled(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return x if scale is None else x * scale
+
+
+def stacked(mixing: Sequence[torch.Tensor], classes: int) -> torch.Tensor:
+    """The A_m as one tensor: [M, 1] if all are scalars, else [M, C], or [M, C, C] if one is a matrix."""
+    ndim = max(a.ndim for a in mixing)
+    if ndim == 0:
+        return torch.stack(list(mixing))[:, None]
+    vectors = [a if a.ndim == 2 else a.expand(classes) for a in mixing]
+    return torch.stack([torch.diag(a) if a.ndim < ndim else a for a in vectors])
+
+
+def softmax_adjoint(q: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """dS = Q (dQ - <Q, dQ>) for Q and dQ [B, C, *S]."""
+    return q * (gradient - (q * gradient).sum(1, keepdim=True))
+
+
+def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def to_3d(x: torch.Tensor) -> torch.Tensor:
+    """[B, C, *S] as [B, C, Z, Y, X], missing axes of extent 1."""
+    return x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:])
+
+
+def from_3d(x: torch.Tensor, axes: int) -> torch.Tensor:
+    """[B, C, Z, Y, X] with its last `axes` axes alone, the others being of extent 1."""
+    return x.reshape(*x.shape[:2], *x.shape[5 - axes :])
+
+
+def per_axis(value: int, axes: int, missing: int) -> tuple[int, ...]:
+    """`value` for each of the last `axes` axes of three, `missing` for the others."""
+    return (missing,) * (3 - axes) + (value,) * axes
