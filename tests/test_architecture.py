@@ -12,22 +12,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tritoncrf"
+LAZY = {"tritoncrf.kernels", "tritoncrf.reference"}  # packages whose modules are used as attributes
 
-# Which rooms of the package a room may open; a room may always open its own files, but see KERNEL_HELPERS.
-# Arrows never turn back: each room opens only rooms that stand above it in this table.
-ROOMS = {
+# What each module or folder of the package may import; a folder may always import its own files.
+# Arrows never turn back: each may import only what stands above it in this table.
+MAY_IMPORT = {
     "types": set(),
     "checks": {"types"},
+    "step": set(),
     "commands": set(),
     "reports": set(),
-    "kernels": set(),
-    "reference": set(),
+    "kernels": {"step"},
+    "reference": {"step"},
+    "backends": {"kernels", "reference"},
     "features": {"types", "checks"},
-    "filters": {"types", "checks", "features", "kernels", "reference"},
-    "mean_field": {"types", "checks", "reference", "filters"},  # the composed step is a reference
-    "diagnostics": {"types", "checks", "reference", "filters", "mean_field"},
+    "filters": {"types", "checks", "step", "kernels", "reference", "backends", "features"},
+    "mean_field": {"types", "checks", "step", "backends", "filters"},
+    "diagnostics": {"types", "checks", "step", "backends", "filters", "mean_field"},
     "published": {"types", "checks"},
-    "layers": {"types", "checks", "features", "filters", "mean_field", "published"},
+    "layers": {"types", "checks", "backends", "features", "filters", "mean_field", "published"},
     "refine": {"types", "checks", "features", "filters", "mean_field", "diagnostics", "layers"},
     "densecrf": {"types", "checks", "filters", "mean_field"},
     "synthetic": {"checks"},
@@ -39,10 +42,11 @@ ROOMS = {
     "__main__": {"cli"},
 }
 
-# What a room may import besides the standard library and tritoncrf. Rooms that are not named: torch alone.
+# Libraries that each may import besides the standard library; torch alone where nothing is said.
 LIBRARIES = {
     "types": {"torch", "numpy", "PIL"},
     "kernels": {"torch", "triton"},
+    "backends": {"torch", "triton"},
     "published": {"torch", "numpy"},
     "refine": {"torch", "numpy", "PIL", "typing_extensions"},
     "densecrf": {"torch", "numpy"},
@@ -53,9 +57,6 @@ LIBRARIES = {
     "cli": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
 }
 
-# The only kernel files that other kernel files may import, and what these may import in turn.
-KERNEL_HELPERS = {"common": set(), "step": {"common"}, "box": {"common"}}
-
 
 def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
@@ -65,24 +66,37 @@ def named(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def room_of(path: Path) -> str:
+def place_of(path: Path) -> str:
+    """The module or folder of the package that a file is in, a key of MAY_IMPORT."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def dotted(path: Path) -> str:
+    """`tritoncrf.filters.window` for its file, `tritoncrf.filters` for its folder's __init__."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imports(source: str, package: str) -> set[str]:
-    """Absolute dotted names of all that `source`, a module of `package`, imports at any depth of its code."""
+    """Absolute dotted names of all that `source`, a module of `package`, imports at any depth of its code: under
+    TYPE_CHECKING, in functions, and as attributes of a package that imports lazily (`kernels.window`)."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
             base = ".".join(part for part in (base, node.module) if part)
             found |= {f"{base}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"import_module", "importlib.import_module"}:
-            target = node.args[0]
-            assert isinstance(target, ast.Constant), f"import_module({ast.unparse(target)}): name the module literally"
-            found.add(target.value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+    packages = {name.rpartition(".")[2]: name for name in found}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    found |= {
+        f"{packages[node.value.id]}.{node.attr}"
+        for node in attributes
+        if isinstance(node.value, ast.Name) and packages.get(node.value.id) in LAZY
+    }
     return found
 
 
@@ -90,13 +104,26 @@ def imports_of(path: Path) -> set[str]:
     return imports(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts))
 
 
-def room_opened(name: str) -> str | None:
-    """The room that an import of `name` opens: `tritoncrf.filters.window.Window` opens filters."""
+def imported_place(name: str) -> str | None:
+    """The key of MAY_IMPORT that an import of `name` belongs to: filters, for `tritoncrf.filters.window.Window`."""
     parts = name.split(".")
     if parts[0] != "tritoncrf":
         return None
-    is_room = len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file())
-    return parts[1] if is_room else "__init__"
+    known = len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file())
+    return parts[1] if known else "__init__"
+
+
+def graph() -> dict[str, set[str]]:
+    """Which modules of the package each module imports. A package's lazy attributes are arrows of who asks for them,
+    and `modules(backend)` is an arrow to both packages, which `backends` draws."""
+    files = {dotted(path): path for path in sources("tritoncrf")}
+
+    def module(name: str) -> str | None:
+        while name and name not in files:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    return {name: {module(i) for i in imports_of(path)} - {None, name} for name, path in files.items()}
 
 
 # Imports --------------------------------------------------------------------------------------------------------
@@ -110,51 +137,71 @@ def test_imports_are_read_whatever_their_form():
         from ..kernels import window as w
         def lazily():
             from tritoncrf.reference.window import messages
-            return importlib.import_module("tritoncrf.kernels.step")
+            return importlib.import_module("tritoncrf.kernels.blur"), kernels.box.MAX_RADIUS
     """
     assert imports(re.sub("^        ", "", source, flags=re.MULTILINE), "tritoncrf.filters") == {
         "torch.nn.functional",
         "tritoncrf.filters.checks",
         "tritoncrf.kernels",
         "tritoncrf.kernels.window",
-        "tritoncrf.kernels.step",
+        "tritoncrf.kernels.blur",
+        "tritoncrf.kernels.box",
         "tritoncrf.reference.window.messages",
     }
 
 
 def test_the_table_itself_has_no_arrow_back():
-    order = list(ROOMS)
-    for room, opens in ROOMS.items():
-        assert all(order.index(other) < order.index(room) for other in opens), room
+    order = list(MAY_IMPORT)
+    for place, others in MAY_IMPORT.items():
+        assert all(order.index(other) < order.index(place) for other in others), place
 
 
 @pytest.mark.parametrize("path", sources("tritoncrf"), ids=named)
 def test_arrows_never_turn_back(path):
-    room = room_of(path)
-    assert room in ROOMS, f"{named(path)}: a new room; give it its place in ROOMS"
-    opened = {room_opened(name) for name in imports_of(path)} - {None, room}
-    assert opened <= ROOMS[room], f"{named(path)} opens {sorted(opened - ROOMS[room])}"
+    place = place_of(path)
+    assert place in MAY_IMPORT, f"{named(path)}: new; give it its place in MAY_IMPORT"
+    found = {imported_place(name) for name in imports_of(path)} - {None, place}
+    assert found <= MAY_IMPORT[place], f"{named(path)} imports {sorted(found - MAY_IMPORT[place])}"
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, above: list[str]) -> list[str]:
+        if name in above:
+            return [*above[above.index(name) :], name]
+        if name not in done:
+            for other in sorted(arrows[name]):
+                if found := visit(other, [*above, name]):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in sorted(arrows) if (found := visit(name, []))), [])
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_imports_in_circles():
+    assert not circle(graph()), " -> ".join(circle(graph()))
 
 
 @pytest.mark.parametrize("path", sources("tritoncrf"), ids=named)
-def test_rooms_use_only_their_libraries(path):
-    allowed = LIBRARIES.get(room_of(path), {"torch"}) | set(sys.stdlib_module_names) | {"tritoncrf"}
+def test_modules_import_only_their_libraries(path):
+    allowed = LIBRARIES.get(place_of(path), {"torch"}) | set(sys.stdlib_module_names) | {"tritoncrf"}
     libraries = {name.split(".")[0] for name in imports_of(path)}
     assert libraries <= allowed, f"{named(path)} imports {sorted(libraries - allowed)}"
 
 
-@pytest.mark.parametrize("path", sources("tritoncrf/kernels"), ids=named)
-def test_no_kernel_file_imports_another_but_the_shared_helpers(path):
-    files = {name.split(".")[2] for name in imports_of(path) if name.startswith("tritoncrf.kernels.")}
-    allowed = KERNEL_HELPERS.get(path.stem, set(KERNEL_HELPERS))
-    assert files <= allowed, f"{named(path)} imports {sorted(files - allowed)}"
-
-
 @pytest.mark.parametrize("path", sources("models", "docs/gallery"), ids=named)
-def test_models_and_the_gallery_use_the_public_rooms(path):
+def test_models_and_the_gallery_use_what_users_use(path):
     names = {name for name in imports_of(path) if not name.startswith("tritoncrf.models")}
-    hidden = {room_opened(name) for name in names} & {"kernels", "reference", "cli"}
-    assert not hidden, f"{named(path)} opens {sorted(hidden)}"
+    hidden = {imported_place(name) for name in names} & {"kernels", "reference", "cli"}
+    assert not hidden, f"{named(path)} imports {sorted(hidden)}"
 
 
 def run_python(code: str) -> None:
@@ -167,7 +214,7 @@ def test_importing_opens_neither_a_kernel_nor_a_drawing_library():
     run_python("""
 import sys
 import tritoncrf
-heavy = {"matplotlib", "PIL", "triton", "tritoncrf.kernels", "tritoncrf.cli", "tritoncrf.figures"} & set(sys.modules)
+heavy = {"matplotlib", "PIL", "triton", "tritoncrf.kernels.common", "tritoncrf.cli", "tritoncrf.figures"} & set(sys.modules)
 assert not heavy, f"import tritoncrf also imports {sorted(heavy)}"
 """)
 
