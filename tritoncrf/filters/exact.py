@@ -30,7 +30,7 @@ class Exact(Gaussian):
         include_self: whether a pixel's own value, whose weight is 1, counts.
         normalization: "none", "before", "after" or "symmetric".
         rtol: 0 or more; the bound above holds before normalization. With the pixel itself r is at least 1, and
-            normalised messages keep the order of the bound; without it a pixel of r near `rtol` loses what it hears.
+            normalised messages keep the order of the bound; without it a pixel of r near `rtol` loses its messages.
             0 skips only weights that are 0 in floating point.
         precision: "default" keeps float32's accuracy; "fast" multiplies weights and values in float16 on a GPU (1e-3).
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".

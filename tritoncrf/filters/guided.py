@@ -42,7 +42,7 @@ class Guided(Filter):
         guide: I, floating, [B, D, *S] or [1, D, *S], D from 1 to 8, 1 to 3 spatial axes, in any unit. Gradients
             reach it.
         radius: r, 1 or more; one int or one per axis. What reaches beyond the image counts as the whole image. A pixel
-            hears from 2 r pixels in every direction.
+            receives messages from up to 2 r pixels away in every direction.
         eps: what counts as an edge, in the guide's unit squared: variances below are smoothed away. A number
             above 0, or a 0-d tensor, which gradients reach.
         box: "count": windows at the border are averaged over their pixels inside the image; rows of W sum to 1, and

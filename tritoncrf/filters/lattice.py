@@ -51,7 +51,7 @@ class Lattice(Gaussian):
             features, and their origin, change the result within the lattice's error.
         include_self: whether a pixel's own value counts. Without it K_ii, as on a lattice whose vertices all exist,
             is subtracted. Where vertices are missing that is too much; normalised, a pixel that all others weigh less
-            for than half its K_ii therefore hears nobody.
+            for than half its K_ii therefore receives nothing.
         normalization: "none", "before", "after" or "symmetric".
         precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
@@ -135,7 +135,7 @@ class Lattice(Gaussian):
         return kept
 
     def row_sums(self) -> torch.Tensor:
-        """r = K 1; infinite, so that messages vanish, where a pixel hears hardly anybody but itself."""
+        """r = K 1; infinite, so that messages vanish, where hardly anything but a pixel's own weight is left."""
         r = super().row_sums()
         return r if len(self.tensors) == TABLES else torch.where(r > ISOLATED * self.tensors[TABLES], r, torch.inf)
 

@@ -48,7 +48,7 @@ def sigmas(d: int, dtype=torch.float64) -> list[float]:
 
 
 def key_layout(least: list[float], most: list[float], images: int, pixels: int) -> KeyLayout:
-    """Room for every vertex of features within [least, most] and for its neighbours."""
+    """Space for every vertex of features within [least, most] and for its neighbours."""
     d = len(least)
     ranges = [(s * a, s * b) for s, a, b in zip(sigmas(d), least, most)]
     low, extents = [], []
@@ -65,9 +65,9 @@ def key_layout(least: list[float], most: list[float], images: int, pixels: int) 
         low.append(first)
         extents.append(last - first + 1)
     groups: list[list[int]] = [[]]
-    sizes, room = [max(images, 1) * (d + 1)], max(images * pixels * (d + 1), 1)
+    sizes, pairs = [max(images, 1) * (d + 1)], max(images * pixels * (d + 1), 1)
     for j, extent in enumerate(extents):
-        limit = MAX_CODES if len(groups) == 1 else MAX_CODES // room
+        limit = MAX_CODES if len(groups) == 1 else MAX_CODES // pairs
         if sizes[-1] * extent > limit:
             groups.append([])
             sizes.append(1)
