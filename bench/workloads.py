@@ -81,7 +81,7 @@ class ConvCRFWork(CRFWork):
 
 @dataclass(frozen=True)
 class FullCRFWork(CRFWork):
-    """All pixels hear each other, by position and by position and colour."""
+    """Kernels over all pairs of pixels, by position and by position and colour."""
 
     normalization: str = "symmetric"
 
@@ -176,13 +176,6 @@ class GuidedWork(CRFWork):
             build += floors.guided_statistics_backward(*guide)
         build, loop = build * self.batch, loop * (self.iterations * self.batch)
         return {"build": build, "loop": loop, "total": build + loop}[stage]
-
-
-def gaussian_features(image, thetas) -> torch.Tensor:
-    """Positions for one theta, positions and colours for two; image [B, 3, H, W]."""
-    if len(thetas) == 2:
-        return tc.features.bilateral(image, *thetas)
-    return tc.features.spatial(image.shape[2:], *thetas, device=image.device)
 
 
 def lattice_of(filter) -> Lattice:

@@ -19,7 +19,6 @@ ROOMS = {
     "types": set(),
     "checks": {"types"},
     "commands": set(),
-    "reports": set(),
     "kernels": set(),
     "reference": set(),
     "features": {"types", "checks"},
@@ -33,6 +32,7 @@ ROOMS = {
     "synthetic": {"checks"},
     "figures": {"checks", "diagnostics"},
     "files": {"figures"},
+    "reports": {"files"},
     "demo": {"types", "checks", "refine", "synthetic"},
     "__init__": {"checks", "features", "filters", "mean_field", "diagnostics", "published", "layers", "refine"},
     "cli": {"__init__", "checks", "diagnostics", "published", "refine", "commands", "figures", "files", "demo"},
@@ -49,6 +49,7 @@ LIBRARIES = {
     "synthetic": {"torch", "numpy"},
     "figures": {"torch", "numpy", "matplotlib", "PIL"},
     "files": {"numpy", "matplotlib", "PIL"},
+    "reports": {"torch", "matplotlib"},
     "demo": {"torch", "numpy", "matplotlib", "PIL"},
     "cli": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
 }
