@@ -20,7 +20,7 @@ STAGE ?= tests
 OUT ?= out
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATA ?=
-MINUTES ?= 9
+MINUTES ?=
 
 .PHONY: demo test test-slow bench profile gpu lint gallery docs clean
 .DEFAULT_GOAL := test
@@ -61,7 +61,8 @@ profile: $(INSTALLED)
 
 gpu:
 	$(PYTHON3) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	$(PYTHON3) -m bench gpu --stage $(STAGE) --out "$(OUT)" --commit "$(COMMIT)" --minutes $(MINUTES) $(if $(DATA),--data "$(DATA)")
+	$(PYTHON3) -m bench gpu --stage $(STAGE) --out "$(OUT)" --commit "$(COMMIT)" \
+		$(if $(DATA),--data "$(DATA)") $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -13,7 +13,7 @@ import torch
 
 from bench import __main__ as command
 from bench import floors, growth, measurements, plots, suite, timing
-from bench.compiled import profile
+from bench.compiled import profile, sweep
 from bench.compiled.occupancy import MULTIPROCESSORS, Occupancy, occupancy
 from bench.workloads import GRACE_HOPPER, ConvCRFWork, CRFWork, GuidedWork, Inputs, LatticeWork
 from drawings import picture, texts
@@ -394,3 +394,19 @@ def test_a_profile_without_a_gpu(tmp_path, monkeypatch, capsys):
     lines = tables(found.read_text())
     assert all(int(line["registers"]) > 0 and int(line["programs"]) > 0 and int(line["ldg"]) > 0 for line in lines)
     assert lines[0]["kernel"] == "_window_kernel softmax" and lines[0]["launches"] == "loop 4"
+
+
+def test_a_compile_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "configurations", lambda thorough: [sweep.Configuration(classes=3, filters=1)])
+    monkeypatch.setattr(
+        sys, "argv", ["bench", "compile", "--targets", "sm_90,gfx942", "--out", str(tmp_path / "compiled.md")]
+    )
+    assert command.main() == 0
+    lines = tables((tmp_path / "compiled.md").read_text())
+    assert all(int(line["registers"]) > 0 for line in lines)
+    assert [line["kernel"] for line in lines if "ldg" in line] == [
+        line["kernel"] for line in lines if "ldg" not in line
+    ]
+    assert "configurations, at most" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench", "compile", "--targets", "sm_1"])
+    assert command.main() == 2
