@@ -9,7 +9,7 @@
 #   make docs        the pages and the reference, docs/_build/html/index.html
 #   make clean       remove all that these targets made
 # and on a GPU machine, with the packages already there and no network:
-#   make gpu STAGE=tests|sanitize|bench|profile|TABLE OUT=folder COMMIT=hash DATA=folder
+#   make gpu STAGE=tests|sanitize|bench|profile|TABLE OUT=folder COMMIT=hash DATA=folder MINUTES=9
 
 PYTHON3 ?= python3
 VENV := .venv
@@ -20,6 +20,7 @@ STAGE ?= tests
 OUT ?= out
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATA ?=
+MINUTES ?=
 
 .PHONY: demo test test-slow bench profile gpu lint gallery docs clean
 .DEFAULT_GOAL := test
@@ -60,7 +61,8 @@ profile: $(INSTALLED)
 
 gpu:
 	$(PYTHON3) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	$(PYTHON3) -m bench gpu --stage $(STAGE) --out "$(OUT)" --commit "$(COMMIT)" $(if $(DATA),--data "$(DATA)")
+	$(PYTHON3) -m bench gpu --stage $(STAGE) --out "$(OUT)" --commit "$(COMMIT)" \
+		$(if $(DATA),--data "$(DATA)") $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

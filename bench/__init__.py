@@ -1,1 +1,5 @@
-"""Benchmarks, floors, peers and the compile report; run as `python -m bench`."""
+"""Benchmarks, floors and peers, and the compile reports; run as `python -m bench`."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent

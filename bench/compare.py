@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from statistics import median
 
-from bench.report import KEY, key
+from bench.measurements import KEY, key
 from tritoncrf.reports import number, table
 
 SHARE = 0.1  # of a time: what two runs of one machine differ by for no reason at all

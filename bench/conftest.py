@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bench import floors
-from bench.memory import peak_on_gpu
+from bench.peak_memory import peak_on_gpu
 from bench.suite import TESTS_ON_GPU
-from bench.timing import clock, clock_rates
+from bench.timing import clock_rates, seconds
 from tritoncrf.commands import device_found
 
 LONG = 2.0  # seconds; on a CPU, which compiles nothing, a call that takes them has warmed up for those that follow
@@ -45,11 +45,6 @@ def measure(benchmark, request, device, rates):
     short beside a synchronisation, so ten replays share one. A GPU's times scatter less, and a stage there has to end.
     Of growth the exponent counts, which many points make: a short box.
     """
-
-    def seconds(call) -> float:
-        start = clock()
-        call()
-        return clock() - start
 
     def run(call, counts: floors.Work, memory=None, /, **facts):
         short = request.config.getoption("--quick") or facts["work"] == "W7"

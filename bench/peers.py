@@ -31,23 +31,9 @@ def installed(name: str) -> bool:
 
 
 def im2col_convcrf(
-    logits,
-    image,
-    *,
-    size,
-    blur,
-    iterations,
-    theta_position=3,
-    theta_color=13,
-    theta_space=None,
-    weight_position=3,
-    weight_color=10,
-    class_weight=0.2,
-    unary_weight=1,
-    normalization="none",
-    merge=True,
-    compatibility=None,
-):
+    logits, image, *, size, blur, iterations, theta_position=3, theta_color=13, theta_space=None, weight_position=3,
+    weight_color=10, class_weight=0.2, unary_weight=1, normalization="none", merge=True, compatibility=None,
+):  # fmt: skip
     """The scores S_T of the released ConvCRF: [B, C, H, W].
 
     With L = log_softmax(logits), and Q_0 = L itself (the release does not exponentiate it):

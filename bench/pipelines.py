@@ -4,9 +4,11 @@ The networks' weights do not matter for the time; the picture does, for the latt
 training steps; a CPU takes minutes for these, so there it is one image, forward.
 """
 
+from statistics import median
+
 import torch
 
-from bench.timing import clock
+from bench.timing import seconds
 from bench.workloads import GRACE_HOPPER, load_picture
 from tritoncrf.models import FCN8sCRFRNN, ResNetConvCRF, SegModel
 
@@ -47,11 +49,11 @@ class Pipeline:
         """What the CRF adds: two medians apart. A forward pass is compared from the network's scores on, since a long
         network's scatter would hide a short CRF."""
         if self.mode == "training step":
-            return median(self.run) - median(lambda: self.run("unary"))
+            return timed(self.run) - timed(lambda: self.run("unary"))
         with torch.no_grad():
             scores = self.model.scores(self.image)
             with_crf, without = (
-                median(lambda: self.model.finish(scores, self.image, crf))  # noqa: B023
+                timed(lambda: self.model.finish(scores, self.image, crf))  # noqa: B023
                 for crf in (True, False)
             )
         return with_crf - without
@@ -63,11 +65,7 @@ def picture(size, batch: int, device) -> torch.Tensor:
     return photo.expand(batch, -1, -1, -1).contiguous().to(device)
 
 
-def median(call) -> float:
+def timed(call) -> float:
+    """Seconds: the median of some calls, after one that warms up."""
     call()
-    times = []
-    for _ in range(ROUNDS):
-        start = clock()
-        call()
-        times.append(clock() - start)
-    return sorted(times)[ROUNDS // 2]
+    return median(seconds(call) for _ in range(ROUNDS))

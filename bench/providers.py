@@ -23,10 +23,15 @@ from bench.workloads import CRFWork, Inputs
 SIZE_OF_EXACT_ERRORS = (96, 128)
 
 
-class Tritoncrf:
+class Provider:
     def __init__(self, inputs: Inputs):
         self.inputs, self.work = inputs, inputs.work
 
+    def total(self):
+        return self.loop(self.build())
+
+
+class Tritoncrf(Provider):
     def smooth(self):
         return self.work.smooth(self.inputs)
 
@@ -42,20 +47,14 @@ class Tritoncrf:
         inputs = self.inputs
         return tc.mean_field(inputs.logits, filters, inputs.weights, iterations=iterations, output="logits")
 
-    def total(self):
-        return self.loop(self.build())
-
     def kept(self):
         inputs, work = self.inputs, self.work
         options = {"normalization": work.normalization, **inputs.form}
         return self.loop([tc.filters.Lattice.spatial(work.size, inputs.thetas[0], **options), self.appearance()])
 
 
-class Im2col:
+class Im2col(Provider):
     """The published code's algorithm. Its released scores differ from ours by quirks, its work does not."""
-
-    def __init__(self, inputs: Inputs):
-        self.inputs = inputs
 
     def total(self):
         inputs, work = self.inputs, self.inputs.work
@@ -66,11 +65,11 @@ class Im2col:
         )  # fmt: skip
 
 
-class Pydensecrf:
+class Pydensecrf(Provider):
     """One process, one thread of a CPU, one image. What it takes is made before: its own format is no work of its."""
 
     def __init__(self, inputs: Inputs):
-        self.work = inputs.work
+        super().__init__(inputs)
         self.energy = np.ascontiguousarray(-inputs.logits[0].detach().flatten(1).cpu().numpy())
         self.picture = np.ascontiguousarray(inputs.pictures[0])
         theta_smooth, *thetas = inputs.thetas
@@ -93,25 +92,16 @@ class Pydensecrf:
         """Q_T [C, N]."""
         return np.asarray(crf.inference(self.work.iterations))
 
-    def total(self):
-        return self.loop(self.build())
 
-
-class Pykeops:
-    def __init__(self, inputs: Inputs):
-        self.inputs = inputs
-
+class Pykeops(Provider):
     def total(self):
         inputs, work = self.inputs, self.inputs.work
         features = [work.smooth_features(inputs), work.appearance_features(inputs)]
         return keops_scores(inputs.logits, features, inputs.weights, work.iterations)
 
 
-class TorchBoxes:
+class TorchBoxes(Provider):
     """The guided filter as a user of PyTorch would write it."""
-
-    def __init__(self, inputs: Inputs):
-        self.inputs, self.work = inputs, inputs.work
 
     def build(self) -> BoxGuidedFilter:
         return BoxGuidedFilter(self.work.guide(self.inputs), self.work.radius, *self.inputs.thetas)
@@ -119,15 +109,9 @@ class TorchBoxes:
     def loop(self, filter):
         return guidance_scores(self.inputs.logits, filter, *self.inputs.weights, self.work.iterations)
 
-    def total(self):
-        return self.loop(self.build())
 
-
-class Kornia:
+class Kornia(Provider):
     """One call filters by one guide, so every iteration begins with the guide."""
-
-    def __init__(self, inputs: Inputs):
-        self.inputs = inputs
 
     def total(self):
         inputs, work = self.inputs, self.inputs.work

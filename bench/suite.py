@@ -1,5 +1,6 @@
 """The benchmark suite as a command: each filter behind a gate of its own, in a time box, with a report at the end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,14 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench import figures, report
-from tritoncrf import reports
+from bench import ROOT, measurements, plots
+from tritoncrf import files, reports
 from tritoncrf.commands import device_found
 
-ROOT = Path(__file__).parent.parent
 # Other versions of torch and triton deprecate other things: on a machine that is only measured that is no error.
 PYTEST = [sys.executable, "-m", "pytest", "-W", "default"]
-BENCHMARKS = [f"bench/test_{name}.py" for name in ("crf", "pipelines", "growth", "atomic_splat")]
+BENCHMARKS = [f"bench/test_{name}.py" for name in ("splat", "crf", "pipelines", "growth")]
 
 # The tests that hold what is timed of each filter, in pytest's words. On a CPU those of the PyTorch path, and of the
 # loop, without which no filter is timed. On a GPU those at the sizes that are timed: all others compile hundreds of
@@ -46,7 +46,7 @@ def run_suite(out: Path, *, quick=False, commit=None, photos=None, seconds=None)
     if not green:
         print("No filter's equivalence tests are green on this device; nothing is timed.", file=sys.stderr)
         return 1
-    environment = report.environment(commit) | {"tests": tests}
+    environment = measurements.environment(commit) | {"tests": tests}
     out.mkdir(parents=True, exist_ok=True)
     rows = out.resolve() / "rows.jsonl"  # grows while the suite runs, and stays only if this process is ended
     rows.unlink(missing_ok=True)
@@ -55,7 +55,7 @@ def run_suite(out: Path, *, quick=False, commit=None, photos=None, seconds=None)
     command += ["--photos", str(photos.resolve())] if photos else []
     # What was measured before the time was up, or before a benchmark failed, is a report all the same.
     status = run_boxed(command, None if deadline is None else deadline - time.monotonic())
-    written = write(out / reports.slug(environment), environment, report.read_rows(rows))
+    written = write(out / reports.slug(environment), environment, measurements.read(rows))
     rows.unlink(missing_ok=True)
     print(written.read_text())
     return status or int(len(green) < len(tests))
@@ -64,8 +64,11 @@ def run_suite(out: Path, *, quick=False, commit=None, photos=None, seconds=None)
 def write(name: Path, environment: dict, rows: list[dict]) -> Path:
     """name.json, name.md and the figures that there are rows for, name-growth.png and name-times.png; returns the
     Markdown's path."""
-    drawn = figures.draw(name, rows)
-    return report.write_both(name, environment, rows, report.markdown(environment, rows, drawn))
+    text = measurements.markdown(environment, rows, plots.draw(name, rows))
+    data = json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n"
+    files.write(name.with_suffix(".json"), data.encode())
+    files.write(name.with_suffix(".md"), text.encode())
+    return name.with_suffix(".md")
 
 
 def gate(tests: dict[str, list[str]], seconds=None) -> dict[str, str]:

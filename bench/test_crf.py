@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.memory import peak_on_cpu, peak_on_gpu
+from bench.peak_memory import peak_on_cpu, peak_on_gpu
 from bench.peers import installed
 from bench.providers import errors, facts, graphed, offers, runner
 from bench.timing import clock

@@ -15,6 +15,13 @@ def clock() -> float:
     return time.perf_counter()
 
 
+def seconds(call) -> float:
+    """Of one call, by `clock`."""
+    start = clock()
+    call()
+    return clock() - start
+
+
 def replayed(call):
     """`call` captured in a CUDA graph; the result is its replay."""
     stream = torch.cuda.Stream()
@@ -33,9 +40,7 @@ def seconds_on_gpu(call, repeats: int = 30, inside: int = 20) -> float:
     """Median time of `call` between two events: `inside` calls replayed from a graph, so that no launch waits for
     Python; one call, and fewer times, where it takes milliseconds."""
     call()
-    started = clock()
-    call()
-    if clock() - started > 2e-3:
+    if seconds(call) > 2e-3:
         repeats, inside = 9, 1
 
     def several():

@@ -81,7 +81,7 @@ class ConvCRFWork(CRFWork):
 
 @dataclass(frozen=True)
 class FullCRFWork(CRFWork):
-    """All pixels hear each other, by position and by position and colour."""
+    """Kernels over all pairs of pixels, by position and by position and colour."""
 
     normalization: str = "symmetric"
 
@@ -178,13 +178,6 @@ class GuidedWork(CRFWork):
         return {"build": build, "loop": loop, "total": build + loop}[stage]
 
 
-def gaussian_features(image, thetas) -> torch.Tensor:
-    """Positions for one theta, positions and colours for two; image [B, 3, H, W]."""
-    if len(thetas) == 2:
-        return tc.features.bilateral(image, *thetas)
-    return tc.features.spatial(image.shape[2:], *thetas, device=image.device)
-
-
 def lattice_of(filter) -> Lattice:
     return Lattice(*filter.tensors[:6])
 
@@ -264,35 +257,21 @@ class Inputs:
 
 
 # W7: one axis grows, the others stay here.
+_AXES = {
+    "side": [128, 256, 512, 1024, 2048, 4096, 8192],
+    "classes": [2, 8, 21, 64, 150, 256],
+    "batch": [1, 4, 16, 32],
+}
+_BASE = {"side": 256, "classes": 21, "batch": 1}
 GROWTH = {
     "window": (
-        {"side": 256, "classes": 21, "window_size": 7, "batch": 1, "features": 3},
-        {
-            "side": [128, 256, 512, 1024, 2048, 4096, 8192],
-            "classes": [2, 8, 21, 64, 150, 256],
-            "window_size": [3, 7, 11, 15, 21, 31],
-            "batch": [1, 4, 16, 32],
-            "features": [1, 3, 8, 16, 32, 64],
-        },
+        _BASE | {"window_size": 7, "features": 3},
+        _AXES | {"window_size": [3, 7, 11, 15, 21, 31], "features": [1, 3, 8, 16, 32, 64]},
     ),
-    "lattice": (
-        {"side": 256, "classes": 21, "batch": 1, "features": 5},
-        {
-            "side": [128, 256, 512, 1024, 2048, 4096, 8192],
-            "classes": [2, 8, 21, 64, 150, 256],
-            "batch": [1, 4, 16, 32],
-            "features": [1, 2, 5, 8, 16],
-        },
-    ),
+    "lattice": (_BASE | {"features": 5}, _AXES | {"features": [1, 2, 5, 8, 16]}),
     "guided": (
-        {"side": 256, "classes": 21, "radius": 3, "batch": 1, "features": 3},
-        {
-            "side": [128, 256, 512, 1024, 2048, 4096, 8192],
-            "classes": [2, 8, 21, 64, 150, 256],
-            "radius": [3, 4, 8, 16, 32, 64, 128, 200],
-            "batch": [1, 4, 16, 32],
-            "features": [1, 2, 3, 4, 8],
-        },
+        _BASE | {"radius": 3, "features": 3},
+        _AXES | {"radius": [3, 4, 8, 16, 32, 64, 128, 200], "features": [1, 2, 3, 4, 8]},
     ),
 }
 LARGEST_SIDE_ON_CPU = 2048

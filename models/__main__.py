@@ -17,10 +17,10 @@ from tritoncrf.checks import renamed
 from tritoncrf.commands import CommandError, Parser, device_found, run
 from tritoncrf.files import save_figure, write
 from tritoncrf.layers import Layer
-from tritoncrf.models import checkpoints, config, data, evaluation, figures, prediction
+from tritoncrf.models import checkpoints, config, data, evaluation, network_figures, prediction
 from tritoncrf.models.augment import Augment
 from tritoncrf.models.distributed import world
-from tritoncrf.models.experiments import synthetic, trained
+from tritoncrf.models.experiments import lattice_error, synthetic_task, trained
 from tritoncrf.models.experiments.runs import Place
 from tritoncrf.models.experiments.tables import EXPERIMENTS
 from tritoncrf.models.metrics import Evaluation, Result
@@ -28,6 +28,11 @@ from tritoncrf.models.segmenter import Segmenter
 from tritoncrf.models.training import Trainer
 
 __all__ = ["main"]
+
+ON_PHOTOS = {
+    "synthetic": (synthetic_task.run, "noisy scores of label maps, refined by every filter"),
+    "lattice": (lattice_error.run, "how far the lattice is from the exact sum"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,11 +74,14 @@ def _parser() -> Parser:
     command.set_defaults(run=_predict)
 
     command = commands.add_parser("experiments", help="the papers' tables, at a small size")
-    tables = command.add_subparsers(required=True, metavar=" | ".join(("synthetic", *EXPERIMENTS)))
-    command = tables.add_parser("synthetic", help="noisy scores of label maps, refined by every filter")
-    command.add_argument("--data", type=Path, metavar="FOLDER", help="with voc, camvid, coco_stuff; the demo's photo")
-    _add_report(command)
-    command.set_defaults(run=_synthetic)
+    tables = command.add_subparsers(required=True, metavar=" | ".join((*ON_PHOTOS, *EXPERIMENTS)))
+    for name, (experiment, title) in ON_PHOTOS.items():
+        command = tables.add_parser(name, help=title)
+        command.add_argument(
+            "--data", type=Path, metavar="FOLDER", help="with voc, camvid, coco_stuff; the demo's photo"
+        )
+        _add_report(command)
+        command.set_defaults(run=_on_photos, name=name, experiment=experiment)
     for name, experiment in EXPERIMENTS.items():
         command = tables.add_parser(name, help=experiment.title)
         command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's")
@@ -187,11 +195,11 @@ def _report(
     """Tables and figures of an evaluation."""
     write(out / "results.csv", _csv(results))
     for name, score in found.items():
-        save_figure(out / f"confusion_{name}.png", figures.confusion(score.confusion, network.classes))
-    save_figure(out / "trimap.png", figures.trimap(results))
+        save_figure(out / f"confusion_{name}.png", network_figures.confusion(score.confusion, network.classes))
+    save_figure(out / "trimap.png", network_figures.trimap(results))
     if isinstance(network.model.crf, Layer):
         cost = network.model.crf.cost.detach().cpu()
-        save_figure(out / "compatibility.png", figures.compatibility(cost, network.classes))
+        save_figure(out / "compatibility.png", network_figures.compatibility(cost, network.classes))
 
 
 def _csv(results: Mapping[str, Result]) -> bytes:
@@ -223,10 +231,10 @@ def _predict(options: argparse.Namespace) -> None:
     print(f"wrote {len(paths)} x labels and overlays in {options.out}")
 
 
-def _synthetic(options: argparse.Namespace) -> None:
+def _on_photos(options: argparse.Namespace) -> None:
     _make_folder(options.out)
-    synthetic.run(options.data, options.out, device_found())
-    print(f"wrote {options.out / 'synthetic.md'}")
+    options.experiment(options.data, options.out, device_found())
+    print(f"wrote {options.out / options.name}.md")
 
 
 def _experiment(options: argparse.Namespace) -> None:

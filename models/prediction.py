@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tritoncrf.files import FileError, decoded, read_image, replacing, write_labels
-from tritoncrf.models import figures
+from tritoncrf.models import network_figures
 from tritoncrf.models.data import IMAGES
 from tritoncrf.models.evaluation import Testing, scores
 from tritoncrf.models.segmenter import Segmenter
@@ -75,7 +75,7 @@ def predict(
         if resize is not None:
             maps = torch.nn.functional.interpolate(maps, size=photo.size[::-1], mode="bilinear", align_corners=False)
         labels = maps[0].argmax(0).cpu().numpy()
-        overlay = Image.fromarray(figures.overlay_picture(np.array(photo), labels))
+        overlay = Image.fromarray(network_figures.overlay_picture(np.array(photo), labels))
         with (
             replacing(out / "labels" / f"{path.stem}.png") as label_file,
             replacing(out / "overlays" / f"{path.stem}.png") as overlay_file,

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tritoncrf.files import FileError, save_figure, write
-from tritoncrf.models import checkpoints, data, evaluation, figures
+from tritoncrf.models import checkpoints, data, evaluation, network_figures
 from tritoncrf.models.augment import Augment
 from tritoncrf.models.config import Config, Phase
 from tritoncrf.models.distributed import World
@@ -264,7 +264,7 @@ class Trainer:
             self._log()
             self._panel()
             if validated:
-                save_figure(self.folder / "curves.png", figures.curves(self.rows))
+                save_figure(self.folder / "curves.png", network_figures.curves(self.rows))
             bar.write(self._line(row))
         self._checkpoint()
         self.world.wait()
@@ -366,7 +366,7 @@ class Trainer:
         refined = [labels["refined"] for labels in found] if self.model.crf is not None else None
         photos = [example["image"].permute(1, 2, 0).numpy() for example in shown]
         truths = [example["labels"].numpy() for example in shown]
-        figure = figures.panel(photos, truths, unary, refined, self.classes)
+        figure = network_figures.panel(photos, truths, unary, refined, self.classes)
         save_figure(self.folder / "panels" / f"epoch_{self.turn:04d}.png", figure)
 
     def _line(self, row: Row) -> str:

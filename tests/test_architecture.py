@@ -21,7 +21,6 @@ MAY_IMPORT = {
     "checks": {"types"},
     "step": set(),
     "commands": set(),
-    "reports": set(),
     "kernels": {"step"},
     "reference": {"step"},
     "backends": {"kernels", "reference"},
@@ -36,6 +35,7 @@ MAY_IMPORT = {
     "synthetic": {"checks"},
     "figures": {"checks", "diagnostics"},
     "files": {"figures"},
+    "reports": {"files"},
     "demo": {"types", "checks", "refine", "synthetic"},
     "__init__": {"checks", "features", "filters", "mean_field", "diagnostics", "published", "layers", "refine"},
     "cli": {"__init__", "checks", "diagnostics", "published", "refine", "commands", "figures", "files", "demo"},
@@ -53,6 +53,7 @@ LIBRARIES = {
     "synthetic": {"torch", "numpy"},
     "figures": {"torch", "numpy", "matplotlib", "PIL"},
     "files": {"numpy", "matplotlib", "PIL"},
+    "reports": {"torch", "matplotlib"},
     "demo": {"torch", "numpy", "matplotlib", "PIL"},
     "cli": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
 }

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import figures, floors, growth, profile, report, suite, timing
-from bench.occupancy import MULTIPROCESSORS, Occupancy, occupancy
+from bench import floors, growth, measurements, plots, suite, timing
+from bench.compiled import profile, sweep
+from bench.compiled.occupancy import MULTIPROCESSORS, Occupancy, occupancy
 from bench.workloads import GRACE_HOPPER, ConvCRFWork, CRFWork, GuidedWork, Inputs, LatticeWork
 from drawings import picture, texts
 
@@ -63,7 +64,7 @@ def test_a_report_names_its_peers_and_compares_with_them():
         row(work, "pydensecrf", 3.0, stage="total"),
         row(replace(work, iterations=10), "tritoncrf", 1.0, stage="total"),
     ]
-    text = report.markdown(ENVIRONMENT, rows, {"a-times.png": "times"})
+    text = measurements.markdown(ENVIRONMENT, rows, {"a-times.png": "times"})
     assert "pydensecrf: not installed" in text and "commit c0ffee, torch 2.0" in text
     assert "![times](a-times.png)" in text and "refused" not in text
     found = tables(text)
@@ -77,21 +78,21 @@ def test_a_row_with_two_peers_is_compared_with_both():
         row(work, provider, median, stage="total")
         for provider, median in (("tritoncrf", 1.0), ("torch_boxes", 3.0), ("kornia", 8.0))
     ]
-    ours, *others = (report.cells(row, report.peers_of(row, report.peers(rows))) for row in rows)
+    ours, *others = (measurements.cells(row, measurements.peers_of(row, measurements.peers(rows))) for row in rows)
     assert ours["faster"] == "3 x, 8 x" and ours["memory"] == "1 x, 1 x" and ours["r"] == "3"
     assert all(other["faster"] == "" for other in others)
 
 
 def test_works_that_differ_in_any_number_are_told_apart():
     works = [GuidedWork(size=SIZE), GuidedWork(size=SIZE, radius=8), LatticeWork(size=SIZE), ConvCRFWork(3, size=SIZE)]
-    assert len({report.key(row(work, "tritoncrf", 1.0)) for work in works}) == len(works)
+    assert len({measurements.key(row(work, "tritoncrf", 1.0)) for work in works}) == len(works)
 
 
 def test_a_report_of_a_pipeline_tells_the_share_of_its_crf():
     about = {"work": "W6", "pipeline": "P", "filter": "guided", "size": (4, 5), "batch": 8, "mode": "forward"}
     measured = {"provider": "tritoncrf", "median": 0.4, "iqr": 0.0, "crf": 0.1, "peak_memory": None, "clocks": {}}
     counted = asdict(floors.NOTHING) | {"floor": None, "copy_bandwidth": None}
-    (found,) = tables(report.markdown(ENVIRONMENT, [about | measured | counted], {}))
+    (found,) = tables(measurements.markdown(ENVIRONMENT, [about | measured | counted], {}))
     assert found == {
         "pipeline": "P", "size": "4x5", "batch": "8", "run": "tritoncrf forward", "ms": "400", "IQR": "0",
         "network ms": "300", "CRF ms": "100", "CRF's share": "25.0%", "images/s": "20",
@@ -100,10 +101,10 @@ def test_a_report_of_a_pipeline_tells_the_share_of_its_crf():
 
 def test_a_head_states_clocks_and_what_is_refused():
     rows = [row(ConvCRFWork(3, size=SIZE), "tritoncrf", 1.0, clocks={"sm": sm, "memory": 2619}) for sm in (1980, 1755)]
-    head = "\n".join(report.head(ENVIRONMENT | {"tests": {"window": "green", "exact": "red (status 1)"}}, rows))
+    head = "\n".join(measurements.head(ENVIRONMENT | {"tests": {"window": "green", "exact": "red (status 1)"}}, rows))
     assert "Clocks while measuring: sm 1755 to 1980 MHz, memory 2619 to 2619 MHz." in head
     assert "The exact filter is refused: its equivalence tests are red (status 1)." in head and "window" not in head
-    assert "not readable" in "\n".join(report.head(ENVIRONMENT, [row | {"clocks": {}} for row in rows]))
+    assert "not readable" in "\n".join(measurements.head(ENVIRONMENT, [row | {"clocks": {}} for row in rows]))
 
 
 # The gate ---------------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def test_the_upper_half_is_fitted_and_compared_with_the_counted_work():
     assert window.law.exponent == pytest.approx(1) and window.expected.exponent == pytest.approx(1)
     assert lattice.values[lattice.fitted] == [1, 2]
     assert lattice.law.exponent == pytest.approx(1) and lattice.expected.exponent == pytest.approx(3)
-    lines = tables(report.exponents([window, lattice]))
+    lines = tables(measurements.exponents([window, lattice]))
     assert [line["exponent"] for line in lines] == ["1.00 ± 0.00", "1.00"]
     assert (lines[0]["from"], lines[0]["to"], lines[0]["points"]) == (str(1024**2), str(8192**2), "4")
 
@@ -211,7 +212,7 @@ def test_growth_is_drawn_a_panel_for_each_axis():
     rows += [
         point(filter, "classes", c, 1e-3 * c, c, stage="apply") for c in (2, 8, 64) for filter in ("guided", "lattice")
     ]
-    figure = figures.growing(growth.curves(rows))
+    figure = plots.growing(growth.curves(rows))
     assert [axes.get_xlabel() for axes in figure.axes] == ["radius", "classes", "classes"]
     shown = Counter(filter(None, texts(figure)))
     assert shown["guided filter"] == shown["lattice filter"] == 1
@@ -232,9 +233,9 @@ def test_times_are_drawn_beside_those_of_peers_and_floors():
         row(replace(window, picture="another"), "tritoncrf", 3.0, picture="another"),
         row(window, "tritoncrf", 4.0, learns="features") | {"work": "W5"},
     ]
-    groups = figures.whole_calls(rows)
+    groups = plots.whole_calls(rows)
     assert [[r["median"] for r in group] for group in groups] == [[2.0], [4.0], [0.01, 0.05]]
-    figure = figures.times(groups)
+    figure = plots.times(groups)
     labels = [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes]
     assert labels == [["W1 k=7 blur 1", "W3 24x32"], ["W1 k=7 blur 1"]]
     assert {"Forward", "Training step", "10 ms  (2.5 x)", "50 ms  (5 x)", "2 s", "4 s"} <= set(texts(figure))
@@ -244,16 +245,16 @@ def test_times_are_drawn_beside_those_of_peers_and_floors():
 
 def test_figures_stand_beside_the_report_and_are_small(tmp_path):
     rows = [row(ConvCRFWork(7, size=SIZE), "tritoncrf", 2.0)]
-    assert list(figures.draw(tmp_path / "a", rows)) == ["a-times.png"]
+    assert list(plots.draw(tmp_path / "a", rows)) == ["a-times.png"]
     rows += [point("window", "batch", b, 0.1 * b, b) for b in (1, 2)]
-    written = figures.draw(tmp_path / "b", rows)
+    written = plots.draw(tmp_path / "b", rows)
     assert list(written) == ["b-times.png", "b-growth.png"]
     assert all(0 < (tmp_path / name).stat().st_size < 150_000 for name in written)
 
 
 @pytest.mark.parametrize("seconds, text", [(12.34, "12.3 s"), (0.25, "250 ms"), (1e-3, "1 ms"), (2.5e-5, "25 µs")])
 def test_durations_are_short(seconds, text):
-    assert figures.duration(seconds) == text
+    assert plots.duration(seconds) == text
 
 
 # Comparisons ------------------------------------------------------------------------------------------------------
@@ -393,3 +394,19 @@ def test_a_profile_without_a_gpu(tmp_path, monkeypatch, capsys):
     lines = tables(found.read_text())
     assert all(int(line["registers"]) > 0 and int(line["programs"]) > 0 and int(line["ldg"]) > 0 for line in lines)
     assert lines[0]["kernel"] == "_window_kernel softmax" and lines[0]["launches"] == "loop 4"
+
+
+def test_a_compile_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "configurations", lambda thorough: [sweep.Configuration(classes=3, filters=1)])
+    monkeypatch.setattr(
+        sys, "argv", ["bench", "compile", "--targets", "sm_90,gfx942", "--out", str(tmp_path / "compiled.md")]
+    )
+    assert command.main() == 0
+    lines = tables((tmp_path / "compiled.md").read_text())
+    assert all(int(line["registers"]) > 0 for line in lines)
+    assert [line["kernel"] for line in lines if "ldg" in line] == [
+        line["kernel"] for line in lines if "ldg" not in line
+    ]
+    assert "configurations, at most" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench", "compile", "--targets", "sm_1"])
+    assert command.main() == 2

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import tritoncrf as tc
-from docs.gallery import failures, labels, layers, methods, parameters, pictures, volume, weights
+from docs.gallery import failures, filter_rows, labels, layers, methods, parameters, pictures, volume
 from docs.gallery.__main__ import PIXELS, main
 from drawings import picture, texts
 
@@ -25,7 +25,7 @@ def shipped(name):
 
 @pytest.fixture
 def detail(monkeypatch):
-    """A part of Hopper's face, with hair."""
+    """A part of Hopper's head, with hair."""
     whole = pictures.hopper().cropped(np.s_[200:280, 140:236])
     monkeypatch.setattr(pictures, "hopper", lambda: whole)
     return whole
@@ -113,16 +113,16 @@ def test_failures_stand_beside_what_does_not_fail(detail, monkeypatch):
 
 
 def test_a_row_is_that_of_the_filter(monkeypatch):
-    monkeypatch.setattr(weights, "PIXEL", (2, 3))
+    monkeypatch.setattr(filter_rows, "PIXEL", (2, 3))
     f = torch.randn(1, 3, 6, 7, generator=torch.Generator().manual_seed(0))
     expected = torch.exp(-0.5 * (f - f[..., 2:3, 3:4]).square().sum(1))[0]
-    np.testing.assert_allclose(weights.row_of(tc.filters.Exact(f), (6, 7)), expected.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(filter_rows.row_of(tc.filters.Exact(f), (6, 7)), expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_weights_are_drawn_for_every_filter(detail, monkeypatch):
-    monkeypatch.setattr(weights, "DETAIL", FEW)
-    monkeypatch.setattr(weights, "PIXEL", (20, 25))
-    shown = texts(weights.weights())
+    monkeypatch.setattr(filter_rows, "DETAIL", FEW)
+    monkeypatch.setattr(filter_rows, "PIXEL", (20, 25))
+    shown = texts(filter_rows.weights())
     assert shown[::2] == ["Exact", "Lattice", "Window", "Guided"] * 3
     assert all(0 <= int(text.split(": ")[1].split("%")[0]) <= 100 for text in shown[1::2])
 

@@ -1,18 +1,26 @@
-"""What a report of measurements states: where and with what it was made, and its tables."""
+"""Reports of measurements: where and with what they were made, their tables as Markdown and CSV, and their files."""
 
+import csv
+import io
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["environment", "number", "processor", "slug", "table", "versions"]
+from tritoncrf.files import save_figure
+from tritoncrf.files import write as write_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["environment", "head", "number", "processor", "slug", "table", "versions", "write"]
 
 
 def environment(commit: str | None = None) -> dict[str, str | None]:
@@ -69,6 +77,12 @@ def slug(environment: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + "-" + environment["date"]
 
 
+def head(title: str, command: str) -> str:
+    """Title, where and with what it was made, and the command that makes it again."""
+    made = environment()
+    return f"# {title}\n\n{made['device']}, {made['date']}, {versions(made)}. Made by\n\n    {command}\n"
+
+
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Markdown, aligned so that it also reads on a terminal."""
     rows = [header, *lines]
@@ -80,3 +94,17 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def number(value: float | None, scale: float = 1.0) -> str:
     """Three digits; empty for None."""
     return "" if value is None else f"{value * scale:.3g}" if abs(value * scale) < 999.5 else f"{value * scale:.0f}"
+
+
+def write(
+    out: Path, name: str, text: str, rows: Sequence[Mapping[str, Any]], figures: "Mapping[str, Figure] | None" = None
+) -> None:
+    """out/name.md, out/name.csv with a column for each key of the rows, and the figures by their names."""
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(out / f"{name}.csv", lines.getvalue().encode())
+    for title, figure in (figures or {}).items():
+        save_figure(out / f"{title}.png", figure)
+    write_file(out / f"{name}.md", text.encode())

@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from docs.gallery import failures, labels, layers, methods, parameters, volume, weights
+from docs.gallery import failures, filter_rows, labels, layers, methods, parameters, volume
 from docs.gallery.sheet import INCHES
 from tritoncrf import commands, files
 
@@ -18,7 +18,7 @@ FIGURES = {
     "labels": labels.labels,
     "layers": layers.layers,
     "failures": failures.failures,
-    "weights": weights.weights,
+    "weights": filter_rows.weights,
     "parameters": parameters.parameters,
     "parameters-local": parameters.parameters_local,
 }

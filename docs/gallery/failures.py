@@ -28,8 +28,8 @@ def window(whole: Picture) -> list[Panel]:
     shown = whole.cropped(LOWER)
     return [
         labelled("Input labels", shown, scores.argmax(0)[LOWER], "flaws 32 pixels wide"),
-        labelled("Window: wide flaws stay", shown, near, "hears 22 pixels far"),
-        labelled("Lattice", shown, far, "hears all pixels"),
+        labelled("Window: wide flaws stay", shown, near, "reaches 22 pixels"),
+        labelled("Lattice", shown, far, "reaches all pixels"),
     ]
 
 

@@ -23,7 +23,7 @@ WINDOW = {
     "blur": ((1, 4, 12), "11 pixels wide", "thin things go"),
 }
 GUIDED = {
-    "radius": ((1, 3, 12), "hears 2 pixels far", "24 pixels far"),
+    "radius": ((1, 3, 12), "reaches 2 pixels", "24 pixels"),
     "eps": ((0.01, 1, 10000), "faint edges count", "few edges count"),
 }
 

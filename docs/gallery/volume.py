@@ -28,7 +28,7 @@ def volume() -> Figure:
     noisy = [noisy_scores(labels, len(CLASSES), keep=0.7, seed=z) for z, labels in enumerate(truth)]
     scores = np.stack(noisy, axis=1)  # [C, Z, Y, X]
     image, logits = torch.from_numpy(scan)[None, None], torch.from_numpy(scores)[None].clamp(min=1e-5).log()
-    # A voxel hears from about as many: 19 x 19 are 361, 7 x 7 x 7 are 343.
+    # A voxel depends on about as many: 19 x 19 are 361, 7 x 7 x 7 are 343.
     slices = [refined(logits[:, :, z], image[:, :, z], 19, SPACING[1:]) for z in range(SIZE[0])]
     results = {
         "Input labels": scores.argmax(0),

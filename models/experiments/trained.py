@@ -15,16 +15,15 @@ import torch
 from torch.utils.data import DataLoader
 
 import tritoncrf as tc
-from tritoncrf.models import checkpoints, data, evaluation, metrics
-from tritoncrf.models import figures as model_figures
+from tritoncrf import reports
+from tritoncrf.models import checkpoints, data, evaluation, metrics, network_figures
 from tritoncrf.models.data import Batch
-from tritoncrf.models.experiments import figures, report
-from tritoncrf.models.experiments.runs import LARGE, PARTS, SMALL, Place, train
+from tritoncrf.models.experiments.dot_plot import dots
+from tritoncrf.models.experiments.runs import COMMAND, LARGE, PARTS, SMALL, Place, train
 from tritoncrf.models.experiments.statistics import BLOCKS, Estimate, in_blocks, jackknife
 from tritoncrf.models.experiments.tables import EXPERIMENTS, Experiment, Row
 from tritoncrf.models.segmenter import Segmenter, WithCRF
 from tritoncrf.models.segmodel import SegModel
-from tritoncrf.reports import table
 
 WIDTHS = metrics.WIDTHS
 MEASURES: dict[str, Callable[[metrics.Result], float]] = {
@@ -144,14 +143,14 @@ def run(name: str, place: Place, device: torch.device) -> None:
     if name == "segmodel":
         text += part_times(device)
     drawn = {
-        f"{name}-differences": figures.dots(
+        f"{name}-differences": dots(
             {measure: {"": {pair: each[measure] for pair, each in differences.items()}} for measure in MEASURES},
             "points",
             differences=True,
         ),
-        f"{name}-trimap": model_figures.trimap({title: row.result(row.counts.sum(0)) for title, row in rows.items()}),
+        f"{name}-trimap": network_figures.trimap({title: row.result(row.counts.sum(0)) for title, row in rows.items()}),
     }
-    report.write(place.out, name, text, _rows(rows), drawn)
+    reports.write(place.out, name, text, _rows(rows), drawn)
 
 
 def _markdown(
@@ -177,18 +176,18 @@ def _markdown(
     ]
     chosen = [f"{title}: {row.settings}, chosen on the held-out images." for title, row in rows.items() if row.settings]
     return "\n".join([
-        report.head(experiment.title, f"{name} --data CAMVID{large}{changes}"),
+        reports.head(experiment.title, COMMAND.format(f"{name} --data CAMVID{large}{changes}")),
         f"Trainings at commit {trainings}.", "",
         f"{size} {experiment.published}", "",
         f"Percent on the validation images, \N{PLUS-MINUS SIGN} one standard error (jackknife over {BLOCKS} stretches "
         f"of consecutive frames, which are alike). One seed, all at the last epoch{start}. \"Learnt from\": mean IoU "
         "on the images that the run, or its CRF, had.", "",
-        table(["", *MEASURES, "learnt from"], lines),
+        reports.table(["", *MEASURES, "learnt from"], lines),
         *chosen, "",
         "## Differences", "",
         "In points, on the same images; bold: beyond what chance does to one in twenty (Student's t). Where the rows "
         "are two trainings of a network, another seed might change more than that.", "",
-        table(["", *MEASURES], compared),
+        reports.table(["", *MEASURES], compared),
         f"![The same, drawn]({name}-differences.png)", "", f"![Near borders]({name}-trimap.png)", "",
     ])  # fmt: skip
 
@@ -219,7 +218,7 @@ def part_times(device: torch.device, size: tuple[int, int] = (300, 500), depth: 
     published = (
         "\nThe paper has 43.7, 49.8, 50.0 and 54.4 ms on a Titan X, the last 4.4 of them for the guidance CRF.\n"
     )
-    return heading + table(["", "ms"], lines) + published
+    return heading + reports.table(["", "ms"], lines) + published
 
 
 @torch.no_grad()

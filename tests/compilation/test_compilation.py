@@ -9,7 +9,8 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 
 from bench import floors  # noqa: E402
-from bench.compilation import compile_all, compile_launch, identity, instruction_mix, sweep, unique  # noqa: E402
+from bench.compiled.compilation import compile_all, compile_launch, identity, instruction_mix, unique  # noqa: E402
+from bench.compiled.sweep import sweep  # noqa: E402
 from tritoncrf.kernels.common import Launch  # noqa: E402
 
 # Registers are 32 bits, and a thread has 255 of them.

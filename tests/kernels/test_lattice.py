@@ -26,7 +26,10 @@ def built(size, d, classes, batch=1, shared=False, scale=False):
 
 def in_float32(side, device):
     lattice = side.lattice
-    tensors = [getattr(lattice, name) for name in ("weights", "vertices", "neighbours", "sorted_pairs", "chunk_starts", "vertex_chunks")]
+    tensors = [
+        getattr(lattice, name)
+        for name in ("weights", "vertices", "neighbours", "sorted_pairs", "chunk_starts", "vertex_chunks")
+    ]
     tensors = [t.to(device, torch.float32) if t.is_floating_point() else t.to(device) for t in tensors]
     factor = None if side.scale is None else side.scale.to(device, torch.float32)
     return reference.ScaledLattice(reference.Lattice(*tensors), factor)

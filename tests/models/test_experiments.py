@@ -12,7 +12,8 @@ import torch
 import tritoncrf as tc
 from tritoncrf.models import config
 from tritoncrf.models.__main__ import main
-from tritoncrf.models.experiments import figures, runs, synthetic, trained
+from tritoncrf.models.experiments import lattice_error, runs, synthetic_task, trained
+from tritoncrf.models.experiments.dot_plot import dots
 from tritoncrf.models.experiments.statistics import (
     Estimate,
     accuracy,
@@ -23,6 +24,7 @@ from tritoncrf.models.experiments.statistics import (
     student,
 )
 from tritoncrf.models.experiments.tables import EXPERIMENTS, Experiment, Row
+from tritoncrf.synthetic import noisy_scores
 
 CPU = torch.device("cpu")
 TOML = """
@@ -129,18 +131,18 @@ def small_voc(shapes, tmp_path):
 
 
 def test_every_comparison_names_rows_that_there_are():
-    rows = synthetic.METHODS | synthetic.EXACT
-    for pair in synthetic.EFFECTS.values():
+    rows = synthetic_task.METHODS | synthetic_task.EXACT
+    for pair in synthetic_task.EFFECTS.values():
         assert set(pair) <= set(rows)
-    assert set(synthetic.PUBLISHED) <= set(rows)
+    assert set(synthetic_task.PUBLISHED) <= set(rows)
     assert len({(m.key, m.unary, m.weights) for m in rows.values()}) == len(rows)  # no row twice
 
 
 def test_a_window_over_the_whole_image_is_the_exact_sum():
     torch.manual_seed(0)
     image, scores = torch.randint(0, 256, (1, 3, 12, 14), dtype=torch.uint8), torch.rand(1, 3, 12, 14)
-    exact = synthetic.Method("exact")
-    window = synthetic.Method("window", window_size=27, blur=1)
+    exact = synthetic_task.Method("exact")
+    window = synthetic_task.Method("window", window_size=27, blur=1)
     labels = [m.refined(scores, image, m.filters(image)) for m in (exact, window)]
     assert torch.equal(*labels)
     assert not torch.equal(labels[0], scores[0].argmax(0))  # the CRF did something
@@ -149,7 +151,7 @@ def test_a_window_over_the_whole_image_is_the_exact_sum():
 def test_released_rows_are_the_layer_and_fullcrf_is_refine():
     torch.manual_seed(0)
     image, scores = torch.randint(0, 256, (1, 3, 12, 14), dtype=torch.uint8), torch.rand(1, 3, 12, 14)
-    conv, full = synthetic.METHODS["ConvCRF 5, released"], synthetic.METHODS["equal: lattice"]
+    conv, full = synthetic_task.METHODS["ConvCRF 5, released"], synthetic_task.METHODS["equal: lattice"]
     layer = tc.ConvCRF(3, window_size=5, blur=4, preset="released")
     assert torch.equal(conv.refined(scores, image, []), layer(scores, image)[0].argmax(0))
     expected = tc.refine(image[0], logits=(scores[0] + 1e-20).log()).argmax(0)
@@ -157,7 +159,7 @@ def test_released_rows_are_the_layer_and_fullcrf_is_refine():
 
 
 def test_void_counts_as_in_the_paper_or_not_at_all(small_voc):
-    [maps] = synthetic.label_maps(small_voc, small=True)
+    [maps] = synthetic_task.label_maps(small_voc, small=True)
     assert maps.void_counts and len(maps.pairs) == 3
     for _, _, known, truth in maps.scored():
         assert (known == truth).all() and known.max() == 2
@@ -167,19 +169,19 @@ def test_void_counts_as_in_the_paper_or_not_at_all(small_voc):
 
 
 def test_the_synthetic_report(small_voc, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "CROP", (16, 16))
-    monkeypatch.setattr(synthetic, "SEEDS", (0, 1))
-    monkeypatch.setitem(synthetic.FOLDERS, "voc", synthetic.Folder("folder", "all", images=2, crops=1))
+    monkeypatch.setattr(synthetic_task, "CROP", (16, 16))
+    monkeypatch.setattr(synthetic_task, "SEEDS", (0, 1))
+    monkeypatch.setitem(synthetic_task.FOLDERS, "voc", synthetic_task.Folder("folder", "all", images=2, crops=1))
     out = tmp_path / "out"
     out.mkdir()
-    synthetic.run(small_voc, out, CPU)
+    synthetic_task.run(small_voc, out, CPU)
     text = (out / "synthetic.md").read_text()
     assert "## voc: 2 images, 3 classes" in text and "## voc, 16 x 16: 1 images" in text
-    assert all(f"| {name} " in text for name in synthetic.METHODS | synthetic.EXACT)
-    assert all(title in text for title in synthetic.EFFECTS)
+    assert all(f"| {name} " in text for name in synthetic_task.METHODS | synthetic_task.EXACT)
+    assert all(title in text for title in synthetic_task.EFFECTS)
     with open(out / "synthetic.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * len(synthetic.METHODS) + 2 * len(synthetic.CROPPED)
+    assert len(rows) == 2 * 2 * len(synthetic_task.METHODS) + 2 * len(synthetic_task.CROPPED)
     # The table's accuracy is the sum's; images of one size have one weight.
     unary = [float(row["accuracy"]) for row in rows if row["method"] == "unary" and row["set"] == "voc"]
     row = next(line for line in text.splitlines() if line.startswith("| unary "))
@@ -190,13 +192,49 @@ def test_the_synthetic_report(small_voc, tmp_path, monkeypatch):
 
 
 def test_without_data_there_is_the_demos_photo():
-    [maps] = synthetic.label_maps(None, small=True)
+    [maps] = synthetic_task.label_maps(None, small=True)
     assert maps.pairs[0][1].shape[:2] == maps.pairs[0][2].shape
 
 
 def test_folders_without_any_of_the_data_are_refused(tmp_path, capsys):
     assert main(["experiments", "synthetic", "--data", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
     assert "expected a folder with some of voc, camvid, coco_stuff" in capsys.readouterr().err
+
+
+# The lattice ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_distance_is_from_the_dense_matrix(monkeypatch):
+    """All pixels of a small picture: the errors that are reported, computed again."""
+    random = np.random.default_rng(0)
+    picture, labels = random.integers(0, 256, (9, 13, 3), np.uint8), random.integers(0, 5, (9, 13))
+    monkeypatch.setattr(lattice_error, "THETAS", [(80, 13)])
+    monkeypatch.setattr(lattice_error, "AT_ONCE", 50)
+    (row,) = lattice_error.measured(synthetic_task.Labelled("noise", [("a", picture, labels)], 5), CPU, pixels=117)
+    f = tc.features.bilateral(torch.from_numpy(picture).permute(2, 0, 1)[None], 80, 13)
+    points = f.double()[0].flatten(1).T
+    k = torch.exp(-torch.cdist(points, points).square() / 2)
+    x = torch.from_numpy(noisy_scores(labels, 5))[None]
+    mean = x.double()[0].flatten(1) @ (k / k.sum(1, keepdim=True)).T
+    difference = tc.filters.Lattice(f, normalization="after")(x)[0].flatten(1).double() - mean
+    ratio = tc.filters.Lattice(f)(torch.ones_like(x[:, :1])).flatten() / k.sum(1)
+    assert row["relative L2"] == pytest.approx((difference.norm() / mean.norm()).item(), rel=1e-4)
+    assert row["largest"] == pytest.approx(difference.abs().max().item(), rel=1e-4)
+    assert row["r / exact r"] == pytest.approx(ratio.mean().item(), rel=1e-4)
+
+
+def test_the_lattice_report(small_voc, tmp_path):
+    out = tmp_path / "out"
+    assert main(["experiments", "lattice", "--data", str(small_voc), "-o", str(out)]) == 0
+    with open(out / "lattice.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(lattice_error.THETAS) and {row["size"] for row in rows} == {"32x40"}
+    for row in rows:
+        assert 0 < float(row["relative L2"]) < 1 and 0 < float(row["largest"]) < 2
+        assert 0.3 < float(row["r / exact r"]) < 1.1
+        assert float(row["bar"]) == (0.06 if "," in row["thetas"] else 0.02)
+    text = (out / "lattice.md").read_text()
+    assert "experiments lattice --data DATA -o OUT\n" in text and text.count("| voc | 3 ") == len(lattice_error.THETAS)
 
 
 # Trained --------------------------------------------------------------------------------------------------------------
@@ -305,7 +343,7 @@ def test_dots_have_a_panel_for_each_set_and_a_point_for_each_estimate():
         "voc": {"accuracy": {"a": Estimate(0.9, 0.01, 5), "b": Estimate(0.8, float("nan"), 1)}},
         "camvid": {"accuracy": {"b": Estimate(0.7, 0.02, 5)}, "mIoU": {"b": Estimate(0.5, 0.02, 5)}},
     }
-    figure = figures.dots(found, differences=True)
+    figure = dots(found, differences=True)
     assert len(figure.axes) == 2
     left, right = figure.axes
     assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]

@@ -1,7 +1,7 @@
 """What every kernel file shares: the one way to launch, and device helpers."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import triton
@@ -12,15 +12,32 @@ _recorders: list[tuple[list, bool]] = []
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch as it was asked for: what a test counts and a cross-compilation compiles."""
+    """One kernel launch as it was asked for: what a test counts and a cross-compilation compiles.
+
+    fp_fusion: whether a product may fuse with its sum. registers: what a thread may use on NVIDIA; else ptxas may spill
+    a few to fit one more program on a processor.
+    """
 
     kernel: object
     grid: tuple
     arguments: dict
     num_warps: int
-    num_stages: int
+    num_stages: int = 1
     fp_fusion: bool = True
     registers: int | None = None
+
+    def options(self, backend: str = "cuda") -> dict:
+        """What Triton takes besides the arguments, on "cuda" or "hip"."""
+        found = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
+        return found if self.registers is None or backend == "hip" else found | {"maxnreg": self.registers}
+
+    def run(self):
+        """The compiled kernel."""
+        options = self.options("cuda" if torch.version.hip is None else "hip")
+        return self.kernel[self.grid](**self.arguments, **options)
+
+
+_OPTIONS = {field.name for field in fields(Launch)} - {"kernel", "grid", "arguments", "num_warps"}
 
 
 @contextlib.contextmanager
@@ -43,23 +60,17 @@ def launches_run() -> bool:
     return all(run for _, run in _recorders)
 
 
-def launch(
-    kernel, grid: tuple, num_warps: int, num_stages: int = 1, fp_fusion: bool = True, registers: int | None = None,
-    **arguments,
-) -> None:  # fmt: skip
-    """Launch `kernel` over `grid`; an empty grid does nothing. `fp_fusion`: whether a product may fuse with its sum.
-    `registers`: what a thread may use on NVIDIA; else ptxas may spill a few to fit one more program on a processor."""
+def launch(kernel, grid: tuple, num_warps: int, **given) -> None:
+    """Launch `kernel` over `grid`; an empty grid does nothing. `given`: further options of `Launch`, and arguments."""
     if 0 in grid:
         return
+    options = {name: given.pop(name) for name in _OPTIONS & given.keys()}
+    asked = Launch(kernel, grid, given, num_warps, **options)
     for launches, _ in _recorders:
-        launches.append(Launch(kernel, grid, arguments, num_warps, num_stages, fp_fusion, registers))
+        launches.append(asked)
     if launches_run():
-        tensor = next(a for a in arguments.values() if isinstance(a, torch.Tensor))
-        options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": fp_fusion}
-        if registers is not None and torch.version.hip is None:
-            options["maxnreg"] = registers
-        with torch.cuda.device_of(tensor):
-            kernel[grid](**arguments, **options)
+        with torch.cuda.device_of(next(a for a in given.values() if isinstance(a, torch.Tensor))):
+            asked.run()
 
 
 def ceil_div(a: int, b: int) -> int:

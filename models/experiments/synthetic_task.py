@@ -24,14 +24,15 @@ import numpy as np
 import torch
 
 import tritoncrf as tc
+from tritoncrf import reports
 from tritoncrf.demo import CLASSES, mask, photo
 from tritoncrf.files import FileError
 from tritoncrf.filters.base import Filter
 from tritoncrf.models import data, metrics
 from tritoncrf.models.augment import VOID
-from tritoncrf.models.experiments import figures, report
+from tritoncrf.models.experiments.dot_plot import dots
+from tritoncrf.models.experiments.runs import COMMAND
 from tritoncrf.models.experiments.statistics import Estimate, accuracy, jackknife, miou_occurring, miou_present
-from tritoncrf.reports import table
 from tritoncrf.synthetic import noisy_scores
 from tritoncrf.types import Normalization
 
@@ -307,7 +308,7 @@ def _write(out: Path, results: list[Measured], small: bool) -> None:
     compared = _compared(results)
     arguments = "synthetic" if results[0].labelled.name == "demo" else "synthetic --data DATA"
     lines = [
-        report.head("Synthetic task: noisy scores, refined", arguments),
+        reports.head("Synthetic task: noisy scores, refined", COMMAND.format(arguments)),
         f"Scores by `tritoncrf.synthetic.noisy_scores`, {len(SEEDS)} seeds an image; {ITERATIONS} iterations. "
         "Percent, \N{PLUS-MINUS SIGN} one standard error over the images (jackknife of the mean over the seeds). "
         '"Present", "occurring": mean IoU of the whole set over the classes in its truth, and in truth or prediction. '
@@ -335,12 +336,12 @@ def _write(out: Path, results: list[Measured], small: bool) -> None:
     estimates = {name: {row: r.estimates(row) for row in r.confusions} for name, r in sets.items()}
     effects = {name: {row: found[name] for row, found in compared.items() if name in found} for name in sets}
     drawn = {
-        "synthetic": figures.dots({name: _by_measure(found) for name, found in estimates.items()}),
-        "synthetic-effects": figures.dots(
+        "synthetic": dots({name: _by_measure(found) for name, found in estimates.items()}),
+        "synthetic-effects": dots(
             {name: _by_measure(found) for name, found in effects.items()}, "points", differences=True
         ),
     }
-    report.write(out, "synthetic", "\n".join(lines), _rows(results), drawn)
+    reports.write(out, "synthetic", "\n".join(lines), _rows(results), drawn)
 
 
 def _by_measure(found: dict[str, dict[str, Estimate]]) -> dict[str, dict[str, Estimate]]:
@@ -361,7 +362,7 @@ def _effects_table(results: list[Measured], compared: Compared, measure: str) ->
         for title, by_set in compared.items()
         if by_set
     ]
-    return table([measure, *names], lines)
+    return reports.table([measure, *names], lines)
 
 
 def _table(result: Measured) -> str:
@@ -375,7 +376,7 @@ def _table(result: Measured) -> str:
         if published:
             cells += [f"{value:.2f}" for value in PUBLISHED.get(name, ())] or ["", ""]
         lines.append([name, *cells])
-    return table(header, lines)
+    return reports.table(header, lines)
 
 
 def _rows(results: list[Measured]) -> list[dict[str, Any]]:

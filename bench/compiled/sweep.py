@@ -1,206 +1,21 @@
-"""Compile what is launched, for GPUs this machine does not have, and read what came out.
+"""Every configuration that is ever launched, compiled: `python -m bench compile`.
 
-`launches_of` runs a configuration of the public API with recorded launches that do not run; `compile_launch`
-specialises a launch as Triton would have (with Triton's own binder) and compiles it for a named target; `Binary`
-holds registers, stack, shared memory and the instruction mix, read with the tools of Triton's wheel.
+`launches_of` runs a configuration of the public API with recorded launches that do not run.
 """
 
-import contextlib
-import re
-import subprocess
-import tempfile
-from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
+import sys
+import time
+from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.driver import driver
-from triton.runtime.jit import create_function_from_signature
 
 import tritoncrf as tc
+from bench.compiled.compilation import MIX, TARGETS, Binary, compile_all, unique
+from tritoncrf import reports
+from tritoncrf.files import write
 from tritoncrf.kernels.common import Launch, record_launches
-
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-
-# Columns of the instruction mix: what a line of SASS does, by its opcode before the first dot.
-MIX = {
-    "matrix": {"HMMA", "HGMMA", "QGMMA", "IMMA", "UTCHMMA", "UTCQMMA"},
-    "ffma": {"FFMA", "FFMA2"},
-    "fp32": {"FADD", "FMUL", "FADD2", "FMUL2", "FMNMX", "FSETP", "FSEL", "FSET", "FCHK"},
-    "mufu": {"MUFU"},
-    "int": {"IMAD", "IADD3", "IADD", "LEA", "LOP3", "ISETP", "SHF", "IABS", "IMNMX", "VIADD", "VIMNMX", "SEL"},
-    "convert": {"F2F", "F2FP", "F2I", "I2F", "I2FP", "PRMT", "HADD2", "HFMA2", "HMUL2"},
-    "move": {"MOV", "CS2R"},
-    "ldg": {"LDG", "LDGSTS"},
-    "stg": {"STG", "RED", "REDG", "ATOMG", "ATOM"},
-    "lds": {"LDS", "LDSM"},
-    "sts": {"STS", "STSM"},
-    "local": {"LDL", "STL"},
-    "shfl": {"SHFL"},
-    "bar": {"BAR", "WARPSYNC", "DEPBAR", "SYNCS"},
-}
-_COLUMN = {opcode: column for column, opcodes in MIX.items() for opcode in opcodes}
-
-
-@dataclass(frozen=True)
-class Binary:
-    """One compiled kernel. `stack` and `local` in bytes per thread; `shared` in bytes per program.
-
-    Spilled registers live on the stack. On AMD, `registers` are vector registers and `stack` is scratch.
-    """
-
-    kernel: str
-    target: str
-    constants: dict
-    num_warps: int
-    registers: int
-    stack: int
-    local: int
-    shared: int
-    code: bytes = field(repr=False)
-
-    @property
-    def spills(self) -> bool:
-        """Whether registers go to memory. LLVM leaves a stack frame for booleans that never use it."""
-        framed = bool(self.stack or self.local)
-        return framed and (TARGETS[self.target].backend == "hip" or self.mix["local"] > 0)
-
-    @property
-    def options(self) -> str:
-        """The constants that say something: strides and pointers that became constants are left out."""
-        return " ".join(f"{name}={value}" for name, value in self.constants.items() if name.isupper())
-
-    @cached_property
-    def mix(self) -> Counter:
-        """Instructions by column of `MIX`; empty on AMD. Disassembling takes longer than compiling, so on demand."""
-        return Counter() if TARGETS[self.target].backend == "hip" else instruction_mix(_cuobjdump("-sass", self.code))
-
-    def __str__(self):
-        return (
-            f"{self.kernel}({self.options}) warps={self.num_warps} on {self.target}: {self.registers} registers, "
-            f"stack {self.stack}, local {self.local}"
-        )
-
-
-def options_of(launch: Launch, backend: str = "cuda") -> dict:
-    """What `common.launch` asks of Triton besides the arguments."""
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": launch.fp_fusion}
-    if launch.registers is not None and backend == "cuda":
-        options["maxnreg"] = launch.registers
-    return options
-
-
-def specialise(launch: Launch, target: GPUTarget):
-    """The source and options Triton would compile for this launch: 1 and None become constants, and so on."""
-    backend = make_backend(target)
-    kernel, keywords = launch.kernel, options_of(launch, target.backend)
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = bind(**launch.arguments, **keywords)
-    options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialization, keywords)
-    return ASTSource(kernel, signature, constants, attributes), options
-
-
-def identity(launch: Launch) -> tuple:
-    """Equal for two launches that Triton would serve with one binary."""
-    source, _ = specialise(launch, TARGETS["sm_90"])
-    return source.hash(), *options_of(launch).items()
-
-
-def unique(launches: Iterable[Launch]) -> list[Launch]:
-    """The first launch of each specialisation, in order."""
-    seen = {}
-    for launch in launches:
-        seen.setdefault(identity(launch), launch)
-    return list(seen.values())
-
-
-class _Pretended:
-    """The driver of a GPU that is not there: kernels that ask for their target hear the right one."""
-
-    def __init__(self, target: GPUTarget):
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-
-@contextlib.contextmanager
-def pretended(target: GPUTarget):
-    """For all threads alike: one target at a time."""
-    before = driver._active
-    driver.set_active(_Pretended(target))
-    try:
-        yield
-    finally:
-        driver._active = before
-
-
-def compile_launch(launch: Launch, target: str) -> Binary:
-    with pretended(TARGETS[target]):
-        return _compile(launch, target)
-
-
-def _compile(launch: Launch, target: str) -> Binary:
-    source, options = specialise(launch, TARGETS[target])
-    compiled = triton.compile(source, target=TARGETS[target], options=dict(options.__dict__))
-    read = _read_amd if TARGETS[target].backend == "hip" else _read_nvidia
-    return Binary(
-        kernel=source.name,
-        target=target,
-        constants={launch.kernel.arg_names[path[0]]: value for path, value in source.constants.items()},
-        num_warps=launch.num_warps,
-        shared=compiled.metadata.shared,
-        **read(compiled),
-    )
-
-
-def compile_all(launches: Iterable[Launch], target: str, workers: int | None = None) -> list[Binary]:
-    """Compile every launch; Triton lets go of the interpreter lock while LLVM and ptxas run."""
-    with pretended(TARGETS[target]), ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda launch: _compile(launch, target), launches))
-
-
-def _read_nvidia(compiled) -> dict:
-    usage = _cuobjdump("-res-usage", compiled.asm["cubin"])
-    fields = {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    return {"registers": fields.pop("reg"), "code": compiled.asm["cubin"], **fields}
-
-
-def _read_amd(compiled) -> dict:
-    text = compiled.asm["amdgcn"]
-    registers, scratch = (
-        int(re.search(rf"^\s+\.{name}:\s+(\d+)", text, re.MULTILINE)[1])
-        for name in ("vgpr_count", "private_segment_fixed_size")
-    )
-    return {"registers": registers, "stack": scratch, "local": 0, "code": compiled.asm["hsaco"]}
-
-
-def _cuobjdump(option: str, cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def instruction_mix(sass: str) -> Counter:
-    """Instructions per column of `MIX`, and "other"."""
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", sass, re.MULTILINE)
-    return Counter(_COLUMN.get(opcode, "other") for opcode in opcodes)
-
-
-# What is launched ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -361,3 +176,38 @@ def launches_of(configuration: Configuration) -> list[Launch]:
 def sweep(thorough: bool = False) -> list[Launch]:
     """Every distinct launch of `configurations`."""
     return unique(launch for c in configurations(thorough) for launch in launches_of(c))
+
+
+def run(targets: list[str], out: Path | None, thorough: bool = False) -> int:
+    """Print a summary, and write the report as the file `out`; 1 if anything spills on sm_90."""
+    if unknown := set(targets) - set(TARGETS):
+        print(f"--targets: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}", file=sys.stderr)
+        return 2
+    launches, started = sweep(thorough), time.monotonic()
+    binaries = {target: compile_all(launches, target, mixes=True) for target in targets}
+    if out:
+        write(out, markdown(reports.environment(), binaries).encode())
+    for target, compiled in binaries.items():
+        spilled = [b for b in compiled if b.spills]
+        registers = max((b.registers for b in compiled), default=0)
+        print(f"{target}: {len(compiled)} configurations, at most {registers} registers, {len(spilled)} with spills")
+        print("".join(f"  {b}\n" for b in spilled), end="")
+    print(f"compiled in {time.monotonic() - started:.0f} s")
+    return int(any(b.spills for b in binaries.get("sm_90", [])))
+
+
+def markdown(environment: dict, binaries: dict[str, list[Binary]]) -> str:
+    """Registers, spills, shared memory and the instruction mix of every configuration, per target."""
+    lines = ["# Compiled kernels", "", f"triton {environment['triton']}, commit {environment['commit']}", ""]
+    lines += ["Static instruction counts of the whole kernel; a loop's body counts once."]
+    for target, compiled in binaries.items():
+        spilled = sum(b.spills for b in compiled)
+        lines += ["", f"## {target}: {len(compiled)} configurations, {spilled} with spills", ""]
+        columns = [*MIX, "other"] if compiled and compiled[0].mix else []
+        header = ["kernel", "constants", "warps", "registers", "stack", "local", "shared", *columns]
+        cells = [
+            (b.kernel, b.options, b.num_warps, b.registers, b.stack, b.local, b.shared, *(b.mix[c] for c in columns))
+            for b in compiled
+        ]
+        lines += [reports.table(header, [list(map(str, row)) for row in cells])]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Figures of an experiment: estimates with their error bars. See `tritoncrf.models.figures`."""
+"""Estimates with their error bars, drawn."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

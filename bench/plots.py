@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from bench import growth
-from bench.report import key
+from bench.measurements import key
 from bench.workloads import GRACE_HOPPER
 from tritoncrf.figures import INK, MUTED, REPAIRED, head, legend, palette
 from tritoncrf.files import save_small_figure
@@ -32,7 +32,6 @@ def draw(name: Path, rows: list[dict]) -> dict[str, str]:
         drawn["times"] = times(groups), "times of whole calls, those of peers beside them"
     if curves := growth.curves(rows):
         drawn["growth"] = growing(curves), "growth of times along one axis at a time"
-    name.parent.mkdir(parents=True, exist_ok=True)
     for kind, (figure, _) in drawn.items():
         save_small_figure(Path(f"{name}-{kind}.png"), figure, DPI, COLORS_OF_A_FILE)
     return {f"{name.name}-{kind}.png": words for kind, (_, words) in drawn.items()}

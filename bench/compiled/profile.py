@@ -1,25 +1,23 @@
 """The kernels that the training steps of W1 to W4 launch: what each is for, and what a multiprocessor can hold of it.
 
-On a GPU the stage `profile` of gpu.py times them. Anywhere, `python -m bench profile` compiles them for a GPU that need
-not be here, and tells registers, spills, shared memory, occupancy and the instruction mix.
+On a GPU the stage `profile` of `make gpu` times them. Anywhere, `python -m bench profile` compiles them for a GPU that
+need not be here, and tells registers, spills, shared memory, occupancy and the instruction mix.
 """
 
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from bench import report
-from bench.compilation import MIX, Binary, compile_all, identity, unique
-from bench.occupancy import MULTIPROCESSORS, occupancy
+from bench.compiled.compilation import MIX, Binary, compile_all, identity, unique
+from bench.compiled.occupancy import MULTIPROCESSORS, occupancy
 from bench.providers import Tritoncrf
 from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
+from tritoncrf import reports
 from tritoncrf.files import write
 from tritoncrf.kernels.common import Launch, record_launches
-from tritoncrf.reports import table, versions
 
 SIZE = (500, 500)
 # And what learns in their training step, W5.
@@ -100,15 +98,13 @@ def held(compiled, target: str) -> list[str]:
 
 def run(target: str, out: Path | None) -> int:
     """Print the report, and write it into the folder `out`."""
-    environment, started = report.environment(), time.monotonic()
+    environment, started = reports.environment(), time.monotonic()
     found = {
         name: kernels(Inputs(work, "cpu", learns=learns, backend="triton"), run=False)
         for name, (work, learns) in WORKS.items()
     }
     launches = unique(kernel.launch for chosen in found.values() for kernel in chosen)
-    binaries = dict(zip(map(identity, launches), compile_all(launches, target)))
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda binary: binary.mix, binaries.values()))  # cached: the report reads them one by one
+    binaries = dict(zip(map(identity, launches), compile_all(launches, target, mixes=True)))
     text = markdown(target, environment, found, binaries)
     print(text)
     print(f"{len(launches)} kernels compiled in {time.monotonic() - started:.0f} s")
@@ -119,7 +115,7 @@ def run(target: str, out: Path | None) -> int:
 
 
 def markdown(target: str, environment: dict, found: dict[str, list[Kernel]], binaries: dict[tuple, Binary]) -> str:
-    lines = [f"# Kernels compiled for {target}, {environment['date']}", "", versions(environment)]
+    lines = [f"# Kernels compiled for {target}, {environment['date']}", "", reports.versions(environment)]
     for name, chosen in found.items():
         compiled = [binaries[identity(kernel.launch)] for kernel in chosen]
         columns = [column for column in (*MIX, "other") if any(binary.mix[column] for binary in compiled)]
@@ -127,7 +123,7 @@ def markdown(target: str, environment: dict, found: dict[str, list[Kernel]], bin
             [title, kernel.purpose, *resources_of(binary), *(str(binary.mix[c]) for c in columns)]
             for title, kernel, binary in zip(names(chosen), chosen, compiled)
         ]
-        lines += ["", f"## {name}", "", table(["kernel", "launches", *RESOURCES, *columns], cells).rstrip()]
+        lines += ["", f"## {name}", "", reports.table(["kernel", "launches", *RESOURCES, *columns], cells).rstrip()]
     return "\n".join(lines) + "\n"
 
 

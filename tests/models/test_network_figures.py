@@ -10,7 +10,7 @@ import torch
 
 from drawings import picture, texts
 from tritoncrf.figures import palette
-from tritoncrf.models import figures
+from tritoncrf.models import network_figures
 from tritoncrf.models.metrics import Result
 
 NAMES = ("sky", "road", "tree")
@@ -42,7 +42,7 @@ def from_a_file(rows):
 
 @pytest.mark.parametrize("rows", [ROWS, from_a_file(ROWS)], ids=["numbers", "text"])
 def test_curves_are_the_rows_and_missing_values_gaps(rows):
-    figure = figures.curves(rows)
+    figure = network_figures.curves(rows)
     loss, miou = figure.axes
     np.testing.assert_array_equal(lines(loss)["training"], [2, 1, math.nan, 0.5, 0.25])
     np.testing.assert_array_equal(lines(loss)["validation"], [2.5, math.nan, 1.25, 1, 0.5])
@@ -56,17 +56,17 @@ def test_curves_are_the_rows_and_missing_values_gaps(rows):
 
 
 def test_curves_without_a_crf_or_a_validation_draw_what_there_is():
-    figure = figures.curves([{"phase": "all", "loss": 1.0, "val_miou": 0.5, "val_unary_miou": None}])
+    figure = network_figures.curves([{"phase": "all", "loss": 1.0, "val_miou": 0.5, "val_unary_miou": None}])
     assert list(lines(figure.axes[0])) == ["training"] and list(lines(figure.axes[1])) == ["with CRF"]
     assert not {"training", "with CRF"} & set(texts(figure))  # one line needs no legend
     figure.draw_without_rendering()
     assert 1 in figure.axes[0].get_xticks() and all(tick == int(tick) for tick in figure.axes[0].get_xticks())
-    assert picture(figures.curves([{"loss": ""}])).std() > 0
+    assert picture(network_figures.curves([{"loss": ""}])).std() > 0
 
 
 def test_curves_of_nothing_are_an_error():
     with pytest.raises(ValueError, match="rows: expected at least one epoch, got none"):
-        figures.curves([])
+        network_figures.curves([])
 
 
 # Matrices -------------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_curves_of_nothing_are_an_error():
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor])
 def test_confusion_shows_the_shares_of_each_row(make):
-    figure = figures.confusion(make([[3, 1, 0], [0, 0, 0], [2, 0, 6]]), NAMES)
+    figure = network_figures.confusion(make([[3, 1, 0], [0, 0, 0], [2, 0, 6]]), NAMES)
     drawn = figure.axes[0].images[0]
     expected = np.array([[75, 25, 0], [math.nan] * 3, [25, 0, 75]])
     np.testing.assert_array_equal(np.ma.filled(drawn.get_array(), math.nan), expected)
@@ -88,14 +88,14 @@ def test_confusion_shows_the_shares_of_each_row(make):
 
 @pytest.mark.parametrize("count, numbers", [(24, 24 * 24), (25, 0), (60, 0)])
 def test_many_classes_have_no_numbers(count, numbers):
-    figure = figures.confusion(np.ones((count, count), np.int64), [f"class {n}" for n in range(count)])
+    figure = network_figures.confusion(np.ones((count, count), np.int64), [f"class {n}" for n in range(count)])
     assert len(figure.axes[0].texts) == 2 + numbers
     assert picture(figure).shape[0] < 3000
 
 
 def test_compatibility_is_centred_at_zero():
     costs = np.array([[-0.5, 0.25, -0.001], [0.0, -2.0, 0.125], [1.0, 0.5, -1.0]])
-    figure = figures.compatibility(costs, NAMES)
+    figure = network_figures.compatibility(costs, NAMES)
     drawn = figure.axes[0].images[0]
     np.testing.assert_array_equal(drawn.get_array(), costs)
     assert drawn.get_clim() == (-2, 2)
@@ -108,17 +108,17 @@ def test_compatibility_is_centred_at_zero():
 
 @pytest.mark.parametrize("scale, number", [(0.0, "0.00"), (0.004, "0.00400"), (1234.5, "1234")])
 def test_compatibility_of_any_size(scale, number):
-    figure = figures.compatibility(np.full((1, 1), scale), ["only"])
+    figure = network_figures.compatibility(np.full((1, 1), scale), ["only"])
     assert figure.axes[0].texts[2].get_text() == number
     assert picture(figure).std() > 0
 
 
 def test_bad_matrices_are_one_clear_error():
-    for draw in (figures.confusion, figures.compatibility):
+    for draw in (network_figures.confusion, network_figures.compatibility):
         with pytest.raises(ValueError, match=r"matrix: expected \[3, 3\] for 3 names, got shape \[2, 2\]"):
             draw(np.ones((2, 2)), NAMES)
     with pytest.raises(ValueError, match="matrix: expected finite numbers"):
-        figures.compatibility(np.full((3, 3), math.nan), NAMES)
+        network_figures.compatibility(np.full((3, 3), math.nan), NAMES)
 
 
 # Labels ---------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def example(height, width):
 def test_panel_has_a_row_an_image_and_a_column_a_map():
     (image, truth), (second, other) = example(20, 30), example(40, 30)
     unary, refined = [np.zeros_like(truth), np.zeros_like(other)], [np.where(t == 255, 0, t) for t in (truth, other)]
-    figure = figures.panel([image, second / 255], [truth, other], unary, refined, NAMES)
+    figure = network_figures.panel([image, second / 255], [truth, other], unary, refined, NAMES)
     # Class 0 is right below the middle, where the last row is unknown: in 9 of 19 rows, and in 19 of 39.
     assert {"Image", "Truth", "Without CRF", "With CRF", "48.3% right", "100.0% right"} <= set(texts(figure))
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"sky", "road", "unknown (striped)"}
@@ -155,14 +155,14 @@ def test_panel_has_a_row_an_image_and_a_column_a_map():
 def test_unknown_pixels_of_the_panel_have_no_color():
     image = np.zeros((8, 9, 3), np.uint8)
     nothing = np.full((8, 9), 255)
-    drawn = figures.panel([image], [nothing], [nothing * 0 + 2], None, NAMES).axes[1].images[0].get_array()
+    drawn = network_figures.panel([image], [nothing], [nothing * 0 + 2], None, NAMES).axes[1].images[0].get_array()
     assert (drawn[..., 0] == drawn[..., 1]).all() and (drawn[..., 1] == drawn[..., 2]).all() and drawn.min() >= 0.4
     assert len(np.unique(drawn)) == 2  # stripes
 
 
 def test_panel_without_a_crf():
     image, truth = example(20, 30)
-    figure = figures.panel([image.mean(2).astype(np.uint8)], [truth], [truth * 0], None, NAMES)
+    figure = network_figures.panel([image.mean(2).astype(np.uint8)], [truth], [truth * 0], None, NAMES)
     assert len(figure.axes) == 3
     assert "Predicted" in texts(figure) and "With CRF" not in texts(figure)
     assert picture(figure).std() > 0
@@ -170,24 +170,27 @@ def test_panel_without_a_crf():
 
 def test_large_images_of_the_panel_are_thinned():
     image, truth = example(2500, 10)
-    assert figures.panel([image], [truth], [truth], None, NAMES).axes[0].images[0].get_array().shape[:2] == (834, 4)
+    assert network_figures.panel([image], [truth], [truth], None, NAMES).axes[0].images[0].get_array().shape[:2] == (
+        834,
+        4,
+    )
 
 
 def test_bad_panels_are_one_clear_error():
     image, truth = example(4, 4)
     for arguments in (([], [], [], None), ([image], [], [truth], None), ([image], [truth], [truth], [truth] * 2)):
         with pytest.raises(ValueError, match="images: expected as many as maps, at least one"):
-            figures.panel(*arguments, NAMES)
+            network_figures.panel(*arguments, NAMES)
 
 
 def test_overlay_picture_mixes_the_colors_of_labels_with_the_grey_image():
     image = np.full((3, 4, 3), 100, np.uint8)
     labels = np.full((3, 4), 2, np.uint8)
-    mixed = figures.overlay_picture(image, labels)
+    mixed = network_figures.overlay_picture(image, labels)
     assert mixed.dtype == np.uint8 and mixed.shape == (3, 4, 3)
     np.testing.assert_array_equal(mixed[1, 1], np.round(0.35 * 100 + 0.65 * palette()[2]))
-    np.testing.assert_array_equal(figures.overlay_picture(image, np.full((3, 4), -1)), image)
-    assert figures.overlay_picture(image[..., 0] / 255, labels).tolist() == mixed.tolist()
+    np.testing.assert_array_equal(network_figures.overlay_picture(image, np.full((3, 4), -1)), image)
+    assert network_figures.overlay_picture(image[..., 0] / 255, labels).tolist() == mixed.tolist()
 
 
 # Trimaps --------------------------------------------------------------------------------------------------------
@@ -200,7 +203,7 @@ def result(level):
 
 def test_trimap_draws_the_results_by_width():
     results = {f"method {n}": result(n / 16) for n in range(9)}
-    figure = figures.trimap(results)
+    figure = network_figures.trimap(results)
     for axes, field in zip(figure.axes, ("trimap_accuracy", "trimap_miou", "boundary_iou")):
         assert [line.get_label() for line in axes.lines] == list(results)
         assert all(list(line.get_xdata()) == [1, 2, 4] for line in axes.lines)
@@ -214,4 +217,4 @@ def test_trimap_draws_the_results_by_width():
 
 def test_a_trimap_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="results: expected at least one, got none"):
-        figures.trimap({})
+        network_figures.trimap({})

@@ -1,4 +1,4 @@
-"""Rows of measurements as JSON and Markdown."""
+"""Rows of measurements: what tells them apart, and the report of them in Markdown."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 from bench import growth
 from bench.peers import versions
 from tritoncrf import reports
-from tritoncrf.files import write
 from tritoncrf.reports import number, table
 
 KEY = (
@@ -39,16 +38,8 @@ def environment(commit: str | None = None) -> dict:
     return reports.environment(commit) | {"peers": {"im2col": "here", "torch_boxes": "here", **versions()}}
 
 
-def read_rows(path: Path) -> list[dict]:
+def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def write_both(name: Path, environment: dict, rows: list[dict], text: str) -> Path:
-    """name.json and name.md, and the folder they are in; returns the Markdown's path."""
-    name.parent.mkdir(parents=True, exist_ok=True)
-    write(name.with_suffix(".json"), (json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n").encode())
-    write(name.with_suffix(".md"), text.encode())
-    return name.with_suffix(".md")
 
 
 def key(row: dict, without=()) -> tuple[str, ...]:
@@ -185,28 +176,3 @@ def cells_table(lines: list[dict[str, str]]) -> str:
     """The columns that say something in any line."""
     header = [name for name in lines[0] if any(line[name] for line in lines)]
     return table(header, [[line[name] for name in header] for line in lines])
-
-
-def compilation_markdown(environment: dict, binaries: dict) -> str:
-    """Registers, spills, shared memory and the instruction mix of every launched configuration, per target."""
-    from bench.compilation import MIX
-
-    lines = ["# Compiled kernels", "", f"triton {environment['triton']}, commit {environment['commit']}", ""]
-    lines += ["Static instruction counts of the whole kernel; a loop's body counts once."]
-    for target, compiled in binaries.items():
-        spilled = sum(b.spills for b in compiled)
-        lines += ["", f"## {target}: {len(compiled)} configurations, {spilled} with spills", ""]
-        columns = [*MIX, "other"] if compiled and compiled[0].mix else []
-        lines += [
-            table(
-                ["kernel", "constants", "warps", "registers", "stack", "local", "shared", *columns],
-                [
-                    [
-                        b.kernel, b.options, str(b.num_warps), str(b.registers), str(b.stack),
-                        str(b.local), str(b.shared), *(str(b.mix[c]) for c in columns),
-                    ]
-                    for b in compiled
-                ],
-            )
-        ]  # fmt: skip
-    return "\n".join(lines)

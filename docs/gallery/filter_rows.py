@@ -1,4 +1,4 @@
-"""What a pixel hears, and how loudly: its row of each filter, over the photo."""
+"""Which pixels a pixel depends on, and how strongly: its row of each filter, over the photo."""
 
 import numpy as np
 import torch
@@ -26,15 +26,15 @@ def weights() -> Figure:
         features = tc.features.bilateral(image, theta_space, theta_color)
         thetas = f"thetas {theta_space}, {theta_color}"
         panels += [
-            heard("Exact", thetas, picture, tc.filters.Exact(features)),
-            heard("Lattice", thetas, picture, tc.filters.Lattice(features)),
-            heard("Window", thetas, picture, tc.filters.Window(features, 11, blur=4)),
-            heard("Guided", f"r {radius}, eps {eps}", picture, tc.filters.Guided(image.float(), radius, eps)),
+            panel("Exact", thetas, picture, tc.filters.Exact(features)),
+            panel("Lattice", thetas, picture, tc.filters.Lattice(features)),
+            panel("Window", thetas, picture, tc.filters.Window(features, 11, blur=4)),
+            panel("Guided", f"r {radius}, eps {eps}", picture, tc.filters.Guided(image.float(), radius, eps)),
         ]
     return sheet(panels, 4)
 
 
-def heard(title: str, settings: str, picture: Picture, kernel) -> Panel:
+def panel(title: str, settings: str, picture: Picture, kernel) -> Panel:
     row = row_of(kernel, picture.truth.shape)
     strength = np.abs(row)
     label = picture.truth[PIXEL]
@@ -47,7 +47,7 @@ def heard(title: str, settings: str, picture: Picture, kernel) -> Panel:
 
 
 def row_of(kernel, size) -> np.ndarray:
-    """[H, W]: the row of K that belongs to the pixel, as the gradient of what the pixel hears."""
+    """[H, W]: the row of K that belongs to the pixel, as the gradient of its result."""
     values = torch.zeros(1, 1, *size, requires_grad=True)
     kernel(values)[0, 0][PIXEL].backward()
     return values.grad[0, 0].numpy()

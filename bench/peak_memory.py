@@ -1,7 +1,7 @@
 """How much memory a call needs beyond what the process and its inputs held before.
 
 On a GPU the allocator knows. On a CPU it is the growth of the resident set to its peak, in a process of its own:
-`python -m bench.memory '{"provider": ..., "stage": ..., "learns": ..., "kind": ..., "work": {...}}'` prints bytes.
+`python -m bench.peak_memory '{"provider": ..., "stage": ..., "learns": ..., "kind": ..., "work": {...}}'` prints bytes.
 Linux only; elsewhere None.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
+from bench import ROOT
 from bench.providers import runner
 from bench.workloads import ConvCRFWork, CRFWork, ExactWork, GuidedWork, Inputs, LatticeWork, small
 
-ROOT = Path(__file__).parent.parent
 KINDS = {kind.__name__: kind for kind in (ConvCRFWork, LatticeWork, GuidedWork, ExactWork)}
 
 
@@ -35,7 +35,7 @@ def peak_on_cpu(provider: str, work: CRFWork, stage: str, learns: str | None) ->
     if not sys.platform.startswith("linux"):
         return None
     job = {"provider": provider, "stage": stage, "learns": learns, "kind": type(work).__name__, "work": asdict(work)}
-    command = [sys.executable, "-m", "bench.memory", json.dumps(job)]
+    command = [sys.executable, "-m", "bench.peak_memory", json.dumps(job)]
     printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     return int(printed.splitlines()[-1])  # peers may print before
 
