@@ -13,7 +13,7 @@ from bench.timing import clock, replayed
 from bench.workloads import GRACE_HOPPER, Inputs, LatticeWork, gaussian_features, lattice_of
 from tritoncrf.commands import device_found
 from tritoncrf.kernels import lattice as kernels
-from tritoncrf.reference.lattice import Side
+from tritoncrf.reference.lattice import ScaledLattice
 
 ON_GPU = device_found().type == "cuda"
 pytestmark = [
@@ -32,7 +32,7 @@ FORMS = {"tritoncrf": kernels.splat, "atomic": atomic_splat}
 def test_splat(measure, device, thetas, form):
     inputs = Inputs(WORK, device)
     lattice = lattice_of(tc.filters.Lattice(gaussian_features(inputs.image, thetas)))
-    rows, side = kernels.rows_of(inputs.logits.softmax(1)), Side(lattice, None)
+    rows, side = kernels.rows_of(inputs.logits.softmax(1)), ScaledLattice(lattice, None)
     pixels, classes = math.prod(WORK.size), WORK.classes
     pairs = pixels * lattice.corners
     # values in, vertices out, and a weight and a place in a table for each pair; a multiply-add per pair and class

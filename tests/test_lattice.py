@@ -81,7 +81,7 @@ def test_coordinates_that_fill_more_than_one_integer(spread, groups):
     far = spread * torch.randn(2, 12, 17, dtype=torch.float64).repeat(1, 1, 2)
     f, x = f + far, torch.randn(2, 3, 34, dtype=torch.float64)
     least, most = (v.tolist() for v in torch.aminmax(f.transpose(0, 1).flatten(1), dim=1))
-    assert len(reference.packing(least, most, 2, 34).sizes) == groups
+    assert len(reference.key_layout(least, most, 2, 34).sizes) == groups
     assert_close("K x", Lattice(f)(x), dense_apply(dense_lattice(f), x))
 
 
@@ -115,8 +115,8 @@ def test_half_precision_is_stored_and_never_summed_in(dtype):
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 16])
 def test_a_point_is_the_barycentre_of_its_simplex(d):
     f = torch.randn(1, d, 500, dtype=torch.float64) * 3
-    packed = reference.packing([-20.0] * d, [20.0] * d, 1, 500)
-    weights, _ = reference.simplex(f, packed)
+    layout = reference.key_layout([-20.0] * d, [20.0] * d, 1, 500)
+    weights, _ = reference.simplex(f, layout)
     assert weights.min() >= -1e-12
     assert_close("sum of b", weights.sum(2), torch.ones(1, 500, dtype=torch.float64))
     v, rank, _ = reference._simplex(f)

@@ -23,7 +23,7 @@ def test_atomic_additions_give_the_sorted_sums(size, d, classes, batch, images, 
     f = random_features(size, d, images).flatten(2) * 2
     lattice = reference.Lattice(*build(f.to(device, torch.float32), "torch"))
     scale = torch.rand(images, 1, f.shape[2], device=device) + 0.5 if scaled else None
-    side = reference.Side(lattice, scale)
+    side = reference.ScaledLattice(lattice, scale)
     rows = kernels.rows_of(torch.randn(batch, classes, f.shape[2], device=device))
     found, expected = atomic_splat(rows, side), kernels.splat(rows, side)
     assert_close("v", found[:, :-1], expected[:, :-1], dtype=torch.float32)

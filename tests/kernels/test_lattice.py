@@ -20,15 +20,16 @@ def built(size, d, classes, batch=1, shared=False, scale=False):
     factor = torch.rand(f.shape[0], 1, f.shape[2], dtype=torch.float64) + 0.5 if scale else None
     x = torch.randn(batch, classes, f.shape[2], dtype=torch.float64)
     lattice = reference.Lattice(*tensors)
-    return f, reference.Side(lattice, factor), x
+    return f, reference.ScaledLattice(lattice, factor), x
 
 
 def in_float32(side, device):
     lattice = side.lattice
-    tensors = [getattr(lattice, name) for name in ("weights", "vertices", "neighbours", "entries", "pieces", "owners")]
+    names = "weights", "vertices", "neighbours", "sorted_pairs", "chunk_starts", "vertex_chunks"
+    tensors = [getattr(lattice, name) for name in names]
     tensors = [t.to(device, torch.float32) if t.is_floating_point() else t.to(device) for t in tensors]
     factor = None if side.scale is None else side.scale.to(device, torch.float32)
-    return reference.Side(reference.Lattice(*tensors), factor)
+    return reference.ScaledLattice(reference.Lattice(*tensors), factor)
 
 
 CASES = {
@@ -49,9 +50,9 @@ CASES = {
 def test_simplex_and_its_gradient(name, device):
     f, side, _ = built(**CASES[name])
     least, most = [-30.0] * f.shape[1], [30.0] * f.shape[1]
-    packed = reference.packing(least, most, f.shape[0], f.shape[2])
-    weights, codes = kernels.simplex(f.to(device, torch.float32), packed)
-    expected, expected_codes = reference.simplex(f, packed)
+    layout = reference.key_layout(least, most, f.shape[0], f.shape[2])
+    weights, codes = kernels.simplex(f.to(device, torch.float32), layout)
+    expected, expected_codes = reference.simplex(f, layout)
     assert_close("b", weights, expected, dtype=torch.float32)
     for code, wanted in zip(codes, expected_codes, strict=True):
         assert code.dtype == wanted.dtype and torch.equal(code.cpu(), wanted)
@@ -68,10 +69,10 @@ def test_sigmas_are_the_references():
 def test_groups_of_codes(device):
     """Two integers for twelve axes."""
     f = random_features((9,), 12)
-    packed = reference.packing([-40.0] * 12, [40.0] * 12, 1, 9)
-    assert len(packed.sizes) == 2
-    _, codes = kernels.simplex(f.to(device, torch.float32), packed)
-    for code, wanted in zip(codes, reference.simplex(f, packed)[1], strict=True):
+    layout = reference.key_layout([-40.0] * 12, [40.0] * 12, 1, 9)
+    assert len(layout.sizes) == 2
+    _, codes = kernels.simplex(f.to(device, torch.float32), layout)
+    for code, wanted in zip(codes, reference.simplex(f, layout)[1], strict=True):
         assert torch.equal(code.cpu(), wanted)
 
 
@@ -95,7 +96,7 @@ def test_weights_gradient(name, device):
     found_side = in_float32(side, device)
 
     def gradient(module, side, *values):
-        bare = reference.Side(side.lattice, None)
+        bare = reference.ScaledLattice(side.lattice, None)
         rows = [module.rows_of(v) for v in values]
         ahead, back = module.filtered(rows[0], bare, False), module.filtered(rows[1], bare, True)
         return module.weights_gradient(*rows, side.lattice, ahead, back)
@@ -104,8 +105,8 @@ def test_weights_gradient(name, device):
     assert_close("dL/db", found, gradient(reference, side, x, y), dtype=torch.float32)
 
 
-def test_a_vertex_of_many_pieces(device):
-    """All pixels in one simplex: 300 pairs to a vertex are 19 pieces, more than a program adds up at a time."""
+def test_a_vertex_of_many_chunks(device):
+    """All pixels in one simplex: 300 pairs to a vertex are 19 chunks, more than a program adds up at a time."""
     f = torch.rand(1, 1, 300) * 1e-3 + 0.1
     x = torch.randn(1, 2, 300)
     found = Lattice(f.to(device), backend="triton")(x.to(device))

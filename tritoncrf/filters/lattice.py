@@ -25,7 +25,7 @@ from tritoncrf.filters.base import (
 )
 from tritoncrf.filters.lattice_step import LatticeStep, TritonLatticeStep, lattice_kernels
 from tritoncrf.reference import lattice as reference
-from tritoncrf.reference.lattice import Side, image_of
+from tritoncrf.reference.lattice import ScaledLattice, image_of
 from tritoncrf.reference.step import scaled
 from tritoncrf.types import Backend, Normalization, Precision, Theta
 
@@ -175,27 +175,27 @@ def _self_weights(weights: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("tritoncrf::lattice", mutates_args=())
 def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
-    """A lattice of features [Bf, D, N]: weights, vertices, neighbours, entries, pieces, owners (reference.Lattice)."""
+    """A lattice of features [Bf, D, N]: weights, vertices and `reference.connect`'s other tables."""
     images, d, pixels = features.shape
-    if images * pixels * (d + 1) > (1 << 31) - 1 - reference.PIECE:
+    if images * pixels * (d + 1) > (1 << 31) - 1 - reference.CHUNK:
         raise ValueError(
             f"features: expected fewer than 2^31 pairs of a pixel and a lattice vertex, got {list(features.shape)}"
         )
     least, most = [[0.0] * d] * 2
     if features.numel():
         least, most = torch.stack(torch.aminmax(features.transpose(0, 1).flatten(1), dim=1)).tolist()
-    packed = reference.packing(least, most, images, pixels)
-    weights, codes = (lattice_kernels() if backend == "triton" else reference).simplex(features, packed)
-    vertices, *tables = reference.connect(codes, packed)
+    layout = reference.key_layout(least, most, images, pixels)
+    weights, codes = (lattice_kernels() if backend == "triton" else reference).simplex(features, layout)
+    vertices, *tables = reference.connect(codes, layout)
     return [weights.contiguous(), vertices.view(weights.shape), *tables]
 
 
 @build.register_fake
 def _(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
     (images, d, pixels), new = features.shape, features.new_empty
-    vertices, pieces = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
+    vertices, chunks = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
     sizes: list[Sequence[int | torch.SymInt]] = [
-        (images, pixels, d + 1), (d + 1, vertices, 2), (images * pixels * (d + 1),), (pieces,), (vertices,),
+        (images, pixels, d + 1), (d + 1, vertices, 2), (images * pixels * (d + 1),), (chunks,), (vertices,),
     ]  # fmt: skip
     return [new((images, pixels, d + 1)), *(new(size, dtype=torch.int32) for size in sizes)]
 
@@ -230,8 +230,8 @@ refuse_second_derivative(build_backward)
 class Prepared:
     """A built lattice as values enter and leave it, and K_ii [Bf, 1, *S] if that is to be subtracted."""
 
-    side_in: Side
-    side_out: Side
+    side_in: ScaledLattice
+    side_out: ScaledLattice
     self_weights: torch.Tensor | None
 
 
@@ -251,8 +251,8 @@ class LatticePlan(Plan[Prepared]):
         lattice, factors = reference.Lattice(*tensors[:6]), tensors[6:]
         return Prepared(
             self_weights=None if self.include_self else factors.pop(0),
-            side_in=Side(lattice, factors[0] if self.scaled_in else None),
-            side_out=Side(lattice, factors[-1] if self.scaled_out else None),
+            side_in=ScaledLattice(lattice, factors[0] if self.scaled_in else None),
+            side_out=ScaledLattice(lattice, factors[-1] if self.scaled_out else None),
         )
 
     def apply(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
@@ -261,7 +261,9 @@ class LatticePlan(Plan[Prepared]):
     def adjoint(self, y: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         return self._filter(y, prepared, prepared.side_out, prepared.side_in, reverse=True)
 
-    def _filter(self, x: torch.Tensor, prepared: Prepared, enter: Side, leave: Side, reverse: bool) -> torch.Tensor:
+    def _filter(
+        self, x: torch.Tensor, prepared: Prepared, enter: ScaledLattice, leave: ScaledLattice, reverse: bool
+    ) -> torch.Tensor:
         """K x with the scales of both sides, or K^T x if `reverse`."""
         rows = self._kernels.rows_of(x)
         v = self._kernels.filtered(rows, enter, reverse)
@@ -277,7 +279,7 @@ class LatticePlan(Plan[Prepared]):
     def gradients(self, x: torch.Tensor, y: torch.Tensor, prepared: Prepared) -> list[torch.Tensor]:
         """Of <y, K x>: with respect to the barycentric weights, K_ii and the scales."""
         kernels, lattice = self._kernels, prepared.side_in.lattice
-        bare = Side(lattice, None)
+        bare = ScaledLattice(lattice, None)
         scale_in, scale_out = prepared.side_in.scale, prepared.side_out.scale
         scaled_x, scaled_y = scaled(x, scale_in), scaled(y, scale_out)
         rows_x, rows_y = kernels.rows_of(scaled_x), kernels.rows_of(scaled_y)

@@ -14,7 +14,7 @@ import torch
 
 from tritoncrf.filters.base import Filtered, Plan
 from tritoncrf.reference import lattice as reference
-from tritoncrf.reference.lattice import Side, image_of, rows_of
+from tritoncrf.reference.lattice import ScaledLattice, image_of, rows_of
 from tritoncrf.reference.step import mix, stacked
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class LatticeStep:
     def _table_out(self) -> Table:
         return self._table([p.side_out for p in self.prepared])
 
-    def _table(self, sides: list[Side]) -> Table:
+    def _table(self, sides: list[ScaledLattice]) -> Table:
         """Every filter's slice table, side by side; the vertices of each filter follow those of the one before."""
         batch, indices, weights, first = self.shape[0], [], [], 0
         for side in sides:

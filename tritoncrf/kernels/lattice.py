@@ -10,8 +10,8 @@ neighbours along axis j, S^T slices. Sorting and numbering the vertices is torch
 
 Form. Values are rows, all classes of a pixel or a vertex side by side, padded with zeros to a multiple of four,
 so that what is gathered is gathered in whole sectors. Every kernel keeps the padding zero. The splat reads the
-pairs of pixel and vertex in the order of their vertices: a vertex's pairs are cut into pieces of 16, a program
-adds up a few pieces, and another launch the pieces of each vertex. There is no atomic addition anywhere: the
+pairs of pixel and vertex in the order of their vertices: a vertex's pairs are cut into chunks of 16, a program
+adds up a few chunks, and another launch the chunks of each vertex. There is no atomic addition anywhere: the
 same bits every time, and by counts it is the cheaper form too. For d = 5 and 21 classes a pixel costs 6 gathered
 rows of 96 bytes and 12 bytes of table each, out of cache; atomics would write the same six rows, each write a
 read and an addition at the cache, many of them to the same few vertices. Two blurs share a launch, which reads
@@ -29,7 +29,7 @@ from tritoncrf.kernels.step import finished, mixed
 
 MAX_CLASSES = 256  # of the fused step: a pixel's classes are one row of registers
 MAX_MATRIX_CLASSES = 64
-GROUP = 8  # pieces of at most 16 pairs, or vertices, of one program
+GROUP = 8  # chunks of at most 16 pairs, or vertices, of one program
 CLASS_BLOCK = 64  # classes at a time where they do not meet
 TILE = 2048  # numbers of a tile of rows
 
@@ -144,58 +144,58 @@ def _row_offsets(index, CS: tl.constexpr, CB: tl.constexpr):
     return index.to(tl.int64) * CS, o_c, o_c < CS
 
 
-@triton.jit(do_not_specialize=["PIECES"])
+@triton.jit(do_not_specialize=["CHUNKS"])
 def _splat_kernel(
     # pointers
-    x_ptr, weight_ptr, scale_ptr, entry_ptr, piece_ptr, y_ptr,
+    x_ptr, weight_ptr, scale_ptr, pair_ptr, start_ptr, y_ptr,
     # sizes
-    PIECES, N,
+    CHUNKS, N,
     # meta-parameters
-    D1: tl.constexpr, CS: tl.constexpr, CB: tl.constexpr, GROUP: tl.constexpr, PIECE: tl.constexpr,
+    D1: tl.constexpr, CS: tl.constexpr, CB: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns the sums of GROUP pieces of at most PIECE pairs, for one block of classes."""
+    """Each program owns the sums of GROUP chunks of at most CHUNK pairs, for one block of classes."""
     image = tl.program_id(2).to(tl.int64)
     p = tl.program_id(0) * GROUP + tl.arange(0, GROUP)
-    m_p = p < PIECES
-    start = tl.load(piece_ptr + p, mask=m_p, other=0)
-    end = tl.load(piece_ptr + p + 1, mask=m_p, other=0)
-    o = start[:, None] + tl.arange(0, PIECE)[None, :]
+    m_p = p < CHUNKS
+    start = tl.load(start_ptr + p, mask=m_p, other=0)
+    end = tl.load(start_ptr + p + 1, mask=m_p, other=0)
+    o = start[:, None] + tl.arange(0, CHUNK)[None, :]
     m_o = o < end[:, None]
-    entry = tl.load(entry_ptr + o, mask=m_o, other=0)  # [GROUP, PIECE]
-    pixel = entry // D1
-    weight = tl.load(weight_ptr + entry, mask=m_o, other=0.0) * scale(scale_ptr, pixel, m_o)
+    pair = tl.load(pair_ptr + o, mask=m_o, other=0)  # [GROUP, CHUNK]
+    pixel = pair // D1
+    weight = tl.load(weight_ptr + pair, mask=m_o, other=0.0) * scale(scale_ptr, pixel, m_o)
     o_row, o_c, m_c = _row_offsets(image * N + pixel, CS, CB)
     x = tl.load(
         x_ptr + o_row[:, :, None] + o_c[None, None, :], mask=m_o[:, :, None] & m_c[None, None, :], other=0.0
-    )  # [GROUP, PIECE, CB]
-    o_y, _, _ = _row_offsets(image * PIECES + p, CS, CB)
+    )  # [GROUP, CHUNK, CB]
+    o_y, _, _ = _row_offsets(image * CHUNKS + p, CS, CB)
     total = tl.sum(weight[:, :, None] * x, 1)
     tl.store(y_ptr + o_y[:, None] + o_c[None, :], total, mask=m_p[:, None] & m_c[None, :])
 
 
-@triton.jit(do_not_specialize=["M", "PIECES"])
+@triton.jit(do_not_specialize=["M", "CHUNKS"])
 def _join_kernel(
     # pointers
-    piece_sum_ptr, owner_ptr, v_ptr,
+    chunk_sum_ptr, vertex_chunk_ptr, v_ptr,
     # sizes
-    M, PIECES,
+    M, CHUNKS,
     # meta-parameters
-    CS: tl.constexpr, CB: tl.constexpr, GROUP: tl.constexpr, PIECE: tl.constexpr,
+    CS: tl.constexpr, CB: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns GROUP vertices, for one block of classes: the sums of their pieces."""
+    """Each program owns GROUP vertices, for one block of classes: the sums of their chunks."""
     image = tl.program_id(2).to(tl.int64)
     m = tl.program_id(0) * GROUP + tl.arange(0, GROUP)
     m_m = m < M
-    start = tl.load(owner_ptr + m, mask=m_m, other=0)
-    end = tl.load(owner_ptr + m + 1, mask=m_m, other=0)
+    start = tl.load(vertex_chunk_ptr + m, mask=m_m, other=0)
+    end = tl.load(vertex_chunk_ptr + m + 1, mask=m_m, other=0)
     total = tl.zeros((GROUP, CB), tl.float32)
-    for first in range(0, tl.max(end - start, 0), PIECE):
-        o = start[:, None] + first + tl.arange(0, PIECE)[None, :]
+    for first in range(0, tl.max(end - start, 0), CHUNK):
+        o = start[:, None] + first + tl.arange(0, CHUNK)[None, :]
         m_o = o < end[:, None]
-        o_row, o_c, m_c = _row_offsets(image * PIECES + o, CS, CB)
+        o_row, o_c, m_c = _row_offsets(image * CHUNKS + o, CS, CB)
         total += tl.sum(
             tl.load(
-                piece_sum_ptr + o_row[:, :, None] + o_c[None, None, :],
+                chunk_sum_ptr + o_row[:, :, None] + o_c[None, None, :],
                 mask=m_o[:, :, None] & m_c[None, None, :], other=0.0,
             ), 1,
         )  # fmt: skip
@@ -338,15 +338,15 @@ def _weights_gradient_kernel(
 # Launchers --------------------------------------------------------------------------------------------------------
 
 
-def simplex(features, packed):
+def simplex(features, layout):
     """Barycentric weights [Bf, N, d + 1] and each group's codes, as reference.lattice.simplex."""
     features = features.contiguous()
     images, d, pixels = features.shape
     weights = features.new_empty((images, pixels, d + 1))
-    low = torch.tensor(packed.low, device=features.device)
+    low = torch.tensor(layout.low, device=features.device)
     codes = []
-    for g, (strides, dtype) in enumerate(zip(packed.strides, packed.dtypes)):
-        strides = torch.tensor([*strides, packed.image_stride], device=features.device)  # they follow the picture
+    for g, (strides, dtype) in enumerate(zip(layout.strides, layout.dtypes)):
+        strides = torch.tensor([*strides, layout.image_stride], device=features.device)  # they follow the picture
         code = torch.empty(weights.numel(), dtype=dtype, device=features.device)
         _launch_simplex(
             _simplex_kernel, features, low_ptr=low, stride_ptr=strides,
@@ -401,19 +401,19 @@ def splat(rows, side):
     """S (scale . x) of rows [B, N, C], as reference.lattice.splat: [G, M + 1, C], vertex M not written."""
     lattice = side.lattice
     groups = rows.shape[0] if lattice.shared else 1
-    pieces, count = len(lattice.pieces) - 1, lattice.count
+    chunks, count = len(lattice.chunk_starts) - 1, lattice.count
     blocks, arguments = _classes(rows, CLASS_BLOCK)
-    parts, v = _empty_rows(rows, groups, pieces), _empty_rows(rows, groups, count + 1)
+    parts, v = _empty_rows(rows, groups, chunks), _empty_rows(rows, groups, count + 1)
     launch(
-        _splat_kernel, (ceil_div(pieces, GROUP), blocks, groups), num_warps=4,
-        x_ptr=rows, weight_ptr=lattice.weights, scale_ptr=side.scale, entry_ptr=lattice.entries,
-        piece_ptr=lattice.pieces, y_ptr=parts, PIECES=pieces, N=rows.shape[1], D1=lattice.corners, **arguments,
-        GROUP=GROUP, PIECE=lattice.piece,
+        _splat_kernel, (ceil_div(chunks, GROUP), blocks, groups), num_warps=4,
+        x_ptr=rows, weight_ptr=lattice.weights, scale_ptr=side.scale, pair_ptr=lattice.sorted_pairs,
+        start_ptr=lattice.chunk_starts, y_ptr=parts, CHUNKS=chunks, N=rows.shape[1], D1=lattice.corners, **arguments,
+        GROUP=GROUP, CHUNK=lattice.chunk,
     )  # fmt: skip
     launch(
         _join_kernel, (ceil_div(count, GROUP), blocks, groups), num_warps=4,
-        piece_sum_ptr=parts, owner_ptr=lattice.owners, v_ptr=v, M=count, PIECES=pieces, **arguments,
-        GROUP=GROUP, PIECE=lattice.piece,
+        chunk_sum_ptr=parts, vertex_chunk_ptr=lattice.vertex_chunks, v_ptr=v, M=count, CHUNKS=chunks, **arguments,
+        GROUP=GROUP, CHUNK=lattice.chunk,
     )  # fmt: skip
     return v
 

@@ -27,11 +27,11 @@ import torch.nn.functional as F
 
 MAX_COORDINATE = 1 << 16  # float32 places a pixel within 1 / 128 of a coordinate up to here
 MAX_CODES = 1 << 62
-PIECE = 16  # pairs that are added up at a time where vertices are served in parallel
+CHUNK = 16  # pairs that are added up at a time where vertices are served in parallel
 
 
 @dataclass(frozen=True)
-class Packing:
+class KeyLayout:
     """How a vertex's integers u are packed: code_g = sum_j (u_j - low_j) stride_gj; the first, times d + 1, plus r."""
 
     low: tuple[int, ...]  # [d]
@@ -55,7 +55,7 @@ def sigmas(d: int, dtype=torch.float64) -> list[float]:
     return [first / math.sqrt(k * (k + 1)) for k in range(1, d + 1)]
 
 
-def packing(least: list[float], most: list[float], images: int, pixels: int) -> Packing:
+def key_layout(least: list[float], most: list[float], images: int, pixels: int) -> KeyLayout:
     """Room for every vertex of features within [least, most] and for its neighbours."""
     d = len(least)
     ranges = [(s * a, s * b) for s, a, b in zip(sigmas(d), least, most)]
@@ -86,7 +86,7 @@ def packing(least: list[float], most: list[float], images: int, pixels: int) -> 
         suffix = [math.prod(extents[k] for k in group[n + 1 :]) for n in range(len(group))]
         held = dict(zip(group, suffix))
         strides.append(tuple(held.get(j, 0) for j in range(d)))
-    return Packing(tuple(low), tuple(strides), tuple(sizes), math.prod(extents[j] for j in groups[0]))
+    return KeyLayout(tuple(low), tuple(strides), tuple(sizes), math.prod(extents[j] for j in groups[0]))
 
 
 def _simplex(features):
@@ -114,7 +114,7 @@ def _simplex(features):
     return v + wrap, rank, distance * (1 / (d + 1)) - wrap
 
 
-def simplex(features, packed: Packing):
+def simplex(features, layout: KeyLayout):
     """Barycentric weights [Bf, N, d + 1] and the codes of the vertices, a [Bf N (d + 1)] tensor for each group."""
     (images, d, pixels), device = features.shape, features.device
     v, rank, fraction = _simplex(features)
@@ -125,14 +125,14 @@ def simplex(features, packed: Packing):
     weights = weights.mT.reshape(images, pixels, d + 1)
 
     codes = []
-    for g, (strides, dtype) in enumerate(zip(packed.strides, packed.dtypes)):
+    for g, (strides, dtype) in enumerate(zip(layout.strides, layout.dtypes)):
         # Vertex r lies one back along each axis whose rank is above d - r.
         stride = torch.tensor([*strides, 0], device=device)[:, None]
-        origin = sum((v[j] - low) * s for j, (low, s) in enumerate(zip(packed.low, strides)) if s)
+        origin = sum((v[j] - low) * s for j, (low, s) in enumerate(zip(layout.low, strides)) if s)
         back = torch.zeros_like(rank).scatter_(0, rank, stride.expand_as(rank))
         code = torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin)  # [d + 1, R]
         if g == 0:
-            image = torch.arange(images, device=device).repeat_interleave(pixels) * packed.image_stride
+            image = torch.arange(images, device=device).repeat_interleave(pixels) * layout.image_stride
             code = (code + image) * (d + 1) + torch.arange(d + 1, device=device)[:, None]
         codes.append(code.to(dtype).mT.flatten())
     return weights, codes
@@ -149,66 +149,66 @@ def simplex_gradient(features, d_weights):
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
 
-def connect(codes, packed: Packing):
+def connect(codes, layout: KeyLayout):
     """The lattice's table from the codes of all E = Bf N (d + 1) pairs of a pixel and a vertex.
 
     Returns int32 tensors:
         vertices: [E], the vertex of each pair, 0 .. M - 1 in the order of the codes.
         neighbours: [d + 1, M + 1, 2], next and previous along each axis; M, an empty vertex, where there is none.
-        entries: [E], the pairs in the order of their vertices, and of pixels within one.
-        pieces: [P + 1], where each piece of at most PIECE entries of one vertex begins.
-        owners: [M + 1], where each vertex's pieces begin.
+        sorted_pairs: [E], the pairs in the order of their vertices, and of pixels within one.
+        chunk_starts: [P + 1], where each chunk of at most CHUNK pairs of one vertex begins.
+        vertex_chunks: [M + 1], where each vertex's chunks begin.
     """
-    d, device = packed.dimensions, codes[0].device
+    d, device = layout.dimensions, codes[0].device
     key, tables = codes[0], []
-    for code, size in zip(codes[1:], packed.sizes[1:]):
+    for code, size in zip(codes[1:], layout.sizes[1:]):
         table, key = torch.unique(key, return_inverse=True)
         tables.append(table)
         key = key * size + code
-    ordered, entries = torch.sort(key, stable=True)
+    ordered, sorted_pairs = torch.sort(key, stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
     starts = is_first.nonzero().squeeze(1)  # [M]
-    of_entry = is_first.cumsum(0, dtype=torch.int32) - 1
-    vertices = torch.empty_like(of_entry).scatter_(0, entries, of_entry)
+    vertex_of = is_first.cumsum(0, dtype=torch.int32) - 1
+    vertices = torch.empty_like(vertex_of).scatter_(0, sorted_pairs, vertex_of)
     tables.append(ordered[starts])
 
-    count, pairs = len(starts), len(entries)
+    count, pairs = len(starts), len(sorted_pairs)
     ends = torch.cat([starts[1:], starts.new_full((min(count, 1),), pairs)])
-    owners = torch.zeros(count + 1, dtype=torch.int64, device=device)
-    torch.cumsum((ends - starts + PIECE - 1) // PIECE, 0, out=owners[1:])
-    piece_owner = torch.repeat_interleave(torch.arange(count, device=device), owners.diff())
-    within = torch.arange(len(piece_owner), device=device) - owners[piece_owner]
-    pieces = torch.cat([starts[piece_owner] + within * PIECE, starts.new_full((1,), pairs)])
+    vertex_chunks = torch.zeros(count + 1, dtype=torch.int64, device=device)
+    torch.cumsum((ends - starts + CHUNK - 1) // CHUNK, 0, out=vertex_chunks[1:])
+    chunk_vertex = torch.repeat_interleave(torch.arange(count, device=device), vertex_chunks.diff())
+    within = torch.arange(len(chunk_vertex), device=device) - vertex_chunks[chunk_vertex]
+    chunk_starts = torch.cat([starts[chunk_vertex] + within * CHUNK, starts.new_full((1,), pairs)])
 
     neighbours = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
-    codes = [code[entries[starts]] for code in codes]
+    codes = [code[sorted_pairs[starts]] for code in codes]
     r = codes[0] % (d + 1)
     for side, (wraps, step) in enumerate([(r == 0, 1), (r == d, -1)]):
         at, found = r.new_zeros(()), r.new_ones((), dtype=torch.bool)
-        for g, (code, table, strides) in enumerate(zip(codes, tables, packed.strides)):
+        for g, (code, table, strides) in enumerate(zip(codes, tables, layout.strides)):
             # Next: every coordinate 1 less, but coordinate j d more: r - 1 (or d and u - 1, from r = 0), then u_j + 1.
             shift = step * torch.tensor([*strides, 0], device=device) - step * sum(strides) * wraps[:, None]
             if g == 0:
                 shift = shift * (d + 1) + torch.where(wraps, step * d, -step)[:, None]
-            wanted = (at * packed.sizes[g] + code[:, None] + shift).to(table.dtype)  # [M, d + 1]
+            wanted = (at * layout.sizes[g] + code[:, None] + shift).to(table.dtype)  # [M, d + 1]
             at = torch.searchsorted(table, wanted).clamp_max(len(table) - 1)
             found = found & (table[at] == wanted)
         neighbours[:, :count, side] = torch.where(found, at, count).mT
-    return vertices, neighbours, entries.int(), pieces.int(), owners.int()
+    return vertices, neighbours, sorted_pairs.int(), chunk_starts.int(), vertex_chunks.int()
 
 
 @dataclass
 class Lattice:
     """A built lattice: barycentric weights [Bf, N, d + 1], and what `connect` returned. Bf = 1 serves any batch."""
 
-    piece = PIECE
+    chunk = CHUNK
     weights: torch.Tensor
     vertices: torch.Tensor
     neighbours: torch.Tensor
-    entries: torch.Tensor
-    pieces: torch.Tensor
-    owners: torch.Tensor
+    sorted_pairs: torch.Tensor
+    chunk_starts: torch.Tensor
+    vertex_chunks: torch.Tensor
 
     @property
     def shared(self) -> bool:
@@ -230,8 +230,8 @@ class Lattice:
 
     @functools.cached_property
     def segments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pixel of each entry, and where each vertex's entries begin."""
-        return self.entries // self.corners, self.pieces[self.owners][:-1]
+        """The pixel of each pair, and where each vertex's pairs begin."""
+        return self.sorted_pairs // self.corners, self.chunk_starts[self.vertex_chunks][:-1]
 
     @functools.cached_property
     def around(self):
@@ -241,7 +241,7 @@ class Lattice:
 
 
 @dataclass
-class Side:
+class ScaledLattice:
     """A lattice as values enter or leave it: with a per-pixel scale [Bf, 1, *S], if there is one."""
 
     lattice: Lattice
@@ -260,8 +260,8 @@ class Side:
 
     @functools.cached_property
     def splat_weights(self):
-        """scale . b in the order of entries, [E]"""
-        return self.weights.flatten()[self.lattice.entries]
+        """scale . b in the order of `sorted_pairs`, [E]"""
+        return self.weights.flatten()[self.lattice.sorted_pairs]
 
 
 def rows_of(x):
@@ -274,7 +274,7 @@ def image_of(rows, like):
     return rows.mT.unflatten(2, like.shape[2:])
 
 
-def splat(rows, side: Side):
+def splat(rows, side: ScaledLattice):
     """S (scale . x) of rows [B, N, C]: [G, M + 1, C], G = B for a shared lattice, else 1; the last vertex is empty."""
     lattice = side.lattice
     rows = rows if lattice.shared else rows.flatten(0, 1)[None]
@@ -284,7 +284,7 @@ def splat(rows, side: Side):
     return v
 
 
-def filtered(rows, side: Side, reverse: bool):
+def filtered(rows, side: ScaledLattice, reverse: bool):
     """B_d ... B_0 S (scale . x), or B_0 ... B_d S (scale . x) if `reverse`: the vertices that `sliced` reads."""
     v, lattice = splat(rows, side), side.lattice
     weights = v.new_full((3,), 0.5)
@@ -295,7 +295,7 @@ def filtered(rows, side: Side, reverse: bool):
     return v
 
 
-def slice_table(side: Side, batch: int):
+def slice_table(side: ScaledLattice, batch: int):
     """Rows of `filtered`'s result, its groups end to end, and their weights scale . alpha b: [B N, d + 1] each."""
     lattice = side.lattice
     index = lattice.vertices.expand(batch, -1, -1)
@@ -306,7 +306,7 @@ def slice_table(side: Side, batch: int):
     return index.flatten(0, 1), weights.flatten(0, 1)
 
 
-def sliced(v, side: Side, batch: int):
+def sliced(v, side: ScaledLattice, batch: int):
     """scale . alpha S^T v: [B, N, C]."""
     index, weights = slice_table(side, batch)
     return weighted_sums(v.flatten(0, 1), index, None, weights).view(batch, side.pixels, v.shape[2])
@@ -318,7 +318,7 @@ def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
     rows, cotangent: in . x and out . y, [B, N, C]; v_forward: `filtered` x, v_reverse: `filtered` y, reversed.
     """
     batch = rows.shape[0]
-    index, _ = slice_table(Side(lattice, None), batch)
+    index, _ = slice_table(ScaledLattice(lattice, None), batch)
     total = rows.new_empty((len(index), lattice.corners))
     for r in range(lattice.corners):
         ahead, back = (v.flatten(0, 1)[index[:, r]] for v in (v_forward, v_reverse))
