@@ -54,7 +54,7 @@ LIBRARIES = {
 }
 
 # The only kernel files that other kernel files may import, and what these may import in turn.
-KERNEL_HELPERS = {"common": set(), "step": {"common"}, "box": {"common"}}
+KERNEL_HELPERS = {"common": set(), "epilogue": {"common"}, "box": {"common"}}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -110,14 +110,14 @@ def test_imports_are_read_whatever_their_form():
         from ..kernels import window as w
         def lazily():
             from tritoncrf.reference.window import messages
-            return importlib.import_module("tritoncrf.kernels.step")
+            return importlib.import_module("tritoncrf.kernels.epilogue")
     """
     assert imports(re.sub("^        ", "", source, flags=re.MULTILINE), "tritoncrf.filters") == {
         "torch.nn.functional",
         "tritoncrf.filters.checks",
         "tritoncrf.kernels",
         "tritoncrf.kernels.window",
-        "tritoncrf.kernels.step",
+        "tritoncrf.kernels.epilogue",
         "tritoncrf.reference.window.messages",
     }
 

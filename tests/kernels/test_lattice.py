@@ -9,6 +9,7 @@ from cases import Setting, leaves, random_features, strided
 from tritoncrf.filters import Lattice
 from tritoncrf.filters.lattice import build
 from tritoncrf.kernels import lattice as kernels
+from tritoncrf.kernels import simplex
 from tritoncrf.kernels.common import record_launches
 from tritoncrf.reference import lattice as reference
 
@@ -51,19 +52,19 @@ def test_simplex_and_its_gradient(name, device):
     f, side, _ = built(**CASES[name])
     least, most = [-30.0] * f.shape[1], [30.0] * f.shape[1]
     layout = reference.key_layout(least, most, f.shape[0], f.shape[2])
-    weights, codes = kernels.simplex(f.to(device, torch.float32), layout)
+    weights, codes = simplex.simplex(f.to(device, torch.float32), layout)
     expected, expected_codes = reference.simplex(f, layout)
     assert_close("b", weights, expected, dtype=torch.float32)
     for code, wanted in zip(codes, expected_codes, strict=True):
         assert code.dtype == wanted.dtype and torch.equal(code.cpu(), wanted)
     d_weights = torch.randn(expected.shape, dtype=torch.float64)
-    found = kernels.simplex_gradient(f.to(device, torch.float32), d_weights.to(device, torch.float32))
+    found = simplex.simplex_gradient(f.to(device, torch.float32), d_weights.to(device, torch.float32))
     assert_close("dL/df", found, reference.simplex_gradient(f, d_weights), dtype=torch.float32)
 
 
 def test_sigmas_are_the_references():
     for d in range(1, 65):
-        assert [kernels.sigma(k, d) for k in range(1, d + 1)] == reference.sigmas(d, torch.float32)
+        assert [simplex.sigma(k, d) for k in range(1, d + 1)] == reference.sigmas(d, torch.float32)
 
 
 def test_groups_of_codes(device):
@@ -71,7 +72,7 @@ def test_groups_of_codes(device):
     f = random_features((9,), 12)
     layout = reference.key_layout([-40.0] * 12, [40.0] * 12, 1, 9)
     assert len(layout.sizes) == 2
-    _, codes = kernels.simplex(f.to(device, torch.float32), layout)
+    _, codes = simplex.simplex(f.to(device, torch.float32), layout)
     for code, wanted in zip(codes, reference.simplex(f, layout)[1], strict=True):
         assert torch.equal(code.cpu(), wanted)
 

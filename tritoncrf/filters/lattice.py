@@ -23,7 +23,7 @@ from tritoncrf.filters.base import (
     shared_fields,
     summed,
 )
-from tritoncrf.filters.lattice_step import LatticeStep, TritonLatticeStep, lattice_kernels
+from tritoncrf.filters.lattice_step import LatticeStep, TritonLatticeStep, lattice_kernels, simplex_kernels
 from tritoncrf.reference import lattice as reference
 from tritoncrf.reference.lattice import ScaledLattice, image_of
 from tritoncrf.reference.step import scaled
@@ -185,7 +185,7 @@ def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
     if features.numel():
         least, most = torch.stack(torch.aminmax(features.transpose(0, 1).flatten(1), dim=1)).tolist()
     layout = reference.key_layout(least, most, images, pixels)
-    weights, codes = (lattice_kernels() if backend == "triton" else reference).simplex(features, layout)
+    weights, codes = (simplex_kernels() if backend == "triton" else reference).simplex(features, layout)
     vertices, *tables = reference.connect(codes, layout)
     return [weights.contiguous(), vertices.view(weights.shape), *tables]
 
@@ -202,7 +202,7 @@ def _(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
 
 @torch.library.custom_op("tritoncrf::lattice_backward", mutates_args=())
 def build_backward(features: torch.Tensor, d_weights: torch.Tensor, backend: str) -> torch.Tensor:
-    kernels = lattice_kernels() if backend == "triton" else reference
+    kernels = simplex_kernels() if backend == "triton" else reference
     return kernels.simplex_gradient(features, d_weights).contiguous()
 
 

@@ -136,3 +136,7 @@ class TritonLatticeStep:
 def lattice_kernels() -> ModuleType:
     """The Triton kernels, imported when first used: the package works without triton."""
     return importlib.import_module("tritoncrf.kernels.lattice")
+
+
+def simplex_kernels() -> ModuleType:
+    return importlib.import_module("tritoncrf.kernels.simplex")
