@@ -53,7 +53,7 @@ def _split(x):
 
 @triton.jit
 def _side_by_side(a, b):
-    """Two [T, DP] as [T, 2 DP], column by column."""
+    """Two [P, DP] as [P, 2 DP], column by column."""
     return tl.reshape(tl.join(a, b), (a.shape[0], 2 * a.shape[1]))
 
 
@@ -91,15 +91,15 @@ def _halves_kernel(
 
 
 @triton.jit
-def _channel(f_ptr, d, T: tl.constexpr, DP: tl.constexpr):
-    """One channel of the features of T pixels."""
-    return tl.load(f_ptr + tl.arange(0, T) * DP + d)
+def _channel(f_ptr, d, P: tl.constexpr, DP: tl.constexpr):
+    """One channel of the features of P pixels."""
+    return tl.load(f_ptr + tl.arange(0, P) * DP + d)
 
 
 @triton.jit
-def _channels(f_ptr, T: tl.constexpr, DP: tl.constexpr):
-    """The features of T pixels, [T, DP]."""
-    return tl.load(f_ptr + tl.arange(0, T)[:, None] * DP + tl.arange(0, DP)[None, :])
+def _channels(f_ptr, P: tl.constexpr, DP: tl.constexpr):
+    """The features of P pixels, [P, DP]."""
+    return tl.load(f_ptr + tl.arange(0, P)[:, None] * DP + tl.arange(0, DP)[None, :])
 
 
 @triton.jit
@@ -167,17 +167,17 @@ def _own(turn_ptr, starts_ptr, b, PADDED, BLOCK: tl.constexpr, TI: tl.constexpr)
 
 
 @triton.jit
-def _visited(columns_ptr, step, first, block, BLOCK: tl.constexpr, T: tl.constexpr):
-    """The first of T sorted pixels in a step through the visits, BLOCK / T steps to each."""
-    visit = step // (BLOCK // T)
+def _visited(columns_ptr, step, first, block, BLOCK: tl.constexpr, P: tl.constexpr):
+    """The first of P sorted pixels in a step through the visits, BLOCK / P steps to each."""
+    visit = step // (BLOCK // P)
     j = tl.load(columns_ptr + visit - 1, mask=visit > first, other=block)
-    return j.to(tl.int64) * BLOCK + step % (BLOCK // T) * T
+    return j.to(tl.int64) * BLOCK + step % (BLOCK // P) * P
 
 
 @triton.jit
-def _halves(h_ptr, ROW: tl.constexpr, T: tl.constexpr, CP: tl.constexpr):
-    """High and low halves of the values of T pixels, [T, CP]."""
-    o_h = tl.arange(0, T)[:, None] * ROW + tl.arange(0, CP)[None, :]
+def _halves(h_ptr, ROW: tl.constexpr, P: tl.constexpr, CP: tl.constexpr):
+    """High and low halves of the values of P pixels, [P, CP]."""
+    o_h = tl.arange(0, P)[:, None] * ROW + tl.arange(0, CP)[None, :]
     return tl.load(h_ptr + o_h), tl.load(h_ptr + o_h + CP)
 
 

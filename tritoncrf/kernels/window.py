@@ -14,7 +14,7 @@ read of a class is coalesced. The weights are formed anew in each iteration: kep
 Products of matrices, weights [tile, halo] times the halo's values, would mostly multiply pairs outside the window.
 
 Signals, images and volumes are all [B, C, Z, Y, X] here; axes that are not there have extent 1, radius 0.
-Cost O(N k^2 (D + C)), memory O(B C N).
+Cost O(N (D + C)) for each tap of the window, memory O(B C N).
 """
 
 import math
@@ -49,18 +49,18 @@ def _tile(size, registers: int) -> tuple[tuple[int, int, int], int]:
 
 
 @triton.jit
-def _tile_pixels(program, NZ, NY, NX, STEP, R: tl.constexpr, T: tl.constexpr):
+def _tile_pixels(program, NZ, NY, NX, STEP, R: tl.constexpr, TYX: tl.constexpr):
     """A program's tile: coordinates z, y [P], x [P], which pixels exist, and whether all neighbours of all do."""
-    tiles_x = tl.cdiv(NX, T[1])
-    tiles_y = tl.cdiv(NY, T[0])
-    x0 = program % tiles_x * T[1]
-    y0 = program // tiles_x % tiles_y * T[0]
+    tiles_x = tl.cdiv(NX, TYX[1])
+    tiles_y = tl.cdiv(NY, TYX[0])
+    x0 = program % tiles_x * TYX[1]
+    y0 = program // tiles_x % tiles_y * TYX[0]
     z = program // tiles_x // tiles_y
-    o_p = tl.arange(0, T[0] * T[1])
-    y, x = y0 + o_p // T[1], x0 + o_p % T[1]
+    o_p = tl.arange(0, TYX[0] * TYX[1])
+    y, x = y0 + o_p // TYX[1], x0 + o_p % TYX[1]
     reach_z, reach_y, reach_x = R[0] * STEP, R[1] * STEP, R[2] * STEP
-    interior = (z >= reach_z) & (z + reach_z < NZ) & (y0 >= reach_y) & (y0 + T[0] + reach_y <= NY)
-    interior = interior & (x0 >= reach_x) & (x0 + T[1] + reach_x <= NX)
+    interior = (z >= reach_z) & (z + reach_z < NZ) & (y0 >= reach_y) & (y0 + TYX[0] + reach_y <= NY)
+    interior = interior & (x0 >= reach_x) & (x0 + TYX[1] + reach_x <= NX)
     return z, y, x, (y < NY) & (x < NX), interior
 
 
@@ -146,12 +146,12 @@ def _window_kernel(
     # meta-parameters; of each filter: channels, whether its features serve all images, whether a pixel sees itself
     C: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr,
     MERGE: tl.constexpr, MATRIX: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
-    T: tl.constexpr, CP: tl.constexpr, UNROLL: tl.constexpr,
+    TYX: tl.constexpr, CP: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Each program owns all classes of one tile of pixels of one image."""
     b = tl.program_id(1).to(tl.int64)
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    z_p, y_p, x_p, m_p, interior = _tile_pixels(tl.program_id(0), NZ, NY, NX, STEP, R, T)
+    z_p, y_p, x_p, m_p, interior = _tile_pixels(tl.program_id(0), NZ, NY, NX, STEP, R, TYX)
     i_p = (z_p * NY + y_p) * NX + x_p
     x_ptr += b * stride_xb
     bases = ()
@@ -224,12 +224,12 @@ def _window_feature_gradient_kernel(
     # strides: batch and class of x and y
     stride_xb, stride_xc, stride_yb, stride_yc,
     # meta-parameters; SHARED: one image's features serve all
-    C: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, R: tl.constexpr, T: tl.constexpr, CP: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, R: tl.constexpr, TYX: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the feature gradient of one tile of pixels of one image."""
     b = tl.program_id(1).to(tl.int64)
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    z_p, y_p, x_p, m_p, interior = _tile_pixels(tl.program_id(0), NZ, NY, NX, STEP, R, T)
+    z_p, y_p, x_p, m_p, interior = _tile_pixels(tl.program_id(0), NZ, NY, NX, STEP, R, TYX)
     i_p = (z_p * NY + y_p) * NX + x_p
     x_ptr += b * stride_xb
     y_ptr += b * stride_yb
@@ -251,7 +251,7 @@ def _geometry(size, radii, dilation: int, tile) -> tuple[int, dict]:
     """Number of tiles of one image, and the arguments that describe image, window and tile."""
     tiles = math.prod(ceil_div(n, t) for n, t in zip(size, tile, strict=True))
     sizes = dict(zip(("NZ", "NY", "NX"), size, strict=True))
-    return tiles, {**sizes, "STEP": dilation, "R": tuple(radii), "T": tile[1:]}
+    return tiles, {**sizes, "STEP": dilation, "R": tuple(radii), "TYX": tile[1:]}
 
 
 def _flat(x):
