@@ -243,18 +243,19 @@ def launched(launch) -> Work:
     products      of the exact sum: 2 (C + D) pairs, of its feature gradient twice as many
     """
     arguments = launch.arguments
-    tensors = {(t.data_ptr(), t.shape): t for t in arguments.values() if isinstance(t, torch.Tensor)}
+    entries = [e for a in arguments.values() for e in (a if isinstance(a, tuple) else (a,))]
+    tensors = {(t.data_ptr(), t.shape): t for t in entries if isinstance(t, torch.Tensor)}
     moved = sum(t.nbytes for t in tensors.values())
     if "columns_ptr" in arguments:
         blocks = arguments["columns_ptr"].numel() + arguments["turn_ptr"].numel()  # every block visits itself too
-        p = blocks * arguments["S"] ** 2
-        terms = arguments.get("C", arguments["CP"] * arguments["BLOCKS"]) + arguments["D"]
+        p = blocks * arguments["BLOCK"] ** 2
+        terms = arguments.get("C", arguments["CP"] * arguments["CLASS_BLOCKS"]) + arguments["D"]
         return Work(moved, 0, p, 2 * terms * p * (2 if "gradient_ptr" in arguments else 1))
     if "STEP" not in arguments:  # the windows of boxes have no pairs, whatever their radius
         return Work(moved, 0, 0)
-    size, radii = ([arguments[f"{name}{axis}"] for axis in "ZYX"] for name in "NR")
-    p = launch.grid[1] * pairs(size, radii, [arguments["STEP"]] * 3)
-    filters = arguments.get("FILTERS", 1)
+    size = [arguments[name] for name in ("NZ", "NY", "NX")]
+    p = launch.grid[1] * pairs(size, arguments["R"], [arguments["STEP"]] * 3)
+    filters = len(arguments.get("f_ptrs", (0,)))
     sums = 2 if "gradient_ptr" in arguments else 1 if arguments["MERGE"] else filters
     return Work(moved, 2 * sums * arguments["C"] * p, filters * p)
 

@@ -146,11 +146,16 @@ def _compile(launch: Launch, target: str) -> Binary:
     return Binary(
         kernel=source.name,
         target=target,
-        constants={launch.kernel.arg_names[path[0]]: value for path, value in source.constants.items()},
+        constants={_named(launch, path): value for path, value in source.constants.items()},
         num_warps=launch.num_warps,
         shared=compiled.metadata.shared,
         **read(compiled),
     )
+
+
+def _named(launch: Launch, path: tuple[int, ...]) -> str:
+    """The argument at this path, or the element of an argument that is a tuple."""
+    return launch.kernel.arg_names[path[0]] + "".join(f"[{n}]" for n in path[1:])
 
 
 def compile_all(launches: Iterable[Launch], target: str, mixes: bool = False) -> list[Binary]:

@@ -10,7 +10,7 @@ tl = triton.language
 
 from bench import floors  # noqa: E402
 from bench.compiled.compilation import compile_all, compile_launch, identity, instruction_mix, unique  # noqa: E402
-from bench.compiled.sweep import sweep  # noqa: E402
+from bench.compiled.sweep import Configuration, launches_of, sweep  # noqa: E402
 from tritoncrf.kernels.common import Launch  # noqa: E402
 
 # Registers are 32 bits, and a thread has 255 of them.
@@ -30,6 +30,34 @@ def assert_no_spills(binaries):
 
 def test_no_launched_configuration_spills(launches):
     assert_no_spills(compile_all(launches, "sm_90"))
+
+
+def test_the_sweep_holds_widths_that_are_multiples_of_16(launches):
+    """They make other kernels; but of these, whose sizes are no matter, and of the windows, which are not told."""
+    sizes = "N", "NX", "lines", "PADDED"
+    aligned = {
+        launch.kernel.__name__ for launch in launches if any(launch.arguments.get(s, 1) % 16 == 0 for s in sizes)
+    }
+    names = {launch.kernel.__name__ for launch in launches}
+    assert names - aligned <= {
+        "_join_kernel",
+        "_blur_kernel",
+        "_window_kernel",
+        "_window_feature_gradient_kernel",
+    }
+
+
+@pytest.mark.parametrize("weights", ["scalar", "class"])
+def test_windows_are_one_kernel_whatever_the_width(weights):
+    odd, aligned = (
+        [
+            launch
+            for launch in launches_of(Configuration(weights=weights, size=size))
+            if "window" in launch.kernel.__name__
+        ]
+        for size in ((37, 41), (36, 64))
+    )
+    assert len(unique(odd + aligned)) == len(unique(odd))
 
 
 def test_the_work_of_every_launch_is_counted(launches):
@@ -58,11 +86,11 @@ def test_every_kernel_compiles_for(target, launches):
 
 
 @triton.jit(do_not_specialize=["free"])
-def sum_kernel(x_ptr, bias_ptr, y_ptr, n, free, scale, BLOCK: tl.constexpr):
+def sum_kernel(x_ptr, bias_ptrs, y_ptr, n, free, scale, BLOCK: tl.constexpr):
     offsets = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offsets, mask=offsets < n, other=0.0) * scale + free
-    if bias_ptr is not None:
-        x += tl.load(bias_ptr + offsets, mask=offsets < n, other=0.0)
+    if bias_ptrs[1] is not None:
+        x += tl.load(bias_ptrs[1] + offsets, mask=offsets < n, other=0.0)
     tl.store(y_ptr + tl.arange(0, 1), tl.sum(x, 0) + tl.zeros((1,), tl.float32))
 
 
@@ -82,7 +110,8 @@ def launch_of(kernel, **arguments) -> Launch:
 
 def sum_launch(bias=False, n=48, free=3, BLOCK=64):
     x = torch.empty(64)
-    return launch_of(sum_kernel, x_ptr=x, bias_ptr=x if bias else None, y_ptr=x, n=n, free=free, scale=0.5, BLOCK=BLOCK)
+    biases = (x, x if bias else None)
+    return launch_of(sum_kernel, x_ptr=x, bias_ptrs=biases, y_ptr=x, n=n, free=free, scale=0.5, BLOCK=BLOCK)
 
 
 def test_a_spill_is_seen():
@@ -97,7 +126,7 @@ def test_a_kernel_that_fits_does_not_spill():
     binary = compile_launch(sum_launch(), "sm_90")
     assert not binary.spills
     assert binary.mix["ldg"] > 0 and binary.mix["local"] == 0
-    assert binary.constants == {"bias_ptr": None, "BLOCK": 64}
+    assert binary.constants == {"bias_ptrs[1]": None, "BLOCK": 64}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from cases import Setting, leaves, random_features, strided
 from tritoncrf.filters import Lattice
 from tritoncrf.filters.lattice import build
 from tritoncrf.kernels import lattice as kernels
+from tritoncrf.kernels import simplex
 from tritoncrf.kernels.common import record_launches
 from tritoncrf.reference import lattice as reference
 from tritoncrf.reference import simplex as reference_simplex
@@ -26,10 +27,8 @@ def built(size, d, classes, batch=1, shared=False, scale=False):
 
 def in_float32(side, device):
     lattice = side.lattice
-    tensors = [
-        getattr(lattice, name)
-        for name in ("weights", "vertices", "neighbours", "sorted_pairs", "chunk_starts", "vertex_chunks")
-    ]
+    names = "weights", "vertices", "neighbours", "sorted_pairs", "chunk_starts", "vertex_chunks"
+    tensors = [getattr(lattice, name) for name in names]
     tensors = [t.to(device, torch.float32) if t.is_floating_point() else t.to(device) for t in tensors]
     factor = None if side.scale is None else side.scale.to(device, torch.float32)
     return reference.ScaledLattice(reference.Lattice(*tensors), factor)
@@ -54,19 +53,19 @@ def test_simplex_and_its_gradient(name, device):
     f, side, _ = built(**CASES[name])
     least, most = [-30.0] * f.shape[1], [30.0] * f.shape[1]
     layout = reference_simplex.key_layout(least, most, f.shape[0], f.shape[2])
-    weights, codes = kernels.simplex(f.to(device, torch.float32), layout)
+    weights, codes = simplex.simplex(f.to(device, torch.float32), layout)
     expected, expected_codes = reference_simplex.simplex(f, layout)
     assert_close("b", weights, expected, dtype=torch.float32)
     for code, wanted in zip(codes, expected_codes, strict=True):
         assert code.dtype == wanted.dtype and torch.equal(code.cpu(), wanted)
     d_weights = torch.randn(expected.shape, dtype=torch.float64)
-    found = kernels.simplex_gradient(f.to(device, torch.float32), d_weights.to(device, torch.float32))
+    found = simplex.simplex_gradient(f.to(device, torch.float32), d_weights.to(device, torch.float32))
     assert_close("dL/df", found, reference_simplex.simplex_gradient(f, d_weights), dtype=torch.float32)
 
 
 def test_sigmas_are_the_references():
     for d in range(1, 65):
-        assert [kernels.sigma(k, d) for k in range(1, d + 1)] == reference_simplex.sigmas(d, torch.float32)
+        assert [simplex.sigma(k, d) for k in range(1, d + 1)] == reference_simplex.sigmas(d, torch.float32)
 
 
 def test_groups_of_codes(device):
@@ -74,7 +73,7 @@ def test_groups_of_codes(device):
     f = random_features((9,), 12)
     layout = reference_simplex.key_layout([-40.0] * 12, [40.0] * 12, 1, 9)
     assert len(layout.sizes) == 2
-    _, codes = kernels.simplex(f.to(device, torch.float32), layout)
+    _, codes = simplex.simplex(f.to(device, torch.float32), layout)
     for code, wanted in zip(codes, reference_simplex.simplex(f, layout)[1], strict=True):
         assert torch.equal(code.cpu(), wanted)
 
@@ -108,8 +107,8 @@ def test_weights_gradient(name, device):
     assert_close("dL/db", found, gradient(reference, side, x, y), dtype=torch.float32)
 
 
-def test_a_vertex_of_many_pieces(device):
-    """All pixels in one simplex: 300 pairs to a vertex are 19 pieces, more than a program adds up at a time."""
+def test_a_vertex_of_many_chunks(device):
+    """All pixels in one simplex: 300 pairs to a vertex are 19 chunks, more than a program adds up at a time."""
     f = torch.rand(1, 1, 300) * 1e-3 + 0.1
     x = torch.randn(1, 2, 300)
     found = Lattice(f.to(device), backend="triton")(x.to(device))

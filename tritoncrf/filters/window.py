@@ -150,9 +150,8 @@ class WindowOperator(GaussianOperator):
         return blur.pool(to_3d(scaled(x, self.scale_in)), self.factors)
 
     def grid(self, size: Sequence[int]) -> tuple[Sequence[int], ...]:
-        """Image size, low size, padding and factors, each (y, x), for a fused step's kernels."""
-        sizes = size, blur.low_size(size, self.factors), blur.padding(size, self.factors), self.factors
-        return tuple(n[1:] for n in sizes)
+        """Image size, low size and padding, each (y, x), for a fused step's kernels."""
+        return tuple(n[1:] for n in (size, blur.low_size(size, self.factors), blur.padding(size, self.factors)))
 
     def bare(self, x: torch.Tensor, adjoint: bool) -> torch.Tensor:
         down: Callable[..., torch.Tensor] = blur.upsample_adjoint if adjoint else blur.pool

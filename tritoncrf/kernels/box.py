@@ -1,17 +1,18 @@
-"""Box sums along one axis, in a time that does not depend on the radius (van Herk 1992; Gil and Werman 1993).
+"""Box sums along one axis, in a time that does not depend on the radius (van Herk 1992; Gil and Werman 1993), and the
+statistics of a guide's windows, once per image (He, Sun and Tang 2013; symbols of docs/symbols.md).
 
-    y_o = sum of x_j over |j - o| <= R                                        o: a pixel of the axis, w = 2 R + 1
+    box(x)_o = sum of x_j over |j - o| <= R                                      o: a pixel of the axis
 
-Outputs are cut into blocks of w. The window of the k-th output of a block reaches over the last w - k of the w inputs
-from o - R on, and over the first k of those behind them:
+Outputs are cut into blocks of 2 R + 1. The window of the k-th output of a block reaches over the last inputs from
+first - R + k on, and over the first k of those behind them:
 
-    y_{first + k} = sum_{l >= k} x_{first - R + l}  +  sum_{0 < l <= k} x_{first + R + l}
+    box(x)_{first + k} = sum_{l >= k} x_{first - R + l}  +  sum_{0 < l <= k} x_{first + R + l}
 
 the tail of one block and the head of the next: two scans, and about two reads an output for any R. Nothing is ever
-subtracted, so every sum carries the rounding of its own pixels alone. P along all axes is symmetric, its own adjoint.
+subtracted, so every sum carries the rounding of its own pixels alone. box is symmetric, its own adjoint.
 
-A tile is [W, lines] for an axis with others inside it, [lines, W] for the innermost, W the power of two from w on;
-what is beyond w is masked, at most half. A dilation d makes d times as many lines of an axis 1 / d as long.
+A tile is [TN, TL] for an axis with other lines inside it, [TL, TN] for the innermost, TN the power of two from 2 R + 1
+on; what is beyond is masked, at most half. A dilation d makes d times as many lines of an axis 1 / d as long.
 Sums are in the dtype of x. Exact but for rounding.
 """
 
@@ -28,19 +29,19 @@ TILE = 1024  # numbers, 8 for each of 128 threads; of long windows twice as many
 
 
 def tile(radius: int) -> tuple[int, int, int]:
-    """W, lines and warps: up to W = 256 lines fill a sector of 32 bytes."""
+    """TN, TL and warps: up to TN = 256 lines fill a sector of 32 bytes."""
     width = triton.next_power_of_2(2 * radius + 1)
     lines = max(min(8, 2 * TILE // width), TILE // width)
     return width, lines, 4 * width * lines // TILE
 
 
 @triton.jit
-def places(first, o_k, R, n):
+def places(first, o_n, R, n):
     """Where the tails' and the heads' inputs of a block are, and which of them there are."""
-    m_k = o_k < 2 * R + 1
-    tail = first - R + o_k
-    head = first + R + o_k
-    return tail, m_k & (tail >= 0) & (tail < n), head, m_k & (o_k > 0) & (head < n)
+    m_n = o_n < 2 * R + 1
+    tail = first - R + o_n
+    head = first + R + o_n
+    return tail, m_n & (tail >= 0) & (tail < n), head, m_n & (o_n > 0) & (head < n)
 
 
 @triton.jit
@@ -51,7 +52,7 @@ def window_sums(tails, heads, AXIS: tl.constexpr):
 
 @triton.jit
 def area(z, y, x, NZ, NY, NX, RZ, RY, RX, AREA, COUNT: tl.constexpr):
-    """D of pixels, above 0 outside the image too."""
+    """Area of the windows around pixels, above 0 outside the image too."""
     if COUNT:
         nz = tl.minimum(z + RZ, NZ - 1) - tl.maximum(z - RZ, 0) + 1
         ny = tl.minimum(y + RY, NY - 1) - tl.maximum(y - RY, 0) + 1
@@ -63,7 +64,7 @@ def area(z, y, x, NZ, NY, NX, RZ, RY, RX, AREA, COUNT: tl.constexpr):
 
 @triton.jit
 def area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT: tl.constexpr):
-    """D of pixels by their flat index."""
+    """Area of the windows around pixels by their flat index."""
     return area(i // (NY * NX), i // NX % NY, i % NX, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
 
 
@@ -74,30 +75,30 @@ def _box_kernel(
     # sizes: of the axis; lines side by side; numbers of a plane
     n, lines, length, R,
     # meta-parameters
-    INNERMOST: tl.constexpr, W: tl.constexpr, T: tl.constexpr,
+    INNERMOST: tl.constexpr, TN: tl.constexpr, TL: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns one block of outputs of T lines of one plane."""
-    blocks, tiles = tl.cdiv(n, 2 * R + 1), tl.cdiv(lines, T)
+    """Each program owns one block of outputs of TL lines of one plane."""
+    blocks, tiles = tl.cdiv(n, 2 * R + 1), tl.cdiv(lines, TL)
     program = tl.program_id(0)
     first = program // tiles % blocks * (2 * R + 1)
     plane = (program // tiles // blocks).to(tl.int64) * length
     AXIS: tl.constexpr = 1 if INNERMOST else 0
     if INNERMOST:
-        o_k = tl.arange(0, W)[None, :]
-        line = program % tiles * T + tl.arange(0, T)[:, None]
+        o_n = tl.arange(0, TN)[None, :]
+        line = program % tiles * TL + tl.arange(0, TL)[:, None]
         step, line_step = 1, n
     else:
-        o_k = tl.arange(0, W)[:, None]
-        line = program % tiles * T + tl.arange(0, T)[None, :]
+        o_n = tl.arange(0, TN)[:, None]
+        line = program % tiles * TL + tl.arange(0, TL)[None, :]
         step, line_step = lines, 1
-    tail, m_tail, head, m_head = places(first, o_k, R, n)
+    tail, m_tail, head, m_head = places(first, o_n, R, n)
     offset = line.to(tl.int64) * line_step
-    o_tail, o_head, o_y = offset + tail * step, offset + head * step, offset + (first + o_k) * step
+    o_tail, o_head, o_y = offset + tail * step, offset + head * step, offset + (first + o_n) * step
     # A dilated axis need not fill its last row of lines.
     tails = tl.load(x_ptr + plane + o_tail, mask=m_tail & (line < lines) & (o_tail < length), other=0.0)
     heads = tl.load(x_ptr + plane + o_head, mask=m_head & (line < lines) & (o_head < length), other=0.0)
-    inside = (o_k < 2 * R + 1) & (first + o_k < n) & (line < lines) & (o_y < length)
-    tl.store(y_ptr + plane + o_y, window_sums(tails, heads, AXIS), mask=inside)
+    m_y = (o_n < 2 * R + 1) & (first + o_n < n) & (line < lines) & (o_y < length)
+    tl.store(y_ptr + plane + o_y, window_sums(tails, heads, AXIS), mask=m_y)
 
 
 @triton.jit
@@ -110,19 +111,19 @@ def _products_kernel(
     stride_gb,
     # meta-parameters
     D: tl.constexpr, COUNT: tl.constexpr, SCALED: tl.constexpr, DTYPE: tl.constexpr,
-    W: tl.constexpr, T: tl.constexpr,
+    TN: tl.constexpr, TL: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns one block of outputs along the innermost axis, of T rows of one class: the sums of x and of
-    I x, y [B, 1 + D, C, N]; of x / D if SCALED."""
+    """Each program owns one block of outputs along the innermost axis, of TL rows of one class: the sums of x and of
+    I x, y [B, 1 + D, C, N]; of x / area if SCALED."""
     b = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1)
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
     lines = NZ * NY
-    tiles = tl.cdiv(lines, T)
+    tiles = tl.cdiv(lines, TL)
     first = tl.program_id(0) // tiles * (2 * RX + 1)
-    o_k = tl.arange(0, W)[None, :]
-    line = tl.program_id(0) % tiles * T + tl.arange(0, T)[:, None]
-    tail, m_tail, head, m_head = places(first, o_k, RX, NX)
+    o_n = tl.arange(0, TN)[None, :]
+    line = tl.program_id(0) % tiles * TL + tl.arange(0, TL)[:, None]
+    tail, m_tail, head, m_head = places(first, o_n, RX, NX)
     m_tail, m_head = m_tail & (line < lines), m_head & (line < lines)
     i_tail, i_head = line * NX + tail, line * NX + head
     x_ptr += (b * C + c) * N
@@ -131,18 +132,63 @@ def _products_kernel(
     if SCALED:
         tails /= area_of(i_tail, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
         heads /= area_of(i_head, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
-    inside = (o_k < 2 * RX + 1) & (first + o_k < NX) & (line < lines)
-    y_ptr += (b * (D + 1) * C + c) * N + line * NX + first + o_k
-    tl.store(y_ptr, window_sums(tails, heads, 1), mask=inside)
+    m_y = (o_n < 2 * RX + 1) & (first + o_n < NX) & (line < lines)
+    y_ptr += (b * (D + 1) * C + c) * N + line * NX + first + o_n
+    tl.store(y_ptr, window_sums(tails, heads, 1), mask=m_y)
     guide_ptr += b * stride_gb
     for d in tl.static_range(D):
         t = tails * tl.load(guide_ptr + d * N + i_tail, mask=m_tail, other=0.0).to(DTYPE)
         h = heads * tl.load(guide_ptr + d * N + i_head, mask=m_head, other=0.0).to(DTYPE)
-        tl.store(y_ptr + (d + 1) * C * N, window_sums(t, h, 1), mask=inside)
+        tl.store(y_ptr + (d + 1) * C * N, window_sums(t, h, 1), mask=m_y)
+
+
+@triton.jit
+def _statistics_kernel(
+    # pointers
+    sums_ptr, eps_ptr, mean_ptr, inverse_ptr,
+    # sizes
+    NZ, NY, NX, RZ, RY, RX, AREA,
+    # meta-parameters
+    D: tl.constexpr, COUNT: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Each program owns mean and inverse of P pixels of one guide, from its sums [Bf, 1 + D, D, N]. Sweeps (see
+    reference.guided.inverse) in registers."""
+    b = tl.program_id(1).to(tl.int64)
+    N = tl.full((), 1, tl.int64) * NZ * NY * NX
+    i = tl.program_id(0) * P + tl.arange(0, P)
+    m_i = i < N
+    share = 1.0 / area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT).to(tl.float64)
+    sums_ptr += b * (D + 1) * D * N + i
+    mean = ()
+    matrix = ()
+    for e in tl.static_range(D):
+        mean = mean + (tl.load(sums_ptr + e * N, mask=m_i, other=0.0) * share,)
+        tl.store(mean_ptr + (b * D + e) * N + i, mean[e], mask=m_i)
+        for d in tl.static_range(e + 1):
+            moment = tl.load(sums_ptr + ((d + 1) * D + e) * N, mask=m_i, other=0.0) * share
+            entry = moment - mean[e] * mean[d]
+            matrix = matrix + (entry + tl.load(eps_ptr) if e == d else entry,)
+    for k in tl.static_range(D):
+        pivot = 1.0 / matrix[k * (k + 1) // 2 + k]
+        swept = ()
+        for e in tl.static_range(D):
+            for d in tl.static_range(e + 1):
+                entry = matrix[e * (e + 1) // 2 + d]
+                row_e = matrix[e * (e + 1) // 2 + k if e > k else k * (k + 1) // 2 + e]
+                row_d = matrix[d * (d + 1) // 2 + k if d > k else k * (k + 1) // 2 + d]
+                if e == k and d == k:
+                    swept = swept + (-pivot,)
+                elif e == k or d == k:
+                    swept = swept + (entry * pivot,)
+                else:
+                    swept = swept + (entry - row_e * row_d * pivot,)
+        matrix = swept
+    for n in tl.static_range(D * (D + 1) // 2):
+        tl.store(inverse_ptr + (b * (D * (D + 1) // 2) + n) * N + i, -matrix[n], mask=m_i)
 
 
 def box_sum(x: torch.Tensor, radii, dilation: int = 1) -> torch.Tensor:
-    """P x for x [B, C, Z, Y, X]; a launch for each axis with a radius, at most MAX_RADIUS."""
+    """box(x) for x [B, C, Z, Y, X]; a launch for each axis with a radius, at most MAX_RADIUS."""
     x = x.contiguous()
     for axis, r in enumerate(radii, 2):
         r = min(r, (x.shape[axis] - 1) // dilation)  # what is farther never is in the image
@@ -163,13 +209,13 @@ def _along(x, axis: int, radius: int, dilation: int):
     planes = x.numel() // max(1, length)
     launch(
         _box_kernel, (planes * ceil_div(n, 2 * radius + 1) * ceil_div(lines, across),), warps,
-        x_ptr=x, y_ptr=y, n=n, lines=lines, length=length, R=radius, INNERMOST=innermost, W=width, T=across,
+        x_ptr=x, y_ptr=y, n=n, lines=lines, length=length, R=radius, INNERMOST=innermost, TN=width, TL=across,
     )  # fmt: skip
     return y
 
 
 def geometry_of(size, radii, box: str) -> dict:
-    """Sizes and radii of an image, and D where it is constant."""
+    """Sizes and radii of an image, and the area where it is constant."""
     area = math.prod(min(2 * r + 1, n) for r, n in zip(radii, size))
     names = "NZ", "NY", "NX", "RZ", "RY", "RX"
     return {**dict(zip(names, (*size, *radii))), "AREA": float(area), "COUNT": box == "count"}
@@ -188,7 +234,24 @@ def product_sums(x, image, geometry: dict, scaled: bool, dtype=torch.float32):
     grid = ceil_div(size[2], 2 * geometry["RX"] + 1) * ceil_div(size[0] * size[1], across), classes, batch
     launch(
         _products_kernel, grid, warps, x_ptr=x, guide_ptr=image, y_ptr=y, C=classes, **geometry,
-        stride_gb=batch_stride(image), D=d, SCALED=scaled, W=width, T=across,
+        stride_gb=batch_stride(image), D=d, SCALED=scaled, TN=width, TL=across,
         DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
     )  # fmt: skip
     return y
+
+
+def statistics(guide, eps, radii, box: str):
+    """mean and packed inverse = (Sigma + eps)^-1 of the windows, as reference.guided, in float32, of a guide
+    [Bf, D, Z, Y, X]."""
+    guide = guide.contiguous()
+    images, d, *size = guide.shape
+    geometry = geometry_of(size, radii, box)
+    sums = product_sums(guide, guide, geometry, scaled=False, dtype=torch.float64)
+    sums = box_sum(sums.flatten(0, 1), (*radii[:2], 0))
+    mean = torch.empty_like(guide)
+    inverse = guide.new_empty((images, d * (d + 1) // 2, *size))
+    launch(
+        _statistics_kernel, (ceil_div(math.prod(size), 128), images), num_warps=4,
+        sums_ptr=sums, eps_ptr=eps.double(), mean_ptr=mean, inverse_ptr=inverse, **geometry, D=d, P=128,
+    )  # fmt: skip
+    return mean, inverse

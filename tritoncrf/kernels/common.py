@@ -12,7 +12,8 @@ _recorders: list[tuple[list, bool]] = []
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch as it was asked for: what a test counts and a cross-compilation compiles.
+    """One kernel launch as it was asked for: what a test counts and a cross-compilation compiles. Arguments
+    that belong to each filter of a step come as a tuple, an entry for each.
 
     fp_fusion: whether a product may fuse with its sum. registers: what a thread may use on NVIDIA; else ptxas may spill
     a few to fit one more program on a processor.
@@ -95,6 +96,19 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def scale(scale_ptr, i, inside):
-    """Normalisation scales of pixels i, or 1 where there is none."""
-    return 1.0 if scale_ptr is None else tl.load(scale_ptr + i, mask=inside, other=0.0)
+def product(a, b):
+    """a b, rounded before it is summed: an fma in the first step of a sum across lanes would round the lanes' own
+    products otherwise than their partners', and give them different last bits."""
+    return tl.fma(a, b, tl.zeros_like(a))
+
+
+@triton.jit
+def image_base(b, N, SHARED: tl.constexpr):
+    """Where image b begins in a table of N numbers an image: at 0 if one image's table serves all."""
+    return 0 if SHARED else b * N
+
+
+@triton.jit
+def scale(scale_ptr, i, m_i, base=0):
+    """Normalisation scales of pixels i of the image that begins at `base`, or 1 where there is none."""
+    return 1.0 if scale_ptr is None else tl.load(scale_ptr + base + i, mask=m_i, other=0.0)

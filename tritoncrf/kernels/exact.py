@@ -1,15 +1,15 @@
-"""Gaussian messages between all pixels, in tiles as in flash attention.
+"""Gaussian messages between all pixels, in tiles as in flash attention (symbols of docs/symbols.md).
 
     (K x)_i = sum_j k_ij x_j ,   k_ij = exp(-|f_i - f_j|^2 / 2)           j in the blocks that i's block visits
     dL/df_i = sum_j k_ij (<y_i, x_j> + <y_j, x_i>) (f_j - f_i)            for the cotangent y of K x
 
-Pixels are sorted so that a block of S of them is near in feature space (order), and a block visits itself and
+Pixels are sorted so that a block of BLOCK of them is near in feature space (order), and a block visits itself and
 those that are listed for it (starts, columns). The list is symmetric, so K is, and is its own adjoint.
 
 Form. A program owns TI sorted pixels for a block of classes and walks over the columns that its block visits, TJ
-pixels at a time. Their exponents are a matrix product of features centred on the program's pixels,
+pixels at a time. Their exponents are a matrix product of features from the centre of the program's pixels,
 
-    log k_ij = a_i . b_j - |a_i|^2 / 2 - |b_j|^2 / 2 ,   a_i = f_i - c ,  b_j = f_j - c
+    log k_ij = t_i . t_j - |t_i|^2 / 2 - |t_j|^2 / 2 ,   t = f - centre
 
 and the messages are another, k . x. Both multiply float16 and add in float32: a number is the sum of a high and a
 low half (22 bits), and of the four products of halves the lowest is left out, an error of 2^-22. Halves reach from
@@ -17,12 +17,9 @@ low half (22 bits), and of the four products of halves the lowest is left out, a
 largest to 2^14: what a class loses beside those 22 bits is 2^-39 of its largest value. tf32x3 would take twice the
 time in the matrix units, and split the values again for every tile that reads them.
 
-The product rounds like |a|^2, so where a program's pixels are far apart (WIDE), and between pixels of one block, the
+The product rounds like |t|^2, so where a program's pixels are far apart (WIDE), and between pixels of one block, the
 differences are taken one channel at a time: a pixel's own weight is exactly 1, and can be left out exactly.
 
-Compiled for sm_90 (5 features, 21 classes) the inner loop issues 9 instructions a pair, the feature gradient's 16. One
-of them is the exponential; a multiprocessor does 16 of these a cycle and issues 128 instructions, so below 8 a pair
-the exponentials would bound it.
 Cost O(N^2 (D + C)) for the pairs visited; memory: values in halves, sorted features, the list.
 """
 
@@ -38,16 +35,13 @@ TILE = 128  # pixels that a program owns; a block is a power of two of them
 MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not fit in shared memory
 
 LOG2E = tl.constexpr(math.log2(math.e))  # exp(e) = 2^(LOG2E e)
-WIDE = tl.constexpr(12.5)  # |a|^2 / 2 from where log k is off by more than 2e-6
-FARTHEST = tl.constexpr(1000.0)  # of a b that is multiplied: its weight is 0, and a half must hold it
+WIDE = tl.constexpr(12.5)  # |t|^2 / 2 from where log k is off by more than 2e-6
+FARTHEST = tl.constexpr(1000.0)  # of a t_j that is multiplied: its weight is 0, and a half must hold it
 
 
 def _class_block(classes: int, most: int) -> int:
     """Classes of one program: a power of two that a matrix instruction takes."""
     return min(most, triton.next_power_of_2(max(16, classes)))
-
-
-# Halves ----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -59,7 +53,7 @@ def _split(x):
 
 @triton.jit
 def _side_by_side(a, b):
-    """[P, Q] and [P, Q] as [P, 2 Q], column by column."""
+    """Two [P, DP] as [P, 2 DP], column by column."""
     return tl.reshape(tl.join(a, b), (a.shape[0], 2 * a.shape[1]))
 
 
@@ -77,12 +71,12 @@ def _halves_kernel(
     # sizes
     N, PADDED, C,
     # meta-parameters
-    TP: tl.constexpr, CP: tl.constexpr,
+    P: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns TP sorted pixels of a block of CP classes of one image: a row of high halves, then low ones.
+    """Each program owns P sorted pixels of a block of CP classes of one image: a row of high halves, then low ones.
     Pixels and classes that fill up are 0."""
     b = tl.program_id(2).to(tl.int64)
-    o_p = tl.program_id(0) * TP + tl.arange(0, TP)
+    o_p = tl.program_id(0) * P + tl.arange(0, P)
     o_k = tl.arange(0, CP)
     o_c = tl.program_id(1) * CP + o_k
     m_p, m_c = o_p < N, o_c < C
@@ -96,19 +90,16 @@ def _halves_kernel(
     tl.store(h_ptr + o_h + CP, low)
 
 
-# Exponents -------------------------------------------------------------------------------------------------------
+@triton.jit
+def _channel(f_ptr, d, P: tl.constexpr, DP: tl.constexpr):
+    """One channel of the features of P pixels."""
+    return tl.load(f_ptr + tl.arange(0, P) * DP + d)
 
 
 @triton.jit
-def _channel(f_ptr, d, T: tl.constexpr, DP: tl.constexpr):
-    """One channel of the features of T pixels."""
-    return tl.load(f_ptr + tl.arange(0, T) * DP + d)
-
-
-@triton.jit
-def _channels(f_ptr, T: tl.constexpr, DP: tl.constexpr):
-    """The features of T pixels, [T, DP]."""
-    return tl.load(f_ptr + tl.arange(0, T)[:, None] * DP + tl.arange(0, DP)[None, :])
+def _channels(f_ptr, P: tl.constexpr, DP: tl.constexpr):
+    """The features of P pixels, [P, DP]."""
+    return tl.load(f_ptr + tl.arange(0, P)[:, None] * DP + tl.arange(0, DP)[None, :])
 
 
 @triton.jit
@@ -123,17 +114,17 @@ def _apart(i_ptr, j_ptr, D, TI: tl.constexpr, TJ: tl.constexpr, DP: tl.constexpr
 
 @triton.jit
 def _centred(i_ptr, TI: tl.constexpr, DP: tl.constexpr):
-    """Features of a program's pixels: their centre c [DP], a = f - c [TI, DP], |a|^2 / 2 [TI]."""
-    a = _channels(i_ptr, TI, DP)
-    centre = tl.sum(a, 0) / TI
-    a -= centre[None, :]
-    return centre, a, 0.5 * tl.sum(a * a, 1)
+    """Features of a program's pixels: their centre [DP], t = f - centre [TI, DP], |t|^2 / 2 [TI]."""
+    t = _channels(i_ptr, TI, DP)
+    centre = tl.sum(t, 0) / TI
+    t -= centre[None, :]
+    return centre, t, 0.5 * tl.sum(t * t, 1)
 
 
 @triton.jit
-def _left(a, DP: tl.constexpr):
-    """The row operand of `_together`: halves of a; of 8 channels the high ones twice, and the low ones beside zeros."""
-    high, low = _split(tl.clamp(a, -FARTHEST, FARTHEST) * LOG2E)
+def _left(t, DP: tl.constexpr):
+    """The row operand of `_together`: halves of t; of 8 channels the high ones twice, and the low ones beside zeros."""
+    high, low = _split(tl.clamp(t, -FARTHEST, FARTHEST) * LOG2E)
     if DP == 8:
         return _side_by_side(high, high), _side_by_side(low, tl.zeros_like(low))
     else:
@@ -142,10 +133,10 @@ def _left(a, DP: tl.constexpr):
 
 @triton.jit
 def _right(j_ptr, centre, TJ: tl.constexpr, DP: tl.constexpr):
-    """The column operand: halves of b, with 8 channels both in one, and their part -|b|^2 / 2 [TJ] of log2 k."""
-    b = _channels(j_ptr, TJ, DP) - centre[None, :]
-    column = tl.sum(b * b, 1) * (-0.5 * LOG2E)
-    high, low = _split(tl.clamp(b, -FARTHEST, FARTHEST))
+    """The column operand: halves of t, with 8 channels both in one, and their part -|t|^2 / 2 [TJ] of log2 k."""
+    t = _channels(j_ptr, TJ, DP) - centre[None, :]
+    column = tl.sum(t * t, 1) * (-0.5 * LOG2E)
+    high, low = _split(tl.clamp(t, -FARTHEST, FARTHEST))
     if DP == 8:
         both = _side_by_side(high, low)
         return both, both, column
@@ -154,43 +145,40 @@ def _right(j_ptr, centre, TJ: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def _together(a_high, a_low, b_high, b_low, row, column, DP: tl.constexpr):
+def _together(i_high, i_low, j_high, j_low, row, column, DP: tl.constexpr):
     """log2 k, [TI, TJ]. A matrix instruction takes 16 channels: 8 make two products, of both halves at once."""
     e = row[:, None] + column[None, :]
     if DP == 8:
-        e = tl.dot(a_high, tl.trans(b_high), e)
-        return tl.dot(a_low, tl.trans(b_high), e)
+        e = tl.dot(i_high, tl.trans(j_high), e)
+        return tl.dot(i_low, tl.trans(j_high), e)
     else:
-        return _dot(a_high, a_low, tl.trans(b_high), tl.trans(b_low), e)
+        return _dot(i_high, i_low, tl.trans(j_high), tl.trans(j_low), e)
 
 
 @triton.jit
-def _own(turn_ptr, starts_ptr, b, PADDED, S: tl.constexpr, TI: tl.constexpr):
+def _own(turn_ptr, starts_ptr, b, PADDED, BLOCK: tl.constexpr, TI: tl.constexpr):
     """A program's block, the first of its sorted pixels, its first visit and its last: the first is to itself, and
     visit v > first is to block columns[v - 1]."""
-    blocks = PADDED // S
-    block = tl.load(turn_ptr + b * blocks + tl.program_id(0) // (S // TI))
+    blocks = PADDED // BLOCK
+    block = tl.load(turn_ptr + b * blocks + tl.program_id(0) // (BLOCK // TI))
     starts_ptr += b * (blocks + 1) + block
-    i = block.to(tl.int64) * S + tl.program_id(0) % (S // TI) * TI
+    i = block.to(tl.int64) * BLOCK + tl.program_id(0) % (BLOCK // TI) * TI
     return block, i, tl.load(starts_ptr), tl.load(starts_ptr + 1)
 
 
 @triton.jit
-def _visited(columns_ptr, step, first, block, S: tl.constexpr, T: tl.constexpr):
-    """The first of T sorted pixels in a step through the visits, S / T steps to each."""
-    visit = step // (S // T)
+def _visited(columns_ptr, step, first, block, BLOCK: tl.constexpr, P: tl.constexpr):
+    """The first of P sorted pixels in a step through the visits, BLOCK / P steps to each."""
+    visit = step // (BLOCK // P)
     j = tl.load(columns_ptr + visit - 1, mask=visit > first, other=block)
-    return j.to(tl.int64) * S + step % (S // T) * T
+    return j.to(tl.int64) * BLOCK + step % (BLOCK // P) * P
 
 
 @triton.jit
-def _halves(h_ptr, ROW: tl.constexpr, T: tl.constexpr, CP: tl.constexpr):
-    """High and low halves of the values of T pixels, [T, CP]."""
-    o_h = tl.arange(0, T)[:, None] * ROW + tl.arange(0, CP)[None, :]
+def _halves(h_ptr, ROW: tl.constexpr, P: tl.constexpr, CP: tl.constexpr):
+    """High and low halves of the values of P pixels, [P, CP]."""
+    o_h = tl.arange(0, P)[:, None] * ROW + tl.arange(0, CP)[None, :]
     return tl.load(h_ptr + o_h), tl.load(h_ptr + o_h + CP)
-
-
-# Kernels ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -200,24 +188,25 @@ def _exact_kernel(
     # sizes: pixels, with those that fill the last block, classes, features
     N, PADDED, C, D,
     # meta-parameters
-    SELF: tl.constexpr, FAST: tl.constexpr, SHIFT: tl.constexpr, S: tl.constexpr, TI: tl.constexpr,
-    TJ: tl.constexpr, TE: tl.constexpr, BLOCKS: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr,
+    SELF: tl.constexpr, FAST: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr, TI: tl.constexpr,
+    TJ: tl.constexpr, TE: tl.constexpr, CLASS_BLOCKS: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     """Each program owns TI sorted pixels of a block of CP classes of one image."""
     b = tl.program_id(2).to(tl.int64)
-    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, S, TI)
-    ROW: tl.constexpr = 2 * CP * BLOCKS
+    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, BLOCK, TI)
+    ROW: tl.constexpr = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     f_ptr += b * PADDED * DP
     h_ptr += b * PADDED * ROW + tl.program_id(1) * 2 * CP
 
     apart = last  # the last visit that is taken by differences
     if DOT:
-        centre, a, norm = _centred(f_ptr + i * DP, TI, DP)
+        centre, t, norm = _centred(f_ptr + i * DP, TI, DP)
         apart = tl.where(tl.max(norm, 0) > WIDE, last, first)
     total = tl.zeros((TI, CP), tl.float32)
-    for step in range(first * (S // TE), (apart + 1) * (S // TE)):
-        j = _visited(columns_ptr, step, first, block, S, TE)
+    for step in range(first * (BLOCK // TE), (apart + 1) * (BLOCK // TE)):
+        j = _visited(columns_ptr, step, first, block, BLOCK, TE)
         k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
         if not SELF:
             k = tl.where((i - j) + o_i[:, None] == tl.arange(0, TE)[None, :], 0.0, k)
@@ -225,13 +214,13 @@ def _exact_kernel(
         x_high, x_low = _halves(h_ptr + j * ROW, ROW, TE, CP)
         total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
     if DOT:
-        a_high, a_low = _left(a, DP)
+        i_high, i_low = _left(t, DP)
         row = norm * -LOG2E + SHIFT
-        for step in range((apart + 1) * (S // TJ), (last + 1) * (S // TJ)):
-            j = _visited(columns_ptr, step, first, block, S, TJ)
+        for step in range((apart + 1) * (BLOCK // TJ), (last + 1) * (BLOCK // TJ)):
+            j = _visited(columns_ptr, step, first, block, BLOCK, TJ)
             x_high, x_low = _halves(h_ptr + j * ROW, ROW, TJ, CP)
-            b_high, b_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
-            high, low = _split(tl.exp2(_together(a_high, a_low, b_high, b_low, row, column, DP)))
+            j_high, j_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
+            high, low = _split(tl.exp2(_together(i_high, i_low, j_high, j_low, row, column, DP)))
             total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
 
     o_c = tl.program_id(1) * CP + tl.arange(0, CP)
@@ -259,16 +248,16 @@ def _exact_feature_gradient_kernel(
     # sizes
     N, PADDED, D,
     # meta-parameters
-    SHIFT: tl.constexpr, S: tl.constexpr, TI: tl.constexpr,
-    TJ: tl.constexpr, TE: tl.constexpr, BLOCKS: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr,
+    SHIFT: tl.constexpr, BLOCK: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
+    TE: tl.constexpr, CLASS_BLOCKS: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Each program owns what a block of CP classes adds to the feature gradient of TI sorted pixels of one image.
 
-    sum_j p_ij (f_j - f_i) = sum_j p_ij b_j - a_i sum_j p_ij, with p_ij = k_ij (<x_i, y_j> + <y_i, x_j>).
+    sum_j p_ij (f_j - f_i) = sum_j p_ij t_j - t_i sum_j p_ij, with p_ij = k_ij (<x_i, y_j> + <y_i, x_j>).
     """
     b = tl.program_id(2).to(tl.int64)
-    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, S, TI)
-    ROW: tl.constexpr = 2 * CP * BLOCKS
+    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, BLOCK, TI)
+    ROW: tl.constexpr = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     o_d = tl.arange(0, DP)
     f_ptr += b * PADDED * DP
@@ -277,38 +266,38 @@ def _exact_feature_gradient_kernel(
 
     apart = last
     if DOT:
-        centre, a, norm = _centred(f_ptr + i * DP, TI, DP)
+        centre, t, norm = _centred(f_ptr + i * DP, TI, DP)
         apart = tl.where(tl.max(norm, 0) > WIDE, last, first)
     x_high, x_low = _halves(x_ptr + i * ROW, ROW, TI, CP)
     y_high, y_low = _halves(y_ptr + i * ROW, ROW, TI, CP)
     gradient = tl.zeros((TI, DP), tl.float32)
-    for step in range(first * (S // TE), (apart + 1) * (S // TE)):
-        j = _visited(columns_ptr, step, first, block, S, TE)
+    for step in range(first * (BLOCK // TE), (apart + 1) * (BLOCK // TE)):
+        j = _visited(columns_ptr, step, first, block, BLOCK, TE)
         k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
         pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
         for d in range(D):
             difference = _channel(f_ptr + j * DP, d, TE, DP)[None, :] - _channel(f_ptr + i * DP, d, TI, DP)[:, None]
             gradient += tl.where(o_d[None, :] == d, tl.sum(pull * difference, 1)[:, None], 0.0)
     if DOT:
-        a_high, a_low = _left(a, DP)
+        i_high, i_low = _left(t, DP)
         row = norm * -LOG2E + SHIFT
         moved = tl.zeros((TI, 16 if DP == 8 else DP), tl.float32)
         pulled = tl.zeros((TI,), tl.float32)
-        for step in range((apart + 1) * (S // TJ), (last + 1) * (S // TJ)):
-            j = _visited(columns_ptr, step, first, block, S, TJ)
-            b_high, b_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
-            k = tl.exp2(_together(a_high, a_low, b_high, b_low, row, column, DP))
+        for step in range((apart + 1) * (BLOCK // TJ), (last + 1) * (BLOCK // TJ)):
+            j = _visited(columns_ptr, step, first, block, BLOCK, TJ)
+            j_high, j_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
+            k = tl.exp2(_together(i_high, i_low, j_high, j_low, row, column, DP))
             pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
             pulled += tl.sum(pull, 1)
             high, low = _split(pull)
             if DP == 8:
-                moved = tl.dot(low, b_high, tl.dot(high, b_high, moved))
+                moved = tl.dot(low, j_high, tl.dot(high, j_high, moved))
             else:
-                moved = _dot(high, low, b_high, b_low, moved)
+                moved = _dot(high, low, j_high, j_low, moved)
         if DP == 8:
-            gradient += tl.sum(tl.reshape(moved, (TI, 8, 2)), 2) - a * pulled[:, None]
+            gradient += tl.sum(tl.reshape(moved, (TI, 8, 2)), 2) - t * pulled[:, None]
         else:
-            gradient += moved - a * pulled[:, None]
+            gradient += moved - t * pulled[:, None]
 
     m_i = i + o_i < N
     pixel = tl.load(order_ptr + b * N + i + o_i, mask=m_i, other=0)
@@ -316,11 +305,8 @@ def _exact_feature_gradient_kernel(
     tl.store(gradient_ptr + o_g, gradient * tl.load(scale_ptr + b), mask=m_i[:, None] & (o_d < D)[None, :])
 
 
-# Launchers -------------------------------------------------------------------------------------------------------
-
-
 def _visits(features, order, starts, columns) -> dict:
-    """What both kernels need to know of features [B, D, T S] in sorted order and of the blocks that are visited."""
+    """What both kernels need to know of features [B, D, PADDED] in sorted order and of the blocks that are visited."""
     images, dimensions, padded = features.shape
     stored = triton.next_power_of_2(max(8, dimensions))
     rows = torch.nn.functional.pad(features.mT, (0, stored - dimensions)).contiguous()
@@ -328,7 +314,7 @@ def _visits(features, order, starts, columns) -> dict:
     turn = starts.diff(dim=1).argsort(dim=1, descending=True).int()
     return dict(
         f_ptr=rows, order_ptr=order.contiguous(), turn_ptr=turn, starts_ptr=starts.contiguous(), columns_ptr=columns,
-        N=order.shape[1], PADDED=padded, D=dimensions, S=padded // turn.shape[1], TI=TILE, TE=16, DP=stored,
+        N=order.shape[1], PADDED=padded, D=dimensions, BLOCK=padded // turn.shape[1], TI=TILE, TE=16, DP=stored,
         DOT=stored <= MAX_DOT_FEATURES,
     )  # fmt: skip
 
@@ -340,20 +326,20 @@ def _power(x, dims):
 
 
 def _in_halves(x, scale, order, padded: int, classes: int):
-    """scale x [B, C, N] in sorted order, [B, T S, blocks of classes, high and low, `classes`]."""
+    """scale x [B, C, N] in sorted order, [B, PADDED, blocks of classes, high and low, `classes`]."""
     images, total, pixels = x.shape
     blocks = ceil_div(total, classes)
     halves = torch.empty((images, padded, blocks, 2, classes), dtype=torch.float16, device=x.device)
     launch(
         _halves_kernel, (ceil_div(padded, TILE), blocks, images), num_warps=4,
         x_ptr=x.contiguous(), order_ptr=order, scale_ptr=scale.expand(images, total, 1).contiguous(), h_ptr=halves,
-        N=pixels, PADDED=padded, C=total, TP=TILE, CP=classes,
+        N=pixels, PADDED=padded, C=total, P=TILE, CP=classes,
     )  # fmt: skip
     return halves
 
 
 def exact_sum(x, features, order, starts, columns, include_self: bool, precision: str):
-    """K x: x [B, C, N], features [B, D, T S] in sorted order, and the blocks visited (reference.exact.prepare)."""
+    """K x: x [B, C, N], features [B, D, PADDED] in sorted order, and the blocks visited (reference.exact.prepare)."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.numel() == 0:
         return y
@@ -364,7 +350,7 @@ def exact_sum(x, features, order, starts, columns, include_self: bool, precision
     launch(
         _exact_kernel, (features.shape[2] // TILE, halves.shape[2], x.shape[0]), num_warps=8,
         h_ptr=halves, **visits, scale_ptr=2.0**-shift / scale, y_ptr=y,
-        C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TJ=64, BLOCKS=halves.shape[2],
+        C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TJ=64, CLASS_BLOCKS=halves.shape[2],
         CP=classes,
     )  # fmt: skip
     return y
@@ -384,6 +370,6 @@ def exact_feature_gradient(x, y, features, order, starts, columns):
     launch(
         _exact_feature_gradient_kernel, (padded // TILE, blocks, images), num_warps=8,
         x_ptr=x, y_ptr=y, **visits, scale_ptr=2.0**-shift / scales[0] / scales[1], gradient_ptr=gradient,
-        SHIFT=shift, TJ=64 if visits["DP"] <= 16 else 32, BLOCKS=blocks, CP=classes,
+        SHIFT=shift, TJ=64 if visits["DP"] <= 16 else 32, CLASS_BLOCKS=blocks, CP=classes,
     )  # fmt: skip
     return gradient[:, 0] if blocks == 1 else gradient.sum(1)

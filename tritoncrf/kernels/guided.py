@@ -1,28 +1,26 @@
-"""The guided filter and its fused mean-field step (He, Sun and Tang 2013; SegModel's guidance CRF; symbols of step.py).
+"""The guided filter and its fused mean-field step (He, Sun and Tang 2013; SegModel's guidance CRF; symbols of
+docs/symbols.md).
 
-    s = P x / D ,  cov = P (I x) / D - mu s ,  a = A cov ,  b = s - a . mu ,      F_i = ((P a)_i . I_i + (P b)_i) / D_i
+    s = box(x) / area ,  cov = box(I x) / area - mean s ,  slope = inverse cov ,  offset = s - slope . mean
+    (K x)_i = (box(slope)_i . I_i + box(offset)_i) / area_i
 
-P sums over the window of 2 R + 1 pixels a side, D is how many of them the image has ("count") or a constant; mu and
-A = (Sigma + eps)^-1 of the guide I are made once per image, in float64. F = W Q is divided by D at its end; going
-back, B = W^T G divides G instead: one pair of kernels serves both directions.
+box sums over the window of 2 R + 1 pixels a side, area is how many of them the image has ("count") or a constant; mean
+and inverse = (Sigma + eps)^-1 of the guide I are made once per image (box.py, `statistics`). K divides by the area at
+its end; K^T divides what comes in instead: one pair of kernels serves both directions.
 
-Form. One pass writes z = (b, a), [B, 1 + D, C, N]; a second sums z over the windows, combines it with the guide, and
-carries the step. Both own a tile of rows and columns for some classes at a time, [K, classes, P].
+Form. One pass writes z = (offset, slope), [B, 1 + D, C, N]; a second sums z over the windows, combines it with the
+guide, and carries the step. Both own a tile of rows and columns for some classes at a time, [TN, CB, TL].
 
 Short windows of images are summed tap by tap: each row under the window is summed once, 2 R + 1 reads a number, and
-then added to all K = 4 rows of the tile that see it. At R = 3 that takes 18 reads and 45 instructions for a number of
-z, against 49 and 98 without sharing rows. A row's neighbours are read again from the cache: shifting them in
-registers, by scans and gathers of a tile that holds its halo, was written and compiled for sm_90: 110 instructions
-for each number of the tile, 43 of them shuffles or shared memory. Long windows are summed along one axis after the
-other as in box.py, the tile's last.
+then added to all rows of the tile that see it, which halves the work. A row's neighbours are read again from the
+cache: shifting them in registers takes more instructions. Long windows are summed along one axis after the other as
+in box.py, the tile's last.
 
 The second pass leaves its messages F where the result goes, class by class; when all are there, the program reads
-them back, all classes of some pixels at once, and finishes the step. So any D and long windows fit in registers.
+them back, all classes of some pixels at once, and ends the step. So any D and long windows fit in registers.
 
 Volumes take three axes. Cost O(N C D) for any R, memory (1 + D) Q, twice for long windows. Exact but for rounding.
 """
-
-import math
 
 import torch
 import triton
@@ -38,14 +36,15 @@ from tritoncrf.kernels.box import (
     geometry_of,
     places,
     product_sums,
+    statistics,
     tile,
     window_sums,
 )
 from tritoncrf.kernels.common import ceil_div, launch
-from tritoncrf.kernels.step import finished, mixed
+from tritoncrf.kernels.epilogue import epilogue, mixed
 from tritoncrf.step import Step, stacked, to_3d
 
-__all__ = ["MAX_RADIUS", "GuidedStep", "guided_filter", "guided_step", "guided_step_backward", "statistics"]
+__all__ = ["MAX_RADIUS", "guided_filter", "guided_step", "guided_step_backward", "statistics"]
 
 MAX_CLASSES = 256  # of a step: beyond, the classes of some pixels do not fit in registers
 MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot do not
@@ -53,41 +52,50 @@ SHORT = 7  # longest radius that is summed tap by tap: beyond, two passes more m
 
 
 @triton.jit
-def _tile_places(column, rows, n, lines, K: tl.constexpr, P: tl.constexpr):
-    """A program's tile: its first row and line, rows k [K, 1, 1], columns [1, 1, P], and its pixels i [K, 1, P], the
+def _axis(NZ, NY, NX, RZ, RY, VOLUME: tl.constexpr):
+    """The tile's axis: its length, the numbers inside it, and its radius."""
+    if VOLUME:
+        return NZ, NY * NX, RZ
+    else:
+        return NY, NX, RY
+
+
+@triton.jit
+def _tile_places(column, rows, n, lines, TN: tl.constexpr, TL: tl.constexpr):
+    """A program's tile: its first row and line, rows [TN, 1, 1], columns [1, 1, TL], and its pixels i [TN, 1, TL], the
     nearest for those that do not exist: what is read needs no mask."""
     first = tl.program_id(1) * rows
-    line = column * P
-    o_k = tl.arange(0, K)[:, None, None]
-    o_p = line + tl.arange(0, P)[None, None, :]
-    return first, line, o_k, o_p, tl.minimum(first + o_k, n - 1) * lines + tl.minimum(o_p, lines - 1)
+    line = column * TL
+    o_n = tl.arange(0, TN)[:, None, None]
+    o_l = line + tl.arange(0, TL)[None, None, :]
+    return first, line, o_n, o_l, tl.minimum(first + o_n, n - 1) * lines + tl.minimum(o_l, lines - 1)
 
 
 @triton.jit
 def _short_products(
-    x_ptr, guide_ptr, first, o_k, o_p, o_c, C, N, NZ, NY, NX, RZ, RY, RX, AREA,
-    D: tl.constexpr, COUNT: tl.constexpr, SCALED: tl.constexpr, K: tl.constexpr,
+    x_ptr, guide_ptr, first, o_n, o_l, o_c, C, N, NZ, NY, NX, RZ, RY, RX, AREA,
+    D: tl.constexpr, COUNT: tl.constexpr, SCALED: tl.constexpr, TN: tl.constexpr,
 ):  # fmt: skip
-    """P x and P (I x) of a tile, 1 + D tiles [K, classes, P]; x / D if SCALED."""
+    """box(x) and box(I x) of a tile, 1 + D tiles [TN, CB, TL]; of x / area if SCALED."""
     sums = ()
     for _ in tl.static_range(D + 1):
-        sums = sums + (tl.zeros((K, o_c.shape[1], o_p.shape[2]), tl.float32),)
-    for y in range(tl.maximum(first - RY, 0), tl.minimum(first + K + RY, NY)):
+        sums = sums + (tl.zeros((TN, o_c.shape[1], o_l.shape[2]), tl.float32),)
+    for y in range(tl.maximum(first - RY, 0), tl.minimum(first + TN + RY, NY)):
         row = ()
         for _ in tl.static_range(D + 1):
-            row = row + (tl.zeros((1, o_c.shape[1], o_p.shape[2]), tl.float32),)
+            row = row + (tl.zeros((1, o_c.shape[1], o_l.shape[2]), tl.float32),)
         for x in range(-RX, RX + 1):
-            x = o_p + x
-            inside = (x >= 0) & (x < NX)
+            x = o_l + x
+            m_i = (x >= 0) & (x < NX)
             i = y * NX + x
-            value = tl.load(x_ptr + o_c * N + i, mask=inside & (o_c < C), other=0.0)
+            value = tl.load(x_ptr + o_c * N + i, mask=m_i & (o_c < C), other=0.0)
             if SCALED:
                 value /= area(0, y, x, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
             longer = (row[0] + value,)
             for d in tl.static_range(D):
-                longer = longer + (row[1 + d] + value * tl.load(guide_ptr + d * N + i, mask=inside, other=0.0),)
+                longer = longer + (row[1 + d] + value * tl.load(guide_ptr + d * N + i, mask=m_i, other=0.0),)
             row = longer
-        near = (tl.abs(first + o_k - y) <= RY).to(tl.float32)
+        near = (tl.abs(first + o_n - y) <= RY).to(tl.float32)
         longer = ()
         for d in tl.static_range(D + 1):
             longer = longer + (sums[d] + near * row[d],)
@@ -96,190 +104,149 @@ def _short_products(
 
 
 @triton.jit
-def _short_sums(f_ptr, first, o_k, o_p, m_c, NY, NX, RY, RX, K: tl.constexpr):
-    """P of one field of some classes, f_ptr [1, classes, 1]: its sums of a tile, [K, classes, P]."""
-    sums = tl.zeros((K, m_c.shape[1], o_p.shape[2]), tl.float32)
-    for y in range(tl.maximum(first - RY, 0), tl.minimum(first + K + RY, NY)):
-        row = tl.zeros((1, m_c.shape[1], o_p.shape[2]), tl.float32)
+def _short_sums(f_ptr, first, o_n, o_l, m_c, NY, NX, RY, RX, TN: tl.constexpr):
+    """box of one field of some classes, f_ptr [1, CB, 1]: its sums of a tile, [TN, CB, TL]."""
+    sums = tl.zeros((TN, m_c.shape[1], o_l.shape[2]), tl.float32)
+    for y in range(tl.maximum(first - RY, 0), tl.minimum(first + TN + RY, NY)):
+        row = tl.zeros((1, m_c.shape[1], o_l.shape[2]), tl.float32)
         for x in range(-RX, RX + 1):
-            x = o_p + x
+            x = o_l + x
             row += tl.load(f_ptr + (y * NX + x), mask=(x >= 0) & (x < NX) & m_c, other=0.0)
-        sums += (tl.abs(first + o_k - y) <= RY).to(tl.float32) * row
+        sums += (tl.abs(first + o_n - y) <= RY).to(tl.float32) * row
     return sums
 
 
 @triton.jit
-def _long_sums(f_ptr, first, o_k, o_p, n, lines, R):
-    """Of one field [n, lines], whose other axes are summed already: its sums of a tile, [K, 1, P]."""
-    tail, m_tail, head, m_head = places(first, o_k, R, n)
-    m_p = o_p < lines
-    tails = tl.load(f_ptr + tail * lines + o_p, mask=m_tail & m_p, other=0.0)
-    heads = tl.load(f_ptr + head * lines + o_p, mask=m_head & m_p, other=0.0)
+def _long_sums(f_ptr, first, o_n, o_l, n, lines, R):
+    """Of one field [n, lines], whose other axes are summed already: its sums of a tile, [TN, 1, TL]."""
+    tail, m_tail, head, m_head = places(first, o_n, R, n)
+    m_l = o_l < lines
+    tails = tl.load(f_ptr + tail * lines + o_l, mask=m_tail & m_l, other=0.0)
+    heads = tl.load(f_ptr + head * lines + o_l, mask=m_head & m_l, other=0.0)
     return window_sums(tails, heads, 0)
 
 
 @triton.jit
 def _coefficients_kernel(
     # pointers
-    x_ptr, guide_ptr, mu_ptr, inverse_ptr, z_ptr,
-    # sizes: of the image; of the tile's axis and what is inside it; rows of the tile; radii, R that of the axis
-    C, channels, NZ, NY, NX, n, lines, rows, RZ, RY, RX, R, AREA,
-    # strides: the batch of guide and mu, of the inverse (0: one serves all)
+    x_ptr, guide_ptr, mean_ptr, inverse_ptr, z_ptr,
+    # sizes
+    C, channels, NZ, NY, NX, RZ, RY, RX, AREA,
+    # strides: the batch of guide and mean, of the inverse (0: one serves all)
     stride_gb, stride_ib,
     # meta-parameters
-    D: tl.constexpr, LONG: tl.constexpr, COUNT: tl.constexpr, SCALED: tl.constexpr,
-    K: tl.constexpr, CB: tl.constexpr, P: tl.constexpr,
+    D: tl.constexpr, VOLUME: tl.constexpr, LONG: tl.constexpr, COUNT: tl.constexpr, SCALED: tl.constexpr,
+    TN: tl.constexpr, CB: tl.constexpr, TL: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns the b and a of one tile, for CB classes of one image. x: values, if LONG what
+    """Each program owns offset and slope of one tile, for CB classes of one image. x: values, if LONG what
     `product_sums` gives, [B, 1 + D, C, N]."""
     b = tl.program_id(2).to(tl.int64)
-    columns = tl.cdiv(lines, P)
+    n, lines, R = _axis(NZ, NY, NX, RZ, RY, VOLUME)
+    rows = 2 * R + 1 if LONG else TN
+    columns = tl.cdiv(lines, TL)
     c = tl.program_id(0) // columns * CB
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    first, line, o_k, o_p, i = _tile_places(tl.program_id(0) % columns, rows, n, lines, K, P)
+    first, line, o_n, o_l, i = _tile_places(tl.program_id(0) % columns, rows, n, lines, TN, TL)
     o_c = c + tl.arange(0, CB)[None, :, None]
-    mu_ptr += b * stride_gb
+    mean_ptr += b * stride_gb
     inverse_ptr += b * stride_ib
     if LONG:
         x_ptr += (b * (D + 1) * C + c) * N
         sums = ()
         for d in tl.static_range(D + 1):
-            sums = sums + (_long_sums(x_ptr + d * C * N, first, o_k, o_p, n, lines, R),)
+            sums = sums + (_long_sums(x_ptr + d * C * N, first, o_n, o_l, n, lines, R),)
     else:
         sums = _short_products(
-            x_ptr + b * C * N, guide_ptr + b * stride_gb, first, o_k, o_p, o_c, C, N, NZ, NY, NX, RZ, RY, RX, AREA,
-            D, COUNT, SCALED, K,
+            x_ptr + b * C * N, guide_ptr + b * stride_gb, first, o_n, o_l, o_c, C, N, NZ, NY, NX, RZ, RY, RX, AREA,
+            D, COUNT, SCALED, TN,
         )  # fmt: skip
 
     share = 1.0 / area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
-    s = sums[0] * share
+    offset = sums[0] * share
     cov = ()
     for d in tl.static_range(D):
-        cov = cov + (sums[1 + d] * share - tl.load(mu_ptr + d * N + i) * s,)
-    inside = (o_k < rows) & (first + o_k < n) & (o_p < lines) & (o_c < C)
+        cov = cov + (sums[1 + d] * share - tl.load(mean_ptr + d * N + i) * offset,)
+    m_z = (o_n < rows) & (first + o_n < n) & (o_l < lines) & (o_c < C)
     z_ptr += b * (D + 1) * C * N
-    for e in range(0, channels):  # not unrolled: all of A at once would not fit in registers
-        a = tl.zeros_like(s)
+    for e in range(0, channels):  # not unrolled: all of the inverse at once would not fit in registers
+        slope = tl.zeros_like(offset)
         for d in tl.static_range(D):
             entry = tl.maximum(e, d) * (tl.maximum(e, d) + 1) // 2 + tl.minimum(e, d)
-            a += tl.load(inverse_ptr + entry * N + i) * cov[d]
-        s -= tl.load(mu_ptr + e * N + i) * a
-        tl.store(z_ptr + ((e + 1) * C + o_c) * N + i, a, mask=inside)
-    tl.store(z_ptr + o_c * N + i, s, mask=inside)
+            slope += tl.load(inverse_ptr + entry * N + i) * cov[d]
+        offset -= tl.load(mean_ptr + e * N + i) * slope
+        tl.store(z_ptr + ((e + 1) * C + o_c) * N + i, slope, mask=m_z)
+    tl.store(z_ptr + o_c * N + i, offset, mask=m_z)
 
 
 @triton.jit
 def _step_kernel(
-    # pointers: z, or if LONG its sums along all other axes; F or B [B, C, N], which may be y
+    # pointers: z, or if LONG its sums along all other axes; messages [B, C, N], which may be y
     z_ptr, guide_ptr, mix_ptr, unary_ptr, a_ptr, q_ptr, message_ptr, y_ptr,
-    # sizes: as above
-    C, channels, NZ, NY, NX, n, lines, rows, RZ, RY, RX, R, AREA,
+    # sizes
+    C, channels, NZ, NY, NX, RZ, RY, RX, AREA,
     # strides: the batch of the guide (0: one serves all), a's and A's
     stride_gb, stride_a, stride_ml, stride_mk,
     # meta-parameters
-    LONG: tl.constexpr, COUNT: tl.constexpr, SCALED: tl.constexpr,
+    VOLUME: tl.constexpr, LONG: tl.constexpr, COUNT: tl.constexpr, SCALED: tl.constexpr,
     EPILOGUE: tl.constexpr, MATRIX: tl.constexpr, PRECISION: tl.constexpr,
-    K: tl.constexpr, CB: tl.constexpr, P: tl.constexpr, CP: tl.constexpr, PIXELS: tl.constexpr,
+    TN: tl.constexpr, CB: tl.constexpr, TL: tl.constexpr, CP: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns all classes of one tile of one image."""
+    """Each program owns all classes of one tile of one image, and ends the step for P of its pixels at a time."""
     b = tl.program_id(2).to(tl.int64)
+    n, lines, R = _axis(NZ, NY, NX, RZ, RY, VOLUME)
+    rows = 2 * R + 1 if LONG else TN
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    first, line, o_k, o_p, i = _tile_places(tl.program_id(0), rows, n, lines, K, P)
+    first, line, o_n, o_l, i = _tile_places(tl.program_id(0), rows, n, lines, TN, TL)
     guide_ptr += b * stride_gb
     z_ptr += b * (channels + 1) * C * N
     image = b * C * N
     for c in range(0, C, CB):
         o_c = c + tl.arange(0, CB)[None, :, None]
-        total = tl.zeros((K, CB, P), tl.float32)
+        total = tl.zeros((TN, CB, TL), tl.float32)
         for d in range(0, channels + 1):
             if LONG:
-                sums = _long_sums(z_ptr + (d * C + c) * N, first, o_k, o_p, n, lines, R)
+                sums = _long_sums(z_ptr + (d * C + c) * N, first, o_n, o_l, n, lines, R)
             else:
-                sums = _short_sums(z_ptr + (d * C + o_c) * N, first, o_k, o_p, o_c < C, NY, NX, RY, RX, K)
+                sums = _short_sums(z_ptr + (d * C + o_c) * N, first, o_n, o_l, o_c < C, NY, NX, RY, RX, TN)
             total += sums * tl.where(d > 0, tl.load(guide_ptr + tl.maximum(d - 1, 0) * N + i), 1.0)
         if SCALED:
             total /= area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
-        inside = (o_k < rows) & (first + o_k < n) & (o_p < lines) & (o_c < C)
-        tl.store(message_ptr + image + o_c * N + i, total, mask=inside)
+        m_i = (o_n < rows) & (first + o_n < n) & (o_l < lines) & (o_c < C)
+        tl.store(message_ptr + image + o_c * N + i, total, mask=m_i)
 
     if EPILOGUE != "sum":
         tl.debug_barrier()  # the messages that this program's other threads have written
-        o_l = tl.arange(0, CP)
-        for p in range(0, rows * P, PIXELS):
-            k = (p + tl.arange(0, PIXELS)) // P
-            column = line + (p + tl.arange(0, PIXELS)) % P
-            m_p = (k < rows) & (first + k < n) & (column < lines)
-            o_y = image + o_l[None, :] * N + ((first + k) * lines + column)[:, None]
-            m_y = m_p[:, None] & (o_l < C)[None, :]
+        o_k = tl.arange(0, CP)
+        for p in range(0, rows * TL, P):
+            row = (p + tl.arange(0, P)) // TL
+            column = line + (p + tl.arange(0, P)) % TL
+            m_p = (row < rows) & (first + row < n) & (column < lines)
+            o_y = image + o_k[None, :] * N + ((first + row) * lines + column)[:, None]
+            m_y = m_p[:, None] & (o_k < C)[None, :]
             messages = tl.load(message_ptr + o_y, mask=m_y, other=0.0)
-            result = mixed(messages, mix_ptr, stride_ml, stride_mk, o_l, C, MATRIX, CP, PRECISION)
-            result = finished(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, m_y, o_l, C, EPILOGUE)
+            result = mixed(messages, mix_ptr, stride_ml, stride_mk, o_k, C, MATRIX, CP, PRECISION)
+            result = epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, m_y, o_k, C, EPILOGUE)
             tl.store(y_ptr + o_y, result, mask=m_y)
 
 
-@triton.jit
-def _statistics_kernel(
-    # pointers
-    sums_ptr, eps_ptr, mu_ptr, inverse_ptr,
-    # sizes
-    NZ, NY, NX, RZ, RY, RX, AREA,
-    # meta-parameters
-    D: tl.constexpr, COUNT: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Each program owns mu and A of P pixels of one guide, from its sums [Bf, 1 + D, D, N]. Sweeps (see
-    reference.guided.inverse) in registers."""
-    b = tl.program_id(1).to(tl.int64)
-    N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    i = tl.program_id(0) * P + tl.arange(0, P)
-    inside = i < N
-    share = 1.0 / area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT).to(tl.float64)
-    sums_ptr += b * (D + 1) * D * N + i
-    mu = ()
-    matrix = ()
-    for e in tl.static_range(D):
-        mu = mu + (tl.load(sums_ptr + e * N, mask=inside, other=0.0) * share,)
-        tl.store(mu_ptr + (b * D + e) * N + i, mu[e], mask=inside)
-        for d in tl.static_range(e + 1):
-            moment = tl.load(sums_ptr + ((d + 1) * D + e) * N, mask=inside, other=0.0) * share
-            entry = moment - mu[e] * mu[d]
-            matrix = matrix + (entry + tl.load(eps_ptr) if e == d else entry,)
-    for k in tl.static_range(D):
-        pivot = 1.0 / matrix[k * (k + 1) // 2 + k]
-        swept = ()
-        for e in tl.static_range(D):
-            for d in tl.static_range(e + 1):
-                entry = matrix[e * (e + 1) // 2 + d]
-                row_e = matrix[e * (e + 1) // 2 + k if e > k else k * (k + 1) // 2 + e]
-                row_d = matrix[d * (d + 1) // 2 + k if d > k else k * (k + 1) // 2 + d]
-                if e == k and d == k:
-                    swept = swept + (-pivot,)
-                elif e == k or d == k:
-                    swept = swept + (entry * pivot,)
-                else:
-                    swept = swept + (entry - row_e * row_d * pivot,)
-        matrix = swept
-    for n in tl.static_range(D * (D + 1) // 2):
-        tl.store(inverse_ptr + (b * (D * (D + 1) // 2) + n) * N + i, -matrix[n], mask=inside)
-
-
-def _tiling(guide) -> dict:
-    """How both passes cut an image: n, lines, rows, R, LONG, K, P; and warps."""
-    _, d, nz, ny, nx = guide.image.shape
+def _tiling(guide) -> tuple[dict, int]:
+    """How both passes cut an image, as arguments; and warps."""
+    _, d, nz, ny, _ = guide.image.shape
     if nz == 1 and max(guide.radii) <= SHORT:
         rows = min(4 if d <= 4 else 2, triton.next_power_of_2(ny))
-        axis = {"n": ny, "lines": nx, "rows": rows, "R": 0, "LONG": False}
-        return {**axis, "K": rows, "P": 128, "num_warps": 4}
-    n, lines, radius = (ny, nx, guide.radii[1]) if nz == 1 else (nz, ny * nx, guide.radii[0])
-    width, across, warps = tile(radius)
+        return {"VOLUME": False, "LONG": False, "TN": rows, "TL": 128}, 4
+    width, across, warps = tile(guide.radii[0 if nz > 1 else 1])
     if d > 4:  # each thread holds fewer numbers of every field
         across, warps = TILE // width, 4
-    axis = {"n": n, "lines": lines, "rows": 2 * radius + 1, "R": radius, "LONG": True}
-    return {**axis, "K": width, "P": across, "num_warps": warps}
+    return {"VOLUME": nz > 1, "LONG": True, "TN": width, "TL": across}, warps
 
 
-def _grid(tiling, blocks: int, batch: int) -> tuple[int, int, int]:
+def _grid(guide, tiling, blocks: int, batch: int) -> tuple[int, int, int]:
     """Columns of the tiles, times blocks of classes, for there may be many; rows of the tiles; images."""
-    return ceil_div(tiling["lines"], tiling["P"]) * blocks, ceil_div(tiling["n"], tiling["rows"]), batch
+    nz, ny, nx = guide.image.shape[2:]
+    n, lines, radius = (nz, ny * nx, guide.radii[0]) if tiling["VOLUME"] else (ny, nx, guide.radii[1])
+    rows = 2 * radius + 1 if tiling["LONG"] else tiling["TN"]
+    return ceil_div(lines, tiling["TL"]) * blocks, ceil_div(n, rows), batch
 
 
 def _class_block(classes: int, numbers: int) -> int:
@@ -287,38 +254,22 @@ def _class_block(classes: int, numbers: int) -> int:
     return max(1, min(8, triton.next_power_of_2(classes), 32 // triton.next_power_of_2(numbers)))
 
 
-def statistics(guide, eps, radii, box: str):
-    """mu and the packed A of reference.guided, in float32, for a guide [Bf, D, Z, Y, X]."""
-    guide = guide.contiguous()
-    images, d, *size = guide.shape
-    geometry = geometry_of(size, radii, box)
-    sums = product_sums(guide, guide, geometry, scaled=False, dtype=torch.float64)
-    sums = box_sum(sums.flatten(0, 1), (*radii[:2], 0))
-    mu = torch.empty_like(guide)
-    inverse = guide.new_empty((images, d * (d + 1) // 2, *size))
-    launch(
-        _statistics_kernel, (ceil_div(math.prod(size), 128), images), 4, sums_ptr=sums, eps_ptr=eps.double(), mu_ptr=mu,
-        inverse_ptr=inverse, **geometry, D=d, P=128,
-    )  # fmt: skip
-    return mu, inverse
-
-
 def _coefficients(x, guide, adjoint: bool):
-    """z of x, or of x / D."""
+    """z of x, or of x / area."""
     batch, classes, *size = x.shape
     image, inverse, d = guide.image.contiguous(), guide.inverse.contiguous(), guide.image.shape[1]
-    geometry, tiling = geometry_of(size, guide.radii, guide.box), _tiling(guide)
+    geometry, (tiling, warps) = geometry_of(size, guide.radii, guide.box), _tiling(guide)
     if tiling["LONG"]:
         x = product_sums(x, image, geometry, adjoint)
         x = box_sum(x.flatten(0, 1), (0, guide.radii[1] if size[0] > 1 else 0, 0))
         block = 1
-        tiling["num_warps"] *= 1 if d <= 4 else 2 if d == 5 else 4
+        warps *= 1 if d <= 4 else 2 if d == 5 else 4
     else:
-        block = _class_block(classes, tiling["K"] * (1 + d))
+        block = _class_block(classes, tiling["TN"] * (1 + d))
     z = image.new_empty((batch, 1 + d, classes, *size))
     launch(
-        _coefficients_kernel, _grid(tiling, ceil_div(classes, block), batch),
-        x_ptr=x, guide_ptr=image, mu_ptr=guide.mu.contiguous(), inverse_ptr=inverse, z_ptr=z,
+        _coefficients_kernel, _grid(guide, tiling, ceil_div(classes, block), batch), num_warps=warps,
+        x_ptr=x, guide_ptr=image, mean_ptr=guide.mu.contiguous(), inverse_ptr=inverse, z_ptr=z,
         C=classes, channels=d, **geometry, **tiling, stride_gb=batch_stride(image),
         stride_ib=batch_stride(inverse), D=d, SCALED=adjoint, CB=block,
     )  # fmt: skip
@@ -326,23 +277,24 @@ def _coefficients(x, guide, adjoint: bool):
 
 
 def _messages(z, guide, adjoint: bool, epilogue: str, y, message, **step) -> None:
-    """F or B of z into `message`, and the step into `y`."""
+    """K x or K^T x, from z of x, into `message`, and the step into `y`."""
     batch, fields, classes, *size = z.shape
-    image, geometry, tiling = guide.image.contiguous(), geometry_of(size, guide.radii, guide.box), _tiling(guide)
+    image, geometry = guide.image.contiguous(), geometry_of(size, guide.radii, guide.box)
+    tiling, warps = _tiling(guide)
     if tiling["LONG"]:
         z = box_sum(z.flatten(0, 1), (0, guide.radii[1] if size[0] > 1 else 0, guide.radii[2]))
     matrix, columns = step.get("MATRIX", False), triton.next_power_of_2(classes)
     columns = max(16 if matrix else 1, columns)  # 1: there may be no class
-    pixels = max(16 if matrix else 1, min(128, 128 * tiling["num_warps"] // columns))  # 4 numbers for each thread
+    pixels = max(16 if matrix else 1, min(128, 128 * warps // columns))  # 4 numbers for each thread
     arguments = {
         "mix_ptr": None, "unary_ptr": None, "a_ptr": None, "q_ptr": None, "stride_a": 0, "stride_ml": 0,
         "stride_mk": 0, "MATRIX": False, "PRECISION": "default",
     } | step  # fmt: skip
     launch(
-        _step_kernel, _grid(tiling, 1, batch), registers=None if tiling["LONG"] else 128,
+        _step_kernel, _grid(guide, tiling, 1, batch), num_warps=warps, registers=None if tiling["LONG"] else 128,
         z_ptr=z, guide_ptr=image, message_ptr=message, y_ptr=y, C=classes, channels=fields - 1, **geometry, **tiling,
-        stride_gb=batch_stride(image), SCALED=not adjoint, EPILOGUE=epilogue, CP=columns, PIXELS=pixels,
-        CB=1 if tiling["LONG"] else _class_block(classes, 4 * tiling["K"]), **arguments,
+        stride_gb=batch_stride(image), SCALED=not adjoint, EPILOGUE=epilogue, CP=columns, P=pixels,
+        CB=1 if tiling["LONG"] else _class_block(classes, 4 * tiling["TN"]), **arguments,
     )  # fmt: skip
 
 
@@ -353,30 +305,9 @@ def _mixing(mix) -> dict:
 
 
 def guided_filter(x, guide, adjoint: bool):
-    """W x for x [B, C, Z, Y, X] and a reference.guided.Guide, or W^T x, in 2 launches, 4 for long windows, 6 in 3-D."""
+    """K x for x [B, C, Z, Y, X] and a reference.guided.Guide, or K^T x, in 2 launches, 4 for long windows, 6 in 3-D."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     _messages(_coefficients(x.contiguous(), guide, adjoint), guide, adjoint, "sum", y, y)
-    return y
-
-
-def guided_step(q, guide, mix, unary, unary_weight, precision: str, last: bool):
-    """S = a U + A W Q, its softmax unless `last`; mix and unary_weight as in window_step."""
-    y = torch.empty_like(unary)
-    _messages(
-        _coefficients(q, guide, False), guide, False, "scores" if last else "softmax", y, y, **_mixing(mix),
-        unary_ptr=unary, a_ptr=unary_weight, stride_a=unary_weight.stride(0), PRECISION=precision,
-    )  # fmt: skip
-    return y
-
-
-def guided_step_backward(g, guide, mix, q, precision: str, filtered):
-    """dS = Q (dQ - <Q, dQ>) for dQ = A^T B, or dQ where q is None; B = W^T G into `filtered` if that is there."""
-    y = torch.empty_like(g)
-    transposed = mix.mT if mix.ndim == 2 else mix
-    _messages(
-        _coefficients(g, guide, True), guide, True, "weighted" if q is None else "softmax_adjoint", y,
-        y if filtered is None else filtered, **_mixing(transposed), q_ptr=q, PRECISION=precision,
-    )  # fmt: skip
     return y
 
 
@@ -389,18 +320,26 @@ class GuidedStep(Step):
         self.mix = stacked(mixing, unary.shape[1])[0]
 
     def next(self, state):
-        return self._run(state, last=False)
+        return self._run(state, "softmax")
 
     def scores(self, state):
-        return self._run(state, last=True)
+        return self._run(state, "scores")
 
-    def _run(self, q, last: bool):
-        step = self.mix, to_3d(self.unary), self.unary_weight, self.precision, last
-        return guided_step(to_3d(q.contiguous()), self.guide, *step).view(q.shape)
+    def _run(self, q, epilogue):
+        y = torch.empty_like(self.unary)
+        _messages(
+            _coefficients(to_3d(q.contiguous()), self.guide, False), self.guide, False, epilogue, y, y,
+            **_mixing(self.mix), unary_ptr=self.unary, a_ptr=self.unary_weight, stride_a=self.unary_weight.stride(0),
+            PRECISION=self.precision,
+        )  # fmt: skip
+        return y
 
     def backward(self, q, g, through_softmax: bool, messages: bool):
-        state = to_3d(q.contiguous()) if through_softmax else None
-        back = torch.empty_like(self.unary) if messages else None
-        step = self.mix, state, self.precision, None if back is None else to_3d(back)
-        y = guided_step_backward(to_3d(g.contiguous()), self.guide, *step).view(g.shape)
+        y, back = torch.empty_like(self.unary), torch.empty_like(self.unary) if messages else None
+        _messages(
+            _coefficients(to_3d(g.contiguous()), self.guide, True), self.guide, True,
+            "softmax_adjoint" if through_softmax else "weighted", y, y if back is None else back,
+            **_mixing(self.mix.mT if self.mix.ndim == 2 else self.mix), q_ptr=q.contiguous() if through_softmax else None,
+            PRECISION=self.precision,
+        )  # fmt: skip
         return y, None if back is None else [back]

@@ -1,10 +1,10 @@
-"""The fused step's device helpers: what the last pass of every filter does with its messages.
+"""Device helpers of the last pass of every filter, which carries the mean-field step.
 
-    forward   S = a U + sum_m A_m F_m ,  Q = softmax(S)                  A_m = -mu W_m, or W_m for Potts
-    backward  dQ = sum_m A_m^T B_m ,     dS = Q (dQ - <Q, dQ>)           B_m = K_m^T G,  G = dL/dS of the next S
+    forward   S = a U + sum_m A_m F_m ,  Q = softmax(S)             F_m = K_m Q ,    A_m = -mu W_m, or W_m for Potts
+    backward  dQ = sum_m A_m^T G_m ,     dS = Q (dQ - <Q, dQ>)      G_m = K_m^T G ,  G = dL/dS of the next S
 
-A_m acts on the class axis: a scalar or a vector (rows of `mix`, read with stride 0 for a scalar), or a
-matrix. Tiles are [pixels, classes padded to CP]; padding classes hold 0 in messages, -inf before a softmax.
+A_m acts on the class axis: a scalar or a vector (rows of `mix`, read with stride 0 for a scalar), or a matrix. Tiles
+are [P, CP], P pixels and the classes padded to CP; padding holds 0 in messages, -inf before a softmax.
 """
 
 import triton
@@ -43,7 +43,7 @@ def softmax_adjoint(q, gradient):
 
 
 @triton.jit
-def finished(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, m_y, o_c, C, EPILOGUE: tl.constexpr):
+def epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, m_y, o_c, C, EPILOGUE: tl.constexpr):
     """From weighted messages [P, CP] at offsets o_y what a step gives: S as "scores" or its "softmax", dS as
     "softmax_adjoint"; "weighted" is dQ, and "sum" the messages, as they are."""
     if EPILOGUE == "softmax" or EPILOGUE == "scores":
