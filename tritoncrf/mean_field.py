@@ -3,9 +3,9 @@
     S_0 = U,  Q_0 = softmax(S_0);   S_{t+1} = a U + sum_m A_m K_m Q_t,  Q_t = softmax(S_t)     T times
 
 with A_m = W_m for the Potts model and A_m = -mu W_m for a compatibility cost mu. One state Q_t is kept
-per iteration. Going back from G = dL/dS_{t+1}, everything follows from B_m = K_m^T G:
+per iteration. Going back from G = dL/dS_{t+1}, everything follows from G_m = K_m^T G:
 
-    dU += a G,   da += sum G U,   dQ = sum_m A_m^T B_m,   dA_m += sum B_m Q_t^T,   dS_t = Q_t (dQ - <Q_t, dQ>)
+    dU += a G,   da += sum G U,   dQ = sum_m A_m^T G_m,   dA_m += sum G_m Q_t^T,   dS_t = Q_t (dQ - <Q_t, dQ>)
 
 because K_m acts on pixels and A_m on classes. Autograd splits dA_m into those of W_m and mu. A filter's
 own tensors get the gradient of <A_m^T G, K_m Q_t>.

@@ -1,7 +1,7 @@
 """One step of mean field: the algebra of the class axis, and the step composed of separate passes.
 
     forward   S = a U + sum_m A_m F_m ,  Q = softmax(S)                  F_m = K_m Q
-    backward  dQ = sum_m A_m^T B_m ,     dS = Q (dQ - <Q, dQ>)           B_m = K_m^T G,  G = dL/dS of the next S
+    backward  dQ = sum_m A_m^T G_m ,     dS = Q (dQ - <Q, dQ>)           G_m = K_m^T G,  G = dL/dS of the next S
 
 A_m acts on the class axis: a scalar [], a vector [C] or a matrix [C, C]. Scores and probabilities are [B, C, *S].
 """
@@ -87,7 +87,7 @@ class Step:
     def backward(
         self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, messages: bool
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
-        """dS of Q (dQ unless `through_softmax`) from g = dL/dS of the next S; and, if `messages`, the B_m."""
+        """dS of Q (dQ unless `through_softmax`) from g = dL/dS of the next S; and, if `messages`, the G_m."""
         back = [K.adjoint(g) for K in self.operators]
         gradient: torch.Tensor = sum(mix_adjoint(a, b) for a, b in zip(self.mixing, back, strict=True))  # type: ignore[assignment]
         return softmax_adjoint(q, gradient) if through_softmax else gradient, back if messages else None

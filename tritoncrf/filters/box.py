@@ -73,7 +73,7 @@ def expect_radii(radius: int | Sequence[int], axes: int) -> list[int]:
 
 @operator("box_sum")
 def box_sum(x: torch.Tensor, radii: list[int], dilation: int, backend: str) -> torch.Tensor:
-    """P x of reference.box for x [B, C, *S]; its own adjoint."""
+    """box(x) of reference.box for x [B, C, *S]; its own adjoint."""
     with without_autocast(x):
         found = box_summer(backend)(to_3d(x), [0] * (3 - len(radii)) + radii, dilation).reshape(x.shape)
         alias = found.data_ptr() == x.data_ptr()  # one pixel: there was nothing to add
@@ -97,7 +97,7 @@ box_sum.register_autograd(_backward, setup_context=_setup_context)
 
 
 def box_summer(backend: str) -> Callable[..., torch.Tensor]:
-    """P x for (x [n, fields, Z, Y, X], radii, dilation=1) by a backend; longer windows than the kernel's by PyTorch."""
+    """box(x) for (x [n, fields, Z, Y, X], radii, dilation=1) by a backend; too long windows by PyTorch."""
     if backend == "torch":
         return reference.box_sum
 

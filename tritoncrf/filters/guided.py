@@ -30,13 +30,13 @@ class Guided(Filter):
     r"""The guided filter: in every window the values are fitted as a linear function of the guide.
 
     .. math::
-        (W x)_i = \frac{1}{D_i} \sum_{k:\, i \in \omega_k} a_k \cdot I_i + b_k, \qquad
+        (K x)_i = \frac{1}{|\omega_i|} \sum_{k:\, i \in \omega_k} a_k \cdot I_i + b_k, \qquad
         a_k = (\Sigma_k + \epsilon)^{-1} \mathrm{cov}_k(I, x), \qquad b_k = \bar x_k - a_k \cdot \mu_k
 
     with :math:`\mu_k, \Sigma_k` the mean and the covariance of the guide I in the window :math:`\omega_k` of 2 r + 1
     pixels a side, the same for all classes (He, Sun and Tang 2013; SegModel, guidance CRF: Shen et al. 2017). Smooths
     where the guide is flat, keeps edges where the guide has them, in a time that does not depend on the radius. Weights
-    may be negative, so that filtered probabilities leave 0..1 by a little; over the classes they sum to the rows of W.
+    may be negative, so that filtered probabilities leave 0..1 by a little; over the classes they sum to the rows of K.
 
     Args:
         guide: I, floating, [B, D, *S] or [1, D, *S], D from 1 to 8, 1 to 3 spatial axes, in any unit. Gradients
@@ -45,9 +45,9 @@ class Guided(Filter):
             receives messages from up to 2 r pixels away in every direction.
         eps: what counts as an edge, in the guide's unit squared: variances below are smoothed away. A number
             above 0, or a 0-d tensor, which gradients reach.
-        box: "count": windows at the border are averaged over their pixels inside the image; rows of W sum to 1, and
+        box: "count": windows at the border are averaged over their pixels inside the image; rows of K sum to 1, and
             adding a constant to the guide changes nothing. "constant": over min(2 r + 1, n) an axis everywhere, as
-            SegModel's code released it; W is then symmetric, and its rows shrink at the border.
+            SegModel's code released it; K is then symmetric, and its rows shrink at the border.
         subsample: s > 1 fits a and b at 1/s of the resolution, with the radius round(r / s), at least 1, and
             upsamples them bilinearly (fast guided filter: He and Sun 2015).
         precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU.
@@ -92,7 +92,7 @@ class Guided(Filter):
                 raise ValueError(f"eps: expected a finite number above 0 in {guide.dtype}, got {eps}")
             eps = torch.full((), eps, dtype=guide.dtype, device=guide.device)
         if box == "count":
-            # W is the same for any shift of the guide, and covariances are then no differences of large sums.
+            # K is the same for any shift of the guide, and covariances are then no differences of large sums.
             guide = guide - guide.detach().mean(tuple(range(2, guide.ndim)), keepdim=True)
         low = pooled(guide, subsample)
         resolved = resolve(backend, guide.device, guide.dtype)
@@ -142,7 +142,7 @@ def checked_guide(guide: torch.Tensor) -> torch.Tensor:
 
 @operator("guided")
 def statistics(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: str, backend: str) -> list[torch.Tensor]:
-    """mu [Bf, D, *S] and the packed (Sigma + eps)^-1 [Bf, D (D + 1) / 2, *S] of the windows; see reference.guided."""
+    """mean [Bf, D, *S] and the packed (Sigma + eps)^-1 [Bf, D (D + 1) / 2, *S] of the windows; see reference.guided."""
     with without_autocast(guide):
         full = to_3d(guide)
         reach = _capped(radii, guide)
@@ -161,20 +161,20 @@ def _(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: str, backen
 
 @operator("guided_backward")
 def statistics_backward(
-    guide: torch.Tensor, mu: torch.Tensor, inverse: torch.Tensor, d_mu: torch.Tensor, d_inverse: torch.Tensor,
+    guide: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor, d_mean: torch.Tensor, d_inverse: torch.Tensor,
     radii: list[int], box: str, backend: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     """The gradients of guide and eps."""
     with without_autocast(guide):
-        full, mu, inverse, d_mu, d_inverse = (to_3d(t.double()) for t in (guide, mu, inverse, d_mu, d_inverse))
+        full, mean, inverse, d_mean, d_inverse = (to_3d(t.double()) for t in (guide, mean, inverse, d_mean, d_inverse))
         windows = _windows(full, _capped(radii, guide), box, backend)
-        d_guide, d_eps = reference.guided.statistics_gradient(full, mu, inverse, d_mu, d_inverse, *windows)
+        d_guide, d_eps = reference.guided.statistics_gradient(full, mean, inverse, d_mean, d_inverse, *windows)
         return [d_guide.reshape(guide.shape).to(guide.dtype).contiguous(), d_eps.to(guide.dtype)]
 
 
 @statistics_backward.register_fake
 def _(
-    guide: torch.Tensor, mu: torch.Tensor, inverse: torch.Tensor, d_mu: torch.Tensor, d_inverse: torch.Tensor,
+    guide: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor, d_mean: torch.Tensor, d_inverse: torch.Tensor,
     radii: list[int], box: str, backend: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     return [contiguous_like(guide), guide.new_empty(())]
@@ -193,7 +193,7 @@ def _capped(radii: Sequence[int], guide: torch.Tensor) -> tuple[int, ...]:
 def _windows(
     guide: torch.Tensor, radii: Sequence[int], box: str, backend: str
 ) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
-    """D in float64, and P x."""
+    """The windows' areas in float64, and box(x)."""
     area = areas(guide.shape[2:], radii, 1, box, dtype=torch.float64, device=guide.device)
     return area, functools.partial(box_summer(backend), radii=radii)
 
@@ -204,8 +204,8 @@ def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Ten
 
 
 def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
-    d_mu, d_inverse = (c.contiguous() for c in cotangents)
-    return *statistics_backward(*ctx.saved_tensors, d_mu, d_inverse, *ctx.form), None, None, None
+    d_mean, d_inverse = (c.contiguous() for c in cotangents)
+    return *statistics_backward(*ctx.saved_tensors, d_mean, d_inverse, *ctx.form), None, None, None
 
 
 statistics.register_autograd(_backward, setup_context=_setup_context)
@@ -243,13 +243,13 @@ class GuidedPlan(Plan):
 
 
 class GuidedOperator:
-    """W, by the kernels where there are some for its windows, at full resolution."""
+    """K, by the kernels where there are some for its windows, at full resolution."""
 
     def __init__(self, plan: GuidedPlan, tensors: list[torch.Tensor]) -> None:
-        image, low, mu, inverse = map(to_3d, tensors)
+        image, low, mean, inverse = map(to_3d, tensors)
         factors = per_axis(plan.subsample, tensors[0].ndim - 2, 1)  # beyond the image nothing changes but memory
         self.guide = reference.guided.Guide(
-            image, low, mu, inverse,
+            image, low, mean, inverse,
             radii=_capped(plan.low_radii, tensors[1]),
             box=plan.box,
             factors=tuple(map(min, factors, image.shape[2:])),

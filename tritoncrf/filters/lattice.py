@@ -34,9 +34,10 @@ class Lattice(Gaussian):
     r"""Gaussian messages between all pixels, approximated on the permutohedral lattice in O(N).
 
     .. math::
-        K x \approx \sum_j \exp(-|f_i - f_j|^2 / 2)\, x_j, \qquad K = \alpha\, S^T B_d \cdots B_0 S
+        K x \approx \sum_j \exp(-|f_i - f_j|^2 / 2)\, x_j, \qquad
+        K = \alpha\, \mathrm{slice}\, \mathrm{blur}_D \cdots \mathrm{blur}_0\, \mathrm{splat}
 
-    Values are splatted on the lattice vertices around each pixel, blurred along the d + 1 lattice axes and sliced
+    Values are splatted on the lattice vertices around each pixel, blurred along the D + 1 lattice axes and sliced
     (Adams, Baek and Davis 2010; Krähenbühl and Koltun 2011; CRF-RNN, section 5). The lattice is built here, once,
     for all classes, iterations and the backward. K is not quite symmetric: its adjoint, which gradients use,
     blurs in the reverse order. Against the exact sum, which `filters.Exact` gives, normalised messages are off by
@@ -153,9 +154,9 @@ def _key(*arguments: Any) -> tuple[Hashable, ...] | None:
 
 
 def _self_weights(weights: torch.Tensor) -> torch.Tensor:
-    """K_ii = alpha sum_rs b_r b_s B_rs where all vertices exist, [Bf, N, d + 1] -> [Bf, N].
+    """K_ii = alpha sum_rs b_ir b_is walks_rs where all vertices exist, [Bf, N, D + 1] -> [Bf, N].
 
-    B_rr = 1 + 2^-d, B_rs = 2^-|r - s| + 2^-(d + 1 - |r - s|): the walks along distinct axes from r to s.
+    walks_rr = 1 + 2^-D, walks_rs = 2^-|r - s| + 2^-(D + 1 - |r - s|): those along distinct axes from r to s.
     """
     corners = weights.shape[2]
     r = torch.arange(corners, device=weights.device)

@@ -44,7 +44,7 @@ from tritoncrf.kernels.common import ceil_div, launch
 from tritoncrf.kernels.epilogue import epilogue, mixed
 from tritoncrf.step import Step, stacked, to_3d
 
-__all__ = ["MAX_RADIUS", "guided_filter", "guided_step", "guided_step_backward", "statistics"]
+__all__ = ["MAX_RADIUS", "GuidedStep", "guided_filter", "statistics"]
 
 MAX_CLASSES = 256  # of a step: beyond, the classes of some pixels do not fit in registers
 MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot do not
@@ -269,7 +269,7 @@ def _coefficients(x, guide, adjoint: bool):
     z = image.new_empty((batch, 1 + d, classes, *size))
     launch(
         _coefficients_kernel, _grid(guide, tiling, ceil_div(classes, block), batch), num_warps=warps,
-        x_ptr=x, guide_ptr=image, mean_ptr=guide.mu.contiguous(), inverse_ptr=inverse, z_ptr=z,
+        x_ptr=x, guide_ptr=image, mean_ptr=guide.mean.contiguous(), inverse_ptr=inverse, z_ptr=z,
         C=classes, channels=d, **geometry, **tiling, stride_gb=batch_stride(image),
         stride_ib=batch_stride(inverse), D=d, SCALED=adjoint, CB=block,
     )  # fmt: skip
@@ -336,10 +336,10 @@ class GuidedStep(Step):
 
     def backward(self, q, g, through_softmax: bool, messages: bool):
         y, back = torch.empty_like(self.unary), torch.empty_like(self.unary) if messages else None
+        mix = self.mix.mT if self.mix.ndim == 2 else self.mix
         _messages(
             _coefficients(to_3d(g.contiguous()), self.guide, True), self.guide, True,
             "softmax_adjoint" if through_softmax else "weighted", y, y if back is None else back,
-            **_mixing(self.mix.mT if self.mix.ndim == 2 else self.mix), q_ptr=q.contiguous() if through_softmax else None,
-            PRECISION=self.precision,
+            **_mixing(mix), q_ptr=q.contiguous() if through_softmax else None, PRECISION=self.precision,
         )  # fmt: skip
         return y, None if back is None else [back]

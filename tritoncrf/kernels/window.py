@@ -263,7 +263,8 @@ def _flat(x):
 
 def _launch_window(x, y, size, radii, dilation, filters, *, precision="default", epilogue="sum", mix=None,
                    q=None, unary=None, a=None, filtered=None):  # fmt: skip
-    """x [B, C, N]; y, q, unary likewise or with their axes; filters: one or two of (features, include_self, scale_in, scale_out)."""
+    """x [B, C, N]; y, q, unary with or without their spatial axes; filters: one or two of (features, include_self,
+    scale_in, scale_out)."""
     batch, classes, _ = x.shape
     features, selves, scales_in, scales_out = zip(*filters)
     channels = tuple(f.shape[1] for f in features)
@@ -350,11 +351,12 @@ class WindowStep(Step):
     def backward(self, q, g, through_softmax: bool, messages: bool):
         filters = [(f, include_self, scale_out, scale_in) for f, include_self, scale_in, scale_out in self.filters]
         y, mix = torch.empty_like(self.unary), self.mix.mT if self.mix.ndim == 3 else self.mix
+        q = q.contiguous() if through_softmax else None
         back = y.new_empty((len(filters), *y.shape)) if messages else None
         if messages and mix.ndim == 2:  # each G_m by itself: no merging of scalars
             mix = mix.expand(-1, max(2, g.shape[1]))
         _launch_window(
             g.contiguous().flatten(2), y, *self.window, filters, precision=self.precision, mix=mix, filtered=back,
-            epilogue="softmax_adjoint" if through_softmax else "weighted", q=q.contiguous() if through_softmax else None,
+            epilogue="weighted" if q is None else "softmax_adjoint", q=q,
         )  # fmt: skip
         return y, back

@@ -1,10 +1,10 @@
 """Sums and means over boxes, in plain PyTorch.
 
-    (P x)_i = sum of x_j over the pixels j = i + d t of the image, t a whole vector with |t_a| <= r_a;  d: dilation
-    (m x)_i = (P x)_i / D_i
+    box(x)_i = sum of x_j over the pixels j = i + s t of the image, t a whole vector with |t_a| <= r_a;  s: dilation
+    mean(x)_i = box(x)_i / area_i
 
-with D_i the number of those pixels ("count"), or the product of min(2 r_a + 1, n_a) everywhere ("constant", as
-SegModel's code released it). P is symmetric, so the adjoint of m is P (y / D).
+with area_i the number of those pixels ("count"), or the product of min(2 r_a + 1, n_a) everywhere ("constant", as
+SegModel's code released it). box is symmetric, so the adjoint of the mean is box(y / area).
 
 A window of w pixels is put together from sums of 1, 2, 4, ... neighbours, so every result is a sum of its own pixels
 in a tree: it loses nothing over long rows, as running sums do, and takes about 2 log2(w) additions.
@@ -16,7 +16,7 @@ BOXES = ("count", "constant")
 
 
 def box_sum(x, radii, dilation: int = 1):
-    """P x for x [..., *S] and one radius per axis of S."""
+    """box(x) for x [..., *S] and one radius per axis of S."""
     for axis, r in zip(range(-len(radii), 0), radii, strict=True):
         x = _along(x, axis, r, dilation)
     return x
@@ -63,7 +63,7 @@ def _ahead(near, far, axis: int, offset: int, found):
 
 
 def areas(size, radii, dilation: int = 1, box: str = "count", *, dtype, device):
-    """D: [*size] for "count", [1, 1, ...] for "constant"."""
+    """area: [*size] for "count", [1, 1, ...] for "constant"."""
     found = torch.ones((), dtype=dtype, device=device)
     for n, r in zip(size, radii, strict=True):
         if box == "constant":

@@ -1,20 +1,22 @@
-"""The guided filter in plain PyTorch (He, Sun and Tang 2013; SegModel, guidance CRF): W = D^-1 G with G symmetric.
+"""The guided filter in plain PyTorch (He, Sun and Tang 2013; SegModel, guidance CRF): K = 1 / area . (symmetric).
 
-With m the box mean, I the guide at a pixel, and for every window k
+With I the guide at a pixel, m(x) = box(x) / area the mean over a window, and for every window
 
-    mu = m(I) ,  Sigma = m(I I^T) - mu mu^T ,  A = (Sigma + eps)^-1                            of the guide alone
-    s = m(x) ,  cov = m(I x) - mu s ,  a = A cov ,  b = s - a . mu ,  (W x)_i = m(a)_i . I_i + m(b)_i
+    mean = m(I) ,  Sigma = m(I I^T) - mean mean^T ,  inverse = (Sigma + eps)^-1                of the guide alone
+    cov = m(I x) - mean m(x) ,  slope = inverse cov ,  offset = m(x) - slope . mean
+    (K x)_i = m(slope)_i . I_i + m(offset)_i
 
-Going back, W^T y is the same with the division by D moved from the end to the beginning. All of G is symmetric, and so
-are the gradients of <y, W x>: with ~ for what x~ = y / D gives as x does,
+Going back, K^T y is the same with the division by area moved from the end to the beginning. All the rest is symmetric,
+and so are the gradients of <y, K x>: with ~ for what x~ = y / area gives as x does,
 
-    dI = sum_c x~ P a + x P a~ ,  dmu = - sum_c (P x~) a + (P x) a~ ,  dA = sum_c D (cov~ cov^T + cov cov~^T) / 2
+    dI = sum_c x~ box(slope) + x box(slope~) ,   dmean = - sum_c box(x~) slope + box(x) slope~
+    dinverse = sum_c area (cov~ cov^T + cov cov~^T) / 2
 
-With `factors` f > 1 (fast guided filter: He and Sun 2015) a and b come from x and I averaged over blocks of f pixels a
-side, and m(a) and m(b) are upsampled before they meet I at full resolution: W = Î^T up D^-1 G' Î_low pool, Î = (1, I).
+With `factors` f > 1 (fast guided filter: He and Sun 2015) slope and offset come from x and I averaged over blocks of f
+pixels a side, and their means are upsampled before they meet I at full resolution.
 
-Shapes are those of reference.blur: guides [Bf, D, Z, Y, X], values [B, C, Z, Y, X]; A is packed as its lower triangle
-by rows, [Bf, D (D + 1) / 2, Z, Y, X]. `box_sum` is P, of this module's neighbour or a kernel. Classes are taken a few
+Shapes are those of reference.blur: guides [Bf, D, Z, Y, X], values [B, C, Z, Y, X]; inverse is packed as its lower
+triangle by rows, [Bf, D (D + 1) / 2, Z, Y, X]. `box_sum` is box, of reference.box or a kernel. Classes are taken a few
 at a time, so that what a window needs stays in the cache.
 """
 
@@ -37,28 +39,28 @@ class Guide:
 
     image: torch.Tensor  # I, [Bf, D, Z, Y, X]
     low: torch.Tensor  # the same averaged over blocks
-    mu: torch.Tensor  # of `low`
-    inverse: torch.Tensor  # A, packed
+    mean: torch.Tensor  # of `low`
+    inverse: torch.Tensor  # packed
     radii: tuple[int, ...]  # of windows on `low`
     box: str
     factors: tuple[int, ...]
-    box_sum: Callable[..., torch.Tensor]  # P x for (x, radii)
+    box_sum: Callable[..., torch.Tensor]  # box(x) for (x, radii)
 
     @functools.cached_property
     def area(self):
-        """D."""
+        """Pixels of each window, or a constant."""
         form = {"dtype": self.low.dtype, "device": self.low.device}
         return areas(self.low.shape[2:], self.radii, 1, self.box, **form)
 
     def of(self, image: int) -> "Guide":
-        """What one image of a batch sees, without the batch's axis; D is worked out once for all."""
+        """What one image of a batch sees, without the batch's axis; the area is worked out once for all."""
         b = image if len(self.image) > 1 else 0
-        one = replace(self, image=self.image[b], low=self.low[b], mu=self.mu[b], inverse=self.inverse[b])
+        one = replace(self, image=self.image[b], low=self.low[b], mean=self.mean[b], inverse=self.inverse[b])
         one.area = self.area
         return one
 
     def sums(self, fields):
-        """P of fields [n, fields, Z, Y, X]."""
+        """box of fields [n, fields, Z, Y, X]."""
         return self.box_sum(fields, self.radii)
 
     def enter(self, x):
@@ -70,7 +72,7 @@ class Guide:
         return blur.pool_adjoint(_combined(fields, self.low)[:, None], size, self.factors)[:, 0]
 
     def leave(self, fields):
-        """up(fields / D) combined with the guide: [n, 1 + D, Z, Y, X] -> [n, Z, Y, X]."""
+        """up(fields / area) combined with the guide: [n, 1 + D, Z, Y, X] -> [n, Z, Y, X]."""
         means = fields.div_(self.area)
         return _combined(blur.upsample(means, self.image.shape[1:], self.factors), self.image)
 
@@ -78,8 +80,8 @@ class Guide:
         return blur.upsample_adjoint(_products(y, self.image), self.factors).div_(self.area)
 
     def windows(self, fields):
-        """P and A of fields: what G does to them but for its last sum."""
-        return coefficients(self.sums(fields).div_(self.area), self.mu, self.inverse)
+        """[slope, offset] of fields: all but the last sum."""
+        return coefficients(self.sums(fields).div_(self.area), self.mean, self.inverse)
 
 
 def packed(e: int, d: int) -> int:
@@ -99,14 +101,14 @@ def _dimensions(matrix) -> int:
 
 
 def statistics(guide, eps, area, box_sum):
-    """mu [Bf, D, *S] and A [Bf, D (D + 1) / 2, *S] of a guide."""
-    channels, mu = guide.split(1, 1), (box_sum(guide) / area).split(1, 1)
+    """mean [Bf, D, *S] and inverse [Bf, D (D + 1) / 2, *S] of a guide."""
+    channels, mean = guide.split(1, 1), (box_sum(guide) / area).split(1, 1)
     sigma = []
     for e, d in pairs(len(channels)):
-        sigma.append(box_sum(channels[e] * channels[d]) / area - mu[e] * mu[d])
+        sigma.append(box_sum(channels[e] * channels[d]) / area - mean[e] * mean[d])
         if e == d:
             sigma[-1] += eps
-    return torch.cat(mu, 1), inverse(torch.cat(sigma, 1))
+    return torch.cat(mean, 1), inverse(torch.cat(sigma, 1))
 
 
 def inverse(matrix):
@@ -128,7 +130,7 @@ def inverse(matrix):
 
 
 def guided_filter(x, guide: Guide, adjoint: bool):
-    """W x for x [B, C, Z, Y, X], or W^T x."""
+    """K x for x [B, C, Z, Y, X], or K^T x."""
     found = torch.empty_like(x)
     for _, seen, (values, out) in _chunks(guide, x, found):
         if adjoint:
@@ -139,18 +141,18 @@ def guided_filter(x, guide: Guide, adjoint: bool):
 
 
 def gradients(x, y, guide: Guide):
-    """Of <y, W x> with respect to image, low, mu and the packed A, each by itself: where nothing is averaged, image and
+    """Of <y, K x> with respect to image, low, mean and inverse, each by itself: where nothing is averaged, image and
     low are one guide, and autograd adds the first two."""
-    image, low, mu, inverse = (torch.zeros_like(t) for t in (guide.image, guide.low, guide.mu, guide.inverse))
+    image, low, mean, inverse = (torch.zeros_like(t) for t in (guide.image, guide.low, guide.mean, guide.inverse))
     for b, seen, (values, cotangents) in _chunks(guide, x, y):
         fields, ending = seen.enter(values), seen.leave_adjoint(cotangents)
         sums, other_sums = seen.sums(fields), seen.sums(ending)
         means, other_means = sums / seen.area, other_sums / seen.area
-        covariances = means[:, 1:] - seen.mu * means[:, :1]
-        others = other_means[:, 1:] - seen.mu * other_means[:, :1]
-        found, other = (coefficients(m, seen.mu, seen.inverse) for m in (means, other_means))
+        covariances = means[:, 1:] - seen.mean * means[:, :1]
+        others = other_means[:, 1:] - seen.mean * other_means[:, :1]
+        found, other = (coefficients(m, seen.mean, seen.inverse) for m in (means, other_means))
 
-        mu[b] -= (other_sums[:, :1] * found[:, 1:] + sums[:, :1] * other[:, 1:]).sum(0)
+        mean[b] -= (other_sums[:, :1] * found[:, 1:] + sums[:, :1] * other[:, 1:]).sum(0)
         for n, (e, d) in enumerate(pairs(len(seen.low))):
             product = covariances[:, e] * others[:, d]
             if e != d:
@@ -159,13 +161,14 @@ def gradients(x, y, guide: Guide):
         low[b] += (fields[:, :1] * seen.sums(other[:, 1:])).sum(0)
         spread = blur.upsample(seen.sums(found[:, 1:]).div_(seen.area), x.shape[2:], seen.factors)
         image[b] += (cotangents[:, None] * spread).sum(0)
-    return image, low, mu, inverse
+    return image, low, mean, inverse
 
 
-def statistics_gradient(guide, mu, matrix, d_mu, d_matrix, area, box_sum):
-    """The gradients of <d_mu, mu> + <d_matrix, A> with respect to the guide, and to eps.
+def statistics_gradient(guide, mean, matrix, d_mean, d_matrix, area, box_sum):
+    """The gradients of <d_mean, mean> + <d_inverse, inverse> with respect to the guide, and to eps.
 
-    dSigma = -A dA A,  d_eps = trace dSigma,  dI = P ((d_mu - 2 dSigma mu) / D) + 2 P (dSigma / D) I
+    dSigma = - inverse d_inverse inverse ,  d_eps = trace dSigma
+    dI = box((d_mean - 2 dSigma mean) / area) + 2 box(dSigma / area) I
     """
     inverse = full(matrix)
     half = d_matrix.clone()
@@ -173,28 +176,28 @@ def statistics_gradient(guide, mu, matrix, d_mu, d_matrix, area, box_sum):
         if e != d:
             half[:, n] /= 2
     d_sigma = -torch.einsum("bef...,bfg...,bgd...->bed...", inverse, full(half), inverse)
-    d_mu = d_mu - 2 * torch.einsum("bed...,bd...->be...", d_sigma, mu)
+    d_mean = d_mean - 2 * torch.einsum("bed...,bd...->be...", d_sigma, mean)
     spread = box_sum((d_sigma / area).flatten(1, 2)).view(d_sigma.shape)
-    d_guide = box_sum(d_mu / area) + 2 * torch.einsum("bed...,bd...->be...", spread, guide)
+    d_guide = box_sum(d_mean / area) + 2 * torch.einsum("bed...,bd...->be...", spread, guide)
     return d_guide, torch.diagonal(d_sigma, dim1=1, dim2=2).sum()
 
 
 def full(matrix):
-    """A packed [Bf, D (D + 1) / 2, ...] as [Bf, D, D, ...]."""
+    """A packed matrix [Bf, D (D + 1) / 2, ...] as [Bf, D, D, ...]."""
     d = range(_dimensions(matrix))
     return torch.stack([matrix[:, packed(i, j)] for i in d for j in d], 1).unflatten(1, (len(d), len(d)))
 
 
-def coefficients(means, mu, matrix):
-    """[s, m(I x)] -> [b, a], [n, 1 + D, Z, Y, X], in place."""
-    means[:, 1:].addcmul_(mu, means[:, :1], value=-1)
+def coefficients(means, mean, matrix):
+    """[m(x), m(I x)] -> [offset, slope], [n, 1 + D, Z, Y, X], in place."""
+    means[:, 1:].addcmul_(mean, means[:, :1], value=-1)
     means[:, 1:] = _times(matrix, means[:, 1:])
-    means[:, 0] -= (means[:, 1:] * mu).sum(1)
+    means[:, 0] -= (means[:, 1:] * mean).sum(1)
     return means
 
 
 def _times(matrix, x):
-    """A x for a packed A [D (D + 1) / 2, Z, Y, X] and x [n, D, Z, Y, X]."""
+    """The product of a packed matrix [D (D + 1) / 2, Z, Y, X] and x [n, D, Z, Y, X]."""
     found = torch.empty_like(x)
     for e in range(x.shape[1]):
         torch.mul(x[:, 0], matrix[packed(e, 0)], out=found[:, e])
@@ -212,7 +215,7 @@ def _products(x, guide):
 
 
 def _combined(fields, guide):
-    """b + a . I: [n, 1 + D, Z, Y, X] -> [n, Z, Y, X]."""
+    """offset + slope . I: [n, 1 + D, Z, Y, X] -> [n, Z, Y, X]."""
     found = fields[:, 0].clone()
     for d, channel in enumerate(guide, 1):
         found.addcmul_(fields[:, d], channel)

@@ -1,10 +1,10 @@
 """The permutohedral lattice in plain PyTorch (Adams, Baek and Davis 2010; the filter of CRF-as-RNN, section 5).
 
-    K x = alpha S^T B_d ... B_1 B_0 S x ,    K^T y = alpha S^T B_0 B_1 ... B_d S y ,    alpha = 1 / (1 + 2^-d)
+    K x = alpha slice(blur_D ... blur_1 blur_0 splat(x)) ,    alpha = 1 / (1 + 2^-D) ;    K^T: the blurs in reverse
 
-S splats a pixel's values on the d + 1 vertices of its simplex, times its barycentric weights b (reference.simplex);
-B_j blurs along lattice axis j, V + (V_next + V_previous) / 2; S^T slices. A vertex exists where a simplex touches it;
-a missing one is 0 and receives nothing.
+splat adds a pixel's values to the D + 1 vertices of its simplex, times its barycentric weights b (reference.simplex);
+blur_j is v + (v_next + v_previous) / 2 along lattice axis j; slice is splat transposed. A vertex exists where a simplex
+touches it; a missing one is 0 and receives nothing.
 
 Everything here works on rows: values [B, N, C], so that a vertex or a pixel is one contiguous row.
 """
@@ -21,7 +21,7 @@ from tritoncrf.step import Step, mix
 
 @dataclass
 class Lattice:
-    """A built lattice: barycentric weights [Bf, N, d + 1], and what `simplex.connect` gave. Bf = 1 serves any batch."""
+    """A built lattice: barycentric weights [Bf, N, D + 1], and what `simplex.connect` gave. Bf = 1 serves any batch."""
 
     chunk = CHUNK
     weights: torch.Tensor
@@ -37,12 +37,12 @@ class Lattice:
 
     @property
     def corners(self) -> int:
-        """d + 1"""
+        """D + 1"""
         return self.weights.shape[2]
 
     @property
     def count(self) -> int:
-        """M"""
+        """V"""
         return self.neighbours.shape[1] - 1
 
     @property
@@ -56,7 +56,7 @@ class Lattice:
 
     @functools.cached_property
     def around(self):
-        """Each vertex and its two neighbours, [d + 1, M + 1, 3]."""
+        """Each vertex and its two neighbours, [D + 1, V + 1, 3]."""
         own = torch.arange(self.count + 1, dtype=torch.int32, device=self.neighbours.device)
         return torch.cat([own.expand(self.corners, -1)[..., None], self.neighbours], 2)
 
@@ -75,7 +75,7 @@ class ScaledLattice:
 
     @property
     def weights(self):
-        """scale . b, [Bf, N, d + 1]"""
+        """scale . b, [Bf, N, D + 1]"""
         b = self.lattice.weights
         return b if self.scale is None else b * self.scale.flatten(1)[:, :, None]
 
@@ -96,7 +96,7 @@ def image_of(rows, like):
 
 
 def splat(rows, scaled: ScaledLattice):
-    """S (scale . x) of rows [B, N, C]: [G, M + 1, C], G = B for a shared lattice, else 1; the last vertex is empty."""
+    """splat(scale . x) of rows [B, N, C]: [B or 1, V + 1, C], B if the lattice is shared; the last vertex is empty."""
     lattice = scaled.lattice
     rows = rows if lattice.shared else rows.flatten(0, 1)[None]
     v = rows.new_zeros((rows.shape[0], lattice.count + 1, rows.shape[2]))
@@ -106,7 +106,7 @@ def splat(rows, scaled: ScaledLattice):
 
 
 def filtered(rows, scaled: ScaledLattice, reverse: bool):
-    """B_d ... B_0 S (scale . x), or B_0 ... B_d S (scale . x) if `reverse`: the vertices that `sliced` reads."""
+    """blur_D ... blur_0 splat(scale . x), or blur_0 ... blur_D if `reverse`: the vertices that `sliced` reads."""
     v, lattice = splat(rows, scaled), scaled.lattice
     weights = v.new_full((3,), 0.5)
     weights[0] = 1
@@ -117,7 +117,7 @@ def filtered(rows, scaled: ScaledLattice, reverse: bool):
 
 
 def slice_table(scaled: ScaledLattice, batch: int):
-    """Rows of `filtered`'s result, its groups end to end, and their weights scale . alpha b: [B N, d + 1] each."""
+    """Rows of `filtered`'s result, its groups end to end, and their weights scale . alpha b: [B N, D + 1] each."""
     lattice = scaled.lattice
     index = lattice.vertices.expand(batch, -1, -1)
     if lattice.shared and batch != 1:
@@ -128,13 +128,13 @@ def slice_table(scaled: ScaledLattice, batch: int):
 
 
 def sliced(v, scaled: ScaledLattice, batch: int):
-    """scale . alpha S^T v: [B, N, C]."""
+    """scale . alpha slice(v): [B, N, C]."""
     index, weights = slice_table(scaled, batch)
     return weighted_sums(v.flatten(0, 1), index, None, weights).view(batch, scaled.pixels, v.shape[2])
 
 
 def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
-    """dL/db [Bf, N, d + 1] for L = <y, K x>: alpha (<y_i, V^x[v]> + <x_i, V^y[v]>).
+    """dL/db [Bf, N, D + 1] for L = <y, K x>: alpha (<y_i, v^x[r]> + <x_i, v^y[r]>).
 
     rows, cotangent: in . x and out . y, [B, N, C]; v_forward: `filtered` x, v_reverse: `filtered` y, reversed.
     """
@@ -218,7 +218,7 @@ class LatticeStep(Step):
         return torch.cat(indices, 1), torch.cat(weights, 1)
 
     def _sliced(self, vertices, table):
-        """sum_m scale_m . alpha S_m^T v_m: [B, N, C]."""
+        """sum_m scale_m . alpha slice_m(v_m): [B, N, C]."""
         index, weights = table
         rows = torch.cat([v.flatten(0, 1) for v in vertices])
         return weighted_sums(rows, index, None, weights).view(self.kept_shape(self.unary))

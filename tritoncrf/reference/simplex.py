@@ -1,14 +1,14 @@
-"""Coordinates of the permutohedral lattice in plain PyTorch, once per image (Adams, Baek and Davis 2010, section 3).
+"""Coordinates on the permutohedral lattice in plain PyTorch, once per image (Adams, Baek and Davis 2010, section 3.1).
 
-Features f in d dimensions are elevated to the hyperplane of d + 1 coordinates y that add up to 0,
+Features f of D channels are elevated to the hyperplane of D + 1 coordinates that add up to 0,
 
-    c_k = sigma_k f_k ,  y_j = sum_{k > j} c_k - j c_j ,  sigma_k = (d + 1) sqrt(2 / 3) / sqrt(k (k + 1))
+    e_j = sum_{k > j} sigma_k f_k - j sigma_j f_j ,    sigma_k = (D + 1) sqrt(2 / 3) / sqrt(k (k + 1))
 
-where each lies in a simplex of d + 1 lattice vertices, with barycentric weights b that add up to 1.
+where each lies in a simplex of D + 1 lattice vertices, with barycentric weights b that add up to 1.
 
-The coordinates of vertex r of a simplex are (d + 1) u_j + r, with integers u: a vertex is known by u and r, layout
-into an integer with mixed radix. Where one integer of 63 bits does not hold all u, groups of them are layout
-apart, and each group's codes continue the numbering of those before.
+The coordinates of vertex r of a simplex are (D + 1) u_j + r, with integers u: a vertex is known by u and r, packed into
+an integer with mixed radix. Where one integer of 63 bits does not hold all u, groups of them are packed apart, and each
+group's codes continue the numbering of those before.
 """
 
 import itertools
@@ -24,10 +24,10 @@ CHUNK = 16  # pairs that are added up at a time where vertices are served in par
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """How a vertex's integers u are layout: code_g = sum_j (u_j - low_j) stride_gj; the first, times d + 1, plus r."""
+    """How a vertex's integers u are packed: code_g = sum_j (u_j - low_j) stride_gj; the first, times D + 1, plus r."""
 
-    low: tuple[int, ...]  # [d]
-    strides: tuple[tuple[int, ...], ...]  # [groups][d]; 0 where another group holds the axis
+    low: tuple[int, ...]  # [D]
+    strides: tuple[tuple[int, ...], ...]  # [groups][D]; 0 where another group holds the axis
     sizes: tuple[int, ...]  # codes of each group
     image_stride: int  # of the image's index in the first group
 
@@ -82,7 +82,7 @@ def key_layout(least: list[float], most: list[float], images: int, pixels: int) 
 
 
 def _simplex(features):
-    """Cells v, ranks and fractions, each [d + 1, R], of features [Bf, D, N], R = Bf N."""
+    """Cells, ranks and fractions, each [D + 1, Bf N], of features [Bf, D, N]."""
     d = features.shape[1]
     c = [f.flatten() * s for f, s in zip(features.unbind(1), sigmas(d, features.dtype))]
     total = torch.zeros_like(c[0])
@@ -91,25 +91,25 @@ def _simplex(features):
         rows[j] = total - j * c[j - 1]
         total = total + c[j - 1]
     rows[0] = total
-    y = torch.stack(rows)
-    v = (y * (1 / (d + 1))).round()  # half to even
-    distance = y - v * (d + 1)
-    rank = torch.zeros_like(y, dtype=torch.int64)
+    elevated = torch.stack(rows)
+    cell = (elevated * (1 / (d + 1))).round()  # half to even
+    distance = elevated - cell * (d + 1)
+    rank = torch.zeros_like(elevated, dtype=torch.int64)
     for i, j in itertools.combinations(range(d + 1), 2):
         higher = distance[i] < distance[j]
         rank[i] += higher
         rank[j] += ~higher
-    v = v.long()
-    rank += v.sum(0)
+    cell = cell.long()
+    rank += cell.sum(0)
     wrap = (rank < 0).long() - (rank > d).long()
     rank += wrap * (d + 1)
-    return v + wrap, rank, distance * (1 / (d + 1)) - wrap
+    return cell + wrap, rank, distance * (1 / (d + 1)) - wrap
 
 
 def simplex(features, layout: KeyLayout):
-    """Barycentric weights [Bf, N, d + 1] and the codes of the vertices, a [Bf N (d + 1)] tensor for each group."""
+    """Barycentric weights [Bf, N, D + 1] and the codes of the vertices, a [Bf N (D + 1)] tensor for each group."""
     (images, d, pixels), device = features.shape, features.device
-    v, rank, fraction = _simplex(features)
+    cell, rank, fraction = _simplex(features)
     by_rank = torch.empty_like(fraction).scatter_(0, rank, fraction)
     weights = torch.empty_like(by_rank)
     weights[0] = 1 + (by_rank[d] - by_rank[0])
@@ -120,9 +120,9 @@ def simplex(features, layout: KeyLayout):
     for g, (strides, dtype) in enumerate(zip(layout.strides, layout.dtypes)):
         # Vertex r lies one back along each axis whose rank is above d - r.
         stride = torch.tensor([*strides, 0], device=device)[:, None]
-        origin = sum((v[j] - low) * s for j, (low, s) in enumerate(zip(layout.low, strides)) if s)
+        origin = sum((cell[j] - low) * s for j, (low, s) in enumerate(zip(layout.low, strides)) if s)
         back = torch.zeros_like(rank).scatter_(0, rank, stride.expand_as(rank))
-        code = torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin)  # [d + 1, R]
+        code = torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin)  # [D + 1, Bf N]
         if g == 0:
             image = torch.arange(images, device=device).repeat_interleave(pixels) * layout.image_stride
             code = (code + image) * (d + 1) + torch.arange(d + 1, device=device)[:, None]
@@ -131,10 +131,10 @@ def simplex(features, layout: KeyLayout):
 
 
 def simplex_gradient(features, d_weights):
-    """dL/df [Bf, D, N] from dL/db [Bf, N, d + 1]; exact between the features where a pixel changes its simplex."""
+    """dL/df [Bf, D, N] from dL/db [Bf, N, D + 1]; exact between the features where a pixel changes its simplex."""
     d = features.shape[1]
     _, rank, _ = _simplex(features)
-    d_weights = d_weights.flatten(0, 1).mT  # [d + 1, R]
+    d_weights = d_weights.flatten(0, 1).mT  # [D + 1, Bf N]
     d_y = (d_weights.gather(0, d - rank) - d_weights.gather(0, (d + 1 - rank) % (d + 1))) / (d + 1)
     before = itertools.accumulate(d_y)  # not cumsum, which on a GPU adds floats in any order
     d_f = [s * (total - k * d_y[k]) for (k, s), total in zip(enumerate(sigmas(d, features.dtype), 1), before)]
@@ -142,14 +142,14 @@ def simplex_gradient(features, d_weights):
 
 
 def connect(codes, layout: KeyLayout):
-    """The lattice's table from the codes of all E = Bf N (d + 1) pairs of a pixel and a vertex.
+    """The lattice's tables from the codes of all E = Bf N (D + 1) pairs of a pixel and a vertex.
 
     Returns int32 tensors:
-        vertices: [E], the vertex of each pair, 0 .. M - 1 in the order of the codes.
-        neighbours: [d + 1, M + 1, 2], next and previous along each axis; M, an empty vertex, where there is none.
+        vertices: [E], the vertex of each pair, 0 .. V - 1 in the order of the codes.
+        neighbours: [D + 1, V + 1, 2], next and previous along each axis; V, an empty vertex, where there is none.
         sorted_pairs: [E], the pairs in the order of their vertices, and of pixels within one.
-        chunk_starts: [P + 1], where each piece of at most CHUNK sorted_pairs of one vertex begins.
-        vertex_chunks: [M + 1], where each vertex's chunk_starts begin.
+        chunk_starts: [chunks + 1], where each chunk of at most CHUNK sorted pairs of one vertex begins.
+        vertex_chunks: [V + 1], where each vertex's chunks begin.
     """
     d, device = layout.dimensions, codes[0].device
     key, tables = codes[0], []
@@ -160,7 +160,7 @@ def connect(codes, layout: KeyLayout):
     ordered, sorted_pairs = torch.sort(key, stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
-    starts = is_first.nonzero().squeeze(1)  # [M]
+    starts = is_first.nonzero().squeeze(1)  # [V]
     of_pair = is_first.cumsum(0, dtype=torch.int32) - 1
     vertices = torch.empty_like(of_pair).scatter_(0, sorted_pairs, of_pair)
     tables.append(ordered[starts])
@@ -183,7 +183,7 @@ def connect(codes, layout: KeyLayout):
             shift = step * torch.tensor([*strides, 0], device=device) - step * sum(strides) * wraps[:, None]
             if g == 0:
                 shift = shift * (d + 1) + torch.where(wraps, step * d, -step)[:, None]
-            wanted = (at * layout.sizes[g] + code[:, None] + shift).to(table.dtype)  # [M, d + 1]
+            wanted = (at * layout.sizes[g] + code[:, None] + shift).to(table.dtype)  # [V, D + 1]
             at = torch.searchsorted(table, wanted).clamp_max(len(table) - 1)
             found = found & (table[at] == wanted)
         neighbours[:, :count, side] = torch.where(found, at, count).mT
