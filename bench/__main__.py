@@ -10,7 +10,7 @@ from bench import report
 from bench.compare import compare as compare_reports
 from bench.occupancy import MULTIPROCESSORS
 from bench.suite import run_suite
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 from tritoncrf.files import write
 
 RESULTS = Path(__file__).parent / "results"

@@ -25,7 +25,7 @@ from bench.workloads import (
     photographs,
 )
 from tritoncrf import reports
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 from tritoncrf.reference.exact import exact_rows
 from tritoncrf.synthetic import noisy_scores
 

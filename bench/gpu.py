@@ -18,7 +18,7 @@ from bench import floors, report
 from bench.suite import PYTEST, ROOT, outcome, run_boxed, run_suite
 from bench.timing import seconds_on_gpu
 from tritoncrf import reports
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 from tritoncrf.files import write
 
 STAGE_SECONDS = 8.5 * 60  # of 9 minutes; the rest is for starting and for writing reports

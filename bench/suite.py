@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import figures, report
 from tritoncrf import reports
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 
 ROOT = Path(__file__).parent.parent
 # Other versions of torch and triton deprecate other things: on a machine that is only measured that is no error.
