@@ -1,7 +1,7 @@
 """One call: scores of a network in, scores sharpened against the image out."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, TypeVar, Union, overload
 
 import numpy as np
 import torch
@@ -24,57 +24,58 @@ __all__ = ["refine"]
 CLIP = 1e-5
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
+Device: TypeAlias = torch.device | str | None
 
 
 @overload
 def refine(
     image: Image | None = None, *, logits: Scores, return_trace: Literal[False] = False,
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> Scores: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, probabilities: Scores, return_trace: Literal[False] = False,
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> Scores: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, energies: Scores, return_trace: Literal[False] = False,
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> Scores: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, labels: torch.Tensor, return_trace: Literal[False] = False,
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, labels: Union[np.ndarray, "PIL.Image.Image"], return_trace: Literal[False] = False,
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> np.ndarray: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, logits: Scores, return_trace: Literal[True],
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> tuple[Scores, Trace]: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, probabilities: Scores, return_trace: Literal[True],
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> tuple[Scores, Trace]: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, energies: Scores, return_trace: Literal[True],
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> tuple[Scores, Trace]: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, labels: torch.Tensor, return_trace: Literal[True],
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> tuple[torch.Tensor, Trace]: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, labels: Union[np.ndarray, "PIL.Image.Image"], return_trace: Literal[True],
-    **options: "Unpack[RefineOptions]",
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> tuple[np.ndarray, Trace]: ...  # fmt: skip
 @checks.old_names(trace="return_trace=True, which gives (result, trace)")
 @torch.no_grad()
@@ -99,7 +100,7 @@ def refine(
     label_confidence: float | None = None,
     num_classes: int | None = None,
     features: Array | None = None,
-    device: torch.device | str | None = None,
+    device: Device = None,
     return_trace: bool = False,
 ) -> Array | tuple[Array, Trace]:
     """Refine the scores of one image by mean field in a dense CRF.
@@ -201,13 +202,10 @@ def refine(
         if features is not None:
             appearance = _features(features, name, size, where).to(unary.dtype)
         kernels, weights = _kernels(method, photo, appearance, unary, chosen)
-        field, records = unary[None], []
-        if return_trace:
-            q, records = diagnostics.trace(field, kernels, weights, iterations=chosen["iterations"])
-        else:
-            q = mean_field(field, kernels, weights, iterations=chosen["iterations"])
-    refined = _like(q[0], name, value)
-    return (refined, Trace(records, summarized(torch.softmax(unary, 0), q[0]))) if return_trace else refined
+        if not return_trace:
+            return _like(mean_field(unary[None], kernels, weights, iterations=chosen["iterations"])[0], name, value)
+        q, records = diagnostics.trace(unary[None], kernels, weights, iterations=chosen["iterations"])
+    return _like(q[0], name, value), Trace(records, summarized(torch.softmax(unary, 0), q[0]))
 
 
 def _kernels(

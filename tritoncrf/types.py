@@ -74,4 +74,3 @@ class RefineOptions(TypedDict, total=False):
     label_confidence: float
     num_classes: int | None
     features: Array | None
-    device: Union["torch.device", str, None]
