@@ -11,7 +11,7 @@ from bench import floors
 from bench.peak_memory import peak_on_gpu
 from bench.suite import TESTS_ON_GPU
 from bench.timing import clock_rates, seconds
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 
 LONG = 2.0  # seconds; on a CPU, which compiles nothing, a call that takes them has warmed up for those that follow
 

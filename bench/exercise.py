@@ -4,7 +4,7 @@ import torch
 
 from bench.providers import runner
 from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 
 
 def exercise(large: bool) -> int:

@@ -18,7 +18,7 @@ from bench import ROOT, floors
 from bench.suite import PYTEST, outcome, run_boxed, run_suite
 from bench.timing import seconds_on_gpu
 from tritoncrf import reports
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 from tritoncrf.files import write
 
 MINUTES = 9.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import ROOT, measurements, plots
 from tritoncrf import files, reports
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 
 # Other versions of torch and triton deprecate other things: on a machine that is only measured that is no error.
 PYTEST = [sys.executable, "-m", "pytest", "-W", "default"]

@@ -11,7 +11,7 @@ from bench.peers import installed
 from bench.providers import errors, facts, graphed, offers, runner
 from bench.timing import clock
 from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork, photographs
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 
 pytestmark = pytest.mark.benchmark(timer=clock)
 

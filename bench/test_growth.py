@@ -4,7 +4,7 @@ import pytest
 
 from bench.timing import clock
 from bench.workloads import GrowthPoint, growth_points
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 
 pytestmark = pytest.mark.benchmark(timer=clock)
 

@@ -6,7 +6,7 @@ from bench.floors import NOTHING
 from bench.pipelines import PIPELINES, Pipeline, cases
 from bench.timing import clock
 from bench.workloads import GRACE_HOPPER
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 
 pytestmark = pytest.mark.benchmark(timer=clock)
 

@@ -11,7 +11,7 @@ from bench.atomic_splat import atomic_splat
 from bench.floors import Work
 from bench.timing import clock, replayed
 from bench.workloads import GRACE_HOPPER, Inputs, LatticeWork, lattice_of
-from tritoncrf.commands import device_found
+from tritoncrf.devices import device_found
 from tritoncrf.kernels import lattice as kernels
 from tritoncrf.models.experiments.lattice_error import gaussian_features
 from tritoncrf.reference.lattice import ScaledLattice

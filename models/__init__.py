@@ -1,11 +1,32 @@
 """Segmentation networks around the CRFs, their data sets, training and evaluation; and the metrics for them.
 
-`python -m tritoncrf.models train | evaluate | predict` runs them; `models/README.md` shows how.
+`tritoncrf train | evaluate | predict | experiments` runs them; `models/README.md` shows how.
 """
 
-from tritoncrf.models.fcn8s import FCN8s, FCN8sCRFRNN
-from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
-from tritoncrf.models.segmenter import Segmenter, WithCRF
-from tritoncrf.models.segmodel import SegModel
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tritoncrf.lazy import load_lazily
+
+if TYPE_CHECKING:  # what `load_lazily` is told below
+    from tritoncrf.models.fcn8s import FCN8s, FCN8sCRFRNN
+    from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
+    from tritoncrf.models.segmenter import Segmenter, WithCRF
+    from tritoncrf.models.segmodel import SegModel
 
 __all__ = ["FCN8s", "FCN8sCRFRNN", "ResNetConvCRF", "ResNetFCN", "SegModel", "Segmenter", "WithCRF"]
+
+BUNDLED = Path(__file__).parent / "configs"
+
+load_lazily(
+    __name__,
+    {
+        "FCN8s": "fcn8s",
+        "FCN8sCRFRNN": "fcn8s",
+        "ResNetConvCRF": "resnet_fcn",
+        "ResNetFCN": "resnet_fcn",
+        "SegModel": "segmodel",
+        "Segmenter": "segmenter",
+        "WithCRF": "segmenter",
+    },
+)

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar
 from tritoncrf import CRFRNN, ConvCRF, GuidanceCRF
 from tritoncrf.files import FileError
 from tritoncrf.layers import Layer
+from tritoncrf.models import BUNDLED
 from tritoncrf.models.augment import Augment
 from tritoncrf.models.fcn8s import FCN8s
 from tritoncrf.models.resnet_fcn import ResNetFCN
@@ -40,7 +41,6 @@ Made = TypeVar("Made")
 
 NETWORKS: dict[str, type[Segmenter]] = {network.__name__: network for network in (FCN8s, ResNetFCN, SegModel)}
 CRFS: dict[str, type[Layer]] = {crf.__name__: crf for crf in (ConvCRF, CRFRNN, GuidanceCRF)}
-BUNDLED = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True)

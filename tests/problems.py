@@ -373,9 +373,9 @@ GUIDANCE_CRF = Layer(
         "radius-per-axis": {"radius": (2, 1)},
         "compatibility": {"compatibility": True},
         "constant": {"box": "constant"},
-        "fast": {"fast": True, "subsample": 2, "radius": 3},
+        "subsampled": {"subsample": 2, "radius": 3},
         "all": {
-            "fast": True, "subsample": 2, "box": "constant", "compatibility": True, "strength": -1.5, "iterations": 2,
+            "subsample": 2, "box": "constant", "compatibility": True, "strength": -1.5, "iterations": 2,
         },
         "at-the-scores-size": {"upsample": False},
         "released": {"preset": "released"},

@@ -1,6 +1,5 @@
 """The command line: files in and out, one line and exit code 2 for bad input, files whole or not at all."""
 
-import inspect
 import os
 import re
 import shutil
@@ -14,7 +13,8 @@ import torch
 from PIL import Image
 
 from assertions import assert_close
-from tritoncrf import PARAMETERS, __version__, cli, demo, figures
+from tritoncrf import PARAMETERS, __version__, actions, cli, demo, figures
+from tritoncrf.options import ARGUMENTS
 from tritoncrf.refine import refine
 
 H, W, C = 24, 30, 3
@@ -80,21 +80,26 @@ def test_labels_to_labels(folder):
 
 
 def test_every_parameter_arrives(folder):
-    settings = {
+    values = {
         "theta_space": 60.0, "theta_color": 20.0, "weight_appearance": 7.0, "theta_smooth": 4.0, "weight_smooth": 2.0,
         "iterations": 3, "window_size": 7, "blur": 3, "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5,
     }  # fmt: skip
-    assert set(settings) == set(cli.SETTINGS)
-    options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert set(values) == set(cli.SETTINGS) == set(ARGUMENTS)
     for method in "window", "guided":
+        settings = {name: value for name, value in values.items() if method in ARGUMENTS[name].methods}
+        options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
         assert run("refine", "image.png", "--labels", "labels.png", "-o", "out.npy", "--method", method, *options) == 0
         assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, method=method, **settings))
 
 
-def test_the_help_tells_the_defaults():
-    for name, (_, text) in cli.SETTINGS.items():
-        default = inspect.signature(refine).parameters[name].default
-        assert default is None or text.endswith(f"({default})"), name
+def test_the_help_tells_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        run("refine", "--help")
+    words = " ".join(capsys.readouterr().out.split())
+    for name, argument in ARGUMENTS.items():
+        text = words.split(f"--{name.replace('_', '-')} N ")[1].split(")")[0]
+        default = "the largest label + 1" if argument.default is None else argument.default
+        assert text.endswith(f"({default}"), name
 
 
 @pytest.mark.parametrize("method", ["lattice", "exact", "guided", None])
@@ -120,19 +125,25 @@ def test_what_else_is_given_wins(folder):
 def test_trace(folder, capsys):
     options = "--iterations", "3", "--trace", "--trace-figure", "trace.png"
     assert run("refine", "image.png", "--logits", "logits.npy", "-o", "out.npy", *options) == 0
-    records = []
-    q = refine(IMAGE, logits=LOGITS, iterations=3, trace=records)
+    q, trace = refine(IMAGE, logits=LOGITS, iterations=3, return_trace=True)
     assert np.array_equal(np.load("out.npy"), q)
     out, err = capsys.readouterr()
-    head, *rows = out.splitlines()
+    head, *rows = out.removesuffix(f"{trace.summary}\n").splitlines()
     assert err == "" and head.split() == ["iteration", "energy", "free", "energy", "entropy", "changed"]
-    for row, record in zip(rows, records, strict=True):
+    for row, record in zip(rows, trace.records, strict=True):
         iteration, energy, free_energy, entropy, changed = row.replace(",", "").replace("%", "").split()
         assert int(iteration) == record.iteration
         assert float(energy) == pytest.approx(record.energy, abs=0.006)
         assert float(free_energy) == pytest.approx(record.free_energy, abs=0.006)
         assert float(entropy) == pytest.approx(record.entropy, abs=6e-5)
         assert float(changed) == pytest.approx(100 * record.changed, abs=0.006)
+
+
+@pytest.mark.parametrize("command", [["refine", "image.png", "--logits", "logits.npy", *SMALL], ["demo"]])
+def test_device(folder, capsys, command):
+    assert run(*command, "-o", "out.png", "--device", "cpu") == 0
+    capsys.readouterr()
+    assert "device: expected a device of torch" in error_of(capsys, *command, "-o", "out.png", "--device", "gpu")
 
 
 @pytest.mark.parametrize("name", ["trace.png", "trace.PDF", "trace.svg"])
@@ -229,13 +240,22 @@ def test_as_a_module(folder):
     assert run_apart("gone.npy") == (2, "", "tritoncrf: error: gone.npy: expected an array, got no such file\n")
 
 
+def test_networks_have_their_commands_here_too(capsys):
+    for name in "train", "evaluate", "predict", "experiments":
+        with pytest.raises(SystemExit, match="0"):
+            run(name, "--help")
+        assert f"usage: tritoncrf {name}" in capsys.readouterr().out
+    message = error_of(capsys, "train", "no_such_run", "-o", "run")
+    assert message.startswith("no_such_run: expected a configuration file")
+
+
 # Bad input ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("", "required: demo . refine . info"),
+        ("", "required: refine . train . evaluate . predict . experiments . demo . info"),
         ("refin", "invalid choice: 'refin'"),
         ("refine", "required: IMAGE"),
         (
@@ -249,6 +269,14 @@ def test_as_a_module(folder):
             "method: expected one of 'lattice', 'exact', 'window', 'guided', got 'x'",
         ),
         ("refine image.png --logits logits.npy -o out.png --parameters x", "--parameters: invalid choice: 'x'"),
+        (
+            "refine image.png --logits logits.npy -o out.png --method guided --theta-color 5",
+            "theta_color: expected none with method='guided', where it plays no part, got 5.0",
+        ),
+        (
+            "refine image.png --logits logits.npy -o out.png --label-confidence 0.6",
+            "label_confidence: expected none with logits",
+        ),
         (
             "refine image.png --logits logits.npy -o out.png --theta-color 1e-5",
             "theta_space, theta_color: expected lattice",
@@ -377,7 +405,7 @@ def test_bad_images(folder, capsys, name, message):
 )
 def test_bad_outputs_are_refused_before_any_work(folder, capsys, monkeypatch, outputs, message):
     (folder / "folder.png").mkdir()
-    monkeypatch.setattr(cli, "refine", None)
+    monkeypatch.setattr(actions, "refine", None)
     before = (folder / "logits.npy").read_bytes()
     assert message in error_of(capsys, "refine", "image.png", "--logits", "logits.npy", *outputs, *SMALL)
     assert (folder / "logits.npy").read_bytes() == before
@@ -406,7 +434,7 @@ def test_a_failure_in_the_middle_of_writing_leaves_no_trace(folder, capsys, monk
         file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli.np, "save", disk_full)
+    monkeypatch.setattr(actions.np, "save", disk_full)
     message = error_of(capsys, "refine", "image.png", "--logits", "logits.npy", "-o", "out.npy", *SMALL)
     assert "No space left on device" in message
     assert files(folder) == before
@@ -419,7 +447,7 @@ def test_a_failing_figure_leaves_no_labels_either(folder, monkeypatch, figure, f
     def fail(*_, **__):
         raise failure
 
-    monkeypatch.setattr(cli.figures, figure, fail)
+    monkeypatch.setattr(actions.figures, figure, fail)
     before = files(folder)
     drawn = "--figure", "figure.png", "--trace-figure", "trace.png"
     code = run("refine", "image.png", "--logits", "logits.npy", "-o", "out.png", *drawn, *SMALL)
@@ -431,6 +459,6 @@ def test_a_bug_shows_its_traceback(folder, monkeypatch):
     def bug(*_, **__):
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(cli, "refine", bug)
+    monkeypatch.setattr(actions, "refine", bug)
     with pytest.raises(AssertionError):
         run("refine", "image.png", "--logits", "logits.npy", "-o", "out.png", *SMALL)

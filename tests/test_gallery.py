@@ -1,6 +1,5 @@
 """The gallery: masks that fit their pictures, figures that show what they say. Here on details of the pictures."""
 
-import inspect
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ import tritoncrf as tc
 from docs.gallery import failures, filter_rows, labels, layers, methods, parameters, pictures, volume
 from docs.gallery.__main__ import PIXELS, main
 from drawings import picture, texts
+from tritoncrf.options import ARGUMENTS
 
 FEW = np.s_[0:40, 0:48]
 
@@ -129,7 +129,7 @@ def test_weights_are_drawn_for_every_filter(detail, monkeypatch):
 
 def test_parameters_have_their_default_in_the_middle(detail, monkeypatch):
     monkeypatch.setattr(parameters, "DETAIL", FEW)
-    defaults = {name: p.default for name, p in inspect.signature(tc.refine).parameters.items()}
+    defaults = {name: argument.default for name, argument in ARGUMENTS.items()}
     for rows in (parameters.GAUSSIAN, parameters.WINDOW, parameters.GUIDED):
         assert all(small < defaults[name] == middle < large for name, ((small, middle, large), *_) in rows.items())
     shown = texts(parameters.parameters()) + texts(parameters.parameters_local())

@@ -90,7 +90,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("variant", ["default", "fast", "released"])
+@pytest.mark.parametrize("variant", ["default", "subsampled", "released"])
 @pytest.mark.parametrize("shape", SIZES)
 def test_signals_images_and_volumes_of_any_ratio(shape, variant):
     crf, inputs = layer(variant), problem(*SIZES[shape], batch=2)
@@ -139,12 +139,12 @@ def test_without_iterations_logits_come_out_at_the_images_size(variant):
     assert_close("S", crf(logits, image), resized(logits, LARGE, interpolation) if crf.upsample else logits)
 
 
-def test_fast_is_nearly_the_same():
+def test_subsampled_is_nearly_the_same():
     logits, image = problem((32, 40), (32, 40))
     image = F.avg_pool2d(image.double(), 5, 1, 2) / 255
-    plain, fast = (layer(radius=8, fast=fast, subsample=2)(logits, image) for fast in (False, True))
+    plain, subsampled = (layer(radius=8, subsample=n)(logits, image) for n in (1, 2))
     assert torch.equal(plain, layer(radius=8)(logits, image))
-    assert 1e-4 < (fast - plain).abs().max() < (plain - logits).abs().max() / 2
+    assert 1e-4 < (subsampled - plain).abs().max() < (plain - logits).abs().max() / 2
 
 
 # The published algorithm ------------------------------------------------------------------------------------------
@@ -217,7 +217,14 @@ def test_eps_grows_with_every_update_of_the_released_code():
         assert ((a - b).abs().max() < 1e-10) == same
 
 
-@pytest.mark.parametrize("name", ["compatibility", "fast"])
-def test_what_the_released_code_does_not_offer(name):
-    with pytest.raises(ValueError, match=f"^{name}: expected False with preset='released', .*, got True"):
-        layer("released", **{name: True})
+@pytest.mark.parametrize("name, none, bad", [("compatibility", False, True), ("subsample", 1, 2)])
+def test_what_the_released_code_does_not_offer(name, none, bad):
+    layer("released", **{name: none})
+    with pytest.raises(ValueError, match=f"^{name}: expected {none} with preset='released', .*, got {bad}"):
+        layer("released", **{name: bad})
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_an_old_argument_names_the_new_one(fast):
+    with pytest.raises(TypeError, match="^fast: no longer an argument; use subsample"):
+        tc.GuidanceCRF(C, fast=fast)

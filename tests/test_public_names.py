@@ -1,7 +1,12 @@
-"""The public face: a name that users rely on changes here first."""
+"""The public API: a name that users rely on changes here first."""
 
 import inspect
 import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 import tritoncrf as tc
 from tritoncrf import densecrf, published
@@ -74,7 +79,7 @@ SIGNATURES = {
 
 
 def public(module) -> list[str]:
-    """What a module says is public; a module that does not say is no public face."""
+    """What a module says is public; a module that does not say is not public."""
     return sorted(module.__all__)
 
 
@@ -85,14 +90,14 @@ def test_the_package():
     assert all(inspect.isfunction(getattr(tc, name)) for name in functions)
 
 
-def test_the_rooms():
+def test_the_modules():
     assert public(tc.filters) == FILTERS
     assert public(tc.features) == FEATURES
     assert public(tc.layers) == LAYERS
     assert public(tc.types) == TYPES
 
 
-def test_the_face_of_pydensecrf():
+def test_the_names_of_pydensecrf():
     assert public(densecrf) == DENSECRF
     assert public(utils) == DENSECRF_UTILS
     for function, names in SIGNATURES.items():
@@ -107,6 +112,68 @@ def test_every_public_object_is_documented():
     for thing in objects:
         assert inspect.getdoc(thing), thing
     assert all(f"\n    {name} " in published.__doc__ for name in tc.PARAMETERS)  # a mapping has no docstring
+
+
+# Names are imported when they are first used ----------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "numpy", "PIL", "matplotlib", "tqdm", "triton"}
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--help", "--version", "refin", "refine --bogus", "refine --help", "train --help", "predict --bogus"]
+)
+def test_the_command_line_answers_without_torch(arguments):
+    imported = run_python(f"""
+import contextlib, io, sys
+import tritoncrf
+assert not {HEAVY} & set(sys.modules), "import tritoncrf"
+from tritoncrf.cli import main
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    main({arguments.split()})
+print(*sys.modules)
+""").split()
+    assert not HEAVY & set(imported)
+    assert len(imported) < 250, "each takes about a millisecond of the time until the answer"
+
+
+FIRST = ["tritoncrf.refine", "tritoncrf.mean_field", "tritoncrf.features", "tritoncrf.cli", "tritoncrf.densecrf"]
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_names_are_the_same_whatever_was_imported_first(first):
+    run_python(f"""
+import {first}
+import tritoncrf as tc
+import inspect, sys
+assert inspect.isfunction(tc.refine) and inspect.isfunction(tc.mean_field)
+assert inspect.ismodule(tc.features) and inspect.ismodule(tc.filters)
+from tritoncrf import features, filters, mean_field, refine
+from tritoncrf.refine import refine as same
+from tritoncrf.mean_field import mean_field as loop
+assert refine is tc.refine is same and mean_field is tc.mean_field is loop
+assert features is sys.modules["tritoncrf.features"]
+import {", ".join(FIRST)}
+assert tc.refine is same and tc.mean_field is loop
+""")
+
+
+def test_names_are_listed_before_they_are_imported():
+    shown = run_python("import tritoncrf; print(*dir(tritoncrf))").split()
+    assert set(NAMES) <= set(shown) and "__version__" in shown
+
+
+def test_other_names_are_errors():
+    with pytest.raises(AttributeError, match="^module 'tritoncrf' has no attribute 'refin'$"):
+        tc.refin  # noqa: B018
+    with pytest.raises(ImportError):
+        from tritoncrf.models import SegModels  # noqa: F401
 
 
 def test_the_version_is_one():

@@ -11,7 +11,7 @@ from PIL import Image
 
 import tritoncrf as tc
 from assertions import assert_close
-from tritoncrf import densecrf, features, filters
+from tritoncrf import densecrf, features, filters, options
 from tritoncrf.refine import refine
 
 H, W, C = 24, 30, 3
@@ -19,6 +19,7 @@ SETTINGS = {"method": "window", "window_size": 5, "blur": 2}
 IMAGE = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
 LOGITS = np.random.default_rng(1).normal(size=(C, H, W)).astype(np.float32)
 LABELS = np.random.default_rng(2).integers(0, C, (H, W))
+HALF = np.full((C, H, W), 0.5, np.float32)
 
 
 def tensor(x):
@@ -104,11 +105,9 @@ def test_guided_is_mean_field_over_one_guided_filter(radius):
     assert_close("refined", tensor(q), expected[0])
 
 
-def test_guided_has_defaults_and_leaves_the_gaussians_settings_alone():
+def test_guided_has_defaults():
     q = refine(IMAGE, logits=LOGITS, method="guided")
     assert_close("refined", tensor(q), guided_by_hand(colors(), iterations=5)[0])
-    unused = {"theta_space": 1, "theta_color": 2, "theta_smooth": 1, "weight_smooth": 9, "window_size": 3, "blur": 1}
-    assert np.array_equal(refine(IMAGE, logits=LOGITS, method="guided", **unused), q)
 
 
 def test_radius_and_eps_matter():
@@ -150,11 +149,10 @@ def test_features_guide_as_they_are(size, channels):
 
 
 def test_a_trace_of_guided():
-    records = []
-    q = guided(trace=records)
+    q, trace = guided(return_trace=True)
     expected, by_hand = guided_by_hand(colors(), mean_field=tc.trace)
     assert_close("q", tensor(q), expected[0])
-    assert [r.iteration for r in records] == [0, 1, 2, 3] and records == by_hand
+    assert [r.iteration for r in trace.records] == [0, 1, 2, 3] and trace.records == by_hand
 
 
 @pytest.mark.parametrize(
@@ -229,22 +227,162 @@ def test_parameter_sets_cannot_be_changed_by_accident():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trace_records_and_changes_nothing(method):
-    records = ["what was there stays"]
-    q = refine(IMAGE, logits=LOGITS, method=method, iterations=3, trace=records)
+    q, trace = refine(IMAGE, logits=LOGITS, method=method, iterations=3, return_trace=True)
     assert_close("q", tensor(q), tensor(refine(IMAGE, logits=LOGITS, method=method, iterations=3)))
-    assert [r.iteration for r in records[1:]] == [0, 1, 2, 3]
+    assert [r.iteration for r in trace.records] == [0, 1, 2, 3]
     image = tensor(IMAGE).permute(2, 0, 1)[None]
     kernels = [
         METHODS[method](f, normalization="symmetric")
         for f in (features.spatial((H, W), 3.0), features.bilateral(image, 80.0, 13.0))
     ]
-    assert records[1:] == tc.trace(tensor(LOGITS)[None], kernels, [3.0, 10.0], iterations=3)[1]
+    assert trace.records == tc.trace(tensor(LOGITS)[None], kernels, [3.0, 10.0], iterations=3)[1]
 
 
-@pytest.mark.parametrize("bad", [True, (), "out.png"])
-def test_a_trace_is_a_list(bad):
-    with pytest.raises(TypeError, match="^trace: expected a list"):
-        refined(logits=LOGITS, trace=bad)
+def test_a_summary_by_hand():
+    """Two classes, a row of four pixels: one class for all at the end, and one label unknown at the start."""
+    labels = torch.tensor([[0, 1, 1, 255]])
+    image = np.zeros((1, 4, 3), np.uint8)
+    q, trace = refined(image, labels=labels, label_confidence=0.9, return_trace=True, weight_smooth=50)
+    assert torch.equal(q.argmax(0), torch.ones(1, 4, dtype=torch.long))
+    summary = trace.summary
+    assert summary.changed == 0.5
+    assert summary.before == (0.25, 0.5) and summary.after == (0.0, 1.0)
+    assert summary.confidence_before == pytest.approx((3 * 0.9 + 0.5) / 4)
+    assert summary.confidence_after == pytest.approx(q.amax(0).mean().item())
+
+
+@pytest.mark.parametrize("classes, shares", [(1, (1.0,)), (3, (0.0, 0.0, 0.0))])
+def test_a_summary_where_all_classes_are_equal(classes, shares):
+    _, trace = refined(logits=np.zeros((classes, H, W)), return_trace=True)
+    assert trace.summary.changed == 0 and trace.summary.before == trace.summary.after == shares
+
+
+def test_a_summary_shows_the_classes_that_are_there():
+    logits = np.zeros((9, H, W))
+    logits[4] = 9
+    _, trace = refined(logits=logits, return_trace=True)
+    assert str(trace.summary).splitlines()[0] == "changed 0.00% of the pixels"
+    assert [row.split() for row in str(trace.summary).splitlines()[2:]] == [
+        ["class", "before", "after"], ["4", "100.00%", "100.00%"],
+    ]  # fmt: skip
+
+
+def test_the_old_argument_of_a_trace_names_the_new_one():
+    with pytest.raises(TypeError, match="^trace: no longer an argument; use return_trace=True"):
+        refined(logits=LOGITS, trace=[])
+    with pytest.raises(TypeError, match="^return_trace: expected True or False"):
+        refined(logits=LOGITS, return_trace=[])
+
+
+# Arguments that play no part --------------------------------------------------------------------------------------
+
+USED = {
+    "theta_space": ("lattice", "exact", "window"), "theta_color": ("lattice", "exact", "window"),
+    "theta_smooth": ("lattice", "exact", "window"), "weight_smooth": ("lattice", "exact", "window"),
+    "window_size": ("window",), "blur": ("window",), "radius": ("guided",), "eps": ("guided",),
+    "weight_appearance": (*METHODS, "guided"), "iterations": (*METHODS, "guided"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USED)
+def test_an_argument_is_for_the_methods_that_use_it(name):
+    """Even where it is given as what it is by default."""
+    value = options.ARGUMENTS[name].default
+    for method in (*METHODS, "guided"):
+        if method in USED[name]:
+            assert np.array_equal(
+                refine(IMAGE, logits=LOGITS, method=method, **{name: value}),
+                refine(IMAGE, logits=LOGITS, method=method),
+            )
+        else:
+            with pytest.raises(ValueError, match=f"^{name}: expected none with method='{method}', .* got {value}"):
+                refine(IMAGE, logits=LOGITS, method=method, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["theta_space", "theta_color"])
+def test_features_leave_no_part_to_the_thetas_they_replace(name):
+    f = np.zeros((1, H, W))
+    for image in None, IMAGE:
+        with pytest.raises(ValueError, match=f"^{name}: expected none with features, .* got 9"):
+            refine(image, logits=LOGITS, features=f, **{name: 9})
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "energies"])
+def test_confidence_is_for_labels(kind):
+    with pytest.raises(ValueError, match=f"^label_confidence: expected none with {kind}, .* got 0.7"):
+        refine(IMAGE, **{kind: HALF}, label_confidence=0.7)
+
+
+@pytest.mark.parametrize("name", tc.PARAMETERS)
+def test_parameter_sets_go_with_every_kind_of_score_and_other_arguments(name):
+    for scores in {"labels": LABELS}, {"probabilities": HALF}:
+        refine(IMAGE, **scores, **{**tc.PARAMETERS[name], "iterations": 1, "method": "window", "blur": 2})
+
+
+# Where it is computed ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def computed_on(monkeypatch):
+    """The devices of the logits that reach the loop, which then gives zeros on the CPU."""
+    found = []
+
+    def mean_field(logits, *_, **__):
+        found.append(logits.device.type)
+        return torch.zeros(logits.shape)
+
+    module = importlib.import_module("tritoncrf.refine")
+    monkeypatch.setattr(module, "mean_field", mean_field)
+    monkeypatch.setattr(module, "_kernels", lambda *_: ([], []))
+    return found
+
+
+SCORES_OF_EVERY_KIND = {
+    "NumPy": {"logits": LOGITS},
+    "torch": {"logits": tensor(LOGITS)},
+    "labels": {"labels": Image.fromarray(LABELS.astype(np.uint8)), "num_classes": C},
+}
+
+
+@pytest.mark.parametrize("kind", SCORES_OF_EVERY_KIND)
+def test_it_is_computed_where_the_device_says(kind, computed_on):
+    scores = SCORES_OF_EVERY_KIND[kind] if kind != "labels" else {"energies": LOGITS}
+    q = refine(IMAGE, **scores, device="meta")
+    assert computed_on == ["meta"]
+    assert isinstance(q, np.ndarray) or q.device.type == "cpu"
+
+
+@pytest.mark.parametrize("kind, expected", [("NumPy", "meta"), ("labels", "meta"), ("torch", "cpu")])
+def test_arrays_go_to_the_gpu_if_there_is_one_and_tensors_stay(kind, expected, computed_on, monkeypatch):
+    module = importlib.import_module("tritoncrf.refine")
+    monkeypatch.setattr(module, "device_found", lambda device: torch.device("meta"))  # stands for a GPU
+    if kind == "labels":
+        monkeypatch.setattr(module, "_from_labels", lambda _, device, *__: torch.zeros(C, H, W, device=device))
+    refine(IMAGE, **SCORES_OF_EVERY_KIND[kind])
+    assert computed_on == [expected]
+
+
+def test_arrays_and_tensors_agree_wherever_they_are(device):
+    expected = tensor(refined(logits=LOGITS, device="cpu"))
+    assert_close("NumPy", tensor(refined(logits=LOGITS)), expected)
+    for where in None, device, str(device), "cpu":
+        q = refined(logits=tensor(LOGITS), device=where)
+        assert q.device.type == "cpu"
+        assert_close(f"torch, computed on {where}", q, expected)
+
+
+@pytest.mark.parametrize(
+    "bad, error, message",
+    [
+        ("gpu", ValueError, "^device: expected a device of torch, such as 'cuda' or 'cpu', got 'gpu'"),
+        (0, TypeError, "^device: expected a device of torch, .* got 0"),
+        ("cuda:99", ValueError, "^device: expected one that is here, got 'cuda:99' where there are "),
+    ],
+)
+def test_devices_that_are_not_here(bad, error, message):
+    for logits in LOGITS, tensor(LOGITS):
+        with pytest.raises(error, match=message):
+            refined(logits=logits, device=bad)
 
 
 # Kinds and dtypes -------------------------------------------------------------------------------------------------
@@ -388,7 +526,6 @@ def test_exactly_one_of_the_scores(scores, got):
 
 
 SCORES = ["logits", "probabilities", "energies"]
-HALF = np.full((C, H, W), 0.5, np.float32)
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -528,8 +665,9 @@ def test_thetas_too_small_for_the_lattice_are_named(names, changes):
 def test_degenerate_images(method):
     one_color = refine(np.full((H, W, 3), 9, np.uint8), logits=LOGITS, method=method)
     assert_close("sum over classes", tensor(one_color.sum(0)), torch.ones(H, W))
+    wide = {} if method == "guided" else {"theta_smooth": 1e6}
     for rows in IMAGE[:1], IMAGE[:, :1], IMAGE[:1, :1]:
-        q = refine(rows, logits=LOGITS[:, : rows.shape[0], : rows.shape[1]], method=method, theta_smooth=1e6)
+        q = refine(rows, logits=LOGITS[:, : rows.shape[0], : rows.shape[1]], method=method, **wide)
         assert_close("sum over classes", tensor(q.sum(0)), torch.ones(rows.shape[:2]))
     assert (refine(IMAGE, logits=LOGITS[:1], method=method) == 1).all()
 

@@ -1,5 +1,6 @@
 """The wheel: it builds, holds every module, and what is installed from it imports away from the checkout."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,11 @@ def test_the_wheel_says_what_it_is(wheel):
     assert "Name: tritoncrf" in header
     assert "License-Expression: Apache-2.0" in header
     assert "Requires-Python: >=3.10" in header
+    needed = [line for line in header if line.startswith("Requires-Dist: ")]
+    assert [line for line in needed if "triton>" in line] == [
+        'Requires-Dist: triton>=3.6; sys_platform == "linux" and extra == "triton"'
+    ]  # otherwise torch brings the one that fits it
+    assert all(re.search(r">=\d", line) for line in needed if "extra ==" not in line)
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "tritoncrf = tritoncrf.cli:main" in entry
     assert licences
@@ -75,3 +81,43 @@ print(tritoncrf.__version__)
     # -I: neither the folder nor PYTHONPATH is searched.
     version = run([sys.executable, "-I", "-c", code], cwd=tmp_path).strip()
     assert wheel.name.split("-")[1] == version
+
+
+PARTS = """
+import sys
+sys.path.insert(0, {path!r})
+import tritoncrf.models.metrics, tritoncrf.models.experiments.tables
+from tritoncrf.models import SegModel
+for module in (tritoncrf, tritoncrf.models, tritoncrf.models.metrics, sys.modules[SegModel.__module__]):
+    assert module.__file__.startswith({path!r}), module.__file__
+print(*tritoncrf.__path__)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """The sources as they lie in a checkout, in a place that is not installed."""
+    for name in ("tritoncrf", "models"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_a_checkout_has_the_models_without_an_install(checkout):
+    path = run([sys.executable, "-c", PARTS.format(path=str(checkout))], cwd=checkout.parent).split()
+    assert path == [str(checkout / "tritoncrf"), str(checkout)]
+    shown = run([sys.executable, "-m", "tritoncrf.models", "--help"], cwd=checkout)
+    assert "train | evaluate | predict" in shown
+    assert run([sys.executable, "-m", "tritoncrf.models", "train", "--help"], cwd=checkout).count("small_unary") > 0
+
+
+def test_a_checkout_beside_an_install_has_its_own_models(checkout, installed):
+    code = PARTS.format(path=str(checkout)).replace(
+        "sys.path.insert(0,", f"sys.path[:0] = ({str(installed)!r},); sys.path.insert(0,"
+    )
+    run([sys.executable, "-c", code], cwd=checkout.parent)
+
+
+def test_what_is_installed_looks_for_modules_in_itself_alone(installed, tmp_path):
+    assert run([sys.executable, "-I", "-c", PARTS.format(path=str(installed))], cwd=tmp_path).split() == [
+        str(installed / "tritoncrf")
+    ]

@@ -1,14 +1,29 @@
 """Dense conditional random fields on segmentation scores, as Triton kernels with a PyTorch twin."""
 
-from tritoncrf import features, filters
-from tritoncrf.checks import check_values
-from tritoncrf.diagnostics import trace
-from tritoncrf.filters.box import box_mean
-from tritoncrf.filters.guided import guided_filter
-from tritoncrf.layers import CRFRNN, ConvCRF, GuidanceCRF
-from tritoncrf.mean_field import mean_field
-from tritoncrf.published import PARAMETERS
-from tritoncrf.refine import refine
+import os
+from typing import TYPE_CHECKING
+
+from tritoncrf.lazy import load_lazily
+
+if TYPE_CHECKING:  # what `load_lazily` is told below
+    from tritoncrf import densecrf as densecrf
+    from tritoncrf import diagnostics as diagnostics
+    from tritoncrf import features, filters
+    from tritoncrf import figures as figures
+    from tritoncrf import files as files
+    from tritoncrf import layers as layers
+    from tritoncrf import models as models
+    from tritoncrf import published as published
+    from tritoncrf import synthetic as synthetic
+    from tritoncrf import types as types
+    from tritoncrf.checks import check_values
+    from tritoncrf.diagnostics import trace
+    from tritoncrf.filters.box import box_mean
+    from tritoncrf.filters.guided import guided_filter
+    from tritoncrf.layers import CRFRNN, ConvCRF, GuidanceCRF
+    from tritoncrf.mean_field import mean_field
+    from tritoncrf.options import PARAMETERS
+    from tritoncrf.refine import refine
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,3 +40,33 @@ __all__ = [
     "refine",
     "trace",
 ]
+
+load_lazily(
+    __name__,
+    {
+        "CRFRNN": "layers",
+        "ConvCRF": "layers",
+        "GuidanceCRF": "layers",
+        "PARAMETERS": "options",
+        "box_mean": "filters.box",
+        "check_values": "checks",
+        "guided_filter": "filters.guided",
+        "mean_field": "mean_field",
+        "refine": "refine",
+        "trace": "diagnostics",
+        "densecrf": "densecrf",
+        "diagnostics": "diagnostics",
+        "features": "features",
+        "figures": "figures",
+        "files": "files",
+        "filters": "filters",
+        "layers": "layers",
+        "models": "models",
+        "published": "published",
+        "synthetic": "synthetic",
+        "types": "types",
+    },
+)
+# In a checkout `tritoncrf.models` lies beside this folder; where the package is installed, in it.
+if not os.path.isdir(os.path.join(__path__[0], "models")):
+    __path__.append(os.path.dirname(__path__[0]))

@@ -6,16 +6,19 @@ GPU, a synchronisation, so `values_checked` decides: CPU tensors in eager mode, 
 
 import contextlib
 import contextvars
+import functools
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.autograd import forward_ad
 
 from tritoncrf.types import Theta
 
+Arguments = ParamSpec("Arguments")
 Choice = TypeVar("Choice")
+Result = TypeVar("Result")
 
 _value_checks = contextvars.ContextVar("value_checks", default=False)
 
@@ -48,7 +51,7 @@ class check_values:
 
 def values_checked(x: torch.Tensor) -> bool:
     """Whether the values of `x` may be looked at here."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():  # exporting too
         return False
     if isinstance(x, torch._subclasses.FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
@@ -68,6 +71,21 @@ def renamed(name: str, to: str) -> Iterator[None]:
         if not str(error).startswith(f"{name}: "):
             raise
         raise ValueError(to + str(error).removeprefix(name)) from None
+
+
+def old_names(**new: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """A call with an argument's old name is a TypeError that says what took its place."""
+
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        @functools.wraps(function)
+        def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            for old in new.keys() & kwargs.keys():
+                raise TypeError(f"{old}: no longer an argument; use {new[old]}")
+            return function(*args, **kwargs)
+
+        return called
+
+    return decorate
 
 
 def kind_of(value: object) -> str:

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-__all__ = ["CommandError", "Parser", "check_output", "device_found", "run"]
+__all__ = ["CommandError", "Parser", "add_device", "check_output", "run"]
 
 
 class CommandError(Exception):
     """What the user gave does not work; the message is the one line to print."""
 
 
-# What bad input raises here and in the library; anything else is a bug and shows its traceback.
-REFUSALS = (CommandError, ValueError, TypeError, OSError, MemoryError, torch.OutOfMemoryError)
+def _refusals() -> tuple[type[Exception], ...]:
+    """What bad input raises here and in the library; anything else is a bug and shows its traceback."""
+    torch = sys.modules.get("torch")  # which a command that only parses does not import
+    return CommandError, ValueError, TypeError, OSError, MemoryError, *([torch.OutOfMemoryError] if torch else [])
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +32,7 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(arguments)
         options.run(options)
-    except REFUSALS as error:
+    except _refusals() as error:
         name = parser.prog.split()[-1]
         print(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
@@ -41,8 +41,9 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def device_found() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def add_device(command: argparse.ArgumentParser) -> None:
+    """The option of a command that computes."""
+    command.add_argument("--device", metavar="NAME", help="where: cuda, cuda:1, cpu (the GPU if there is one)")
 
 
 def check_output(option: str, path: Path, extensions: Sequence[str]) -> None:

@@ -119,7 +119,8 @@ def _spatial(
     thetas = checks.expect_positive(name, theta, len(size))
     spacings = checks.expect_positive("spacing", 1.0 if spacing is None else spacing, len(size))
     if device is None:
-        device = next((t.device for t in [*thetas, *spacings] if isinstance(t, torch.Tensor)), None)
+        devices = [t.device for t in [*thetas, *spacings] if isinstance(t, torch.Tensor)]
+        device = devices[0] if devices else None
     axes = []
     for n, t, s in zip(size, thetas, spacings):
         index = torch.arange(n, device=device, dtype=torch.float64)

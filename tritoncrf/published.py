@@ -6,42 +6,23 @@ normalised, are those of `refine` with the lattice:
     densecrf   pydensecrf's README: 5 iterations; SimpleCRF's defaults are the same
     deeplab    deeplab-pytorch and CLIP-ES
     seam       SEAM, AFA, 1-stage-wseg and IRN on probabilities: densecrf with 10 iterations
-    irn        SEAM and IRN on labels, which are trusted with probability 0.7
+    irn        SEAM and IRN on labels, which are trusted with probability 0.7, as by default
     cutler     CutLER: masks of two classes
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from tritoncrf import checks
-from tritoncrf.types import Array, RefineOptions
+from tritoncrf.options import PARAMETERS
+from tritoncrf.types import Array
 
 __all__ = ["CRFRNN_CODES", "PARAMETERS", "crfrnn_parameters"]
-
-
-def _set(
-    iterations: int, smooth: tuple[float, float], appearance: tuple[float, float, float], **others: float
-) -> RefineOptions:
-    """(theta, weight) of smoothness; (theta_space, theta_color, weight) of appearance."""
-    names = "theta_smooth", "weight_smooth", "theta_space", "theta_color", "weight_appearance"
-    found = {**dict(zip(names, (*smooth, *appearance))), "iterations": iterations, **others}
-    return cast(RefineOptions, MappingProxyType(found))  # read like one, but not to be changed
-
-
-PARAMETERS: Mapping[str, RefineOptions] = MappingProxyType(
-    {
-        "densecrf": _set(5, (3, 3), (80, 13, 10)),
-        "deeplab": _set(10, (1, 3), (67, 3, 4)),
-        "seam": _set(10, (3, 3), (80, 13, 10)),
-        "irn": _set(10, (3, 3), (50, 5, 10), label_confidence=0.7),
-        "cutler": _set(10, (3, 7), (50, 5, 10)),
-    }
-)
 
 
 Preset: TypeAlias = Literal["released", "released-keras", "released-pytorch"]

@@ -1,15 +1,18 @@
 """One call: scores of a network in, scores sharpened against the image out."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard, TypeVar, Union, get_args, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, TypeVar, Union, overload
 
 import numpy as np
 import torch
 
 from tritoncrf import checks, diagnostics, filters
+from tritoncrf.devices import device_found
 from tritoncrf.features import bilateral, color, spatial
 from tritoncrf.filters.base import Filter
 from tritoncrf.mean_field import mean_field
+from tritoncrf.options import METHODS, UNKNOWN, settings
+from tritoncrf.summary import Trace, summarized
 from tritoncrf.types import Array, Image, Method, RefineOptions, Theta
 
 if TYPE_CHECKING:
@@ -18,38 +21,63 @@ if TYPE_CHECKING:
 
 __all__ = ["refine"]
 
-METHODS: tuple[Method, ...] = get_args(Method)
-UNKNOWN = 255
 CLIP = 1e-5
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
+Device: TypeAlias = torch.device | str | None
 
 
 @overload
 def refine(
-    image: Image | None = None, *, logits: Scores, trace: list[diagnostics.Record] | None = None,
-    **options: "Unpack[RefineOptions]",
+    image: Image | None = None, *, logits: Scores, return_trace: Literal[False] = False,
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> Scores: ...  # fmt: skip
 @overload
 def refine(
-    image: Image | None = None, *, probabilities: Scores, trace: list[diagnostics.Record] | None = None,
-    **options: "Unpack[RefineOptions]",
+    image: Image | None = None, *, probabilities: Scores, return_trace: Literal[False] = False,
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> Scores: ...  # fmt: skip
 @overload
 def refine(
-    image: Image | None = None, *, energies: Scores, trace: list[diagnostics.Record] | None = None,
-    **options: "Unpack[RefineOptions]",
+    image: Image | None = None, *, energies: Scores, return_trace: Literal[False] = False,
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> Scores: ...  # fmt: skip
 @overload
 def refine(
-    image: Image | None = None, *, labels: torch.Tensor, trace: list[diagnostics.Record] | None = None,
-    **options: "Unpack[RefineOptions]",
+    image: Image | None = None, *, labels: torch.Tensor, return_trace: Literal[False] = False,
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def refine(
-    image: Image | None = None, *, labels: Union[np.ndarray, "PIL.Image.Image"],
-    trace: list[diagnostics.Record] | None = None, **options: "Unpack[RefineOptions]",
+    image: Image | None = None, *, labels: Union[np.ndarray, "PIL.Image.Image"], return_trace: Literal[False] = False,
+    device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> np.ndarray: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, logits: Scores, return_trace: Literal[True],
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> tuple[Scores, Trace]: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, probabilities: Scores, return_trace: Literal[True],
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> tuple[Scores, Trace]: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, energies: Scores, return_trace: Literal[True],
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> tuple[Scores, Trace]: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, labels: torch.Tensor, return_trace: Literal[True],
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> tuple[torch.Tensor, Trace]: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, labels: Union[np.ndarray, "PIL.Image.Image"], return_trace: Literal[True],
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> tuple[np.ndarray, Trace]: ...  # fmt: skip
+@checks.old_names(trace="return_trace=True, which gives (result, trace)")
 @torch.no_grad()
 def refine(
     image: Image | None = None,
@@ -59,21 +87,22 @@ def refine(
     energies: Array | None = None,
     labels: Image | None = None,
     method: Method = "lattice",
-    theta_space: Theta = 80,
-    theta_color: Theta = 13,
-    weight_appearance: float = 10,
-    theta_smooth: Theta = 3,
-    weight_smooth: float = 3,
-    iterations: int = 5,
-    window_size: int = 11,
-    blur: int = 4,
-    radius: int | Sequence[int] = 3,
-    eps: float = 1.0,
-    label_confidence: float = 0.7,
+    theta_space: Theta | None = None,
+    theta_color: Theta | None = None,
+    weight_appearance: float | None = None,
+    theta_smooth: Theta | None = None,
+    weight_smooth: float | None = None,
+    iterations: int | None = None,
+    window_size: int | None = None,
+    blur: int | None = None,
+    radius: int | Sequence[int] | None = None,
+    eps: float | None = None,
+    label_confidence: float | None = None,
     num_classes: int | None = None,
     features: Array | None = None,
-    trace: list[diagnostics.Record] | None = None,
-) -> Array:
+    device: Device = None,
+    return_trace: bool = False,
+) -> Array | tuple[Array, Trace]:
     """Refine the scores of one image by mean field in a dense CRF.
 
         Q <- softmax(U + weight_appearance K_a Q + weight_smooth K_s Q)     `iterations` times, Q0 = softmax(U)
@@ -87,8 +116,9 @@ def refine(
 
         Q <- softmax(U + weight_appearance W Q)
 
-    W is the guided filter by the image in 0..255 units, see `filters.Guided`; neither the thetas nor weight_smooth play
-    a part.
+    W is the guided filter by the image in 0..255 units, see `filters.Guided`.
+
+    What is not given has the value in parentheses. What is given where it plays no part is an error.
 
     Args:
         image: a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]; uint8, or
@@ -101,23 +131,25 @@ def refine(
             square. "window": those of a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018). "guided":
             those at most 2 radius away, by the guided filter, in a time that does not depend on it (SegModel: Shen et
             al. 2017, with weight_appearance=2 and iterations=3).
-        theta_space, theta_smooth: bandwidths in pixels; one number or one per axis. Not used by "guided".
-        theta_color: bandwidth in 0..255 units; one number or one per channel. Not used by "guided".
-        weight_appearance, weight_smooth: weights of the two kernels; "guided" uses the first.
-        iterations: mean-field steps; 0 gives softmax(U).
-        window_size: with "window", the side of the neighbourhood, odd, in pixels of the blurred image.
+        theta_space, theta_smooth: bandwidths in pixels (80, 3); one number or one per axis. Not with "guided".
+        theta_color: bandwidth in 0..255 units (13); one number or one per channel. Not with "guided".
+        weight_appearance, weight_smooth: weights of the two kernels (10, 3); the second not with "guided".
+        iterations: mean-field steps (5); 0 gives softmax(U).
+        window_size: with "window", the side of the neighbourhood, odd, in pixels of the blurred image (11).
         blur: with "window", the messages are passed on the image averaged over blur x blur pixels, so that the
-            neighbourhood is window_size * blur pixels wide; 1 for full resolution.
-        radius: with "guided", the radius of the filter's windows in pixels, at least 1; one int or one per axis.
+            neighbourhood is window_size * blur pixels wide (4); 1 for full resolution.
+        radius: with "guided", the radius of the filter's windows in pixels, at least 1 (3); one int or one per axis.
         eps: with "guided", what counts as an edge, in 0..255 units squared, or in the unit of `features` squared:
-            variances below are smoothed over. Above 0.
-        label_confidence: probability that a label is right, between 0 and 1; used with `labels`.
-        num_classes: number of classes C of `labels`; the largest label + 1, at least 2, if left out.
-        features: [D, *S], already divided by bandwidths, in place of (position, color): for depth, several
-            modalities, volumes, or features of a network. With "guided", D from 1 to 8, in any unit, in place of the
-            image as the guide.
-        trace: a list, which the records of `tritoncrf.trace` are added to: one for the start and each iteration, with
-            the energy, the free energy (the KL divergence up to log Z), and the share of labels that changed.
+            variances below are smoothed over. Above 0 (1).
+        label_confidence: with `labels`, the probability that a label is right, between 0 and 1 (0.7).
+        num_classes: number of classes C of `labels` (the largest label + 1, at least 2); of scores, what they must
+            have.
+        features: [D, *S], already divided by bandwidths, in place of (position, color), so without theta_space and
+            theta_color: for depth, several modalities, volumes, or features of a network. With "guided", D from 1 to
+            8, in any unit, in place of the image as the guide.
+        device: where it is computed: "cuda", "cpu" or a `torch.device` (for torch, where the scores are; else the GPU
+            if there is one).
+        return_trace: also return how it went.
 
     The arguments of known pipelines are in `tritoncrf.PARAMETERS` by name, see `tritoncrf.published`:
     refine(image, probabilities=p, **tritoncrf.PARAMETERS["deeplab"]).
@@ -125,10 +157,14 @@ def refine(
     Returns:
         Probabilities [C, *S], of the kind, the dtype and on the device of the scores; for labels float32, as a
         NumPy array unless the labels were a torch tensor. Computed in float64 for float64 scores, else in float32.
+        With return_trace=True a pair of these and a `Trace`: `trace.records` are those of `tritoncrf.trace`, one for
+        the start and each iteration, with the energy, the free energy (the KL divergence up to log Z) and the share of
+        labels that changed; `trace.summary` says what changed in all, by class, and the confidence.
 
     Raises:
         TypeError: a kind or dtype other than the above, none or several of the scores.
-        ValueError: shapes that do not fit, a value out of range, NaN or infinite; the message names the argument.
+        ValueError: shapes that do not fit, a value out of range, NaN or infinite, an argument that plays no part; the
+            message names the argument.
 
     Example:
         >>> image = np.zeros((8, 9, 3), dtype=np.uint8)
@@ -136,8 +172,7 @@ def refine(
         (2, 8, 9)
     """
     checks.expect_choice("method", method, METHODS)
-    if trace is not None and not isinstance(trace, list):
-        raise TypeError(f"trace: expected a list, which records are added to, got {checks.kind_of(trace)}")
+    checks.expect_bool("return_trace", return_trace)
     scores = {"logits": logits, "probabilities": probabilities, "energies": energies, "labels": labels}
     given = {name: value for name, value in scores.items() if value is not None}
     if len(given) != 1:
@@ -146,44 +181,56 @@ def refine(
     if image is None and features is None:
         raise TypeError("image: expected a PIL image, a NumPy array or a torch tensor (or pass features=), got None")
     [(name, value)] = given.items()
+    chosen = settings(method, name, features is not None, {
+        "theta_space": theta_space, "theta_color": theta_color, "weight_appearance": weight_appearance,
+        "theta_smooth": theta_smooth, "weight_smooth": weight_smooth, "iterations": iterations,
+        "window_size": window_size, "blur": blur, "radius": radius, "eps": eps,
+        "label_confidence": label_confidence, "num_classes": num_classes,
+    })  # fmt: skip
+    where = value.device if device is None and isinstance(value, torch.Tensor) else device_found(device)
 
     with checks.check_values(True):
         if name == "labels":
-            unary = _from_labels(value, num_classes, label_confidence)
+            unary = _from_labels(value, where, chosen["num_classes"], chosen["label_confidence"])
         else:
-            unary = _from_scores(name, value, num_classes)
+            unary = _from_scores(name, value, where, chosen["num_classes"])
         size = unary.shape[1:]
         photo = appearance = None
         if image is not None:
-            photo = _image(image, unary.device)
+            photo = _image(image, where)
             _expect_size("image", photo, name, size)
         if features is not None:
-            appearance = _features(features, name, size, unary.device)
-        weights = [checks.expect_number("weight_appearance", weight_appearance)]
-        kernels: list[Filter]
-        made_of = "features"
-        if appearance is None:
-            assert photo is not None
-            if method == "guided":
-                appearance = color(photo[None], 1.0)
-            else:
-                appearance, made_of = bilateral(photo[None], theta_space, theta_color), "theta_space, theta_color"
-        appearance = appearance.to(unary.dtype)
+            appearance = _features(features, name, size, where).to(unary.dtype)
+        kernels, weights = _kernels(method, photo, appearance, unary, chosen)
+        if not return_trace:
+            return _like(mean_field(unary[None], kernels, weights, iterations=chosen["iterations"])[0], name, value)
+        q, records = diagnostics.trace(unary[None], kernels, weights, iterations=chosen["iterations"])
+    return _like(q[0], name, value), Trace(records, summarized(torch.softmax(unary, 0), q[0]))
+
+
+def _kernels(
+    method: Method, photo: torch.Tensor | None, appearance: torch.Tensor | None, unary: torch.Tensor,
+    chosen: Mapping[str, Any],
+) -> tuple[list[Filter], list[float]]:  # fmt: skip
+    """The method's filters and their weights, of features [1, D, *S] or else of a photo [C, H, W]."""
+    weights, made_of = [checks.expect_number("weight_appearance", chosen["weight_appearance"])], "features"
+    if appearance is None:
+        assert photo is not None
         if method == "guided":
-            with checks.renamed("guide", "features"):
-                kernels = [filters.Guided(appearance, radius, eps)]
+            appearance = color(photo[None], 1.0)
         else:
-            weights = [checks.expect_number("weight_smooth", weight_smooth), *weights]
-            with checks.renamed("features", "theta_smooth"):
-                smoothness = _smoothness(method, size, theta_smooth, unary, window_size, blur)
-            with checks.renamed("features", made_of):
-                kernels = [smoothness, _gaussian(method, appearance, window_size, blur)]
-        if trace is None:
-            refined = mean_field(unary[None], kernels, weights, iterations=iterations)
-        else:
-            refined, records = diagnostics.trace(unary[None], kernels, weights, iterations=iterations)
-            trace += records
-    return _like(refined[0], name, value)
+            made_of = "theta_space, theta_color"
+            appearance = bilateral(photo[None], chosen["theta_space"], chosen["theta_color"])
+        appearance = appearance.to(unary.dtype)
+    if method == "guided":
+        with checks.renamed("guide", "features"):
+            return [filters.Guided(appearance, chosen["radius"], chosen["eps"])], weights
+    weights = [checks.expect_number("weight_smooth", chosen["weight_smooth"]), *weights]
+    window_size, blur = chosen["window_size"], chosen["blur"]
+    with checks.renamed("features", "theta_smooth"):
+        smoothness = _smoothness(method, unary.shape[1:], chosen["theta_smooth"], unary, window_size, blur)
+    with checks.renamed("features", made_of):
+        return [smoothness, _gaussian(method, appearance, window_size, blur)], weights
 
 
 def _gaussian(method: Method, features: torch.Tensor, window_size: int, blur: int) -> Filter:
@@ -205,9 +252,9 @@ def _smoothness(
     return _gaussian(method, spatial(size, thetas, device=device, dtype=dtype), window_size, blur)
 
 
-def _from_scores(name: str, value: Image, num_classes: int | None) -> torch.Tensor:
+def _from_scores(name: str, value: Image, device: torch.device, num_classes: int | None) -> torch.Tensor:
     """Logits [C, *S] in float32 or float64."""
-    scores = _tensor(name, value)
+    scores = _tensor(name, value).to(device)
     checks.expect_tensor(name, scores, "a floating-point NumPy array or torch.Tensor")
     if not 2 <= scores.ndim <= 4 or 0 in scores.shape:
         raise ValueError(f"{name}: expected [C, H, W], or [C, *S] with features, got {checks.kind_of(value)}")
@@ -226,9 +273,9 @@ def _from_scores(name: str, value: Image, num_classes: int | None) -> torch.Tens
     return scores.clamp(min=CLIP).log()
 
 
-def _from_labels(value: Image, num_classes: int | None, confidence: float) -> torch.Tensor:
+def _from_labels(value: Image, device: torch.device, num_classes: int | None, confidence: float) -> torch.Tensor:
     """log-probabilities [C, *S], float32."""
-    labels = _tensor("labels", value)
+    labels = _tensor("labels", value).to(device)
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"labels: expected integers, got {checks.kind_of(value)}; pass scores as logits=")
     if not 1 <= labels.ndim <= 3 or 0 in labels.shape:
@@ -305,9 +352,9 @@ def _is_pil(value: object) -> "TypeGuard[PIL.Image.Image]":
 
 
 def _like(refined: torch.Tensor, name: str, value: Image) -> Array:
-    """`refined` in the kind and the dtype of what it was made from."""
+    """`refined` in the kind, the dtype and on the device of what it was made from."""
     if isinstance(value, torch.Tensor):
-        return refined if name == "labels" else refined.to(value.dtype)
+        return refined.to(value.device, refined.dtype if name == "labels" else value.dtype)
     array = refined.cpu().numpy()
     if name == "labels" or not isinstance(value, np.ndarray):
         return array

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, Union
 
-import numpy as np
-import torch
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line reads these words without them
+    import numpy as np
     import PIL.Image
+    import torch
 
 __all__ = [
     "Array",
@@ -25,11 +24,11 @@ __all__ = [
 ]
 
 #: NumPy or torch.
-Array: TypeAlias = np.ndarray | torch.Tensor
+Array: TypeAlias = Union["np.ndarray", "torch.Tensor"]
 #: PIL, NumPy or torch.
-Image: TypeAlias = Union["PIL.Image.Image", np.ndarray, torch.Tensor]
+Image: TypeAlias = Union["PIL.Image.Image", "np.ndarray", "torch.Tensor"]
 #: A bandwidth or a spacing, one number or one per axis or channel.
-Theta: TypeAlias = float | Array | Sequence[float | torch.Tensor]
+Theta: TypeAlias = float | Array | Sequence[Union[float, "torch.Tensor"]]
 
 #: How a filter is divided by its row sums.
 Normalization: TypeAlias = Literal["none", "before", "after", "symmetric"]
@@ -41,7 +40,7 @@ Backend: TypeAlias = Literal["auto", "triton", "torch"]
 Box: TypeAlias = Literal["count", "constant"]
 
 #: The Potts model, or costs [C, C].
-Compatibility: TypeAlias = Literal["potts"] | torch.Tensor
+Compatibility: TypeAlias = Union[Literal["potts"], "torch.Tensor"]
 #: What the first messages of the loop are made of.
 Initial: TypeAlias = Literal["softmax", "log_softmax"]
 #: What the loop gives.

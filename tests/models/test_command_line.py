@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tritoncrf.models import WithCRF, checkpoints, config
+from tritoncrf.models import WithCRF, __main__, checkpoints, config, evaluation
 from tritoncrf.models.__main__ import main
 
 CONFIG = """
@@ -66,6 +66,10 @@ def picture(path):
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "tritoncrf.models", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "train | evaluate | predict" in done.stdout
+
+
+def test_the_parser_knows_the_words_of_the_rest():
+    assert __main__.FUSIONS == evaluation.FUSIONS
 
 
 def test_evaluate_reports_both_labellings(trained, shapes, tmp_path, capsys):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tritoncrf.cli import _parser
 from tritoncrf.models import config
-from tritoncrf.models.__main__ import _parser
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "models" / "README.md").read_text()
@@ -15,7 +15,13 @@ BOTH = TEXT + (ROOT / "README.md").read_text()
 
 
 def commands() -> list[str]:
-    return sorted(set(re.findall(r"-m tritoncrf\.models ((?:train|evaluate|predict|experiments) .*)", BOTH)))
+    return sorted(
+        set(
+            re.findall(
+                r"^(?:tritoncrf|.*-m tritoncrf\.models) ((?:train|evaluate|predict|experiments) .*)$", BOTH, re.M
+            )
+        )
+    )
 
 
 @pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
@@ -49,7 +55,7 @@ def test_every_configuration_is_named():
 def test_configurations_name_commands_that_are_understood():
     for path in config.BUNDLED.glob("*.toml"):
         text = re.sub(r" \\\n# +", " ", path.read_text())  # lines that go on
-        for command in re.findall(r"^#.*-m tritoncrf\.models (train .*)$", text, re.MULTILINE):
+        for command in re.findall(r"^#.*tritoncrf (train .*)$", text, re.MULTILINE):
             options = _parser().parse_args(shlex.split(command))
             assert options.config == path.stem
         for changes in re.findall(r"^#.*?((?: --set \S+)+)$", path.read_text(), re.MULTILINE):

@@ -15,6 +15,7 @@ from tritoncrf.models import FCN8s, FCN8sCRFRNN, ResNetConvCRF, ResNetFCN, SegMo
 from tritoncrf.models.config import load
 from tritoncrf.models.evaluation import scores
 from tritoncrf.models.metrics import Evaluation, Result, confusion_matrix
+from tritoncrf.summary import Trace
 from tritoncrf.synthetic import noisy_scores
 from tritoncrf.types import Normalization, RefineOptions, Theta
 
@@ -35,8 +36,12 @@ assert_type(tc.refine(photo, labels=torch.from_numpy(labels)), torch.Tensor)
 assert_type(tc.refine(logits=logits[0], features=torch.rand(4, H, W), method="exact"), torch.Tensor)
 assert_type(tc.refine(photo, probabilities=p, **tc.PARAMETERS["deeplab"]), np.ndarray)
 options: RefineOptions = {"method": "window", "window_size": 5, "blur": 2}
-records: list[Record] = []
-assert_type(tc.refine(photo, probabilities=p, trace=records, **options), np.ndarray)
+assert_type(tc.refine(photo, probabilities=p, device="cpu", **options), np.ndarray)
+assert_type(tc.refine(photo, logits=logits[0], return_trace=True, **options), tuple[torch.Tensor, Trace])
+refined, trace = tc.refine(photo, labels=labels, return_trace=True)
+assert_type(refined, np.ndarray)
+assert_type(trace.records, list[Record])
+assert_type(trace.summary.before, tuple[float, ...])
 
 
 # Filters and the loop, and arguments that are passed on.

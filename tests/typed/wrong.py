@@ -18,6 +18,9 @@ tc.refine(photo, probs=p)  # error: call-overload
 tc.refine(photo, logits=p, method="latice")  # error: call-overload
 tc.refine("photo.png", logits=p)  # error: call-overload
 q: torch.Tensor = tc.refine(photo, logits=p)  # error: assignment
+tc.refine(photo, logits=p, trace=[])  # error: call-overload
+tc.refine(photo, logits=p, return_trace=True).argmax(0)  # error: attr-defined
+tc.refin(photo, logits=p)  # error: attr-defined
 options: RefineOptions = {"theta": 3}  # error: typeddict-unknown-key
 tc.PARAMETERS["deeplab"] = {}  # error: index
 
@@ -35,6 +38,7 @@ tc.trace(logits, [lattice], [1.0]).argmax(1)  # error: attr-defined
 crf = tc.ConvCRF(21, preset="release")  # error: arg-type
 tc.CRFRNN("21")  # error: arg-type
 tc.GuidanceCRF(21, radius=2.5)  # error: arg-type
+tc.GuidanceCRF(21, fast=True)  # error: call-arg
 crf(logits, photo)  # error: arg-type
 crf(logits, image, guide=image)  # error: call-arg
 

@@ -14,7 +14,6 @@ Whatever is computed, is computed in float32, on the GPU if this process can use
 
 import enum
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ import torch
 
 from tritoncrf import checks
 from tritoncrf.densecrf.utils import Float32, expect_array
+from tritoncrf.devices import device_found
 from tritoncrf.filters import Lattice
 from tritoncrf.mean_field import mean_field
 from tritoncrf.types import Normalization, Theta
@@ -81,7 +81,6 @@ LATTICE_NORMALIZATIONS: dict[NormalizationType, Normalization] = {
     NORMALIZE_AFTER: "after",
     NORMALIZE_SYMMETRIC: "symmetric",
 }
-IMPORTED_BY = os.getpid()
 RULED_OUT = 1e30  # stands for an infinite energy: the same probability of 0, and no infinity minus infinity
 
 
@@ -138,7 +137,7 @@ class DenseCRF:
         self._nvar = _whole("nvar", nvar, least=1)
         self._nlabels = _whole("nlabels", nlabels, least=1)
         self._size: tuple[int, ...] = (self._nvar,)  # how this library's filters see the points
-        self._device = _device()
+        self._device = device_found()
         self._logits = torch.zeros((1, self._nlabels, self._nvar), dtype=torch.float32, device=self._device)
         self._filters: list[Lattice] = []
         self._weights: list[torch.Tensor] = []  # one per filter: scores += weight K Q
@@ -355,17 +354,6 @@ class DenseCRF2D(DenseCRF):
             if rgbim.dtype.kind == "f":
                 hint += ", (rgbim * 255).astype(np.uint8) if it is 0..1"
             raise TypeError(f"rgbim: expected {wanted}, got dtype {rgbim.dtype}; pass {hint}")
-
-
-def _device() -> torch.device:
-    """The GPU if this process can use one, else the CPU, in a way that works in the forked workers of a pool too.
-
-    A fork cannot use CUDA again, and waits forever for OpenMP's threads, which it has not inherited.
-    """
-    if os.getpid() != IMPORTED_BY:
-        torch.set_num_threads(1)
-    usable = torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
-    return torch.device("cuda" if usable else "cpu")
 
 
 def _bandwidths(sxy: Theta) -> list[float]:

@@ -49,15 +49,14 @@ class GuidanceCRF(Layer):
             S = U - lambda mu W softmax(S). It starts at -I, the Potts model, which is what the layer is without it.
         box: how windows at the border are averaged, "count" or "constant", see `filters.Guided`; the preset is
             "constant".
-        fast: fit the filter's coefficients at 1 / `subsample` of the scores' resolution (fast guided filter: He and
-            Sun 2015).
-        subsample: that factor; used with `fast`.
+        subsample: fit the filter's coefficients at 1 / `subsample` of the scores' resolution (fast guided filter: He
+            and Sun 2015); 1 for full resolution.
         upsample: whether scores come out at the image's size, brought there linearly along every axis, by PyTorch,
             whose backward on a GPU adds in no fixed order. Otherwise they stay at their own.
         preset: "released" computes what the authors' code does: S = U - lambda (sum_c g_c - g) with g = W softmax(S),
             "constant" boxes, and eps added to the covariances once more at every update, so that update t has t * eps.
-            The rest may be chosen, but compatibility and fast, which it does not offer. Gradients are those of this
-            function; the authors' backward, which goes on to add eps, is not copied.
+            The rest may be chosen, but compatibility and subsample, which it does not offer. Gradients are those of
+            this function; the authors' backward, which goes on to add eps, is not copied.
         precision, backend: see `filters.Guided`.
         device, dtype: of the parameter.
 
@@ -76,10 +75,11 @@ class GuidanceCRF(Layer):
         >>> torch.nn.functional.cross_entropy(scores, torch.randint(0, 4, (2, 80, 120))).backward()
     """
 
+    @checks.old_names(fast="subsample, 1 where it was False")
     def __init__(
         self, num_classes: int, radius: int | Sequence[int] = 3, eps: float = 1.0, iterations: int = 3, *,
-        strength: float = 2.0, compatibility: bool = False, box: Box = "count", fast: bool = False,
-        subsample: int = 4, upsample: bool = True, preset: Literal["released"] | None = None,
+        strength: float = 2.0, compatibility: bool = False, box: Box = "count", subsample: int = 1,
+        upsample: bool = True, preset: Literal["released"] | None = None,
         precision: Precision = "default", backend: Backend = "auto", device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
@@ -92,16 +92,19 @@ class GuidanceCRF(Layer):
         self.iterations = checks.expect_int("iterations", iterations, 0)
         self.strength = checks.expect_number("strength", strength)
         self.upsample = checks.expect_bool("upsample", upsample)
-        for name, value in ("compatibility", compatibility), ("fast", fast):
-            if checks.expect_bool(name, value) and preset is not None:
-                raise ValueError(f"{name}: expected False with preset={preset!r}, which does not offer it, got True")
-        checks.expect_choice("box", box, BOXES)
+        checks.expect_bool("compatibility", compatibility)
         checks.expect_int("subsample", subsample, 1)
+        for name, value, none in ("compatibility", compatibility, False), ("subsample", subsample, 1):
+            if value != none and preset is not None:
+                raise ValueError(
+                    f"{name}: expected {none} with preset={preset!r}, which does not offer it, got {value}"
+                )
+        checks.expect_choice("box", box, BOXES)
         radii = tuple(expect_radii(radius, len(radius) if isinstance(radius, (list, tuple)) else 1))
         self.guided: GuidedOptions = {
             "radius": radii if isinstance(radius, (list, tuple)) else radii[0],
             "box": box if preset is None else "constant",
-            "subsample": subsample if fast else 1,
+            "subsample": subsample,
             **execution(precision, backend),
         }
         factory = placed(device, dtype)

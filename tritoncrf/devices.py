@@ -1,0 +1,39 @@
+"""Where things are computed."""
+
+import os
+
+import torch
+
+__all__ = ["device_found"]
+
+IMPORTED_BY = os.getpid()
+
+
+def device_found(device: torch.device | str | None = None) -> torch.device:
+    """The device that is asked for; by default the GPU if this process can use one, else the CPU.
+
+    In the forked workers of a pool the default works too: a fork cannot use CUDA again, and waits forever for OpenMP's
+    threads, which it has not inherited.
+
+    Raises:
+        TypeError, ValueError: no device, or one that is not here.
+    """
+    if device is not None:
+        return _expect_device(device)
+    if os.getpid() != IMPORTED_BY:
+        torch.set_num_threads(1)
+    usable = torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
+    return torch.device("cuda" if usable else "cpu")
+
+
+def _expect_device(device: torch.device | str) -> torch.device:
+    wanted = "device: expected a device of torch, such as 'cuda' or 'cpu'"
+    if not isinstance(device, (torch.device, str)):
+        raise TypeError(f"{wanted}, got {device!r}")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"{wanted}, got {device!r}") from None
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device: expected one that is here, got {str(found)!r} where there are {count} GPUs")
+    return found

@@ -1,0 +1,84 @@
+"""The arguments of `refine`: what they are by default, which methods use them, and what known pipelines pass."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast, get_args
+
+from tritoncrf.types import Method, RefineOptions
+
+__all__ = ["ARGUMENTS", "METHODS", "PARAMETERS", "SCORES", "UNKNOWN", "settings"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
+GAUSSIAN: tuple[Method, ...] = ("lattice", "exact", "window")
+SCORES = ("logits", "probabilities", "energies", "labels")
+UNKNOWN = 255  # of labels
+
+
+class Argument(NamedTuple):
+    """What an argument is where it is not given, and the methods that use it."""
+
+    default: Any
+    methods: tuple[Method, ...] = METHODS
+
+
+ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
+    {
+        "theta_space": Argument(80, GAUSSIAN),
+        "theta_color": Argument(13, GAUSSIAN),
+        "weight_appearance": Argument(10),
+        "theta_smooth": Argument(3, GAUSSIAN),
+        "weight_smooth": Argument(3, GAUSSIAN),
+        "iterations": Argument(5),
+        "window_size": Argument(11, ("window",)),
+        "blur": Argument(4, ("window",)),
+        "radius": Argument(3, ("guided",)),
+        "eps": Argument(1.0, ("guided",)),
+        "label_confidence": Argument(0.7),
+        "num_classes": Argument(None),
+    }
+)
+
+
+def settings(method: Method, scores: str, features: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every argument as it is given, or else its default.
+
+    Args:
+        method: that of `refine`.
+        scores: the name of the scores, such as "logits".
+        features: whether they take the place of the image.
+        given: arguments by name; None where one is not given.
+
+    Raises:
+        ValueError: one that is given where it plays no part.
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        unused = None
+        if method not in ARGUMENTS[name].methods:
+            unused = f"method={method!r}"
+        elif features and name in ("theta_space", "theta_color"):
+            unused = "features"
+        elif scores != "labels" and name == "label_confidence":
+            unused = scores
+        if unused is not None:
+            raise ValueError(f"{name}: expected none with {unused}, where it plays no part, got {value!r}")
+    return {name: entry.default if given[name] is None else given[name] for name, entry in ARGUMENTS.items()}
+
+
+def _set(iterations: int, smooth: tuple[float, float], appearance: tuple[float, float, float]) -> RefineOptions:
+    """(theta, weight) of smoothness; (theta_space, theta_color, weight) of appearance."""
+    names = "theta_smooth", "weight_smooth", "theta_space", "theta_color", "weight_appearance"
+    found = {**dict(zip(names, (*smooth, *appearance))), "iterations": iterations}
+    return cast(RefineOptions, MappingProxyType(found))  # read like one, but not to be changed
+
+
+PARAMETERS: Mapping[str, RefineOptions] = MappingProxyType(
+    {
+        "densecrf": _set(5, (3, 3), (80, 13, 10)),
+        "deeplab": _set(10, (1, 3), (67, 3, 4)),
+        "seam": _set(10, (3, 3), (80, 13, 10)),
+        "irn": _set(10, (3, 3), (50, 5, 10)),
+        "cutler": _set(10, (3, 7), (50, 5, 10)),
+    }
+)
