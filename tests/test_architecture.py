@@ -70,6 +70,7 @@ MAY_IMPORT = {
     },
     "actions": {
         "__init__",
+        "backends",
         "devices",
         "options",
         "diagnostics",

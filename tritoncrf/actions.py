@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib.util
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 import tritoncrf
 from tritoncrf import demo, figures
+from tritoncrf.backends import resolve
 from tritoncrf.commands import CommandError, check_output
 from tritoncrf.devices import device_found
 from tritoncrf.diagnostics import Record
@@ -111,8 +111,7 @@ def print_info(options: argparse.Namespace) -> None:
             print(f"{package:10} not installed")
     devices = [f"cuda:{n} {torch.cuda.get_device_name(n)}" for n in range(torch.cuda.device_count())]
     print(f"devices    {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}")
-    kernels = device_found().type == "cuda" and importlib.util.find_spec("triton") is not None
-    print(f"backend    {'triton' if kernels else 'torch'} on {device_found()}")
+    print(f"backend    {resolve('auto', device_found(), torch.float32)} on {device_found()}")
 
 
 @contextlib.contextmanager
