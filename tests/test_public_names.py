@@ -27,7 +27,7 @@ NAMES = [
     "trace",
 ]
 FEATURES = ["bilateral", "color", "spatial"]
-FILTERS = {"Exact", "Filter", "Function", "Guided", "Lattice", "Window"}
+FILTERS = ["Exact", "Filter", "Function", "Guided", "Lattice", "Window"]
 LAYERS = ["CRFRNN", "ConvCRF", "GuidanceCRF", "Layer"]
 TYPES = [
     "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "Method", "Normalization", "Output", "Precision",
