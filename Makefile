@@ -1,7 +1,8 @@
 # On a machine with Python, pip and make, each target sets up what it needs and runs:
 #   make demo        refine a photo and write demo.png
-#   make test        all tests but the slow ones; what CI runs
-#   make test-slow   the slow ones
+#   make test        all tests but the slow ones; what CI runs. The kernels as code compiled for sm_80 and sm_90, in an
+#                    emulator, and a share of their tests in Triton's interpreter
+#   make test-slow   the slow ones, and all tests of the kernels in the interpreter
 #   make bench       the benchmarks, on whatever this machine has
 #   make profile     what a Hopper GPU, which need not be here, has for the kernels
 #   make lint        ruff, check and format; mypy
@@ -22,7 +23,7 @@ COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATA ?=
 MINUTES ?=
 
-.PHONY: demo test test-slow bench profile gpu lint gallery docs clean
+.PHONY: demo test test-slow part-rest part-sm_80 part-sm_90 part-interpreter bench profile gpu lint gallery docs clean
 .DEFAULT_GOAL := test
 
 # The pin in constraints.txt makes pip take a CPU build of torch where the index has one.
@@ -34,24 +35,30 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(VENV)/bin/tritoncrf demo -o demo.png
 
-# Triton reads TRITON_INTERPRET when it is imported, and what it interprets it cannot compile: so the kernels
-# run in the interpreter in one process, all else in another, side by side; make fails if either does. The first
-# one's output follows the second's. The tests' tensors are small: more threads would only wait for each other.
-# $(1): which tests, in pytest's words. $(2): what to make of pytest's exit status, where it is not 0.
+# Parts of the tests, in two processes side by side. A part's output appears as a whole when the part is done, and its
+# last line, pytest's, once more at the end. All parts run though one fails, and then make fails. The tests' tensors are
+# small: more threads would only wait for each other.
+# $(1): the parts, the longest first. $(2): which tests, in pytest's words. $(3): the same, for the interpreter.
 define run_tests
-	export OMP_NUM_THREADS=1; failed=0; log=$$(mktemp); \
-	TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(1)" > $$log 2>&1 & kernels=$$!; \
-	$(PYTHON) -m pytest tests --ignore=tests/kernels -m "$(1)" || $(2) failed=1; \
-	wait $$kernels || $(2) failed=1; \
-	cat $$log; rm -f $$log; exit $$failed
+	logs=$$(mktemp -d); failed=0; \
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 --output-sync --keep-going LOGS=$$logs \
+		TESTS="$(2)" INTERPRETED="$(3)" $(1) || failed=1; \
+	tail -qn 1 $$logs/*; rm -rf $$logs; exit $$failed
 endef
 
-test: $(INSTALLED)
-	@$(call run_tests,not slow,)
+# Triton reads TRITON_INTERPRET when it is imported, and what it interprets it cannot compile: hence a process each.
+part-rest: run = $(PYTHON) -m pytest tests --ignore=tests/kernels -m "$(TESTS)"
+part-sm_80 part-sm_90: run = $(PYTHON) tests/ptxemu.py --target $(@:part-%=%) pytest tests/kernels -m "$(TESTS)"
+part-interpreter: run = TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(INTERPRETED)"
 
-# A half without slow tests (pytest's status 5) is no failure.
+part-rest part-sm_80 part-sm_90 part-interpreter:
+	@$(run) > $(LOGS)/$@ 2>&1; status=$$?; cat $(LOGS)/$@; exit $$status
+
+test: $(INSTALLED)
+	@$(call run_tests,part-rest part-sm_90 part-sm_80 part-interpreter,not slow,interpreter)
+
 test-slow: $(INSTALLED)
-	@$(call run_tests,slow,[ $$? -eq 5 ] ||)
+	@$(call run_tests,part-interpreter part-rest part-sm_90 part-sm_80,slow)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench run

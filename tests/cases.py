@@ -7,12 +7,22 @@ opposite of the library, which never forms it and writes every derivative out.
 import itertools
 import math
 
+import pytest
 import torch
 
 import tritoncrf as tc
 from assertions import assert_close
 
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
+
+
+def interpreted(cases, *names: str) -> list:
+    """The names of `cases` as parameters; `make test` runs those of `names` in Triton's interpreter too.
+
+    They are about one test for each kernel and branch: what is compiled runs in the emulator.
+    """
+    assert set(names) <= set(cases), set(names) - set(cases)
+    return [pytest.param(name, marks=pytest.mark.interpreter) if name in names else name for name in cases]
 
 
 def random_features(size, channels: int = 2, batch: int = 1, dtype=torch.float64) -> torch.Tensor:

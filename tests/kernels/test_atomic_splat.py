@@ -11,6 +11,7 @@ from tritoncrf.kernels import lattice as kernels
 from tritoncrf.reference import lattice as reference
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("size, d, classes, batch, images, scaled", [
     ((1,), 1, 1, 1, 1, False),
     ((5, 7), 5, 21, 1, 1, True),

@@ -5,7 +5,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close, assert_within_budget
-from cases import NORMALIZATIONS, leaves, random_features, strided
+from cases import NORMALIZATIONS, interpreted, leaves, random_features, strided
 from problems import EXACT_FILTERS, EXACT_LOOPS, named
 from tritoncrf.kernels import exact as kernels
 from tritoncrf.kernels.common import record_launches
@@ -52,7 +52,7 @@ def visits(features, rtol=0.0):
     return reference.sort_features(features, order), order, *rest
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", interpreted(CASES, "tile-and-one", "batch", "classes-65", "features-9", "features-65"))
 def test_sums_and_feature_gradient(name, device, monkeypatch):
     options = dict(CASES[name])
     monkeypatch.setattr(reference, "MAX_BLOCKS", options.pop("most", reference.MAX_BLOCKS))
@@ -88,6 +88,7 @@ def test_values_of_any_size(size, device):
     assert not found[:, 2].any()
 
 
+@pytest.mark.interpreter
 def test_fast_precision_rounds_weights_and_values_to_half(device):
     x, _, f = case(130, classes=17)
     found = kernels.exact_sum(x.to(device, torch.float32), *visits(f.to(device)), True, "fast")
@@ -95,6 +96,7 @@ def test_fast_precision_rounds_weights_and_values_to_half(device):
     assert_close("K x", found, expected, dtype=torch.float32, rms=1e-3, worst=1e-3)
 
 
+@pytest.mark.interpreter
 def test_what_is_skipped_is_skipped(device):
     """Two clouds whose blocks see each other by weights that a bound of 3 skips."""
     x, _, f = case(256, clouds=6.0)

@@ -6,7 +6,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from cases import Setting, leaves, random_features, strided
+from cases import Setting, interpreted, leaves, random_features, strided
 from tritoncrf.filters import Guided
 from tritoncrf.filters.box import box_sum
 from tritoncrf.filters.guided import statistics
@@ -27,7 +27,7 @@ BOXES = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("name", interpreted(BOXES, "image", "tall", "dilated volume"))
 def test_box_sums(name, dtype, device):
     size, radii, dilation = BOXES[name]["size"], BOXES[name]["radii"], BOXES[name].get("dilation", 1)
     x = torch.randn(2, 1, *size, dtype=torch.float64)
@@ -90,7 +90,7 @@ def filtered(values, guide, eps, cotangent, options, backend):
     return [y.detach(), *torch.autograd.grad(y, inputs, cotangent)]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", interpreted(CASES, "8 channels", "long line", "volume, constant", "fast"))
 def test_values_and_gradients(name, device):
     values, guide, cotangent, options = problem(name)
     tensors = values, guide, torch.tensor(0.3, dtype=torch.float64), cotangent
@@ -139,7 +139,7 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", interpreted(LOOPS, "class", "matrix", "long", "long, matrix"))
 def test_the_loop_and_its_gradients(name, device):
     options = {"channels": (3,), **LOOPS[name]}
     case = Setting(kind=Guided, **options)

@@ -5,7 +5,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close, assert_within_budget
-from cases import Setting, leaves, random_features, strided
+from cases import Setting, interpreted, leaves, random_features, strided
 from tritoncrf.filters import Lattice
 from tritoncrf.filters.lattice import build
 from tritoncrf.kernels import lattice as kernels
@@ -48,7 +48,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", interpreted(CASES, "batch", "features-8"))
 def test_simplex_and_its_gradient(name, device):
     f, side, _ = built(**CASES[name])
     least, most = [-30.0] * f.shape[1], [30.0] * f.shape[1]
@@ -79,7 +79,7 @@ def test_groups_of_codes(device):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", interpreted(CASES, "batch-shared", "classes-70"))
 def test_filtered_and_sliced(name, reverse, device):
     _, side, x = built(**CASES[name])
     found_side = in_float32(side, device)
@@ -107,6 +107,7 @@ def test_weights_gradient(name, device):
     assert_close("dL/db", found, gradient(reference, side, x, y), dtype=torch.float32)
 
 
+@pytest.mark.interpreter
 def test_a_vertex_of_many_chunks(device):
     """All pixels in one simplex: 300 pairs to a vertex are 19 chunks, more than a program adds up at a time."""
     f = torch.rand(1, 1, 300) * 1e-3 + 0.1
@@ -181,7 +182,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", interpreted(SETTINGS, "pair", "matrix-costs", "batch-mixed", "three-composed"))
 def test_the_loop_and_every_gradient(name, device):
     setting = Setting(**SETTINGS[name], kind=Lattice)
     by_triton = lambda *inputs: setting.run(*inputs, backend="triton")  # noqa: E731
@@ -191,6 +192,11 @@ def test_the_loop_and_every_gradient(name, device):
         if a.numel() < 16:  # too few numbers to estimate PyTorch's error from
             scale = max(b.norm().item(), setting.cotangent.norm().item())
             assert_close(which, a, b, dtype=torch.float32, scale=scale)
+        elif name == "one-label" and which == "features[0]":
+            # The probability is 1 whatever the features, so the true gradient is 0. What is found is what rounding
+            # leaves of terms near 1 that cancel: PyTorch's own error, small by the luck of its order of sums, is no
+            # budget for it, and fused multiply-adds, which every GPU has, leave more. It is measured against the terms.
+            assert_close(which, a, b, dtype=torch.float32, scale=1.0)
         else:
             assert_within_budget(which, a, b, c)
 

@@ -5,7 +5,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from cases import disturbed, random_logits
+from cases import disturbed, interpreted, random_logits
 
 C = 3
 SIZE = (5, 7)
@@ -32,7 +32,7 @@ def results(crf, logits, image):
     return {"scores": scores.detach(), **{f"{name}'s gradient": g for name, g in zip(inputs, gradients)}}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", interpreted(VARIANTS, "released-all"))
 def test_scores_and_every_gradient_are_those_of_float64(variant, device):
     assert_as_in_float64(tc.ConvCRF, {"window_size": 3, **VARIANTS[variant]}, device)
 

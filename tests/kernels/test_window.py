@@ -5,7 +5,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close, assert_within_budget
-from cases import NORMALIZATIONS, Setting, leaves, random_features, random_logits, strided
+from cases import NORMALIZATIONS, Setting, interpreted, leaves, random_features, random_logits, strided
 from problems import FILTERS, LOOPS, named
 from tritoncrf.filters.base import encode
 from tritoncrf.kernels import window as kernels
@@ -55,7 +55,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", interpreted(CASES, "tile-less-one", "inside-not-self", "volume", "classes-300"))
 def test_window_sum_and_feature_gradient(name, device):
     x, y, features, *window, include_self = case(**CASES[name])
     x32, y32, f32 = (t.to(device, torch.float32) for t in (x, y, features))
@@ -134,6 +134,7 @@ def test_the_filter_and_its_gradients(axes, blur, normalization, device):
         assert_close(name, a, b, dtype=torch.float32)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_stored_and_never_summed_in(dtype, device):
     f, x = random_features((5, 7), dtype=torch.float32).to(device), random_logits((5, 7)).to(device, dtype)
@@ -242,7 +243,10 @@ def check_loop(options, device, make=lambda x: x):
             assert_within_budget(name, a, b, c)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", interpreted(
+    SETTINGS, "scalar", "matrix-not-self", "costs-class", "two-scalars-mixed", "two-classes-mixed", "logarithms-matrix",
+    "blur-signal-3-two", "blur-image-3-batch", "blur-one-iteration",
+))  # fmt: skip
 def test_the_loop_and_every_gradient(name, device):
     check_loop(SETTINGS[name], device)
 
