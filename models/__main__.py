@@ -75,13 +75,13 @@ def _parser() -> Parser:
 
     command = commands.add_parser("experiments", help="the papers' tables, at a small size")
     tables = command.add_subparsers(required=True, metavar=" | ".join((*ON_PHOTOS, *EXPERIMENTS)))
-    for name, (experiment, title) in ON_PHOTOS.items():
+    for name, (run_on_photos, title) in ON_PHOTOS.items():
         command = tables.add_parser(name, help=title)
         command.add_argument(
             "--data", type=Path, metavar="FOLDER", help="with voc, camvid, coco_stuff; the demo's photo"
         )
         _add_report(command)
-        command.set_defaults(run=_on_photos, name=name, experiment=experiment)
+        command.set_defaults(run=_on_photos, name=name, run_on_photos=run_on_photos)
     for name, experiment in EXPERIMENTS.items():
         command = tables.add_parser(name, help=experiment.title)
         command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's")
@@ -233,7 +233,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _on_photos(options: argparse.Namespace) -> None:
     _make_folder(options.out)
-    options.experiment(options.data, options.out, device_found())
+    options.run_on_photos(options.data, options.out, device_found())
     print(f"wrote {options.out / options.name}.md")
 
 
