@@ -20,7 +20,7 @@ from tritoncrf.synthetic import noisy_scores
 
 THETAS: tuple[tuple[float, ...], ...] = ((3,), (80, 13), (50, 5), (160, 3), (67, 3))  # of positions, and of colours
 BARS = {1: 0.02, 2: 0.06}  # by number of thetas: the relative L2 errors seen on crops of 96 x 128 with three classes
-PIXELS = 2000
+PIXELS = 500  # of each photo
 AT_ONCE = 32  # pixels whose weights are in memory together
 
 
