@@ -20,7 +20,7 @@ from typing import Any
 from tritoncrf.commands import CommandError
 from tritoncrf.reports import environment
 
-COMMAND = "python -m tritoncrf.models experiments {} -o OUT"  # makes a report again
+COMMAND = "tritoncrf experiments {} -o OUT"  # makes a report again
 SIDE_BY_SIDE = 4  # runs at a time, where there are as many cores
 
 
