@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["compatibility", "confusion", "curves", "overlay_picture", "panel", "trimap"]
 
 LINES = palette()[[5, 6, 3, 7, 1, 2, 8]] / 255  # those that are seen on white
-MOST_NUMBERS = 24  # classes; more leave no room for a number in every cell
+MOST_NUMBERS = 24  # classes; more leave no space for a number in every cell
 MISSING = "#F3F4F6"
 PANEL_WIDTH = 2.9  # inches
 

@@ -290,6 +290,7 @@ BANS = [
     (r"(?<!def )\ballclose\(", "tests", "use assertions.assert_close: it says where, and NaN never passes"),
     (r"\.xfail\b|flaky|--reruns", "tests", "a test passes or fails"),
     (r"make_block_ptr|tl\.advance", "tritoncrf", "block pointers are deprecated; write the offsets"),
+    (r"\b([Rr]ooms?|[Hh]ears?)\b", "tritoncrf models bench docs", "say module, package, receive"),
     (r"#\s*(TODO|FIXME|XXX)", "tritoncrf models bench docs tests", "finish it or leave it out"),
 ]
 

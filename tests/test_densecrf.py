@@ -196,7 +196,7 @@ E = math.e
 
 
 def one_pixel(compat):
-    """Energies 0 and log 3: Q_0 = (3/4, 1/4); normalised, the pixel hears exactly itself."""
+    """Energies 0 and log 3: Q_0 = (3/4, 1/4); normalised, the message is exactly Q."""
     crf = dcrf.DenseCRF(1, 2)
     crf.setUnaryEnergy(np.array([[0.0], [math.log(3)]], dtype=np.float32))
     crf.addPairwiseEnergy(np.zeros((2, 1), dtype=np.float32), compat)

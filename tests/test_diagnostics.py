@@ -31,7 +31,7 @@ def values(records, name):
 
 
 def test_one_pixel_by_hand():
-    """That hears itself: U = (0, log 3), weight 2. Q0 = (1/4, 3/4), then softmax(U + 2 Q0)."""
+    """Its own message counts: U = (0, log 3), weight 2. Q0 = (1/4, 3/4), then softmax(U + 2 Q0)."""
     f, logits = torch.zeros(1, 1, 1, dtype=torch.float64), torch.tensor([[[0.0], [math.log(3)]]], dtype=torch.float64)
     q, records = tc.trace(logits, [Window(f, 1)], [2.0], iterations=1)
     q0 = [1 / 4, 3 / 4]
@@ -53,7 +53,7 @@ def test_one_pixel_by_hand():
 
 
 def test_two_pixels_by_hand():
-    """At a distance of 2 that do not hear themselves: one pair, of weight 3 exp(-2), counted once."""
+    """At a distance of 2, without their own messages: one pair, of weight 3 exp(-2), counted once."""
     f = torch.tensor([[[0.0, 2.0]]], dtype=torch.float64)
     logits = torch.tensor([[[0.0, 0.0], [1.0, -1.0]]], dtype=torch.float64)
     _, [record] = tc.trace(logits, [Window(f, 3, include_self=False)], [3.0], iterations=0)

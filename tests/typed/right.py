@@ -67,7 +67,7 @@ assert_type(tc.ConvCRF(C, 5, blur=2, preset="released")(logits, image), torch.Te
 assert_type(tc.CRFRNN(C, kernel_weights="full")(logits, features=f, output="probabilities"), torch.Tensor)
 assert_type(tc.GuidanceCRF(C, radius=(2, 3)).cost, torch.Tensor)
 
-# pydensecrf's face.
+# pydensecrf's names.
 d = DenseCRF2D(W, H, C)
 d.setUnaryEnergy(unary_from_softmax(p))
 d.addPairwiseGaussian(sxy=(3, 3), compat=np.eye(C))

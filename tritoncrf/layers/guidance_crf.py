@@ -39,8 +39,8 @@ class GuidanceCRF(Layer):
 
     Args:
         num_classes: C.
-        radius: r of the filter's windows, in pixels of the scores; one int or one per axis. A pixel hears from 2 r
-            pixels in every direction.
+        radius: r of the filter's windows, in pixels of the scores; one int or one per axis. Messages
+            come from up to 2 r pixels away in every direction.
         eps: what counts as an edge, in 0..255 units squared whatever the image's dtype: variances of the colour below
             are smoothed over. A number above 0.
         iterations: mean-field updates.
