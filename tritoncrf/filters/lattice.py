@@ -42,7 +42,8 @@ class Lattice(Gaussian):
     for all classes, iterations and the backward. K is not quite symmetric: its adjoint, which gradients use,
     blurs in the reverse order. Against the exact sum, which `filters.Exact` gives, normalised messages are off by
     about 1 % (position) and 2 to 9 % (position and colour) on photos (`tritoncrf experiments lattice`). Without
-    normalisation K is the raw lattice, whose row sums are mostly 0.4 to 0.9 of the Gaussian's. With r = K 1: "before" K (x / r), "after" K x / r, "symmetric" r^-1/2 K (r^-1/2 x).
+    normalisation K is the raw lattice, whose row sums are mostly 0.4 to 0.9 of the Gaussian's. With r = K 1:
+    "before" K (x / r), "after" K x / r, "symmetric" r^-1/2 K (r^-1/2 x).
 
     Args:
         features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes (a point set is [B, D, N]), D of any size,
