@@ -118,7 +118,7 @@ class Lattice(Gaussian):
             return cls(positions.flip(1) if flip else positions, *options)
 
         key = _key(size, theta, spacing, *options, flip, dtype)
-        if key is None or torch.compiler.is_compiling() or torch.compiler.is_exporting() or not launches_run():
+        if key is None or torch.compiler.is_compiling() or not launches_run():
             return built()
         device = torch.empty(0, device=device).device  # with its index, where there are several
         key = (*key, device)
