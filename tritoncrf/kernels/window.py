@@ -398,4 +398,4 @@ class WindowStep(Step):
             g.contiguous().flatten(2), y, *self.window, self.filters, self.precision, self.mix,
             q.contiguous().flatten(2) if through_softmax else None, back,
         )  # fmt: skip
-        return y, None if back is None else back.view(-1, *y.shape)
+        return y, None if back is None else back.view(len(self.filters), *y.shape)
