@@ -110,6 +110,15 @@ def dense_window(features, window_size, dilation=1, blur=1, include_self=True, n
     return normalized(up @ torch.where(mask, torch.exp(-distance / 2), 0.0) @ pool, normalization)
 
 
+def dense_exact(features, include_self=True, normalization="none") -> torch.Tensor:
+    """The matrix of `filters.Exact`, [Bf, N, N], of all pairs; differentiable with respect to the features."""
+    f = features.flatten(2)
+    matrix = torch.exp((f[:, :, :, None] - f[:, :, None, :]).square().sum(1) / -2)
+    if not include_self:
+        matrix = matrix * (1 - torch.eye(f.shape[2], dtype=f.dtype))
+    return normalized(matrix, normalization)
+
+
 def normalized(matrix, normalization: str) -> torch.Tensor:
     """K [Bf, N, N] divided by its row sums, on the side or sides that the normalisation names."""
     r = matrix.sum(2)
@@ -223,12 +232,12 @@ class Setting:
         logits, features, options = self.unpack(inputs)
         return dense_scores(logits, [self.dense(f, **w) for f, w in zip(features, self.windows)], **options)
 
-    def gradients(self, run, cotangent=None, dtype=torch.float64, device="cpu", make=lambda x: x):
-        """Scores, and the gradients of <cotangent, scores> (a fixed random one) with respect to every input."""
+    def gradients(self, run, wanted=None, dtype=torch.float64, device="cpu", make=lambda x: x):
+        """Scores, and the gradients of <cotangent, scores> (a fixed random one) with respect to the inputs wanted."""
         inputs = leaves(*(x.to(device, dtype) for x in self.inputs))
         scores = run(*map(make, inputs))
-        cotangent = self.cotangent if cotangent is None else cotangent
-        return [scores.detach(), *torch.autograd.grad(scores, inputs, cotangent.to(device, dtype))]
+        given = [x for x, name in zip(inputs, self.names) if wanted is None or name in wanted]
+        return [scores.detach(), *torch.autograd.grad(scores, given, self.cotangent.to(device, dtype))]
 
     @property
     def cotangent(self) -> torch.Tensor:

@@ -172,7 +172,7 @@ BOXES = [
 # Where the guide is 0 only b is seen. Windows of the step, r = 1, eps = 1, (a, b): (0, 0), (0, 0),
 # (4/3 / (8 + 1), 1/3 - 2 a), (3/2 / (9 + 1), 1/2 - 3 a).
 _STEP_A, _STEP_B = (4 / 27 + 3 / 20), (1 / 27 + 1 / 20)
-GUIDED = [
+GUIDED_FILTERS = [
     FilterProblem("one pixel", [[[3.0]]], [[[5.0]], [[-2.0]]], [[[5.0]], [[-2.0]]], {"radius": 2, "eps": 0.5}),
     FilterProblem(  # mu = 1, Sigma = 1, cov = 2 or -1, a = 1 or -1/2
         "one window", [[0.0, 2.0]], [[1.0, 5.0], [7.0, 5.0]], [[2.0, 4.0], [6.5, 5.5]], {"radius": 1, "eps": 1.0},

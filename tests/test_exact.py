@@ -8,7 +8,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritoncrf as tc
 from assertions import assert_close, assert_within_budget
-from cases import NORMALIZATIONS, dense_apply, dense_scores, dense_window, leaves, normalized, random_features, strided
+from cases import (
+    NORMALIZATIONS,
+    dense_apply,
+    dense_exact,
+    dense_scores,
+    dense_window,
+    leaves,
+    random_features,
+    strided,
+)
 from problems import EXACT_FILTERS, EXACT_LOOPS, named
 from tritoncrf.filters.exact import visited
 from tritoncrf.filters.plan import encode, filter_apply, filter_backward
@@ -16,15 +25,6 @@ from tritoncrf.mean_field import iterate
 from tritoncrf.reference import exact as reference
 
 Exact = tc.filters.Exact
-
-
-def dense_exact(features, include_self=True, normalization="none") -> torch.Tensor:
-    """The matrix of `filters.Exact`, [Bf, N, N], of all pairs; differentiable with respect to the features."""
-    f = features.flatten(2)
-    matrix = torch.exp((f[:, :, :, None] - f[:, :, None, :]).square().sum(1) / -2)
-    if not include_self:
-        matrix = matrix * (1 - torch.eye(f.shape[2], dtype=f.dtype))
-    return normalized(matrix, normalization)
 
 
 def photo_features(size=(40, 48), dtype=torch.float64):

@@ -22,7 +22,7 @@ from cases import (
     random_features,
     strided,
 )
-from problems import GUIDED, named
+from problems import GUIDED_FILTERS, named
 from tritoncrf.demo import photo
 from tritoncrf.filters.guided import statistics, statistics_backward
 from tritoncrf.filters.plan import decode, encode, filter_apply, filter_backward
@@ -49,7 +49,7 @@ def matrix_of(guided) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("problem", GUIDED, ids=named)
+@pytest.mark.parametrize("problem", GUIDED_FILTERS, ids=named)
 def test_known_answers(problem, dtype):
     guide, values, answer = problem.tensors(dtype)
     assert_close("W x", Guided(guide, **problem.window)(values), answer)

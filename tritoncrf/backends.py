@@ -1,13 +1,14 @@
 """Which backend computes, and in which dtype: decided here and nowhere else."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -72,18 +73,9 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-class without_autocast:
+@contextlib.contextmanager
+def without_autocast(x: torch.Tensor) -> Iterator[None]:
     """Run a block in the dtypes of its tensors, whatever autocast says outside."""
-
-    def __init__(self, x: torch.Tensor) -> None:
-        self.contexts = [
-            torch.autocast(kind, enabled=False) for kind in {"cpu", x.device.type} & {"cpu", "cuda", "xpu", "mps"}
-        ]
-
-    def __enter__(self) -> None:
-        for context in self.contexts:
-            context.__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        for context in reversed(self.contexts):
-            context.__exit__(*exception)
+    kind = x.device.type if x.device.type in ("cuda", "xpu", "mps") else "cpu"
+    with torch.autocast("cpu", enabled=False), torch.autocast(kind, enabled=False):
+        yield

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from tritoncrf import checks
+from tritoncrf.backends import without_autocast
 from tritoncrf.filters.base import Filter
 from tritoncrf.step import Operator
 
@@ -57,7 +58,8 @@ class Function(Filter):
 
 
 def _checked(name: str, function: Map, values: torch.Tensor) -> torch.Tensor:
-    found = function(values)
+    with without_autocast(values):
+        found = function(values)
     if not isinstance(found, torch.Tensor) or found.dtype != values.dtype:
         raise TypeError(f"{name}: expected it to return a {values.dtype} tensor, got {checks.kind_of(found)}")
     if found.shape != values.shape:

@@ -85,6 +85,7 @@ class Guided(Filter):
         )
         eps = checks.expect_positive_number("eps", eps)
         if isinstance(eps, torch.Tensor):
+            checks.expect_no_tangents(eps)
             eps = eps.to(guide)
         else:
             form = torch.finfo(guide.dtype)

@@ -1,0 +1,261 @@
+"""What the kernels of every filter promise, against PyTorch in float64: values, gradients, the loop, launches, bits."""
+
+import pytest
+import torch
+from filter_catalogue import (
+    EXACT,
+    GUIDED,
+    LATTICE,
+    PLANNED,
+    SETTINGS,
+    SIZE,
+    WINDOW,
+    assert_alike,
+    assert_loop_within_budget,
+    assert_same_bits,
+    assert_states_are_whole,
+    results,
+    step_of,
+)
+
+import tritoncrf as tc
+from assertions import assert_close
+from cases import random_features, strided
+from problems import named
+from tritoncrf.kernels.common import record_launches
+from tritoncrf.step import Step
+
+each_filter = pytest.mark.parametrize("case", PLANNED, ids=named)
+interpreter = pytest.mark.interpreter
+FUSED = [(WINDOW, {}), (WINDOW, {"blur": 2}), (LATTICE, {}), (GUIDED, {}), (GUIDED, {"radius": 8})]
+each_fused = pytest.mark.parametrize("case, changes", FUSED, ids=lambda x: getattr(x, "name", str(x)))
+
+
+def by_kernels(case, inputs, device, make=lambda x: x, **options):
+    return results(case.apply("triton", **options), inputs, dtype=torch.float32, device=device, make=make)
+
+
+# The filter -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case, problem", [pytest.param(c, p, id=f"{c.name}-{p.name}") for c in PLANNED for p in c.known]
+)
+def test_known_answers(case, problem, device):
+    made_of, values, answer = problem.tensors(torch.float32, device)
+    found = case.kind(made_of, **problem.window, backend="triton")(values)
+    assert_close("K x", found, answer, scale=None if answer.any() else 1.0)
+
+
+@pytest.mark.parametrize("case, problem", [
+    pytest.param(c, p, id=f"{c.name}-{p.name}") for c, few in ((WINDOW, None), (EXACT, 6)) for p in c.known_loops[:few]
+])  # fmt: skip
+def test_known_answers_of_the_loop(case, problem, device):
+    made_of, logits, answer = problem.tensors(torch.float32, device)
+    filters = [case.kind(made_of, **problem.window, backend="triton")]
+    assert_close("Q", tc.mean_field(logits, filters, **problem.arguments(torch.float32, device)), answer)
+
+
+SIZES = [(1,), (37,), (129,), (3, 31), (4, 32), (5, 33), (1, 9), (2, 3, 5)]
+PLACES = [
+    pytest.param(c, SIZE, changes, id=f"{c.name}-{v}", marks=interpreter if v in c.pair else ())
+    for c in PLANNED for v, changes in c.variants.items()
+]  # fmt: skip
+PLACES += [pytest.param(c, size, c.variants[c.pair[0]], id=f"{c.name}-{size}") for c in PLANNED for size in SIZES]
+
+
+@pytest.mark.parametrize("case, size, changes", PLACES)
+def test_values_and_every_gradient(case, size, changes, device):
+    inputs = case.inputs(size, shared=len(size) > 1)
+    found, exact = by_kernels(case, inputs, device, **changes), results(case.apply(**changes), inputs)
+    for name in case.learnt:  # a sum whose terms cancel each other: of <x, K x> they do not
+        del found[name], exact[name]
+    assert_alike(found, exact, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("case, changes", [
+    pytest.param(c, changes, id=f"{c.name}-{v}") for c in PLANNED if c.learnt for v, changes in c.variants.items()
+])  # fmt: skip
+def test_the_gradient_of_what_is_learnt(case, changes, device):
+    inputs = case.inputs()
+    options = {"wanted": list(case.learnt), "cotangent": inputs["values"]}
+    found = results(case.apply("triton", **changes), inputs, dtype=torch.float32, device=device, **options)
+    exact = results(case.apply(**changes), inputs, **options)
+    assert_alike(found, exact, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 17, 33, 64, 200])
+@each_filter
+def test_numbers_of_classes(case, classes, device):
+    inputs = case.inputs((3, 5), classes=classes)
+    found, exact = by_kernels(case, inputs, device), results(case.apply(), inputs)
+    assert_alike(*({n: x for n, x in r.items() if n not in case.learnt} for r in (found, exact)), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("batch, classes", [(0, 3), (2, 0)], ids=["no-images", "no-classes"])
+@pytest.mark.parametrize("shared", [True, False])
+@each_filter
+def test_nothing_to_filter(case, shared, batch, classes, device):
+    inputs = case.inputs(batch=batch, classes=classes, shared=shared)
+    for changes in case.variants.values():
+        found = by_kernels(case, inputs, device, **changes)
+        for name, x in inputs.items():
+            assert_close(name, found[name], torch.zeros_like(x), dtype=torch.float32, scale=1.0)
+
+
+def classes_last(x):
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.ndim > 1 else x
+
+
+@pytest.mark.parametrize("make", [strided, classes_last])
+@pytest.mark.parametrize("classes", [4, 5])
+@each_filter
+def test_memory_order_does_not_matter(case, classes, make, device):
+    inputs = case.inputs(classes=classes)
+    for changes in case.variants.values():
+        found, expected = by_kernels(case, inputs, device, make, **changes), by_kernels(case, inputs, device, **changes)
+        assert_alike(found, expected, dtype=torch.float32)
+        assert torch.equal(found["K x"], expected["K x"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@each_filter
+def test_half_precision_is_stored_and_never_summed_in(case, dtype, device):
+    inputs = case.inputs()
+    x = inputs["values"].to(device, dtype)
+    K = case.filter(inputs[case.source].to(device, torch.float32), "triton", **case.variants[case.pair[1]])
+    assert torch.equal(K(x), K(x.float()).to(dtype))
+    q = tc.mean_field(x, [K], [2.0], iterations=2)
+    assert torch.equal(q, tc.mean_field(x.float(), [K], [2.0], iterations=2).to(dtype))
+
+
+# The loop ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case, options", [
+    pytest.param(c, options, id=f"{c.name}-{name}", marks=interpreter if name in ("scalar", "two-mixed") else ())
+    for c in PLANNED for name, options in {**SETTINGS, "empty-batch": dict(batch=0)}.items()
+])  # fmt: skip
+def test_the_loop_and_every_gradient(case, options, device):
+    assert_loop_within_budget(case.loop(**options), device)
+
+
+@pytest.mark.parametrize("name", ["two-mixed", "batch-own-features"])
+@each_filter
+def test_the_loop_takes_any_memory_order(case, name, device):
+    assert_loop_within_budget(case.loop(**SETTINGS[name]), device, strided)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@each_filter
+def test_the_loop_takes_it_beside_a_window(case, order, device):
+    inputs = {**case.inputs((4, 7), batch=1), "other": random_features((4, 7))}
+    for name in case.learnt:
+        del inputs[name]
+
+    def run(backend):
+        def mixed(values, other, **made_of):
+            filters = [case.filter(made_of[case.source], backend), WINDOW.filter(other, backend, window_size=5)]
+            return tc.mean_field(values, filters[::order], [0.1, 0.3][::order], iterations=1, output="logits")
+
+        return mixed
+
+    found, exact = results(run("triton"), inputs, dtype=torch.float32, device=device), results(run("torch"), inputs)
+    assert_alike(found, exact, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("weight", ["scalar", "class", "matrix"])
+@each_fused
+def test_a_step_is_that_of_separate_passes(case, changes, weight, device):
+    """Forward and back; each of its results by itself: where the messages too are asked for, they go elsewhere."""
+    setting = case.loop(windows=[{**case.variants[case.pair[0]], **changes}], size=(9, 11), weight=weight)
+    q, g = torch.randn(2, *setting.logits.shape, dtype=torch.float64).unbind()
+    found = []
+    for kind, backend, dtype, where in (Step, "torch", torch.float64, "cpu"), (None, "triton", torch.float32, device):
+        step, u, v = step_of(setting, backend, dtype, where, kind), q.softmax(1).to(where, dtype), g.to(where, dtype)
+        assert kind is Step or weight == "matrix" or type(step) is not Step
+        state, kept, v = step.start(u), step.arrange(u).contiguous(), step.arrange(v)
+        outcome = {"S": step.scores(state), "Q": step.image(step.probabilities(step.next(state)))}
+        for softmax in (True, False):
+            for messages in (True, False):
+                dq, back = step.backward(kept, v, softmax, messages)
+                outcome[f"dS {softmax} {messages}"] = step.image(dq)
+                assert (back is not None) == messages
+                outcome |= {f"B {softmax}": step.image(b) for b in back or []}
+        found.append(outcome)
+    assert_alike(found[1], found[0], dtype=torch.float32)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 17, 33, 64, 256])
+@each_fused
+def test_the_kernels_softmax_gives_distributions(case, changes, classes, device):
+    setting = case.loop(
+        windows=[{**case.variants[case.pair[1]], **changes}], size=(3, 4), classes=classes, weight="class"
+    )
+    setting.logits[..., :2] *= 1e4
+    step = step_of(setting, "triton", torch.float32, device)
+    state = step.start(torch.softmax(step.unary, 1))
+    for t in range(2):
+        state = step.next(state)
+        q = step.image(step.probabilities(state))
+        assert_close(f"sum of Q_{t}", q.sum(1), torch.ones_like(q[:, 0]))
+        assert q.min() >= 0
+
+
+@each_fused
+def test_certain_scores_stay_finite(case, changes, device):
+    labels = torch.randint(0, 4, (1, 1, 5, 6))
+    logits = torch.full((1, 4, 5, 6), -1e4).scatter_(1, labels, 1e4).to(device).requires_grad_()
+    f = case.inputs((5, 6), batch=1)[case.source].to(device, torch.float32)
+    q = tc.mean_field(logits, [case.filter(f, "triton", **changes)], [3.0])
+    assert torch.equal(q.argmax(1, keepdim=True).cpu(), labels)
+    (gradient,) = torch.autograd.grad(q, logits, torch.randn_like(q))
+    assert torch.isfinite(gradient).all()
+
+
+# Bits and launches ------------------------------------------------------------------------------------------------
+
+
+@each_filter
+def test_the_same_bits_twice(case, device):
+    inputs = case.inputs((9, 15), classes=5)
+    for changes in case.variants.values():
+        assert_same_bits(*(by_kernels(case, inputs, device, **changes) for _ in range(2)))
+    for name in "two-classes", "matrix-costs":
+        setting, where = case.loop(**SETTINGS[name]), {"dtype": torch.float32, "device": device}
+        first, second = (
+            setting.gradients(lambda *x: setting.run(*x, backend="triton"), **where)
+            for _ in range(2)  # noqa: B023
+        )
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("case, count, changes", [
+    (WINDOW, 1, {}), (WINDOW, 2, {}), (WINDOW, 1, {"blur": 2}), (LATTICE, 2, {}), (EXACT, 2, {}), (GUIDED, 1, {}),
+    (GUIDED, 1, {"radius": 8}),
+], ids=lambda x: getattr(x, "name", str(x)))  # fmt: skip
+def test_the_same_q_gives_the_same_answer_whoever_called_the_step_before(case, count, changes, device):
+    windows = [{**case.variants[v], **changes} for v in case.pair][:count]
+    setting = case.loop(windows=windows, size=(9, 11), weight="class")
+    assert_states_are_whole(setting, backend="triton", dtype=torch.float32, device=device)
+
+
+def launches(case, options, everything: bool, device) -> tuple[int, int]:
+    """Launches of one more iteration: forward, backward. Set-up is in both counts that are subtracted.
+
+    Counting needs no launch to run."""
+    counts = []
+    for iterations in (3, 2):
+        setting = case.loop(**{**options, "iterations": iterations})
+        inputs = [x.to(device, torch.float32) for x in setting.inputs]
+        inputs = [x.requires_grad_(everything or i == 0) for i, x in enumerate(inputs)]
+        with record_launches(run=False) as forward:
+            scores = setting.run(*inputs, backend="triton")
+        with record_launches(run=False) as backward:
+            torch.autograd.grad(scores, [x for x in inputs if x.requires_grad], torch.randn_like(scores))
+        counts.append((len(forward), len(backward)))
+    return counts[0][0] - counts[1][0], counts[0][1] - counts[1][1]
+
+
+LAUNCHES = [  # forward and backward, and backward where all that can be learnt is
+]  # fmt: skip
