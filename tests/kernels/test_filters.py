@@ -1,5 +1,7 @@
 """What the kernels of every filter promise, against PyTorch in float64: values, gradients, the loop, launches, bits."""
 
+import functools
+
 import pytest
 import torch
 from filter_catalogue import (
@@ -223,10 +225,8 @@ def test_the_same_bits_twice(case, device):
         assert_same_bits(*(by_kernels(case, inputs, device, **changes) for _ in range(2)))
     for name in "two-classes", "matrix-costs":
         setting, where = case.loop(**SETTINGS[name]), {"dtype": torch.float32, "device": device}
-        first, second = (
-            setting.gradients(lambda *x: setting.run(*x, backend="triton"), **where)
-            for _ in range(2)  # noqa: B023
-        )
+        run = functools.partial(setting.run, backend="triton")
+        first, second = (setting.gradients(run, **where) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
