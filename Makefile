@@ -23,7 +23,7 @@ COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATA ?=
 MINUTES ?=
 
-.PHONY: demo test test-slow part-rest part-sm_80 part-sm_90 part-interpreter bench profile gpu lint gallery docs clean
+.PHONY: demo test test-slow part-rest part-models part-sm_80 part-sm_90 part-interpreter bench profile gpu lint gallery docs clean
 .DEFAULT_GOAL := test
 
 # The pin in constraints.txt makes pip take a CPU build of torch where the index has one.
@@ -47,18 +47,19 @@ define run_tests
 endef
 
 # Triton reads TRITON_INTERPRET when it is imported, and what it interprets it cannot compile: hence a process each.
-part-rest: run = $(PYTHON) -m pytest tests --ignore=tests/kernels -m "$(TESTS)"
+part-rest: run = $(PYTHON) -m pytest tests --ignore=tests/kernels --ignore=tests/models -m "$(TESTS)"
+part-models: run = $(PYTHON) -m pytest tests/models -m "$(TESTS)"
 part-sm_80 part-sm_90: run = $(PYTHON) tests/ptxemu.py --target $(@:part-%=%) pytest tests/kernels -m "$(TESTS)"
 part-interpreter: run = TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(INTERPRETED)"
 
-part-rest part-sm_80 part-sm_90 part-interpreter:
+part-rest part-models part-sm_80 part-sm_90 part-interpreter:
 	@$(run) > $(LOGS)/$@ 2>&1; status=$$?; cat $(LOGS)/$@; exit $$status
 
 test: $(INSTALLED)
-	@$(call run_tests,part-rest part-sm_90 part-sm_80 part-interpreter,not slow,interpreter)
+	@$(call run_tests,part-rest part-models part-sm_90 part-sm_80 part-interpreter,not slow,interpreter)
 
 test-slow: $(INSTALLED)
-	@$(call run_tests,part-interpreter part-rest part-sm_90 part-sm_80,slow)
+	@$(call run_tests,part-interpreter part-rest part-models part-sm_90 part-sm_80,slow)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench run
