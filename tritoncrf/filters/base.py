@@ -108,7 +108,7 @@ def execution(precision: Precision, backend: Backend) -> Execution:
 
 
 class Gaussian(Filter):
-    """A filter by exp(-|f_i - f_j|^2 / 2), normalised or not: n_out K n_in with r = K 1 (spec: 2.1).
+    """A filter by exp(-|f_i - f_j|^2 / 2), normalised or not: n_out K n_in with r = K 1.
 
     "before" has 1 / r on the input, "after" 1 / r on the output, "symmetric" r^-1/2 on both.
     """
