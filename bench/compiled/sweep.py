@@ -145,13 +145,13 @@ def configurations(thorough: bool = False) -> list[Configuration]:
             {"weights": "matrix", "precision": "fast"},
         )
     ]
+    windows = [Configuration(classes=c, weights=w, filters=f) for c, w, f in sums]
+    # As at 500 x 512: of sizes and strides that are multiples of 16 Triton makes other kernels.
+    aligned = [Configuration(window_size=11), *lattices[: len(sums)], *exacts[:5], *guideds[: len(sums)]]
+    aligned += [Configuration("guided", radius=16), Configuration("guided", features=8), *windows]
+    aligned = [replace(c, size=(36, 64)) for c in aligned]
     if not thorough:
-        windows = [Configuration(classes=c, weights=w, filters=f) for c, w, f in sums]
-        # As at 500 x 512: of sizes and strides that are multiples of 16 Triton makes other kernels.
-        aligned = [*windows, Configuration(window_size=11), *lattices[: len(sums)], *exacts[:5], *guideds[: len(sums)]]
-        aligned += [Configuration("guided", radius=16), Configuration("guided", features=8)]
-        aligned = [replace(c, size=(36, 64)) for c in aligned]
-        return windows + [Configuration(**v) for v in variations] + lattices + exacts + guideds + aligned
+        return windows + [Configuration(**v) for v in variations] + lattices + exacts + guideds + aligned[::2]
     variations += [
         {},
         {"window_size": 3},
@@ -168,7 +168,9 @@ def configurations(thorough: bool = False) -> list[Configuration]:
     found = [Configuration(classes=c, weights=w, filters=f, **v) for c, w, f, v in windows]
     found += [Configuration("lattice", c, weights=w, filters=f, features=d) for c, w, f, d in lattices]
     found += [Configuration("guided", c, weights=w, radius=r, features=d) for c, w, r, d in guideds]
-    return found + [Configuration("exact", c, features=d, include_self=s, precision=p) for c, d, s, p in exacts]
+    return (
+        found + aligned + [Configuration("exact", c, features=d, include_self=s, precision=p) for c, d, s, p in exacts]
+    )
 
 
 def launches_of(configuration: Configuration) -> list[Launch]:

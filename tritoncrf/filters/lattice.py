@@ -81,7 +81,7 @@ class Lattice(Gaussian):
         plan = LatticePlan(**gaussian_fields(features, include_self, normalization, precision, backend))
         tensors = build(features.flatten(2), resolve(backend, features.device, features.dtype))
         if not include_self:
-            tensors.append(_self_weights(tensors[0]).view(len(features), 1, *features.shape[2:]))
+            tensors = [*tensors, _self_weights(tensors[0]).view(len(features), 1, *features.shape[2:])]
         self.prepare(plan, features, tensors)
 
     @classmethod

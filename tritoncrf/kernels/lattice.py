@@ -313,7 +313,7 @@ def weights_gradient(rows, cotangent, lattice, v_forward, v_reverse):
     """dL/db [Bf, N, D + 1] for L = <y, K x>, as reference.lattice.weights_gradient."""
     batch, pixels, _ = rows.shape
     _, arguments = _classes(rows, CLASS_BLOCK)
-    p = TILE // arguments["CB"]
+    p = TILE // 2 // arguments["CB"]  # four rows of each pixel are in flight
     gradient = rows.new_empty((batch, pixels, lattice.corners))
     launch(
         _weights_gradient_kernel, (ceil_div(pixels, p), batch), num_warps=4,
