@@ -190,6 +190,24 @@ def assert_loop_within_budget(setting, device, make=lambda x: x) -> None:
             assert_within_budget(name, a, b, c)
 
 
+def launches(setting, wanted: str, device) -> tuple[int, int]:
+    """Launches of one more iteration of a loop: forward, and backward to its "logits" or to "everything".
+
+    Set-up is in both counts that are subtracted. Counting needs no launch to run."""
+    from tritoncrf.kernels.common import record_launches  # here, for the tests that go without Triton
+
+    counts = []
+    for setting.iterations in (3, 2):
+        inputs = [x.to(device, torch.float32) for x in setting.inputs]
+        inputs = [x.requires_grad_(wanted == "everything" or i == 0) for i, x in enumerate(inputs)]
+        with record_launches(run=False) as forward:
+            scores = setting.run(*inputs, backend="triton")
+        with record_launches(run=False) as backward:
+            torch.autograd.grad(scores, [x for x in inputs if x.requires_grad], torch.randn_like(scores))
+        counts.append((len(forward), len(backward)))
+    return counts[0][0] - counts[1][0], counts[0][1] - counts[1][1]
+
+
 # The filters ------------------------------------------------------------------------------------------------------
 
 BOTH_SELVES = {"": {}, "-not-self": {"include_self": False}}
