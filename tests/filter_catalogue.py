@@ -89,6 +89,12 @@ class FilterCase:
         learnt = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.learnt.items()}
         return {"values": values, self.source: features, **learnt}
 
+    def example(self, changes=None, dtype=torch.float64, **sizes) -> tuple[tc.filters.Filter, torch.Tensor]:
+        """A filter, by default of the first of the pair, and values for it."""
+        inputs = self.inputs(**sizes)
+        changes = self.variants[self.pair[0]] if changes is None else changes
+        return self.filter(inputs[self.source].to(dtype), **changes), inputs["values"].to(dtype)
+
     def filter(self, features, backend="torch", **changes) -> tc.filters.Filter:
         return (self.make or self.kind)(features, backend=backend, **{**self.arguments, **changes})
 
