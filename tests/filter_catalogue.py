@@ -89,6 +89,12 @@ class FilterCase:
         learnt = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.learnt.items()}
         return {"values": values, self.source: features, **learnt}
 
+    def example(self, changes=None, dtype=torch.float64, **sizes) -> tuple[tc.filters.Filter, torch.Tensor]:
+        """A filter, by default of the first of the pair, and values for it."""
+        inputs = self.inputs(**sizes)
+        changes = self.variants[self.pair[0]] if changes is None else changes
+        return self.filter(inputs[self.source].to(dtype), **changes), inputs["values"].to(dtype)
+
     def filter(self, features, backend="torch", **changes) -> tc.filters.Filter:
         return (self.make or self.kind)(features, backend=backend, **{**self.arguments, **changes})
 
@@ -188,6 +194,24 @@ def assert_loop_within_budget(setting, device, make=lambda x: x) -> None:
             assert_close(name, a, b, dtype=torch.float32, scale=scale)
         else:
             assert_within_budget(name, a, b, c)
+
+
+def launches(setting, wanted: str, device) -> tuple[int, int]:
+    """Launches of one more iteration of a loop: forward, and backward to its "logits" or to "everything".
+
+    Set-up is in both counts that are subtracted. Counting needs no launch to run."""
+    from tritoncrf.kernels.common import record_launches  # here, for the tests that go without Triton
+
+    counts = []
+    for setting.iterations in (3, 2):
+        inputs = [x.to(device, torch.float32) for x in setting.inputs]
+        inputs = [x.requires_grad_(wanted == "everything" or i == 0) for i, x in enumerate(inputs)]
+        with record_launches(run=False) as forward:
+            scores = setting.run(*inputs, backend="triton")
+        with record_launches(run=False) as backward:
+            torch.autograd.grad(scores, [x for x in inputs if x.requires_grad], torch.randn_like(scores))
+        counts.append((len(forward), len(backward)))
+    return counts[0][0] - counts[1][0], counts[0][1] - counts[1][1]
 
 
 # The filters ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""Memory that shows when nobody wrote it."""
+"""Memory that shows when nobody wrote it, and how much of it is written."""
 
 import contextlib
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextlib.contextmanager
@@ -20,3 +21,17 @@ def nan_filled():
     finally:
         torch.set_deterministic_debug_mode(mode)
         torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+class Work(TorchDispatchMode):
+    """How many numbers the operators inside wrote, and the most in one memory that any of them gave back."""
+
+    written = largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(x, torch.Tensor):
+                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
+                self.written += 0 if function.is_view else x.numel()
+        return result

@@ -8,9 +8,9 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from cases import Setting, assert_exports_with_dynamic_sizes, leaves, random_features, random_logits
+from cases import Setting, assert_exports_with_dynamic_sizes, leaves, random_features
 from tritoncrf import checks
-from tritoncrf.filters.plan import decode, encode, filter_apply, filter_backward
+from tritoncrf.filters.plan import encode
 from tritoncrf.mean_field import iterate, iterate_backward
 
 needs_compiler = pytest.mark.skipif(
@@ -23,14 +23,6 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 # Operators --------------------------------------------------------------------------------------------------------
 
 
-def filter_inputs(requires_grad: bool, **window):
-    """What `tritoncrf::filter` takes: values, tensors, plan."""
-    x, f = torch.randn(2, 3, 4, 5), random_features((4, 5), dtype=torch.float32)
-    filter = Window(f, 3, **window)
-    tensors = [t.detach().requires_grad_(requires_grad) for t in filter.tensors]
-    return x.requires_grad_(requires_grad), tensors, encode([filter.resolved(x)])
-
-
 def loop_inputs(requires_grad: bool):
     """What the loop's operators share: unary, unary_weight, mixing, tensors, plans."""
     case = Setting((4, 5), [{"window_size": 3}, {"window_size": 5, "normalization": "symmetric", "blur": 2}], batch=2,
@@ -41,18 +33,6 @@ def loop_inputs(requires_grad: bool):
     )
     tensors = [t.detach().requires_grad_(requires_grad) for f in filters for t in f.tensors]
     return unary, a, mixing, tensors, encode([f.resolved(unary) for f in filters])
-
-
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("normalization", ["none", "before", "symmetric"])
-def test_opcheck_filter(normalization, requires_grad):
-    torch.library.opcheck(filter_apply, filter_inputs(requires_grad, normalization=normalization, blur=2))
-
-
-@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
-def test_opcheck_filter_backward(needs):
-    x, tensors, plan = filter_inputs(False, normalization="symmetric")
-    torch.library.opcheck(filter_backward, (x, torch.randn_like(x), tensors, plan, *needs))
 
 
 @pytest.mark.parametrize("initial", ["softmax", "log_softmax"])
@@ -78,13 +58,6 @@ def test_opcheck_of_inputs_in_any_memory_order():
     cotangent = torch.randn_like(scores)
     arguments = (cotangent, unary, a, mixing, tensors, states, plans, "softmax", [True] * 5)
     torch.library.opcheck(iterate_backward, arguments)
-
-
-def test_plans_travel_as_text():
-    filters = [Window(random_features((4, 5)), 5, dilation=2, blur=3, include_self=False, normalization="before")]
-    filters.append(Window(random_features((4, 5)), 31, normalization="symmetric", precision="fast", backend="torch"))
-    plans = tuple(f.plan for f in filters)
-    assert decode(encode(plans)) == plans
 
 
 # Compilation and export -------------------------------------------------------------------------------------------
@@ -178,14 +151,6 @@ def test_exports_with_dynamic_sizes():
     assert_exports_with_dynamic_sizes(Sharpen(), image_and_logits)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (0, 3, 4, 5)])
-def test_fake_tensors_pass_through(shape):
-    with torch._subclasses.FakeTensorMode():
-        logits = torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
-        q = tc.mean_field(logits, [Window(torch.empty(1, 2, 4, 5), 3, normalization="after")], [1.0])
-        assert q.shape == shape and q.dtype == torch.bfloat16
-
-
 # Autocast ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,17 +175,6 @@ def test_autocast_changes_nothing_but_the_scores_it_made(weight):
     for name, a, b in zip(("scores", *case.names), found, expected, strict=True):
         assert a.dtype == (torch.bfloat16 if name in ("scores", "logits") else torch.float32)
         assert_close(name, a, b.to(a.dtype))
-
-
-# Derivatives ------------------------------------------------------------------------------------------------------
-
-
-def test_a_second_derivative_is_refused():
-    f, x = leaves(random_features((4, 5)), random_logits((4, 5)))
-    for y in Window(f, 3)(x), tc.mean_field(x, [Window(f.detach(), 3)], [1.0], iterations=2):
-        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        with pytest.raises(NotImplementedError, match="first derivatives only"):
-            first.sum().backward()
 
 
 # Looking at values ------------------------------------------------------------------------------------------------

@@ -1,14 +1,12 @@
-"""The kernels of all pairs against the PyTorch reference in float64, values and every gradient."""
+"""The kernels of all pairs: tiles, features far apart, values of any size, what is skipped; against PyTorch in float64."""
 
 import pytest
 import torch
 
 import tritoncrf as tc
-from assertions import assert_close, assert_within_budget
-from cases import NORMALIZATIONS, interpreted, leaves, random_features, strided
-from problems import EXACT_FILTERS, EXACT_LOOPS, named
+from assertions import assert_close
+from cases import interpreted, random_features
 from tritoncrf.kernels import exact as kernels
-from tritoncrf.kernels.common import record_launches
 from tritoncrf.reference import exact as reference
 
 Exact = tc.filters.Exact
@@ -105,74 +103,6 @@ def test_what_is_skipped_is_skipped(device):
         assert len(there[3]) == columns
         found = kernels.exact_sum(x.to(device, torch.float32), *there, False, "default")
         assert_close("K x", found, reference.exact_sum(x, *here, False), dtype=torch.float32)
-
-
-@pytest.mark.parametrize("problem", EXACT_FILTERS, ids=named)
-def test_known_answers_of_the_filter(problem, device):
-    features, values, answer = problem.tensors(torch.float32, device)
-    found = Exact(features, **problem.window, backend="triton")(values)
-    assert_close("K x", found, answer, scale=None if answer.any() else 1.0)
-
-
-@pytest.mark.parametrize("problem", EXACT_LOOPS[:6], ids=named)
-def test_known_answers_of_the_loop(problem, device):
-    features, logits, answer = problem.tensors(torch.float32, device)
-    filters = [Exact(features, **problem.window, backend="triton")]
-    assert_close("Q", tc.mean_field(logits, filters, **problem.arguments(torch.float32, device)), answer)
-
-
-@pytest.mark.parametrize("make", [strided, torch.clone], ids=["strided", "contiguous"])
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_the_filter_and_its_gradients(normalization, make, device):
-    size = (4, 7)
-    x, f = torch.randn(2, 3, *size, dtype=torch.float64), random_features(size)
-    cotangent = torch.randn(2, 3, *size, dtype=torch.float64)
-
-    def outcome(dtype, backend, device="cpu"):
-        inputs = leaves(x.to(device, dtype), f.to(device, dtype))
-        values, features = (make(t) if backend == "triton" else t for t in inputs)
-        y = Exact(features, include_self=False, normalization=normalization, backend=backend)(values)
-        return y.detach(), *torch.autograd.grad(y, inputs, cotangent.to(device, dtype))
-
-    found, exact = outcome(torch.float32, "triton", device), outcome(torch.float64, "torch")
-    plain = outcome(torch.float32, "torch")
-    for name, a, b, c in zip(("K x", "values' gradient", "features' gradient"), found, exact, plain, strict=True):
-        assert_close(name, a, b, dtype=torch.float32)
-        assert_within_budget(name, a, b, c)
-
-
-def test_a_step_beside_a_window(device):
-    logits, f = torch.randn(1, 3, 4, 7, dtype=torch.float64), random_features((4, 7))
-
-    def run(dtype, backend, device="cpu"):
-        inputs = leaves(logits.to(device, dtype), f.to(device, dtype))
-        filters = [Exact(inputs[1], backend=backend), tc.filters.Window(inputs[1], 3, backend=backend)]
-        scores = tc.mean_field(inputs[0], filters, [0.1, 0.3], iterations=1, output="logits")
-        return scores.detach(), *torch.autograd.grad(scores, inputs, scores.detach())
-
-    found, expected = run(torch.float32, "triton", device), run(torch.float64, "torch")
-    for name, a, b in zip(("scores", "logits", "features"), found, expected):
-        assert_close(name, a, b, dtype=torch.float32)
-
-
-def test_the_same_bits_twice(device):
-    x, y, f = (t.to(device, torch.float32) for t in case(130))
-    first, second = (
-        (kernels.exact_sum(x, *visits(f), True, "default"), kernels.exact_feature_gradient(x, y, *visits(f)))
-        for _ in range(2)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
-
-
-def test_launches_per_iteration(device):
-    """The values in sorted order, and their sums; counting needs no launch to run."""
-    logits, f = torch.randn(1, 3, 4, 7, device=device), random_features((4, 7), dtype=torch.float32).to(device)
-    counts = []
-    for iterations in (3, 2):
-        with record_launches(run=False) as launches:
-            tc.mean_field(logits, [Exact(f, backend="triton")], [1.0], iterations=iterations)
-        counts.append(len(launches))
-    assert counts[0] - counts[1] == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

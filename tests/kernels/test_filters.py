@@ -4,6 +4,10 @@ import functools
 
 import pytest
 import torch
+
+import tritoncrf as tc
+from assertions import assert_close, assert_within_budget
+from cases import random_features, strided
 from filter_catalogue import (
     EXACT,
     GUIDED,
@@ -16,19 +20,16 @@ from filter_catalogue import (
     assert_loop_within_budget,
     assert_same_bits,
     assert_states_are_whole,
+    launches,
     results,
     step_of,
 )
-
-import tritoncrf as tc
-from assertions import assert_close
-from cases import random_features, strided
 from problems import named
-from tritoncrf.kernels.common import record_launches
 from tritoncrf.step import Step
 
 each_filter = pytest.mark.parametrize("case", PLANNED, ids=named)
 interpreter = pytest.mark.interpreter
+FIRST = {"Exact": 6}  # known answers of loops that say no more of it
 FUSED = [(WINDOW, {}), (WINDOW, {"blur": 2}), (LATTICE, {}), (GUIDED, {}), (GUIDED, {"radius": 8})]
 each_fused = pytest.mark.parametrize("case, changes", FUSED, ids=lambda x: getattr(x, "name", str(x)))
 
@@ -40,25 +41,23 @@ def by_kernels(case, inputs, device, make=lambda x: x, **options):
 # The filter -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "case, problem", [pytest.param(c, p, id=f"{c.name}-{p.name}") for c in PLANNED for p in c.known]
-)
+@pytest.mark.parametrize("case, problem", [(c, p) for c in PLANNED for p in c.known], ids=named)
 def test_known_answers(case, problem, device):
     made_of, values, answer = problem.tensors(torch.float32, device)
     found = case.kind(made_of, **problem.window, backend="triton")(values)
     assert_close("K x", found, answer, scale=None if answer.any() else 1.0)
 
 
-@pytest.mark.parametrize("case, problem", [
-    pytest.param(c, p, id=f"{c.name}-{p.name}") for c, few in ((WINDOW, None), (EXACT, 6)) for p in c.known_loops[:few]
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "case, problem", [(c, p) for c in PLANNED for p in c.known_loops[: FIRST.get(c.name)]], ids=named
+)
 def test_known_answers_of_the_loop(case, problem, device):
     made_of, logits, answer = problem.tensors(torch.float32, device)
     filters = [case.kind(made_of, **problem.window, backend="triton")]
     assert_close("Q", tc.mean_field(logits, filters, **problem.arguments(torch.float32, device)), answer)
 
 
-SIZES = [(1,), (37,), (129,), (3, 31), (4, 32), (5, 33), (1, 9), (2, 3, 5)]
+SIZES = [(1,), (37,), (4, 32), (5, 33), (2, 3, 5)]
 PLACES = [
     pytest.param(c, SIZE, changes, id=f"{c.name}-{v}", marks=interpreter if v in c.pair else ())
     for c in PLANNED for v, changes in c.variants.items()
@@ -73,6 +72,10 @@ def test_values_and_every_gradient(case, size, changes, device):
     for name in case.learnt:  # a sum whose terms cancel each other: of <x, K x> they do not
         del found[name], exact[name]
     assert_alike(found, exact, dtype=torch.float32)
+    if case is EXACT and size == SIZE:
+        plain = results(case.apply(**changes), inputs, dtype=torch.float32)
+        for name in found:
+            assert_within_budget(name, found[name], exact[name], plain[name])
 
 
 @pytest.mark.parametrize("case, changes", [
@@ -86,7 +89,7 @@ def test_the_gradient_of_what_is_learnt(case, changes, device):
     assert_alike(found, exact, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 17, 33, 64, 200])
+@pytest.mark.parametrize("classes", [1, 17, 33, 200])
 @each_filter
 def test_numbers_of_classes(case, classes, device):
     inputs = case.inputs((3, 5), classes=classes)
@@ -94,30 +97,30 @@ def test_numbers_of_classes(case, classes, device):
     assert_alike(*({n: x for n, x in r.items() if n not in case.learnt} for r in (found, exact)), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("batch, classes", [(0, 3), (2, 0)], ids=["no-images", "no-classes"])
-@pytest.mark.parametrize("shared", [True, False])
-@each_filter
-def test_nothing_to_filter(case, shared, batch, classes, device):
-    inputs = case.inputs(batch=batch, classes=classes, shared=shared)
-    for changes in case.variants.values():
-        found = by_kernels(case, inputs, device, **changes)
-        for name, x in inputs.items():
-            assert_close(name, found[name], torch.zeros_like(x), dtype=torch.float32, scale=1.0)
+@pytest.mark.parametrize("case, batch, classes", [
+    *((c, 0, 3) for c in PLANNED), (EXACT, 2, 0), (GUIDED, 2, 0),
+], ids=lambda x: getattr(x, "name", str(x)))  # fmt: skip
+def test_nothing_to_filter(case, batch, classes, device):
+    for shared in True, False:
+        inputs = case.inputs(batch=batch, classes=classes, shared=shared)
+        for changes in case.variants.values():
+            found = by_kernels(case, inputs, device, **changes)
+            for name, x in inputs.items():
+                assert_close(name, found[name], torch.zeros_like(x), dtype=torch.float32, scale=1.0)
 
 
 def classes_last(x):
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.ndim > 1 else x
 
 
-@pytest.mark.parametrize("make", [strided, classes_last])
-@pytest.mark.parametrize("classes", [4, 5])
+@pytest.mark.parametrize("make, classes", [(strided, 5), (classes_last, 4)])
 @each_filter
-def test_memory_order_does_not_matter(case, classes, make, device):
-    inputs = case.inputs(classes=classes)
-    for changes in case.variants.values():
-        found, expected = by_kernels(case, inputs, device, make, **changes), by_kernels(case, inputs, device, **changes)
-        assert_alike(found, expected, dtype=torch.float32)
-        assert torch.equal(found["K x"], expected["K x"])
+def test_memory_order_does_not_matter(case, make, classes, device):
+    inputs, changes = case.inputs(classes=classes), case.variants[case.pair[0]]
+    assert_alike(*(by_kernels(case, inputs, device, how, **changes) for how in (make, torch.clone)))
+    f, x = (inputs[name].to(device, torch.float32) for name in (case.source, "values"))
+    K = case.filter(f, "triton", **changes)
+    assert torch.equal(K(make(x)), K(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -134,9 +137,14 @@ def test_half_precision_is_stored_and_never_summed_in(case, dtype, device):
 # The loop ---------------------------------------------------------------------------------------------------------
 
 
+FEW = "class", "matrix-costs", "batch-mixed", "one-label"  # of a filter whose step is that of separate passes
+
+
 @pytest.mark.parametrize("case, options", [
-    pytest.param(c, options, id=f"{c.name}-{name}", marks=interpreter if name in ("scalar", "two-mixed") else ())
-    for c in PLANNED for name, options in {**SETTINGS, "empty-batch": dict(batch=0)}.items()
+    pytest.param(c, {"iterations": 2, **options}, id=f"{c.name}-{n}", marks=interpreter if n in ("class", "two-mixed") else ())
+    for c in PLANNED
+    for n, options in {**SETTINGS, "empty-batch": dict(batch=0)}.items()
+    if n != "no-iteration" and (c is not EXACT or n in FEW)
 ])  # fmt: skip
 def test_the_loop_and_every_gradient(case, options, device):
     assert_loop_within_budget(case.loop(**options), device)
@@ -183,7 +191,7 @@ def test_a_step_is_that_of_separate_passes(case, changes, weight, device):
                 dq, back = step.backward(kept, v, softmax, messages)
                 outcome[f"dS {softmax} {messages}"] = step.image(dq)
                 assert (back is not None) == messages
-                outcome |= {f"B {softmax}": step.image(b) for b in back or []}
+                outcome |= {f"B {softmax}": step.image(b) for b in (back if messages else [])}
         found.append(outcome)
     assert_alike(found[1], found[0], dtype=torch.float32)
 
@@ -221,12 +229,13 @@ def test_certain_scores_stay_finite(case, changes, device):
 @each_filter
 def test_the_same_bits_twice(case, device):
     inputs = case.inputs((9, 15), classes=5)
-    for changes in case.variants.values():
+    for changes in (case.variants[v] for v in case.pair):
         assert_same_bits(*(by_kernels(case, inputs, device, **changes) for _ in range(2)))
-    for name in "two-classes", "matrix-costs":
-        setting, where = case.loop(**SETTINGS[name]), {"dtype": torch.float32, "device": device}
+    blurred = [dict(windows=[{"blur": 2}] * 2)] if case is WINDOW else []
+    for options in SETTINGS["two-classes"], SETTINGS["matrix-costs"], *blurred:
+        setting = case.loop(**options)
         run = functools.partial(setting.run, backend="triton")
-        first, second = (setting.gradients(run, **where) for _ in range(2))
+        first, second = (setting.gradients(run, dtype=torch.float32, device=device) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -240,22 +249,28 @@ def test_the_same_q_gives_the_same_answer_whoever_called_the_step_before(case, c
     assert_states_are_whole(setting, backend="triton", dtype=torch.float32, device=device)
 
 
-def launches(case, options, everything: bool, device) -> tuple[int, int]:
-    """Launches of one more iteration: forward, backward. Set-up is in both counts that are subtracted.
-
-    Counting needs no launch to run."""
-    counts = []
-    for iterations in (3, 2):
-        setting = case.loop(**{**options, "iterations": iterations})
-        inputs = [x.to(device, torch.float32) for x in setting.inputs]
-        inputs = [x.requires_grad_(everything or i == 0) for i, x in enumerate(inputs)]
-        with record_launches(run=False) as forward:
-            scores = setting.run(*inputs, backend="triton")
-        with record_launches(run=False) as backward:
-            torch.autograd.grad(scores, [x for x in inputs if x.requires_grad], torch.randn_like(scores))
-        counts.append((len(forward), len(backward)))
-    return counts[0][0] - counts[1][0], counts[0][1] - counts[1][1]
+def of_lattices(count, d):
+    """Per filter: splat in two launches, blurs two by two; one slice with the step. At most d + 3."""
+    there = 2 + (d + 2) // 2
+    assert there + 1 <= d + 3
+    each_way = count * there + 1
+    return LATTICE, dict(windows=[{}] * count, channels=(d, d)), each_way, each_way, each_way + count * (2 * there + 1)
 
 
-LAUNCHES = [  # forward and backward, and backward where all that can be learnt is
-]  # fmt: skip
+@pytest.mark.parametrize("case, options, forward, backward, everything", [
+    (WINDOW, {}, 1, 1, 4),
+    (WINDOW, dict(count=2), 1, 1, 6),
+    (WINDOW, dict(windows=[{"blur": 2}] * 2, channels=(2, 5)), 2, 3, 5),
+    (EXACT, {}, 2, 2, 9),
+    (EXACT, dict(count=2), 4, 4, 16),
+    (GUIDED, dict(size=(5, 6), windows=[{"radius": 3}]), 2, 2, 10),
+    (GUIDED, dict(size=(5, 6), windows=[{"radius": 4}]), 2, 2, 10),
+    (GUIDED, dict(size=(5, 70), windows=[{"radius": 64}]), 4, 4, 12),
+    (GUIDED, dict(size=(70, 5), windows=[{"radius": (64, 1)}]), 4, 4, 12),
+    (GUIDED, dict(size=(40,), windows=[{"radius": 31}]), 4, 4, 8),
+    (GUIDED, dict(size=(3, 4, 5), windows=[{"radius": 1}]), 6, 6, 18),
+    *(of_lattices(count, d) for count in (1, 2) for d in (1, 2, 3, 5, 8)),
+], ids=lambda x: getattr(x, "name", str(x)))  # fmt: skip
+def test_launches_per_iteration(case, options, forward, backward, everything, device):
+    assert launches(case.loop(**options), "logits", device) == (forward, backward)
+    assert launches(case.loop(**options), "everything", device) == (forward, everything)

@@ -1,16 +1,16 @@
-"""The lattice kernels and their fused step against the PyTorch reference in float64, values and every gradient."""
+"""The lattice kernels, one by one, and the branches of their fused step against PyTorch in float64."""
 
 import pytest
 import torch
 
 import tritoncrf as tc
-from assertions import assert_close, assert_within_budget
-from cases import Setting, interpreted, leaves, random_features, strided
+from assertions import assert_close
+from cases import interpreted, random_features
+from filter_catalogue import LATTICE, assert_loop_within_budget
 from tritoncrf.filters import Lattice
 from tritoncrf.filters.lattice import build
 from tritoncrf.kernels import lattice as kernels
 from tritoncrf.kernels import simplex
-from tritoncrf.kernels.common import record_launches
 from tritoncrf.reference import lattice as reference
 from tritoncrf.reference import simplex as reference_simplex
 
@@ -132,99 +132,19 @@ def test_rows_are_padded_with_zeros(device):
         assert torch.isfinite(q).all()
 
 
-@pytest.mark.parametrize("classes", [4, 5])
-def test_memory_order_does_not_matter(classes, device):
-    x = torch.randn(2, classes, 3, 4, device=device)
-    lattice = Lattice(random_features((3, 4), 2, dtype=torch.float32).to(device), backend="triton")
-    assert torch.equal(lattice(strided(x)), lattice(x))
-
-
-# The filter -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("normalization, include_self, batch", [
-    ("none", True, 1), ("before", True, 2), ("after", False, 1), ("symmetric", True, 2), ("symmetric", False, 1),
-])  # fmt: skip
-def test_the_filter_and_its_gradients(normalization, include_self, batch, device):
-    size = (3, 5)
-    x, f, cotangent = torch.randn(batch, 3, *size, dtype=torch.float64), random_features(size, 3, batch), None
-    cotangent = torch.randn_like(x)
-
-    def outcome(dtype, backend, device="cpu"):
-        inputs = leaves(x.to(device, dtype), f.to(device, dtype))
-        y = Lattice(inputs[1], include_self, normalization, backend=backend)(inputs[0])
-        return y.detach(), *torch.autograd.grad(y, inputs, cotangent.to(device, dtype))
-
-    found, expected = outcome(torch.float32, "triton", device), outcome(torch.float64, "torch")
-    for name, a, b in zip(("K x", "values' gradient", "features' gradient"), found, expected, strict=True):
-        assert_close(name, a, b, dtype=torch.float32)
-
-
 # The loop ---------------------------------------------------------------------------------------------------------
 
 SYMMETRIC, AFTER, BEFORE = ({"normalization": n} for n in ("symmetric", "after", "before"))
-
 SETTINGS = {
-    "scalar": dict(size=(4, 5), windows=[{}]),
-    "pair": dict(size=(4, 5), windows=[SYMMETRIC, SYMMETRIC], channels=(2, 5), classes=21),
-    "class": dict(size=(3, 5), windows=[BEFORE, AFTER], weight="class", unary="class", classes=4),
-    "matrix-costs": dict(size=(3, 5), windows=[AFTER, AFTER], weight="matrix", compatibility=True, classes=5),
-    "batch-mixed": dict(size=(3, 4), windows=[SYMMETRIC, AFTER], batch=2, shared=[True, False],
-                        weight=["scalar", "class"], iterations=3),
-    "logarithms": dict(size=(3, 4), windows=[AFTER], initial="log_softmax", weight="matrix"),
-    "one-iteration": dict(size=(3, 4), windows=[SYMMETRIC], iterations=1),
-    "one-label": dict(size=(3, 4), windows=[AFTER], classes=1),
+    "21-classes": dict(size=(4, 5), windows=[SYMMETRIC, SYMMETRIC], channels=(2, 5), classes=21),
+    "before-after": dict(size=(3, 5), windows=[BEFORE, AFTER], weight="class", unary="class", classes=4),
+    "matrix-costs-5": dict(size=(3, 5), windows=[AFTER, AFTER], weight="matrix", compatibility=True, classes=5),
     "classes-100": dict(size=(3, 3), windows=[AFTER], classes=100, weight="class"),
     "classes-260-composed": dict(size=(3, 3), windows=[AFTER], classes=260),
-    "three-composed": dict(size=(3, 4), windows=[{}, AFTER, {}], channels=(1, 2, 3), weight="class", strength=0.2),
     "not-self-composed": dict(size=(3, 4), windows=[{"include_self": False, **AFTER}]),
-    "empty-batch": dict(size=(3, 4), windows=[SYMMETRIC], batch=0),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("name", interpreted(SETTINGS, "pair", "matrix-costs", "batch-mixed", "three-composed"))
+@pytest.mark.parametrize("name", interpreted(SETTINGS, "21-classes", "matrix-costs-5"))
 def test_the_loop_and_every_gradient(name, device):
-    setting = Setting(**SETTINGS[name], kind=Lattice)
-    by_triton = lambda *inputs: setting.run(*inputs, backend="triton")  # noqa: E731
-    found = setting.gradients(by_triton, dtype=torch.float32, device=device)
-    exact, plain = setting.gradients(setting.run), setting.gradients(setting.run, dtype=torch.float32)
-    for which, a, b, c in zip(("scores", *setting.names), found, exact, plain, strict=True):
-        if a.numel() < 16:  # too few numbers to estimate PyTorch's error from
-            scale = max(b.norm().item(), setting.cotangent.norm().item())
-            assert_close(which, a, b, dtype=torch.float32, scale=scale)
-        elif name == "one-label" and which == "features[0]":
-            # The probability is 1 whatever the features, so the true gradient is 0. What is found is what rounding
-            # leaves of terms near 1 that cancel: PyTorch's own error, small by the luck of its order of sums, is no
-            # budget for it, and fused multiply-adds, which every GPU has, leave more. It is measured against the terms.
-            assert_close(which, a, b, dtype=torch.float32, scale=1.0)
-        else:
-            assert_within_budget(which, a, b, c)
-
-
-def test_the_same_bits_twice(device):
-    setting = Setting(**SETTINGS["pair"], kind=Lattice)
-    by_triton = lambda *inputs: setting.run(*inputs, backend="triton")  # noqa: E731
-    first, second = (setting.gradients(by_triton, dtype=torch.float32, device=device) for _ in range(2))
-    for what, a, b in zip(("scores", *setting.names), first, second, strict=True):
-        assert torch.equal(a, b), what
-
-
-# Launches ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("d", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("filters", [1, 2])
-def test_launches_per_iteration(d, filters, device):
-    """Per filter: splat in two launches, blurs two by two; one slice with the step. At most d + 3."""
-    counts = []
-    logits = torch.randn(1, 3, 4, 5, device=device)
-    features = [random_features((4, 5), d, dtype=torch.float32).to(device)] * filters
-    with record_launches(run=False):
-        lattices = [Lattice(f, backend="triton") for f in features]
-    for iterations in (3, 2):
-        with record_launches(run=False) as launches:
-            tc.mean_field(logits, lattices, [1.0] * filters, iterations=iterations)
-        counts.append(len(launches))
-    per_iteration = counts[0] - counts[1]
-    assert per_iteration == filters * (2 + (d + 2) // 2) + 1
-    assert per_iteration <= filters * (d + 3)
+    assert_loop_within_budget(LATTICE.loop(iterations=2, **SETTINGS[name]), device)

@@ -1,16 +1,13 @@
-"""The window kernels and their fused steps against the PyTorch reference in float64, values and every gradient."""
+"""The window kernels and the branches of their fused steps against PyTorch in float64, values and every gradient."""
 
 import pytest
 import torch
 
 import tritoncrf as tc
-from assertions import assert_close, assert_within_budget
-from cases import NORMALIZATIONS, Setting, interpreted, leaves, random_features, random_logits, strided
-from problems import FILTERS, LOOPS, named
-from tritoncrf.filters.base import encode
+from assertions import assert_close
+from cases import Setting, interpreted, random_features, strided
+from filter_catalogue import assert_loop_within_budget, launches
 from tritoncrf.kernels import window as kernels
-from tritoncrf.kernels.common import record_launches
-from tritoncrf.mean_field import iterate
 from tritoncrf.reference import window as reference
 
 Window = tc.filters.Window
@@ -94,56 +91,6 @@ def test_memory_order_does_not_matter(make, device):
     assert torch.equal(kernels.window_feature_gradient(make(x), make(y), make(features), *window), expected)
 
 
-# Known answers ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("problem", FILTERS, ids=named)
-def test_known_answers_of_the_filter(problem, device):
-    features, values, answer = problem.tensors(torch.float32, device)
-    found = Window(features, **problem.window, backend="triton")(values)
-    assert_close("K x", found, answer, scale=None if answer.any() else 1.0)
-
-
-@pytest.mark.parametrize("problem", LOOPS, ids=named)
-def test_known_answers_of_the_loop(problem, device):
-    features, logits, answer = problem.tensors(torch.float32, device)
-    filters = [Window(features, **problem.window, backend="triton")]
-    assert_close("Q", tc.mean_field(logits, filters, **problem.arguments(torch.float32, device)), answer)
-
-
-# The filter -------------------------------------------------------------------------------------------------------
-
-FILTER_SIZES = {"signal": (11,), "image": (4, 7), "volume": (2, 3, 4)}
-
-
-@pytest.mark.parametrize("axes, blur, normalization", [
-    *(("image", 1, n) for n in NORMALIZATIONS), ("image", 2, "none"), ("image", 3, "symmetric"), ("signal", 1, "before"),
-    ("signal", 3, "after"), ("volume", 1, "symmetric"), ("volume", 2, "after"),
-])  # fmt: skip
-def test_the_filter_and_its_gradients(axes, blur, normalization, device):
-    size = FILTER_SIZES[axes]
-    x, f, cotangent = torch.randn(2, 3, *size, dtype=torch.float64), random_features(size), torch.randn(2, 3, *size)
-
-    def outcome(dtype, backend, device="cpu"):
-        inputs = leaves(x.to(device, dtype), f.to(device, dtype))
-        y = Window(inputs[1], 3, blur=blur, normalization=normalization, backend=backend)(inputs[0])
-        return y.detach(), *torch.autograd.grad(y, inputs, cotangent.to(device, dtype))
-
-    found, expected = outcome(torch.float32, "triton", device), outcome(torch.float64, "torch")
-    for name, a, b in zip(("K x", "values' gradient", "features' gradient"), found, expected, strict=True):
-        assert_close(name, a, b, dtype=torch.float32)
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_stored_and_never_summed_in(dtype, device):
-    f, x = random_features((5, 7), dtype=torch.float32).to(device), random_logits((5, 7)).to(device, dtype)
-    window = Window(f, 3, normalization="after", backend="triton")
-    assert torch.equal(window(x), window(x.float()).to(dtype))
-    q = tc.mean_field(x, [window], [2.0], iterations=2)
-    assert torch.equal(q, tc.mean_field(x.float(), [window], [2.0], iterations=2).to(dtype))
-
-
 # The loop ---------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +103,6 @@ SELF, NOT_SELF, SYMMETRIC, AFTER, BEFORE = (
 )  # fmt: skip
 
 SETTINGS = {
-    "scalar": dict(size=(4, 7), windows=windows(SELF)),
     "class": dict(size=(4, 33), windows=windows(SYMMETRIC), classes=21, weight="class", channels=(5,)),
     "matrix": dict(size=(3, 31), windows=windows(AFTER), classes=17, weight="matrix"),
     "matrix-not-self": dict(size=(4, 7), windows=windows(NOT_SELF), classes=2, weight="matrix", unary="class"),
@@ -168,17 +114,9 @@ SETTINGS = {
     "two-not-self": dict(size=(4, 9), windows=windows({**SYMMETRIC, **NOT_SELF}, NOT_SELF), weight="class"),
     "two-forms-of-weight": dict(size=(4, 7), windows=windows(SELF, AFTER), weight=["scalar", "matrix"], classes=4),
     "two-class-scalar": dict(size=(4, 7), windows=windows(SELF, BEFORE), weight=["class", "scalar"], classes=4),
-    "logarithms": dict(size=(4, 7), windows=windows(SELF), initial="log_softmax", strength=0.1),
-    "logarithms-matrix": dict(size=(4, 7), windows=windows(SYMMETRIC), initial="log_softmax", weight="matrix"),
-    "one-iteration": dict(size=(4, 7), windows=windows(SELF, SYMMETRIC), weight="class", iterations=1),
     "four-iterations": dict(size=(4, 7), windows=windows(SYMMETRIC), iterations=4),
-    "signal": dict(size=(37,), windows=windows(SYMMETRIC, SELF, k=5, dilation=2), weight="class"),
     "volume": dict(size=(2, 3, 5), windows=windows(SELF, AFTER), weight="class", classes=2, strength=0.3),
     "dilated": dict(size=(4, 11), windows=windows(AFTER, k=3, dilation=3)),
-    "batch": dict(size=(4, 7), windows=windows(SYMMETRIC, AFTER), batch=3, weight="class"),
-    "batch-own-features": dict(size=(4, 7), windows=windows(SYMMETRIC, AFTER), batch=2, shared=False, weight="class"),
-    "empty-batch": dict(size=(4, 7), windows=windows(SYMMETRIC), batch=0, weight="class"),
-    "one-label": dict(size=(4, 7), windows=windows(SELF), classes=1, weight="class"),
     "one-label-matrix": dict(size=(4, 7), windows=windows(AFTER), classes=1, weight="matrix", iterations=1),
     "classes-32-matrix": dict(size=(4, 5), windows=windows(AFTER), classes=32, weight="matrix", strength=0.3),
     "classes-33-matrix-composed": dict(size=(4, 5), windows=windows(AFTER), classes=33, weight="matrix", strength=0.3),
@@ -187,7 +125,6 @@ SETTINGS = {
     "classes-256": dict(size=(3, 5), windows=windows(SELF), classes=256, weight="class"),
     "classes-300-composed": dict(size=(3, 5), windows=windows(SELF), classes=300),
     "features-17": dict(size=(4, 5), windows=windows(SELF, SELF), channels=(17, 9)),
-    "three-filters-composed": dict(size=(4, 5), windows=windows(SELF, AFTER, NOT_SELF), channels=(1, 2, 3), weight="class"),
     "different-windows-composed": dict(
         size=(4, 7), windows=[{"window_size": 3}, {"window_size": 5, "blur": 2}, {"window_size": 3, "dilation": 2}],
         channels=(1, 2, 3), weight=["scalar", "class", "matrix"],
@@ -213,7 +150,6 @@ SETTINGS |= {
     "blur-self-mixed-composed": dict(size=(7, 9), windows=windows(SELF, NOT_SELF, blur=2)),
     "blur-volume-composed": dict(size=(3, 3, 4), windows=windows(SELF, AFTER, blur=2), weight="class"),
     "blur-logarithms": dict(size=(7, 9), windows=windows(AFTER, blur=2), initial="log_softmax"),
-    "blur-one-iteration": dict(size=(7, 9), windows=windows(SELF, AFTER, blur=2), iterations=1, weight="class"),
     "blur-four-iterations": dict(size=(7, 9), windows=windows(AFTER, blur=2), iterations=4),
     "blur-one-label": dict(size=(7, 9), windows=windows(AFTER, blur=2), classes=1, weight="class"),
     "blur-classes-300": dict(size=(3, 4), windows=windows(AFTER, blur=2), classes=300, weight="class"),
@@ -222,43 +158,21 @@ SETTINGS |= {
 }  # fmt: skip
 
 
-def by_triton(setting):
-    return lambda *inputs: setting.run(*inputs, backend="triton")
-
-
-ENOUGH = 16  # numbers to estimate PyTorch's error from: of fewer it can be next to nothing by chance
-
-
-def check_loop(options, device, make=lambda x: x):
-    setting = Setting(**options)
-    found = setting.gradients(by_triton(setting), dtype=torch.float32, device=device, make=make)
-    exact = setting.gradients(setting.run)
-    plain = setting.gradients(setting.run, dtype=torch.float32)
-    for name, a, b, c in zip(("scores", *setting.names), found, exact, plain, strict=True):
-        if a.numel() < ENOUGH:
-            # A sum over all pixels rounds as its terms do, however much of them cancels.
-            scale = max(b.norm().item(), setting.cotangent.norm().item())
-            assert_close(name, a, b, dtype=torch.float32, scale=scale)
-        else:
-            assert_within_budget(name, a, b, c)
-
-
 @pytest.mark.parametrize("name", interpreted(
-    SETTINGS, "scalar", "matrix-not-self", "costs-class", "two-scalars-mixed", "two-classes-mixed", "logarithms-matrix",
-    "blur-signal-3-two", "blur-image-3-batch", "blur-one-iteration",
+    SETTINGS, "matrix-not-self", "costs-class", "two-scalars-mixed", "two-classes-mixed", "blur-signal-3-two",
+    "blur-image-3-batch", "blur-logarithms",
 ))  # fmt: skip
 def test_the_loop_and_every_gradient(name, device):
-    check_loop(SETTINGS[name], device)
+    assert_loop_within_budget(Setting(**SETTINGS[name]), device)
 
 
-@pytest.mark.parametrize("name", ["two-forms-of-weight", "batch-own-features", "blur-image-3-batch"])
+@pytest.mark.parametrize("name", ["two-forms-of-weight", "blur-image-3-batch"])
 def test_the_loop_takes_any_memory_order(name, device):
-    check_loop(SETTINGS[name], device, strided)
+    assert_loop_within_budget(Setting(**SETTINGS[name]), device, strided)
 
 
 ONE_STEP = [
-    "class", "matrix", "costs-class", "two-scalars-inside", "two-classes-mixed",
-    "signal", "classes-64", "blur-signal-3-two", "blur-image-2-even", "blur-image-4-two",
+    "class", "matrix", "costs-class", "two-scalars-inside", "two-classes-mixed", "classes-64", "blur-signal-3-two", "blur-image-2-even", "blur-image-4-two",
     "blur-matrix-composed",
 ]  # fmt: skip
 
@@ -270,74 +184,17 @@ def test_one_step_from_the_same_q_keeps_float32s_accuracy(name, device):
     assert_close("scores", found, setting.run(*setting.inputs), dtype=torch.float32)
 
 
-def states(setting, device):
-    """Q_0 .. Q_{T-1}: what the kernels' own softmax wrote."""
-    logits, features, options = setting.unpack([x.to(device, torch.float32) for x in setting.inputs])
-    filters = [Window(f, **w, backend="triton") for f, w in zip(features, setting.windows)]
-    plans, tensors = encode([f.resolved(logits) for f in filters]), [t for f in filters for t in f.tensors]
-    return iterate(logits, options["unary_weight"], options["weights"], tensors, plans, options["iterations"],
-                   options["initial"], True)[1:]  # fmt: skip
-
-
-@pytest.mark.parametrize("blur", [1, 2])
-@pytest.mark.parametrize("classes", [1, 2, 3, 17, 33, 64, 256])
-def test_the_kernels_softmax_gives_distributions(classes, blur, device):
-    setting = Setting((3, 4), windows(AFTER, blur=blur), classes=classes, weight="class")
-    setting.logits[..., :2] *= 1e4
-    for t, q in enumerate(states(setting, device)):
-        assert_close(f"sum of Q_{t}", q.sum(1), torch.ones_like(q[:, 0]))
-        assert q.min() >= 0
-
-
-def test_certain_scores_stay_finite(device):
-    labels = torch.randint(0, 4, (1, 1, 5, 6))
-    logits = torch.full((1, 4, 5, 6), -1e4).scatter_(1, labels, 1e4).to(device).requires_grad_()
-    f = random_features((5, 6), dtype=torch.float32).to(device)
-    for blur in (1, 2):
-        q = tc.mean_field(logits, [Window(f, 3, blur=blur, backend="triton")], [3.0])
-        assert torch.equal(q.argmax(1, keepdim=True).cpu(), labels)
-        (gradient,) = torch.autograd.grad(q, logits, torch.randn_like(q))
-        assert torch.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("name", ["two-classes-mixed", "matrix", "blur-image-2"])
-def test_the_same_bits_twice(name, device):
-    setting = Setting(**SETTINGS[name])
-    first, second = (setting.gradients(by_triton(setting), dtype=torch.float32, device=device) for _ in range(2))
-    for what, a, b in zip(("scores", *setting.names), first, second, strict=True):
-        assert torch.equal(a, b), what
-
-
 # Launches ---------------------------------------------------------------------------------------------------------
-
-
-def launches(options, wanted: str, device) -> tuple[int, int]:
-    """Launches of one more iteration: forward, backward. Set-up is in both counts that are subtracted.
-
-    Counting needs no launch to run."""
-    counts = []
-    for iterations in (3, 2):
-        setting = Setting(**{**options, "iterations": iterations})
-        inputs = [x.to(device, torch.float32) for x in setting.inputs]
-        inputs = [x.requires_grad_(wanted == "everything" or i == 0) for i, x in enumerate(inputs)]
-        with record_launches(run=False) as forward:
-            scores = setting.run(*inputs, backend="triton")
-        with record_launches(run=False) as backward:
-            torch.autograd.grad(scores, [x for x in inputs if x.requires_grad], torch.randn_like(scores))
-        counts.append((len(forward), len(backward)))
-    return counts[0][0] - counts[1][0], counts[0][1] - counts[1][1]
 
 
 @pytest.mark.parametrize(
     "name, forward, backward, of_features",
     [
-        ("scalar", 1, 1, 1),
         ("matrix", 1, 1, 1),
         ("costs-class", 1, 1, 2),
         ("two-scalars-mixed", 1, 1, 2),
         ("two-classes-mixed", 1, 1, 2),
         ("volume", 1, 1, 2),
-        ("signal", 1, 1, 2),
         ("classes-256", 1, 1, 1),
         ("classes-33-matrix-composed", 1, 1, 1),
         ("different-windows-composed", 3, 3, 3),
@@ -349,6 +206,7 @@ def launches(options, wanted: str, device) -> tuple[int, int]:
 )
 def test_launches_per_iteration(name, forward, backward, of_features, device):
     """One more launch for the features of each filter; the scales of a normalisation filter once more, composed."""
-    assert launches(SETTINGS[name], "logits", device) == (forward, backward)
+    setting = Setting(**SETTINGS[name])
+    assert launches(setting, "logits", device) == (forward, backward)
     scaled = sum({"none": 0, "symmetric": 2}.get(w.get("normalization", "none"), 1) for w in SETTINGS[name]["windows"])
-    assert launches(SETTINGS[name], "everything", device) == (forward, backward + of_features + scaled)
+    assert launches(setting, "everything", device) == (forward, backward + of_features + scaled)
