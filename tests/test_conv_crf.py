@@ -17,7 +17,7 @@ layer, picture, problem = CONV_CRF.make, CONV_CRF.picture, CONV_CRF.problem
 variants = pytest.mark.parametrize("variant", CONV_CRF.variants)
 
 
-# The published algorithm (spec 9, oracle 16) ----------------------------------------------------------------------
+# The published algorithm ----------------------------------------------------------------------
 
 RELEASE_SIZES = [(20, 24), (21, 23), (22, 19), (13, 17)]
 RELEASES = {"plain": {}, "compatibility": {"compatibility": True}, "position": {"appearance_position": True}}

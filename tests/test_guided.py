@@ -117,7 +117,7 @@ def test_gradients_reach_an_image_that_is_its_own_guide():
     assert torch.autograd.gradcheck(smooth, leaves(random_features((3, 4))))
 
 
-# Properties (spec 9) ----------------------------------------------------------------------------------------------
+# Properties ----------------------------------------------------------------------------------------------
 
 SIZE = (9, 11)
 

@@ -47,7 +47,7 @@ def test_coordinates_that_fill_more_than_one_integer(spread, groups):
     assert_close("K x", Lattice(f)(x), dense_apply(dense_lattice(f), x))
 
 
-# What a lattice is (spec 4, oracle 13) ----------------------------------------------------------------------------
+# What a lattice is ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 16])
@@ -91,7 +91,7 @@ BARS = {"position": 0.02, "photo": 0.06, "noise": 0.12}
 
 @pytest.mark.parametrize("kind", BARS)
 def test_distance_from_the_exact_gaussian(kind):
-    """The published bars, "after" normalisation, noisy labels of three classes, 96 x 128 pixels (spec 4.4)."""
+    """The published bars, "after" normalisation, noisy labels of three classes, 96 x 128 pixels."""
     size = (96, 128)
     coarse = torch.randn(1, 3, 12, 16)
     photo = torch.nn.functional.interpolate(coarse, size, mode="bicubic").mul(0.12).add(0.5)

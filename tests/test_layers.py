@@ -257,7 +257,7 @@ def test_a_constant_per_pixel_in_the_logits_changes_no_probability(layer, varian
 
 @parametrized([(CONV_CRF, "compatibility"), (CRF_RNN, "default"), (GUIDANCE_CRF, "compatibility")])
 def test_rows_that_are_added_to_mu_change_nothing(layer, variant):
-    """So its gradient has columns that add up to 0 (spec 2.2)."""
+    """So its gradient has columns that add up to 0."""
     crf, inputs = disturbed(layer.make(variant, dtype=torch.float64)), layer.problem()
     cross_entropy(crf, *inputs).backward()
     gradient = crf.compatibility.grad

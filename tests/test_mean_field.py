@@ -120,7 +120,7 @@ def test_gradients_reach_the_thetas_of_features():
     assert torch.autograd.gradcheck(run, tuple(leaves(*thetas.detach())))
 
 
-# Invariances (spec 9) ---------------------------------------------------------------------------------------------
+# Invariances ---------------------------------------------------------------------------------------------
 
 
 def run(logits, weights=(1.5,), seed=7, **options):
