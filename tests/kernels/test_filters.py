@@ -174,8 +174,10 @@ def test_the_loop_takes_it_beside_a_window(case, order, device):
     assert_alike(found, exact, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("weight", ["scalar", "class", "matrix"])
-@each_fused
+@pytest.mark.parametrize("case, changes, weight", [
+    pytest.param(c, changes, w, id=f"{c.name}-{changes}-{w}", marks=interpreter if changes and w == "class" else ())
+    for c, changes in FUSED for w in ("scalar", "class", "matrix")
+])  # fmt: skip
 def test_a_step_is_that_of_separate_passes(case, changes, weight, device):
     """Forward and back; each of its results by itself: where the messages too are asked for, they go elsewhere."""
     setting = case.loop(windows=[{**case.variants[case.pair[0]], **changes}], size=(9, 11), weight=weight)
