@@ -196,10 +196,16 @@ def _weights_gradient_kernel(
     b = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * P + tl.arange(0, P)
     m_i = i < N
-    o_x = (b * N + i)[:, None] * CS
+    x_ptr += b * N * CS
+    y_ptr += b * N * CS
+    vx_ptr += b * V * CS if SHARED else 0
+    vy_ptr += b * V * CS if SHARED else 0
+    vertex_ptr += image_base(b, N, SHARED) * D1
+    gradient_ptr += b * N * D1
+    o_x = i.to(tl.int64)[:, None] * CS
     for r in range(0, D1):
-        vertex = tl.load(vertex_ptr + (image_base(b, N, SHARED) + i) * D1 + r, mask=m_i, other=0).to(tl.int64)
-        o_v = (vertex + (b * V if SHARED else 0))[:, None] * CS
+        vertex = tl.load(vertex_ptr + i.to(tl.int64) * D1 + r, mask=m_i, other=0)
+        o_v = vertex.to(tl.int64)[:, None] * CS
         total = tl.zeros((P,), tl.float32)
         for first in range(0, CS, CB):
             o_c = first + tl.arange(0, CB)[None, :]
@@ -209,7 +215,7 @@ def _weights_gradient_kernel(
             ahead = tl.load(vx_ptr + o_v + o_c, mask=m_x, other=0.0)
             back = tl.load(vy_ptr + o_v + o_c, mask=m_x, other=0.0)
             total += tl.sum(y * ahead + x * back, 1)
-        tl.store(gradient_ptr + (b * N + i) * D1 + r, alpha * total, mask=m_i)
+        tl.store(gradient_ptr + i.to(tl.int64) * D1 + r, alpha * total, mask=m_i)
 
 
 def rows_of(x):
@@ -333,10 +339,10 @@ def weights_gradient(rows, cotangent, lattice, v_forward, v_reverse):
     """dL/db [Bf, N, D + 1] for L = <y, K x>, as reference.lattice.weights_gradient."""
     batch, pixels, _ = rows.shape
     _, arguments = _classes(rows, CLASS_BLOCK)
-    p = TILE // arguments["CB"]
+    p = TILE // 2 // arguments["CB"]  # four rows of each pixel are in flight
     gradient = rows.new_empty((batch, pixels, lattice.corners))
     launch(
-        _weights_gradient_kernel, (ceil_div(pixels, p), batch), num_warps=4,
+        _weights_gradient_kernel, (ceil_div(pixels, p), batch), num_warps=4, registers=96,
         x_ptr=rows, y_ptr=cotangent, vx_ptr=v_forward, vy_ptr=v_reverse, vertex_ptr=lattice.vertices,
         gradient_ptr=gradient, N=pixels, V=v_forward.shape[1], alpha=lattice.alpha, D1=lattice.corners,
         SHARED=lattice.shared, **arguments, P=p,
