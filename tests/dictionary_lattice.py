@@ -85,7 +85,7 @@ def dense_lattice(features, include_self=True, normalization="none") -> torch.Te
             own = torch.from_numpy(dense_self(oracle))
             k = k - torch.diag(own)
         r = k.sum(1)
-        r = r if include_self else torch.where(r > own / 2, r, torch.inf)  # isolated pixels hear nobody
+        r = r if include_self else torch.where(r > own / 2, r, torch.inf)  # isolated pixels get nothing
         before = {"before": 1 / r, "symmetric": r.rsqrt()}.get(normalization, torch.ones_like(r))
         after = {"after": 1 / r, "symmetric": r.rsqrt()}.get(normalization, torch.ones_like(r))
         matrices.append(after[:, None] * k * before)

@@ -211,7 +211,7 @@ EXACT_FILTERS += [everywhere(three_pixels(n, all_pairs=True)) for n in ("none", 
 
 
 def lone_pixel(logits, weight: float, iterations: int) -> list[float]:
-    """Q of one pixel that hears only itself: S = U + w Q."""
+    """Q of one pixel that sees only itself: S = U + w Q."""
     q = softmax(*logits)
     for _ in range(iterations):
         q = softmax(*(u + weight * p for u, p in zip(logits, q)))
