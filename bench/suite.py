@@ -27,7 +27,7 @@ TESTS_ON_CPU = {
     "lattice": ["tests/test_lattice.py", "tests/test_crfrnn.py", "tests/test_densecrf.py"],
     "guided": ["tests/test_guided.py", "tests/test_box.py", "tests/test_guidance_crf.py"],
     "exact": ["tests/test_exact.py"],
-    LOOP: ["tests/test_mean_field.py"],
+    LOOP: ["tests/test_filters.py", "tests/test_mean_field.py"],
 }
 _ON_GPU = "tests/kernels/test_on_gpu.py"
 TESTS_ON_GPU = {

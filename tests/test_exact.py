@@ -139,7 +139,7 @@ def test_constant_features_make_sums_and_means():
         assert_close(normalization, Exact(f, normalization=normalization)(x), mean)
 
 
-def test_duplicates_hear_the_same():
+def test_duplicates_get_the_same():
     f, x = random_features((75,), 4), torch.rand(1, 2, 150, dtype=torch.float64)
     y = Exact(f.repeat(1, 1, 2))(x)
     assert_close("the twin", y[..., :75], y[..., 75:])

@@ -138,7 +138,7 @@ def test_features_too_far_apart_are_refused(size):
         Lattice(f)
 
 
-def test_isolated_pixels_hear_nobody():
+def test_isolated_pixels_get_nothing():
     f = torch.arange(5.0).mul(50)[None, None]
     x = torch.randn(1, 2, 5)
     assert_close("with self", Lattice(f, normalization="after")(x), x)
