@@ -1,6 +1,6 @@
 """CRFs as layers of a network: they own the parameters and leave the mathematics to `mean_field`."""
 
-from tritoncrf.layers.common import Layer
+from tritoncrf.layers.base import Layer
 from tritoncrf.layers.conv_crf import ConvCRF
 from tritoncrf.layers.crf_rnn import CRFRNN
 from tritoncrf.layers.guidance_crf import GuidanceCRF

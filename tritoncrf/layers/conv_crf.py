@@ -11,7 +11,7 @@ from tritoncrf import checks, features, filters
 from tritoncrf.backends import compute_dtype
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
 from tritoncrf.filters.window import MAX_WINDOW
-from tritoncrf.layers.common import Layer, as_precise, bandwidth, expect_inputs, placed
+from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, placed
 from tritoncrf.mean_field import mean_field
 from tritoncrf.types import Backend, Compatibility, Normalization, Output, Precision, Theta
 

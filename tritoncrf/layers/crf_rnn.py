@@ -9,7 +9,7 @@ from torch import nn
 from tritoncrf import checks, features, filters
 from tritoncrf.backends import compute_dtype
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
-from tritoncrf.layers.common import Layer, as_precise, bandwidth, expect_inputs, placed
+from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, placed
 from tritoncrf.mean_field import mean_field
 from tritoncrf.published import CRFRNN_CODES, Numbers, Preset, crfrnn_parameters
 from tritoncrf.types import Backend, Normalization, Output, Precision, Theta

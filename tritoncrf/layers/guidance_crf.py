@@ -11,7 +11,7 @@ from tritoncrf import checks, features, filters
 from tritoncrf.backends import compute_dtype
 from tritoncrf.filters.base import Execution, execution
 from tritoncrf.filters.box import BOXES, expect_radii
-from tritoncrf.layers.common import Layer, as_precise, expect_inputs, placed
+from tritoncrf.layers.base import Layer, as_precise, expect_inputs, placed
 from tritoncrf.mean_field import OUTPUTS, mean_field
 from tritoncrf.types import Backend, Box, Compatibility, Output, Precision
 
