@@ -56,7 +56,7 @@ part-rest part-models part-sm_80 part-sm_90 part-interpreter:
 	@$(run) > $(LOGS)/$@ 2>&1; status=$$?; cat $(LOGS)/$@; exit $$status
 
 test: $(INSTALLED)
-	@$(call run_tests,part-rest part-models part-sm_90 part-sm_80 part-interpreter,not slow,interpreter)
+	@$(call run_tests,part-rest part-sm_90 part-sm_80 part-models part-interpreter,not slow,interpreter)
 
 test-slow: $(INSTALLED)
 	@$(call run_tests,part-interpreter part-rest part-models part-sm_90 part-sm_80,slow)
