@@ -209,6 +209,12 @@ def copy_kernel(x_ptr, y_ptr, n, step, B: tl.constexpr, MASK: tl.constexpr):
 
 
 @triton.jit
+def turn_kernel(x_ptr, y_ptr, n, B: tl.constexpr):
+    o = tl.program_id(0) * B + tl.arange(0, B)
+    tl.store(y_ptr + o, tl.load(x_ptr + (o + B) % n))
+
+
+@triton.jit
 def neighbour_kernel(x_ptr, B: tl.constexpr, WAIT: tl.constexpr):
     o = tl.arange(0, B)
     tl.store(x_ptr + o, o)
@@ -252,6 +258,13 @@ def test_programs_that_write_the_same_elements(target):
     assert {f.kind for f in run.faults} == {"race"} and "y_ptr" in run.faults[0].detail
     run = faults(target, copy_kernel, (3,), torch.randn(300), torch.empty(300), 300, 128, B=128, MASK=True)
     assert not run.faults
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_program_that_writes_what_another_reads(in_place, target):
+    x = torch.zeros(256)
+    run = faults(target, turn_kernel, (2,), x, x if in_place else torch.empty(256), 256, B=128)
+    assert [f.kind for f in run.faults] == ["race"] * in_place
 
 
 @pytest.mark.parametrize("wait", [True, False])

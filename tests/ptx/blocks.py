@@ -74,5 +74,7 @@ class BlockWriter(Computing, Accessing):
         method = getattr(self, f"do_{parts[0]}", None)
         if method is None:
             raise NotImplementedError(i.text)
-        self.lines.append(f"S.at = {at}")
+        first = len(self.lines)
         method(i, parts, m, at)
+        if any("S." in line for line in self.lines[first:]):  # what the run checks, it reports by its place
+            self.lines.insert(first, f"S.at = {at}")

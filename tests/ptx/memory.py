@@ -9,6 +9,7 @@ from ptx.formats import NUMPY, i64, u64
 
 SHARED_WINDOW = 1 << 24  # generic addresses of shared memory, above any offset
 POISON = {size: (1 << 8 * size) - 1 for size in (1, 2, 4, 8)}  # what `launch.poisoned` fills memory with
+MOST_READS = 500  # of an allocation that are kept until somebody writes it, for most are only read
 ATOMIC = {
     "add": operator.add, "min": min, "max": max, "and": operator.and_, "or": operator.or_, "xor": operator.xor,
     "exch": lambda old, x: x, "cas": lambda old, x, new: new if old == x else old,
@@ -26,10 +27,20 @@ class Allocation:
     def __init__(self, name: str, base: int, data: np.ndarray, threads: int, cell: int, floating: bool = False):
         self.name, self.base, self.data, self.end, self.floating = name, base, data, base + data.size, floating
         self.views = views(data)
-        self.cell = cell
-        self.shadow = Shadow(-(-data.size // cell), threads)
+        self.cell, self.threads = cell, threads
+        self.shadow: Shadow | None = None  # from the first write on
+        self.reads: list = []  # before
         self.read_sectors = np.zeros(-(-data.size // 32) + 1, bool)
         self.written_sectors = np.zeros(-(-data.size // 32) + 1, bool)
+
+
+def cells_of(cell: int, offset, width, lanes, thread, program_of, epoch, warp_epoch):
+    """Of an access, with an element for each cell: lanes, cells, threads, epochs of programs and of warps."""
+    cells = offset // cell
+    if width > cell:
+        n = width // cell
+        cells, lanes = (cells[:, None] + np.arange(n)).ravel(), np.repeat(lanes, n)
+    return lanes, cells, thread[lanes], epoch[program_of[lanes]], warp_epoch[lanes >> 5]
 
 
 class Memory:
@@ -81,12 +92,16 @@ class Memory:
 
     def _race(self, alloc, offset, width, lanes, write):
         """Faults where another thread has written, or now that these write, has read, with no barrier since."""
-        cells, who = offset // alloc.cell, lanes
-        if width > alloc.cell:
-            n = width // alloc.cell
-            cells, who = (cells[:, None] + np.arange(n)).ravel(), np.repeat(lanes, n)
-        t, name = self.thread[who], alloc.name
-        epoch, warp_epoch = self.epoch[self.program_of[who]], self.warp_epoch[who >> 5]
+        access = (offset, width, lanes, self.thread, self.program_of, self.epoch.copy(), self.warp_epoch.copy())
+        if alloc.shadow is None:
+            if not write and len(alloc.reads) < MOST_READS:
+                alloc.reads.append(access)
+                return
+            alloc.shadow = Shadow(-(-alloc.data.size // alloc.cell), alloc.threads)
+            for read in alloc.reads:
+                alloc.shadow.read(*cells_of(alloc.cell, *read)[1:])
+        who, cells, t, epoch, warp_epoch = cells_of(alloc.cell, *access)
+        name = alloc.name
         if write:
             race, w, foreign = alloc.shadow.write(cells, t, epoch, warp_epoch)
             if foreign.any():

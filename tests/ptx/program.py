@@ -1,6 +1,7 @@
 """The text of a kernel in PTX as basic blocks of instructions."""
 
 import collections
+import functools
 import re
 from dataclasses import dataclass
 
@@ -19,19 +20,8 @@ class Instruction:
 
 
 def split_operands(text: str) -> list[str]:
-    """The operands of an instruction; those in braces or brackets stay whole."""
-    parts, depth, current = [], 0, ""
-    for c in text:
-        depth += c in "{[("
-        depth -= c in "}])"
-        if c == "," and depth == 0:
-            parts.append(current.strip())
-            current = ""
-        else:
-            current += c
-    if current.strip():
-        parts.append(current.strip())
-    return parts
+    """The operands of an instruction; those in braces stay whole."""
+    return [operand.strip() for operand in re.findall(r"(?:{[^}]*}|[^,{])+", text)]
 
 
 class Program:
@@ -56,6 +46,11 @@ class Program:
         self.instructions: list[Instruction] = []
         self._parse(body)
         self.functions: dict = {}  # of the blocks, written when they first run
+        widths = [WIDTH[i.op.split(".")[-1]] // 8 for i in self.instructions
+                  if i.op.startswith(("ld.shared", "st.shared"))]  # fmt: skip
+        if any(i.op.startswith("ldmatrix") and "trans" in i.op for i in self.instructions):
+            widths.append(2)
+        self.shared_cell = min([4, *widths])  # bytes that one access to shared memory cannot part
         self.counts = [collections.Counter(kind_of(i.op) for i in block) for block in self.blocks]
 
     def _parse(self, body: str):
@@ -127,6 +122,7 @@ def space_of(parts: list[str]) -> str:
     return "generic"
 
 
+@functools.cache
 def kind_of(op: str) -> str:
     """The kind of an instruction, for the counts."""
     parts = op.split(".")

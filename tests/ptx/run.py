@@ -7,7 +7,7 @@ import numpy as np
 
 from ptx.blocks import block
 from ptx.checks import Checks, Fault
-from ptx.formats import WIDTH, f64, i32, i64, u8, u16, u32, u64
+from ptx.formats import f64, i32, i64, u8, u16, u32, u64
 from ptx.matrices import Matrices
 from ptx.memory import Allocation, Memory, views
 from ptx.profile import Profile
@@ -36,11 +36,6 @@ class Run(Checks, Memory, Warps, Matrices):
         self.notes: dict = {}
         self.at = 0  # the instruction that runs
         self.profile = Profile(program.name, math.prod(grid), self.threads)
-        widths = [WIDTH[i.op.split(".")[-1]] // 8 for i in program.instructions
-                  if i.op.startswith(("ld.shared", "st.shared"))]  # fmt: skip
-        if any(i.op.startswith("ldmatrix") and "trans" in i.op for i in program.instructions):
-            widths.append(2)
-        self.shared_cell = min([4, *widths])
         self.shared_size = max(program.shared, 16)
         self.local_size = max(16, sum(program.local.values()))
 
@@ -81,7 +76,7 @@ class Run(Checks, Memory, Warps, Matrices):
             "%ctaid.z": each(programs // (gx * gy)), **{f"%{name}": np.array([v], u32) for name, v in same.items()},
         }  # fmt: skip
         shared = np.full(self.shared_size * B, 0xA5, u8)
-        self.shared = Allocation("shared memory", 0, shared, T, self.shared_cell)
+        self.shared = Allocation("shared memory", 0, shared, T, self.program.shared_cell)
         self.shared_written = np.zeros(shared.size, bool)
         self.local = views(np.zeros(self.local_size * L, u8))
 
