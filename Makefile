@@ -53,7 +53,8 @@ part-sm_80 part-sm_90: run = $(PYTHON) tests/ptxemu.py --target $(@:part-%=%) py
 part-interpreter: run = TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(INTERPRETED)"
 
 part-rest part-models part-sm_80 part-sm_90 part-interpreter:
-	@$(run) > $(LOGS)/$@ 2>&1; status=$$?; cat $(LOGS)/$@; exit $$status
+	@$(run) > $(LOGS)/$@ 2>&1; status=$$?; cat $(LOGS)/$@; \
+		[ $$status -eq 5 ] && [ "$(TESTS)" = slow ] && status=0; exit $$status  # 5: a part without slow tests is no failure
 
 test: $(INSTALLED)
 	@$(call run_tests,part-rest part-sm_90 part-sm_80 part-models part-interpreter,not slow,interpreter)
