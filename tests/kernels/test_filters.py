@@ -147,7 +147,7 @@ FEW = "class", "matrix-costs", "batch-mixed", "one-label"  # of a filter whose s
     if n != "no-iteration" and (c is not EXACT or n in FEW)
 ])  # fmt: skip
 def test_the_loop_and_every_gradient(case, options, device):
-    assert_loop_within_budget(case.loop(**options), device)
+    assert_loop_within_budget(case.loop(**options), device, close=case is GUIDED)
 
 
 @pytest.mark.parametrize("name", ["two-mixed", "batch-own-features"])

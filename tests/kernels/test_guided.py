@@ -100,7 +100,7 @@ LOOPS = {
 
 @pytest.mark.parametrize("name", interpreted(LOOPS, "class", "long", "long, matrix"))
 def test_the_loop_and_its_gradients(name, device):
-    assert_loop_within_budget(GUIDED.loop(iterations=2, **LOOPS[name]), device)
+    assert_loop_within_budget(GUIDED.loop(iterations=2, **LOOPS[name]), device, close=True)
 
 
 def test_beyond_the_kernels_it_composes(device):
