@@ -25,7 +25,7 @@ def installed(monkeypatch):
         forget()
 
     def forget() -> None:
-        backends._triton_refusal.cache_clear()
+        backends._triton_version.cache_clear()
         backends._triton_serves.cache_clear()
 
     yield install

@@ -44,11 +44,19 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 @functools.cache
+def _triton_version() -> str | None:
+    """None where Triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    found: str = importlib.import_module("triton").__version__
+    return found
+
+
 def _triton_refusal() -> str | None:
     """Why the kernels cannot be compiled here; None where they can."""
-    if importlib.util.find_spec("triton") is None:
+    found = _triton_version()
+    if found is None:
         return "it is not installed here"
-    found: str = importlib.import_module("triton").__version__
     numbers = tuple(int(part) for part in found.split(".")[:2])
     return None if numbers >= TRITON_NEEDED else f"{found} is installed here"
 
@@ -57,7 +65,7 @@ def _triton_refusal() -> str | None:
 def _triton_serves() -> bool:
     """Whether "auto" takes Triton; one that is too old is announced once."""
     reason = _triton_refusal()
-    if reason is not None and "not installed" not in reason:
+    if reason is not None and _triton_version() is not None:
         warnings.warn(f"tritoncrf computes in PyTorch: its kernels need Triton from 3.6 on, and {reason}", stacklevel=2)
     return reason is None
 
