@@ -248,7 +248,6 @@ LOOPS = [
                 {"window_size": 3, "include_self": False}, 5.0, 3),
     LoopProblem("no weight", [[0.0, 1.0]], _pixels(U3, 2), _pixels(softmax(*(2 * u for u in U3)), 2),
                 {"window_size": 3}, 0.0, 2, {"unary_weight": 2.0}),
-    LoopProblem("one label", [[0.0, 1.0, 5.0]], [[1.0, -2.0, 3.0]], [[1.0, 1.0, 1.0]], {"window_size": 3}, 3.0, 3),
     LoopProblem("equal labels stay equal", [[0.0, 0.3, 1.0]], [[1.0, 5.0, -3.0]] * 4, [[0.25] * 3] * 4,
                 {"window_size": 3, "normalization": "symmetric"}, 3.0, 4),
     *(LoopProblem(f"two labels, {t} iterations", answer=two_labels([1.0, -0.4], NEAR, 2.0, t), iterations=t, **_PAIR)

@@ -83,6 +83,7 @@ def test_every_parameter_arrives(folder):
     values = {
         "theta_space": 60.0, "theta_color": 20.0, "weight_appearance": 7.0, "theta_smooth": 4.0, "weight_smooth": 2.0,
         "iterations": 3, "window_size": 7, "blur": 3, "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5,
+        "unknown": 2,
     }  # fmt: skip
     assert set(values) == set(cli.SETTINGS) == set(ARGUMENTS)
     for method in "window", "guided":
@@ -128,8 +129,13 @@ def test_trace(folder, capsys):
     q, trace = refine(IMAGE, logits=LOGITS, iterations=3, return_trace=True)
     assert np.array_equal(np.load("out.npy"), q)
     out, err = capsys.readouterr()
-    head, *rows = out.removesuffix(f"{trace.summary}\n").splitlines()
-    assert err == "" and head.split() == ["iteration", "energy", "free", "energy", "entropy", "changed"]
+    table, summary = out.split(str(trace.summary))
+    head, *rows = table.splitlines()
+    assert (
+        err == ""
+        and summary.startswith("\nwrote out.npy: ")
+        and head.split() == ["iteration", "energy", "free", "energy", "entropy", "changed"]
+    )
     for row, record in zip(rows, trace.records, strict=True):
         iteration, energy, free_energy, entropy, changed = row.replace(",", "").replace("%", "").split()
         assert int(iteration) == record.iteration
@@ -152,7 +158,7 @@ def test_a_trace_is_drawn_without_being_printed(folder, capsys, name):
     assert run("refine", "image.png", "--logits", "logits.npy", "-o", "out.png", *options) == 0
     start = (folder / name).read_bytes()[:200]
     assert {"png": b"PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:].lower()] in start
-    assert said(capsys) == ""
+    assert said(capsys).startswith("wrote out.png: ")
 
 
 @pytest.mark.parametrize("kind", ["logits", "energies", "probabilities"])
@@ -193,6 +199,96 @@ def test_an_older_output_is_replaced_with_the_usual_permissions(folder):
     assert run("refine", "image.png", "--labels", "labels.png", "-o", "out.png", *SMALL) == 0
     assert (folder / "out.png").read_bytes()[1:4] == b"PNG"
     assert (folder / "out.png").stat().st_mode == (folder / "usual").stat().st_mode
+
+
+BOX = np.zeros((H, W), np.uint8)
+BOX[6:16, 8:20] = 255
+
+
+def test_a_mask_to_a_mask(folder, capsys):
+    Image.fromarray(BOX).save("mask.png")
+    assert run("image.png", "--mask", "mask.png", *SMALL) == 0
+    q = refine(IMAGE, mask=BOX, method="window", window_size=5, blur=2)
+    changed = np.mean((q > 0.5) != (BOX > 0))
+    assert re.fullmatch(rf"wrote image_refined.png: {changed:.2%} of the pixels changed, [\d.]+ s", said(capsys))
+    with Image.open("image_refined.png") as picture:
+        assert picture.mode == "L" and np.array_equal(np.array(picture), (q > 0.5) * 255)
+    assert run("image.png", "--mask", "mask.png", "-o", "out.npy", "--figure", "figure.png", *SMALL) == 0
+    assert np.array_equal(np.load("out.npy"), q)
+
+
+@pytest.mark.parametrize("name", ["p.npy", "p.png"])
+def test_a_foreground(folder, name):
+    grey = GENERATOR.integers(0, 256, (H, W), dtype=np.uint8)
+    Image.fromarray(grey).save("p.png")
+    np.save("p.npy", (grey / np.float32(255)))
+    assert run("refine", "image.png", "--foreground", name, "-o", "out.npy", *SMALL) == 0
+    expected = refine(IMAGE, foreground=grey / np.float32(255), method="window", window_size=5, blur=2)
+    assert np.array_equal(np.load("out.npy"), expected)
+
+
+def test_an_output_that_nobody_named_replaces_nothing(folder, capsys):
+    command = ["image.png", "--labels", "labels.png", *SMALL]
+    (folder / "image_refined.png").write_text("mine")
+    assert "got image_refined.png, which exists; or --force" in error_of(capsys, *command)
+    assert (folder / "image_refined.png").read_text() == "mine"
+    assert run(*command, "--force") == 0
+    assert (folder / "image_refined.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_command_wins_over_a_picture_of_its_name(folder, capsys):
+    shutil.copy("image.png", "info")
+    assert run("info") == 0
+    assert "backend" in said(capsys)
+
+
+def test_without_arguments_it_helps(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tritoncrf"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert "tritoncrf IMAGE --mask FILE" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("unknown, marks", [("0", (0,)), ("0,1", (0, 1)), ("none", ())])
+def test_unknown_labels(folder, unknown, marks):
+    labels = ["refine", "image.png", "--labels", "labels.png", "--num-classes", "4", "--unknown", unknown]
+    assert run(*labels, "-o", "out.npy", *SMALL) == 0
+    settings = {"method": "window", "window_size": 5, "blur": 2, "num_classes": 4}
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, unknown=marks, **settings))
+
+
+def test_scores_of_another_size_are_resized(folder):
+    settings = {"method": "window", "window_size": 5, "blur": 2}
+    small = torch.from_numpy(LOGITS[:, ::2, ::3].copy())
+    np.save("small.npy", small)
+    large = torch.nn.functional.interpolate(small[None], (H, W), mode="bilinear")[0]
+    assert run("refine", "image.png", "--logits", "small.npy", "--resize", "-o", "out.npy", *SMALL) == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, logits=large.numpy(), **settings))
+    twice = LABELS.repeat(2, 0).repeat(2, 1)
+    save_labels("large.png", twice)
+    assert run("refine", "image.png", "--labels", "large.png", "--resize", "-o", "out.npy", *SMALL) == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, **settings))
+    Image.fromarray(BOX.repeat(2, 0).repeat(2, 1)).save("large.png")
+    assert run("refine", "image.png", "--mask", "large.png", "--resize", "-o", "out.npy", *SMALL) == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, mask=BOX, **settings))
+
+
+def test_pictures_are_turned_upright_or_left_as_stored(folder, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # by a quarter to the right
+    Image.fromarray(np.rot90(IMAGE)).save("phone.png", exif=exif)
+    Image.fromarray(np.rot90(BOX)).save("mask.png", exif=exif)
+    settings = {"method": "window", "window_size": 5, "blur": 2}
+    assert run("refine", "phone.png", "--logits", "logits.npy", "-o", "out.npy", *SMALL) == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, logits=LOGITS, **settings))
+    assert run("refine", "phone.png", "--mask", "mask.png", "-o", "out.npy", *SMALL) == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, mask=BOX, **settings))
+    capsys.readouterr()
+    command = ["refine", "phone.png", "--logits", "logits.npy", "--as-stored", "-o", "out.npy", *SMALL]
+    assert "--logits: expected the size of phone.png, 30 x 24, got 24 x 30" in error_of(capsys, *command)
+    np.save("logits.npy", np.rot90(LOGITS, axes=(1, 2)))
+    assert run(*command) == 0
+    assert np.array_equal(np.load("out.npy"), refine(np.rot90(IMAGE), logits=np.load("logits.npy"), **settings))
 
 
 def test_info(capsys):
@@ -236,7 +332,8 @@ def test_as_a_module(folder):
         )
         return done.returncode, done.stdout, done.stderr
 
-    assert run_apart("logits.npy") == (0, "", "")
+    code, out, err = run_apart("logits.npy")
+    assert (code, err) == (0, "") and out.startswith("wrote out.png: ") and out.count("\n") == 1
     assert run_apart("gone.npy") == (2, "", "tritoncrf: error: gone.npy: expected an array, got no such file\n")
 
 
@@ -255,15 +352,17 @@ def test_networks_have_their_commands_here_too(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("", "required: refine . train . evaluate . predict . experiments . demo . info"),
         ("refin", "invalid choice: 'refin'"),
+        ("refin image.png", "; did you mean refine?"),
+        ("refine image.png --logits logits.npy --wieght-smooth 3", "; did you mean --weight-smooth?"),
+        ("train toy --reesume=1 -o run", "; did you mean --resume?"),
         ("refine", "required: IMAGE"),
         (
             "refine image.png -o out.png",
-            "one of the arguments --logits --probabilities --energies --labels is required",
+            "one of the arguments --logits --probabilities --energies --labels --mask --foreground is required",
         ),
         ("refine image.png --logits logits.npy --labels labels.png -o out.png", "not allowed with argument"),
-        ("refine image.png --logits logits.npy", "-o"),
+        ("refine image.png --labels labels.png --unknown x", "--unknown: invalid"),
         (
             "refine image.png --logits logits.npy -o out.png --method x",
             "method: expected one of 'lattice', 'exact', 'window', 'guided', got 'x'",
@@ -275,7 +374,7 @@ def test_networks_have_their_commands_here_too(capsys):
         ),
         (
             "refine image.png --logits logits.npy -o out.png --label-confidence 0.6",
-            "label_confidence: expected none with logits",
+            "label_confidence: expected none with logits=",
         ),
         (
             "refine image.png --logits logits.npy -o out.png --theta-color 1e-5",
@@ -300,10 +399,13 @@ def test_bad_commands(folder, capsys, arguments, message):
         ("--theta-color", "-1", "theta_color: expected a finite number above 0"),
         ("--theta-smooth", "nan", "theta_smooth: expected a finite number above 0"),
         ("--weight-smooth", "inf", "weight_smooth: expected a finite number"),
-        ("--iterations", "-1", "iterations: expected an int of at least 0"),
+        ("--iterations", "-1", "iterations: expected an int from 0 to 10000"),
         ("--blur", "0", "blur: expected an int of at least 1"),
         ("--radius", "0", "radius: expected an int of at least 1"),
         ("--eps", "0", "eps: expected a finite number above 0"),
+        ("--num-classes", "99999999999999999999", "num_classes: expected an int from 2 to 65536"),
+        ("--weight-appearance", "1e39", "weight_appearance: expected a finite number in the range of float32"),
+        ("--iterations", "1000000000", "iterations: expected an int from 0 to 10000"),
         ("--num-classes", "2", "labels: expected 0 to 1, or 255 where unknown, got 0 to 2"),
         ("--label-confidence", "2", "label_confidence: expected a probability"),
     ],
@@ -334,8 +436,8 @@ def broken(source, target):
         ("--logits", "none.npz", "none.npz: expected one array, got 0"),
         ("--logits", "integers.npy", "logits: expected a floating-point"),
         ("--logits", "nan.npy", "logits: expected finite values"),
-        ("--logits", "small.npy", "image: expected the size of logits, [23, 30], got [24, 30]"),
-        ("--logits", "flat.npy", "image: expected the size of logits"),
+        ("--logits", "small.npy", "--logits: expected the size of image.png, 24 x 30, got 23 x 30; --resize"),
+        ("--logits", "flat.npy", "logits: expected [C, H, W]"),
         ("--logits", "number.npy", "logits: expected [C, H, W]"),
         ("--probabilities", "logits.npy", "probabilities: expected 0 to 1, got "),
         ("--labels", "gone.png", "gone.png: expected a .png of labels, got no such file"),
@@ -343,8 +445,8 @@ def broken(source, target):
         ("--labels", "image.png", "image.png: expected label indices, one channel or a palette, got RGB"),
         ("--labels", "labels.jpg", "labels.jpg: expected a file ending in .png or .npy or .npz"),
         ("--labels", "nan.npy", "labels: expected integers"),
-        ("--labels", "small.png", "image: expected the size of labels, [23, 30], got [24, 30]"),
-        ("--labels", "negative.npy", "labels: expected 0 to 1, or 255 where unknown, got -1 to 1"),
+        ("--labels", "small.png", "--labels: expected the size of image.png, 24 x 30, got 23 x 30; --resize"),
+        ("--labels", "negative.npy", "labels: expected 0 or more, or 255 where unknown, got -1 to 1; unknown=-1"),
     ],
 )
 def test_bad_scores(folder, capsys, option, name, message):
@@ -375,7 +477,7 @@ def test_bad_scores(folder, capsys, option, name, message):
         ("logits.npy", "logits.npy: expected a picture, unreadable: "),
         ("broken.png", "broken.png: expected a picture, unreadable: "),
         ("deep.png", "deep.png: expected 8 bits a channel, got a picture of mode 'I;16'"),
-        ("small.png", "image: expected the size of logits, [24, 30], got [23, 30]"),
+        ("small.png", "--logits: expected the size of small.png, 23 x 30, got 24 x 30"),
     ],
 )
 def test_bad_images(folder, capsys, name, message):
@@ -411,10 +513,12 @@ def test_bad_outputs_are_refused_before_any_work(folder, capsys, monkeypatch, ou
     assert (folder / "logits.npy").read_bytes() == before
 
 
-def test_more_classes_than_a_png_holds(folder, capsys):
-    np.save("many.npy", np.zeros((257, H, W), np.float32))
-    message = error_of(capsys, "refine", "image.png", "--logits", "many.npy", "-o", "out.png", *SMALL)
-    assert message == "--out: a .png holds 256 classes, got 257; write an .npy"
+def test_more_classes_than_a_png_holds(folder, capsys, monkeypatch):
+    monkeypatch.setattr(actions, "refine", None)  # before any work
+    np.save("many.npy", np.zeros((256, H, W), np.float32))
+    message = "--out: a .png holds 255 classes, got 256; write an .npy"
+    for scores in ["--logits", "many.npy"], ["--labels", "labels.png", "--num-classes", "256"]:
+        assert error_of(capsys, "refine", "image.png", *scores, "-o", "out.png", *SMALL) == message
 
 
 # Whole or not at all --------------------------------------------------------------------------------------------

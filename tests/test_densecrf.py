@@ -379,13 +379,6 @@ def test_without_kernels_and_without_energies():
     assert_close("no kernels", tensor(crf.inference(3)), torch.softmax(-tensor(energies), 0))
 
 
-def test_one_label():
-    crf = dcrf.DenseCRF2D(4, 3, 1)
-    crf.setUnaryEnergy(np.ones((1, 12), np.float32))
-    crf.addPairwiseGaussian(sxy=3, compat=3)
-    assert_close("q", tensor(crf.inference(2)), torch.ones(1, 12))
-
-
 def test_kernels_stay_when_energies_change():
     crf = made(dcrf, utils, [gaussian], "number", "NORMALIZE_SYMMETRIC")
     crf.setUnaryEnergy(ENERGIES[::-1])
@@ -667,7 +660,7 @@ def marginals(q):
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: dcrf.DenseCRF(0, 2), ValueError, "nvar: expected an int of at least 1, got 0"),
+        (lambda: dcrf.DenseCRF(0, 2), ValueError, "nvar: expected an int from 1 to 2147483647, got 0"),
         (lambda: dcrf.DenseCRF(4.5, 2), TypeError, "nvar: "),
         (lambda: dcrf.DenseCRF2D(4, 3, "2"), TypeError, "nlabels: "),
         (lambda: dcrf.DenseCRF2D(4, -3, 2), ValueError, "h: "),

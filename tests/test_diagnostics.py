@@ -74,7 +74,7 @@ def test_changes_by_hand():
     assert [r.changed for r in records] == pytest.approx([0, 1 / 3, 0, 0])
 
 
-@pytest.mark.parametrize("classes", [1, 2, 7])
+@pytest.mark.parametrize("classes", [2, 7])
 def test_the_entropy_of_those_who_know_nothing(classes):
     _, records = tc.trace(torch.zeros(2, classes, 4, 5), [whole(torch.zeros(1, 1, 4, 5))], [0.0], iterations=2)
     assert values(records, "entropy").tolist() == pytest.approx([math.log(classes)] * 3)

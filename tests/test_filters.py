@@ -1,6 +1,7 @@
 """What every pairwise filter promises, whatever it computes: values, gradients, the loop, PyTorch's machinery, errors."""
 
 import copy
+import functools
 import math
 import pickle
 
@@ -297,8 +298,21 @@ def test_scores_and_every_gradient_of_the_loop_are_those_of_dense_matrices(case,
     wanted = [name for name in setting.names if case.smooth or not name.startswith("features")]
     found, expected = (setting.gradients(run, wanted) for run in (setting.run, setting.run_dense))
     for name, a, b in zip(("scores", *wanted), found, expected, strict=True):
-        # One label is certain whatever the filters say: what is left of their gradients is rounding.
-        assert_close(name, a, b, scale=1.0 if options.get("classes") == 1 and name != "scores" else None)
+        assert_close(name, a, b)
+
+
+@pytest.mark.parametrize("name", ["matrix-costs", "two-mixed", "logarithms"])
+@each_filter
+def test_the_loop_takes_classes_that_are_ruled_out(case, name):
+    """By a logit of minus infinity: no gradient reaches it, and all else is as with one far below the others."""
+    setting, found = case.loop(**{**SETTINGS[name], "unary": "class", "strength": 1e-3}), []
+    wanted = [name for name in setting.names if case.smooth or not name.startswith("features")]
+    for logit in -math.inf, -1e5:
+        setting.logits[:, 1, ..., ::2] = logit
+        found.append(setting.gradients(functools.partial(setting.run, output="probabilities"), wanted))
+    for what, a, b in zip(("Q", *wanted), *found, strict=True):
+        assert_close(what, a, b)
+    assert not found[0][0][:, 1, ..., ::2].any() and not found[0][1][:, 1, ..., ::2].any()
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -70,7 +70,6 @@ SETTINGS = {
     "volume-blur": dict(size=(3, 2, 4), windows=[{"window_size": 3, "blur": 2}], classes=2),
     "batch": dict(size=(2, 5), windows=[{"window_size": 3, "normalization": "after"}], batch=2),
     "batch-own-features": dict(size=(2, 5), windows=[{"window_size": 3, "normalization": "before"}], batch=2, shared=False),
-    "one-label": dict(windows=ONE, classes=1),
     "four-labels": dict(windows=ONE, classes=4, weight="class"),
 }  # fmt: skip
 
@@ -213,7 +212,7 @@ def test_rows_sum_to_one_and_stay_between_zero_and_one():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("classes", [1, 2, 5])
+@pytest.mark.parametrize("classes", [2, 5])
 def test_equal_labels_stay_equal(classes, dtype):
     """Equal logits everywhere; no feature of the image can tell the labels apart."""
     q = run(torch.full((1, classes, 5, 6), -3.0, dtype=dtype), [4.0])
@@ -410,11 +409,11 @@ LOGITS = torch.zeros(1, 3, 4, 5)
         ({"logits": LOGITS.int()}, TypeError, "^logits: expected a floating.*got a int32 tensor"),
         ({"logits": None}, TypeError, "^logits: expected a floating.*got None"),
         ({"logits": LOGITS[0, 0]}, ValueError, r"^logits: expected \[B, C, \*S\].*got shape \[4, 5\]"),
-        ({"logits": LOGITS[:, :0]}, ValueError, r"^logits: expected at least one class, got shape \[1, 0, 4, 5\]"),
+        ({"logits": LOGITS[:, :0]}, ValueError, r"^logits: expected at least 2 classes on axis 1, got shape \[1, 0, 4, 5\]"),
         ({"logits": LOGITS.mT}, ValueError, r"^logits: expected \[B, C, 4, 5\] as.* got \[1, 3, 5, 4\]"),
         ({"logits": LOGITS[0]}, ValueError, r"^logits: expected \[B, C, 4, 5\].*got \[3, 4, 5\]"),
-        ({"logits": LOGITS / 0}, ValueError, "^logits: expected finite values, got 60 NaN or infinite of 60"),
-        ({"logits": LOGITS - math.inf}, ValueError, "^logits: expected finite values"),
+        ({"logits": LOGITS / 0}, ValueError, "^logits: expected finite values, or -inf for a class that is ruled out, got"),
+        ({"logits": LOGITS - math.inf}, ValueError, "^logits: expected a class that is not ruled out, got 20 pixels"),
         ({"logits": LOGITS.to("meta")}, ValueError, "^logits: expected the device .* cpu, got meta"),
         (
             {"filters": [Window(F.expand(2, -1, -1, -1), 3)]},
@@ -443,8 +442,8 @@ LOGITS = torch.zeros(1, 3, 4, 5)
         ({"compatibility": torch.ones(3)}, ValueError, r"^compatibility: expected shape \[3, 3\], got \[3\]"),
         ({"compatibility": torch.eye(3) / 0}, ValueError, "^compatibility: expected finite values"),
         ({"compatibility": torch.eye(3, device="meta")}, ValueError, "^compatibility: expected the device of logits"),
-        ({"iterations": -1}, ValueError, "^iterations: expected an int of at least 0, got -1"),
-        ({"iterations": 2.0}, TypeError, "^iterations: expected an int of at least 0, got 2.0"),
+        ({"iterations": -1}, ValueError, "^iterations: expected an int from 0 to 10000, got -1"),
+        ({"iterations": 2.0}, TypeError, "^iterations: expected an int from 0 to 10000, got 2.0"),
         ({"iterations": True}, TypeError, "^iterations: expected an int"),
         ({"unary_weight": "1"}, TypeError, "^unary_weight: expected a finite number, got '1'"),
         ({"unary_weight": math.inf}, ValueError, "^unary_weight: expected a finite number, got inf"),

@@ -31,7 +31,7 @@ FILTERS = ["Exact", "Filter", "Function", "Guided", "Lattice", "Window"]
 LAYERS = ["CRFRNN", "ConvCRF", "GuidanceCRF", "Layer"]
 TYPES = [
     "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "Method", "Normalization", "Output", "Precision",
-    "RefineOptions", "Theta",
+    "RefineOptions", "Theta", "Unknown",
 ]  # fmt: skip
 
 # pydensecrf's own, so that its scripts run.

@@ -251,10 +251,9 @@ def test_a_summary_by_hand():
     assert summary.confidence_after == pytest.approx(q.amax(0).mean().item())
 
 
-@pytest.mark.parametrize("classes, shares", [(1, (1.0,)), (3, (0.0, 0.0, 0.0))])
-def test_a_summary_where_all_classes_are_equal(classes, shares):
-    _, trace = refined(logits=np.zeros((classes, H, W)), return_trace=True)
-    assert trace.summary.changed == 0 and trace.summary.before == trace.summary.after == shares
+def test_a_summary_where_all_classes_are_equal():
+    _, trace = refined(logits=np.zeros((C, H, W)), return_trace=True)
+    assert trace.summary.changed == 0 and trace.summary.before == trace.summary.after == (0.0, 0.0, 0.0)
 
 
 def test_a_summary_shows_the_classes_that_are_there():
@@ -309,7 +308,7 @@ def test_features_leave_no_part_to_the_thetas_they_replace(name):
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities", "energies"])
 def test_confidence_is_for_labels(kind):
-    with pytest.raises(ValueError, match=f"^label_confidence: expected none with {kind}, .* got 0.7"):
+    with pytest.raises(ValueError, match=f"^label_confidence: expected none with {kind}=, .* got 0.7"):
         refine(IMAGE, **{kind: HALF}, label_confidence=0.7)
 
 
@@ -357,7 +356,7 @@ def test_arrays_go_to_the_gpu_if_there_is_one_and_tensors_stay(kind, expected, c
     module = importlib.import_module("tritoncrf.refine")
     monkeypatch.setattr(module, "device_found", lambda device: torch.device("meta"))  # stands for a GPU
     if kind == "labels":
-        monkeypatch.setattr(module, "_from_labels", lambda _, device, *__: torch.zeros(C, H, W, device=device))
+        monkeypatch.setattr(module, "unary_from", lambda *given: torch.zeros(C, H, W, device=given[3]))
     refine(IMAGE, **SCORES_OF_EVERY_KIND[kind])
     assert computed_on == [expected]
 
@@ -410,6 +409,7 @@ def test_probabilities_of_zero_stay_finite():
 def test_the_number_of_classes_of_labels():
     assert len(refined(labels=LABELS)) == C
     assert len(refined(labels=np.zeros((H, W), int))) == 2
+    assert len(refined(labels=np.where(LABELS, 199, 0))) == 200
     assert len(refined(labels=LABELS, num_classes=9)) == 9
     assert len(refined(labels=LABELS > 0)) == 2
     assert len(refined(labels=np.full((H, W), 255), num_classes=4)) == 4
@@ -521,7 +521,7 @@ def test_unknown_methods(method):
     [({}, "none"), ({"logits": LOGITS, "labels": LABELS}, "logits and labels")],
 )
 def test_exactly_one_of_the_scores(scores, got):
-    with pytest.raises(TypeError, match=f"exactly one of logits=, probabilities=, energies=, labels=, got {got}"):
+    with pytest.raises(TypeError, match=f"exactly one of logits=, .*mask=, foreground=, got {got}"):
         refined(**scores)
 
 
@@ -539,7 +539,7 @@ SCORES = ["logits", "probabilities", "energies"]
         (HALF[None, None], ValueError, r"expected \[C, H, W\]"),
         (HALF[:0], ValueError, r"expected \[C, H, W\]"),
         (HALF * math.nan, ValueError, "NaN"),
-        (HALF * math.inf, ValueError, "infinite"),
+        (HALF * math.inf, ValueError, "infinite|not ruled out"),
     ],
 )
 def test_bad_scores(name, bad, error, message):
@@ -563,11 +563,10 @@ def test_probabilities_rounded_in_half_precision_pass():
     "bad, error, message",
     [
         (LABELS.astype(float), TypeError, "expected integers"),
-        (LABELS - 1, ValueError, "expected 0 to 1, or 255 where unknown, got -1"),
         (LABELS.tolist(), TypeError, "a NumPy array or a torch.Tensor"),
         (np.zeros((0, 3), int), ValueError, r"expected \[H, W\]"),
         (np.zeros((1, 1, 1, 1), int), ValueError, r"expected \[H, W\]"),
-        (Image.fromarray(IMAGE), ValueError, r"image: expected the size of labels"),
+        (Image.fromarray(IMAGE), ValueError, r"expected \[H, W\]"),
     ],
 )
 def test_bad_labels(bad, error, message):
@@ -669,7 +668,6 @@ def test_degenerate_images(method):
     for rows in IMAGE[:1], IMAGE[:, :1], IMAGE[:1, :1]:
         q = refine(rows, logits=LOGITS[:, : rows.shape[0], : rows.shape[1]], method=method, **wide)
         assert_close("sum over classes", tensor(q.sum(0)), torch.ones(rows.shape[:2]))
-    assert (refine(IMAGE, logits=LOGITS[:1], method=method) == 1).all()
 
 
 @pytest.mark.parametrize("bad, error", [(0.0, ValueError), (1.0, ValueError), (math.nan, ValueError), ("1", TypeError)])

@@ -16,12 +16,23 @@ from tqdm import tqdm
 import tritoncrf
 from tritoncrf import demo, figures
 from tritoncrf.backends import resolve
+from tritoncrf.checks import MOST_CLASSES
 from tritoncrf.commands import CommandError, check_output
 from tritoncrf.devices import device_found
 from tritoncrf.diagnostics import Record
-from tritoncrf.files import read_array, read_image, read_labels, replacing, save_figure, write_labels
-from tritoncrf.options import ARGUMENTS, PARAMETERS, SCORES, UNKNOWN
+from tritoncrf.files import (
+    read_array,
+    read_image,
+    read_labels,
+    read_mask,
+    replacing,
+    save_figure,
+    write_labels,
+    write_mask,
+)
+from tritoncrf.options import ARGUMENTS, BINARY, PARAMETERS, SCORES, UNKNOWN
 from tritoncrf.refine import refine
+from tritoncrf.scores import mask_values, resized
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,20 +61,21 @@ def draw_demo(options: argparse.Namespace) -> None:
 def refine_file(options: argparse.Namespace) -> None:
     """`tritoncrf refine`."""
     kind = next(kind for kind in SCORES if getattr(options, kind) is not None)
-    source = getattr(options, kind)
-    check_output("--out", options.out, (".png", ".npy"))
+    source, out = getattr(options, kind), _output(options)
+    check_output("--out", out, (".png", ".npy"))
     for option, path in ("--figure", options.figure), ("--trace-figure", options.trace_figure):
         if path is not None:
             check_output(option, path, FIGURES)
-    _check_distinct(options.image, source, options.out, options.figure, options.trace_figure)
+    _check_distinct(options.image, source, out, options.figure, options.trace_figure)
     given = {name: getattr(options, name) for name in ("method", *ARGUMENTS) if getattr(options, name) is not None}
     settings: dict[str, Any] = {**PARAMETERS.get(options.parameters, {}), **given}
     device, trace = device_found(options.device), None
     traced = options.trace or options.trace_figure is not None
 
     with _steps("load", "refine", "write") as step:
-        image = read_image(options.image)
-        scores = read_labels(source) if kind == "labels" else read_array(source)
+        image = np.asarray(read_image(options.image, upright=not options.as_stored))
+        scores = _read(kind, source, image.shape[:2], options)
+        _check_png(out, kind, scores, settings)
         step()
         start = time.perf_counter()
         settings[kind] = torch.from_numpy(scores).to(device)
@@ -73,15 +85,12 @@ def refine_file(options: argparse.Namespace) -> None:
             found = refine(image, **settings)
         refined = found.float().cpu().numpy()
         seconds = time.perf_counter() - start
-        if options.out.suffix.lower() == ".png" and len(refined) > 256:
-            raise CommandError(f"--out: a .png holds 256 classes, got {len(refined)}; write an .npy")
         step()
+        before, after = _before(kind, scores, settings), (refined > 0.5) * 1 if kind in BINARY else refined.argmax(0)
         with contextlib.ExitStack() as files:
-            out = files.enter_context(replacing(options.out))
-            _write(out, options.out, refined)
+            _write(files.enter_context(replacing(out)), out, refined, after, kind)
             if options.figure is not None:
-                before = _before(kind, scores)
-                figure = figures.comparison(np.asarray(image), before, refined.argmax(0), seconds=seconds)
+                figure = figures.comparison(image, before, after, seconds=seconds)
                 _save(figure, files.enter_context(replacing(options.figure)), options.figure)
             if trace is not None and options.trace_figure is not None:
                 figure = figures.trace(trace.records)
@@ -90,6 +99,42 @@ def refine_file(options: argparse.Namespace) -> None:
     if trace is not None and options.trace:
         print(_table(trace.records))
         print(trace.summary)
+    print(f"wrote {out}: {np.mean(before != after):.2%} of the pixels changed, {seconds:.2f} s")
+
+
+def _output(options: argparse.Namespace) -> Path:
+    """The file to write; what nobody named must not be there yet."""
+    if options.out is not None:
+        out: Path = options.out
+        return out
+    out = options.image.with_name(f"{options.image.stem}_refined.png")
+    if out.exists() and not options.force:
+        raise CommandError(f"--out: expected a new file where none is named, got {out}, which exists; or --force")
+    return out
+
+
+def _read(kind: str, source: Path, size: tuple[int, ...], options: argparse.Namespace) -> np.ndarray:
+    """The scores of a file, at the image's size where they are to be resized."""
+    if kind in BINARY:
+        scores = mask_values(kind, read_mask(source, upright=not options.as_stored), size).numpy()
+    else:
+        scores = read_labels(source) if kind == "labels" else read_array(source)
+    if options.resize and scores.ndim == (2 if kind in (*BINARY, "labels") else 3) and scores.shape[-2:] != size:
+        return resized(kind, scores, size)
+    if scores.shape[-2:] != size and 2 <= scores.ndim <= 3 and scores.shape[:2] != size:
+        got, wanted = (" x ".join(map(str, shape)) for shape in (scores.shape[-2:], size))
+        raise CommandError(
+            f"--{kind}: expected the size of {options.image}, {wanted}, got {got}; --resize brings them together, and "
+            "--as-stored leaves pictures unturned"
+        )
+    return scores
+
+
+def _check_png(out: Path, kind: str, scores: np.ndarray, settings: dict[str, Any]) -> None:
+    """An error where the classes are more than a .png holds beside 255, for unknown; before any work."""
+    classes = len(scores) if kind in SCORES[:3] else settings.get("num_classes") or 2
+    if out.suffix.lower() == ".png" and UNKNOWN < classes <= MOST_CLASSES:
+        raise CommandError(f"--out: a .png holds {UNKNOWN} classes, got {classes}; write an .npy")
 
 
 def _table(records: Sequence[Record]) -> str:
@@ -136,18 +181,22 @@ def _check_distinct(*paths: Path | None) -> None:
             raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")
 
 
-def _before(kind: str, scores: np.ndarray) -> np.ndarray:
+def _before(kind: str, scores: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     """The labels that came: the best class of scores, -1 where a label is unknown."""
+    if kind in BINARY:
+        return (scores > 0.5) * 1
     if kind == "labels":
-        return np.where(scores == UNKNOWN, -1, scores.astype(np.int64))
+        return np.where(np.isin(scores, settings.get("unknown", UNKNOWN)), -1, scores.astype(np.int64))
     return scores.argmin(0) if kind == "energies" else scores.argmax(0)
 
 
-def _write(file: IO[bytes], path: Path, probabilities: np.ndarray) -> None:
+def _write(file: IO[bytes], path: Path, probabilities: np.ndarray, labels: np.ndarray, kind: str) -> None:
     if path.suffix.lower() == ".npy":
         np.save(file, probabilities)
+    elif kind in BINARY:
+        write_mask(file, labels)
     else:
-        write_labels(file, probabilities.argmax(0))
+        write_labels(file, labels)
 
 
 def _save(figure: "Figure", file: IO[bytes], path: Path) -> None:

@@ -8,7 +8,8 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -19,6 +20,16 @@ from tritoncrf.types import Theta
 Arguments = ParamSpec("Arguments")
 Choice = TypeVar("Choice")
 Result = TypeVar("Result")
+
+FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
+MOST_CLASSES = 1 << 16
+MOST_ITERATIONS = 10_000
+LEAST, GREATEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+MOST_SHOWN = 100  # characters of a value in a message
+
+_SHORT = reprlib.Repr()  # which does not build the whole of a long one
+_SHORT.maxlong = _SHORT.maxstring = _SHORT.maxother = MOST_SHOWN
 
 _value_checks = contextvars.ContextVar("value_checks", default=False)
 
@@ -40,7 +51,7 @@ class check_values:
 
     def __init__(self, enabled: bool) -> None:
         self.previous = _value_checks.get()
-        _value_checks.set(bool(enabled))
+        _value_checks.set(expect_bool("enabled", enabled))
 
     def __enter__(self) -> "check_values":
         return self
@@ -88,22 +99,46 @@ def old_names(**new: str) -> Callable[[Callable[Arguments, Result]], Callable[Ar
     return decorate
 
 
+def shown(value: object) -> str:
+    """`value` in a few words of one line, however long it is."""
+    if isinstance(value, torch.Tensor) or (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return kind_of(value)
+    try:
+        words = " ".join(_SHORT.repr(value).split())
+        return words if len(words) <= MOST_SHOWN else f"{words[:MOST_SHOWN]}..."
+    except Exception:  # whatever a stranger's repr raises
+        return f"<{type(value).__name__}>"
+
+
 def kind_of(value: object) -> str:
     """What came, in the words of an error message."""
     if isinstance(value, torch.Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
+        kind = f"{'nested ' if value.is_nested else ''}{str(value.dtype).removeprefix('torch.')} tensor"
+        if value.is_nested:
+            return f"a {kind}"
+        layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+        return f"a {layout}{kind} of shape {list(value.shape)} on {value.device}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"a {type(value).__name__} of shape {list(value.shape)} and dtype {value.dtype}"
-    return f"{value!r} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
 
 
 def expect_tensor(name: str, value: object, what: str = "a floating-point torch.Tensor") -> torch.Tensor:
-    """`value` itself if it is a floating-point tensor, else a TypeError naming the argument."""
+    """`value` itself if it is a dense tensor of 16 to 64 bit floats, else a TypeError naming the argument."""
     if not isinstance(value, torch.Tensor):
         hint = "; torch.from_numpy(x) makes one" if type(value).__module__ == "numpy" else ""
         raise TypeError(f"{name}: expected {what}, got {kind_of(value)}{hint}")
-    if not value.is_floating_point():
+    if value.dtype not in FLOATS:
         raise TypeError(f"{name}: expected {what}, got {kind_of(value)}")
+    return expect_dense(name, value)
+
+
+def expect_dense(name: str, value: torch.Tensor) -> torch.Tensor:
+    """`value` itself if it is a plain tensor, neither sparse, nested nor masked, else a TypeError."""
+    plain = not value.is_nested and value.layout == torch.strided
+    if not plain or type(value).__name__ == "MaskedTensor":
+        hint = "; x.to_dense() makes one" if not plain and not value.is_nested else ""
+        raise TypeError(f"{name}: expected a dense tensor, got {kind_of(value)}{hint}")
     return value
 
 
@@ -121,7 +156,21 @@ def expect_no_tangents(*tensors: torch.Tensor) -> None:
 def expect_choice(name: str, value: Choice, choices: Iterable[Choice]) -> Choice:
     """`value` itself if it is one of `choices`, else a ValueError that lists them."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
+    return value
+
+
+def expect_values(name: str, value: torch.Tensor) -> torch.Tensor:
+    """`value` itself if it is a dense tensor that holds values, else an error."""
+    if value.is_meta and not isinstance(value, torch._subclasses.FakeTensor):
+        raise ValueError(f"{name}: expected values, got {kind_of(value)}")
+    return expect_dense(name, value)
+
+
+def expect_dtype(name: str, value: object, choices: Sequence[torch.dtype]) -> torch.dtype:
+    """`value` itself if it is one of these dtypes, else a TypeError that lists them."""
+    if not isinstance(value, torch.dtype) or value not in choices:
+        raise TypeError(f"{name}: expected {' or '.join(map(str, choices))}, got {shown(value)}")
     return value
 
 
@@ -129,13 +178,32 @@ def expect_int(name: str, value: Any, least: int, most: int | None = None, odd: 
     """`value` as an int within the bounds, else a TypeError (not a whole number) or ValueError."""
     bounds = f"from {least} to {most}" if most is not None else f"of at least {least}"
     wanted = f"an {'odd ' if odd else ''}int {bounds}"
-    plain = isinstance(value, (int, torch.SymInt))  # kept symbolic in a compiled or exported graph
-    if isinstance(value, bool) or not (plain or hasattr(value, "__index__")):
+    if not isinstance(value, (int, torch.SymInt)):  # kept symbolic in a compiled or exported graph
+        try:
+            value = _no_bool(value).__index__()
+        except Exception:  # whatever a stranger's __index__ raises
+            raise TypeError(f"{name}: expected {wanted}, got {kind_of(value)}") from None
+    elif isinstance(value, bool):
         raise TypeError(f"{name}: expected {wanted}, got {kind_of(value)}")
-    value = value if plain else value.__index__()
     if value < least or (most is not None and value > most) or (odd and value % 2 == 0):
-        raise ValueError(f"{name}: expected {wanted}, got {value}")
+        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
     return value
+
+
+def _no_bool(value: Any) -> Any:
+    """`value` itself, or a TypeError for the truth values of NumPy and torch."""
+    if str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
+        raise TypeError
+    return value
+
+
+def expect_num_classes(name: str, value: Any) -> int:
+    """`value` as a number of classes, of which a softmax needs two."""
+    try:
+        return expect_int(name, value, 2, MOST_CLASSES)
+    except ValueError as error:
+        hint = "; a network with one logit z has two, torch.cat([-z / 2, z / 2], 1)" if value == 1 else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def expect_bool(name: str, value: object) -> bool:
@@ -146,16 +214,27 @@ def expect_bool(name: str, value: object) -> bool:
 
 
 def expect_number(name: str, value: Any, positive: bool = False) -> float:
-    """`value` as a finite float (above zero if `positive`), else an error."""
+    """`value` as a float that float32 can hold (above zero if `positive`), else an error."""
     wanted = "a finite number above 0" if positive else "a finite number"
-    plain = isinstance(value, (int, float))  # asked first: a compiled graph's symbolic float has no hasattr
-    single = plain or (hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0)
-    if isinstance(value, (bool, str)) or not single:
+    if not isinstance(value, (int, float)):  # asked first: a compiled graph's symbolic float has no dtype
+        kind = getattr(value, "dtype", None)
+        complex_or_bool = isinstance(value, complex) or str(kind).removeprefix("torch.").startswith(("complex", "bool"))
+        single = hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
+        if complex_or_bool or not single or getattr(kind, "kind", "f") not in "iuf":
+            raise TypeError(f"{name}: expected {wanted}, got {kind_of(value)}")
+    elif isinstance(value, bool):
         raise TypeError(f"{name}: expected {wanted}, got {kind_of(value)}")
-    value = float(value)
-    if not (0 if positive else -math.inf) < value < math.inf:
-        raise ValueError(f"{name}: expected {wanted}, got {value}")
-    return value
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    except Exception:  # whatever a stranger's __float__ raises
+        raise TypeError(f"{name}: expected {wanted}, got {kind_of(value)}") from None
+    if not (0 if positive else -math.inf) < number < math.inf:
+        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
+    if abs(number) > GREATEST or (positive and number < LEAST):
+        raise ValueError(f"{name}: expected {wanted} in the range of float32, got {number:.4g}")
+    return number
 
 
 def expect_finite(name: str, value: torch.Tensor) -> None:
@@ -163,6 +242,33 @@ def expect_finite(name: str, value: torch.Tensor) -> None:
     if values_checked(value) and not torch.isfinite(value).all():
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")
+
+
+def expect_logits(name: str, value: torch.Tensor, axis: int, sign: int = 1) -> None:
+    """A ValueError if scores that may be looked at are neither finite nor rule a class out, or rule out all of a pixel.
+
+    A class is ruled out by a logit of minus infinity; with sign = -1 by an energy of infinity.
+    """
+    if not values_checked(value) or torch.isfinite(value).all():
+        return
+    ruled_out = value == -sign * math.inf
+    if bad := int((~torch.isfinite(value) & ~ruled_out).sum()):
+        infinity = "-inf" if sign > 0 else "inf"
+        raise ValueError(
+            f"{name}: expected finite values, or {infinity} for a class that is ruled out, got {bad} others that are "
+            f"NaN or infinite, of {value.numel()}"
+        )
+    if none_left := int(ruled_out.all(axis).sum()):
+        raise ValueError(f"{name}: expected a class that is not ruled out, got {none_left} pixels without one")
+
+
+def expect_classes(name: str, value: torch.Tensor, axis: int = 1) -> None:
+    """A ValueError unless `value` has two classes or more on an axis."""
+    if value.shape[axis] < 2:
+        raise ValueError(
+            f"{name}: expected at least 2 classes on axis {axis}, got shape {list(value.shape)}; a softmax of one "
+            f"class is 1 everywhere: torch.cat([-z / 2, z / 2], {axis}) makes two of the logit z of a sigmoid"
+        )
 
 
 def expect_spatial(name: str, value: torch.Tensor, axes: str = "[B, C, *S]") -> None:

@@ -5,8 +5,10 @@ command does is in `actions`, which is imported once its arguments are understoo
 """
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tritoncrf
 from tritoncrf.commands import Parser, add_device, run
@@ -15,7 +17,21 @@ from tritoncrf.options import ARGUMENTS, METHODS, PARAMETERS, SCORES
 
 __all__ = ["main"]
 
-SETTINGS = {
+COMMANDS = ("refine", *NAMES, "demo", "info")
+
+
+def _unknown(text: str) -> tuple[int, ...]:
+    """The labels of an option --unknown."""
+    return () if text == "none" else tuple(int(part) for part in text.split(","))
+
+
+FILES = {
+    "labels": "label indices, 255 unknown; .png, .npy or .npz",
+    "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy or .npz",
+    "foreground": "one object's probability, [H, W] floats or grey; .npy, .npz or a picture",
+    "scores": "[C, H, W] floats; .npy, or .npz of one array",
+}
+SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "theta_space": (float, "bandwidth of positions in the appearance kernel, in pixels"),
     "theta_color": (float, "bandwidth of colours, in 0..255 units"),
     "weight_appearance": (float, "weight of the appearance kernel, or of the guided filter"),
@@ -26,29 +42,53 @@ SETTINGS = {
     "blur": (int, "with --method window: blur x blur pixels are averaged for the messages"),
     "radius": (int, "with --method guided: radius of the filter's windows, in pixels"),
     "eps": (float, "with --method guided: what counts as an edge, in 0..255 units squared"),
-    "label_confidence": (float, "with --labels: probability that a label is right"),
+    "label_confidence": (float, "with --labels and --mask: probability that they are right"),
     "num_classes": (int, "with --labels: number of classes"),
+    "unknown": (_unknown, "with --labels: the label of unknown pixels, several with commas between, or none"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 if not."""
-    return run(_parser(), arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given:
+        given = ["--help"]
+    elif given[0] not in COMMANDS and _is_file(given[0]):
+        given = ["refine", *given]
+    return run(_parser(), given)
+
+
+def _is_file(name: str) -> bool:
+    """Whether a first argument is a picture rather than a command or an option."""
+    return not name.startswith("-") and (Path(name).suffix != "" or Path(name).is_file())
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="tritoncrf", description="Refine segmentation scores against the image, by a dense CRF.")
+    parser = Parser(
+        prog="tritoncrf", description="Refine segmentation scores against the image, by a dense CRF.",
+        epilog="tritoncrf IMAGE --mask FILE is short for tritoncrf refine IMAGE --mask FILE.",
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tritoncrf {tritoncrf.__version__}")
-    commands = parser.add_subparsers(required=True, metavar=" | ".join(("refine", *NAMES, "demo", "info")))
+    commands = parser.add_subparsers(required=True, metavar=" | ".join(COMMANDS))
 
     command = commands.add_parser("refine", help="refine the scores or labels of one image")
     command.add_argument("image", type=Path, metavar="IMAGE", help="a photo, in any format that Pillow reads")
     scores = command.add_mutually_exclusive_group(required=True)
-    for kind in SCORES[:3]:
-        scores.add_argument(f"--{kind}", type=Path, metavar="FILE", help="[C, H, W] floats; .npy, or .npz of one array")
-    scores.add_argument("--labels", type=Path, metavar="FILE", help="label indices, 255 unknown; .png, .npy or .npz")
+    for kind in SCORES:
+        scores.add_argument(f"--{kind}", type=Path, metavar="FILE", help=FILES.get(kind, FILES["scores"]))
     command.add_argument(
-        "-o", "--out", type=Path, required=True, help="labels as an indexed .png, or float32 probabilities as .npy"
+        "-o", "--out", type=Path,
+        help="labels as an indexed .png, a mask as a .png of 0 and 255, or float32 probabilities as .npy "
+        "(IMAGE_refined.png, if there is none)",
+    )  # fmt: skip
+    command.add_argument("--force", action="store_true", help="replace an IMAGE_refined.png")
+    command.add_argument(
+        "--resize",
+        action="store_true",
+        help="bring scores to the image's size: bilinear, labels the nearest",
+    )
+    command.add_argument(
+        "--as-stored", action="store_true", help="leave pictures as stored, whatever their EXIF orientation"
     )
     command.add_argument("--figure", type=Path, metavar="FILE", help="also draw before and after: .png, .pdf or .svg")
     command.add_argument(

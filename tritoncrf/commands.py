@@ -1,7 +1,9 @@
 """What the command lines share: every bad input ends with exit code 2 and one line on stderr."""
 
 import argparse
+import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +23,22 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, without the usage."""
+    """argparse whose errors are one line, without the usage, and name what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
-        raise CommandError(message)
+        words = re.findall(r"(?:unrecognized arguments: |invalid choice: ')([^\s'=]+)", message)
+        meant = [name for word in words for name in difflib.get_close_matches(word, _names(self), n=1)]
+        raise CommandError(message + "".join(f"; did you mean {name}?" for name in meant))
+
+
+def _names(parser: argparse.ArgumentParser) -> list[str]:
+    """The options and commands of a parser and of those below it."""
+    found = list(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                found += [name, *_names(below)]
+    return found
 
 
 def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,9 @@ import os
 
 import torch
 
-__all__ = ["device_found"]
+from tritoncrf import checks
+
+__all__ = ["device_found", "expect_device"]
 
 IMPORTED_BY = os.getpid()
 
@@ -19,21 +21,22 @@ def device_found(device: torch.device | str | None = None) -> torch.device:
         TypeError, ValueError: no device, or one that is not here.
     """
     if device is not None:
-        return _expect_device(device)
+        return expect_device(device)
     if os.getpid() != IMPORTED_BY:
         torch.set_num_threads(1)
     usable = torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
     return torch.device("cuda" if usable else "cpu")
 
 
-def _expect_device(device: torch.device | str) -> torch.device:
+def expect_device(device: torch.device | str) -> torch.device:
+    """`device` as a torch.device if it is one that is here, else an error."""
     wanted = "device: expected a device of torch, such as 'cuda' or 'cpu'"
     if not isinstance(device, (torch.device, str)):
-        raise TypeError(f"{wanted}, got {device!r}")
+        raise TypeError(f"{wanted}, got {checks.shown(device)}")
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"{wanted}, got {device!r}") from None
+        raise ValueError(f"{wanted}, got {checks.shown(device)}") from None
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device: expected one that is here, got {str(found)!r} where there are {count} GPUs")
     return found

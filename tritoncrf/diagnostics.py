@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tritoncrf.backends import compute_dtype, without_autocast
+from tritoncrf.backends import without_autocast
 from tritoncrf.filters import Filter
-from tritoncrf.mean_field import checked
+from tritoncrf.mean_field import checked, possible
 from tritoncrf.step import mix
 from tritoncrf.types import Compatibility, Initial
 
@@ -84,7 +84,7 @@ def trace(
         True
     """
     mixing, scale = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
-    unary = logits.to(compute_dtype(logits)).contiguous()
+    unary = possible(logits).contiguous()
     with without_autocast(unary):
         operators = [f.operator(unary) for f in filters]
 

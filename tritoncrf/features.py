@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from tritoncrf import checks
+from tritoncrf.devices import expect_device
 from tritoncrf.types import Theta
 
 __all__ = ["bilateral", "color", "spatial"]
@@ -47,11 +48,11 @@ def spatial(
         tensor([[0.0000, 0.5000, 1.0000],
                 [0.0000, 0.5000, 1.0000]])
     """
-    if not isinstance(size, Sequence) or isinstance(size, str) or not 1 <= len(size) <= 3:
+    if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or not 1 <= len(size) <= 3:
         raise ValueError(f"size: expected 1 to 3 spatial sizes such as (height, width), got {checks.kind_of(size)}")
     size = [checks.expect_int("size", n, 1) for n in size]
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
+    checks.expect_dtype("dtype", dtype, (torch.float32, torch.float64))
+    device = None if device is None else expect_device(device)
     return _spatial("theta", size, theta, spacing, device, dtype)
 
 

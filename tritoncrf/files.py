@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Content = TypeVar("Content")
 
 __all__ = [
-    "FileError", "decoded", "read_array", "read_image", "read_labels", "replacing", "save_figure",
-    "save_small_figure", "write", "write_labels",
+    "FileError", "decoded", "read_array", "read_image", "read_labels", "read_mask", "replacing", "save_figure",
+    "save_small_figure", "write", "write_labels", "write_mask",
 ]  # fmt: skip
 
 
@@ -70,6 +70,21 @@ def read_labels(path: Path) -> np.ndarray:
     return decoded(path, "a .png of labels", read)
 
 
+def read_mask(path: Path, upright: bool = False) -> np.ndarray:
+    """[H, W] or, of a picture with several channels, [H, W, channels]; the indices of a palette picture."""
+    if path.suffix.lower() in (".npy", ".npz"):
+        return read_array(path)
+    from PIL import Image, ImageOps
+
+    def read(path: Path) -> np.ndarray:
+        with Image.open(path) as image:
+            image.load()
+            turned = ImageOps.exif_transpose(image) if upright else image
+            return np.array(turned.convert("L") if turned.mode == "LA" else turned)
+
+    return decoded(path, "a picture, .npy or .npz of a mask", read)
+
+
 def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.ndarray:
     """The one array of a file, in this machine's byte order."""
     if path.suffix.lower() not in extensions:
@@ -97,6 +112,13 @@ def write_labels(file: IO[bytes], labels: np.ndarray) -> None:
     picture = Image.fromarray(labels.astype(np.uint8), mode="P")
     picture.putpalette(palette().tobytes())
     picture.save(file, format="png")
+
+
+def write_mask(file: IO[bytes], mask: np.ndarray) -> None:
+    """[H, W] of 0 and 1 into an open file, as a PNG of 0 and 255."""
+    from PIL import Image
+
+    Image.fromarray((mask * 255).astype(np.uint8), mode="L").save(file, format="png")
 
 
 @contextlib.contextmanager

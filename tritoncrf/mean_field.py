@@ -11,6 +11,7 @@ because K_m acts on pixels and A_m on classes. Autograd splits dA_m into those o
 own tensors get the gradient of <A_m^T G, K_m Q_t>.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -34,6 +35,7 @@ from tritoncrf.step import KEPT_STATES, Step, mix, outer
 from tritoncrf.types import Compatibility, Initial, Output
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
+RULED_OUT = -1e5  # stands for a logit of minus infinity
 INITIALS: tuple[Initial, ...] = get_args(Initial)
 
 
@@ -50,8 +52,8 @@ def mean_field(
     `iterations` times from Q = softmax(U) (Krähenbühl and Koltun 2011; CRF-as-RNN, section 4).
 
     Args:
-        logits: U, minus the unary energies, [B, C, *S] with 1 to 3 spatial axes; floating. Half
-            precision is accumulated in float32.
+        logits: U, minus the unary energies, [B, C, *S] with C >= 2 and 1 to 3 spatial axes; floating. Half
+            precision is accumulated in float32. A logit of -inf rules a class out at its pixel.
         filters: the pairwise filters K_m, see `tritoncrf.filters`.
         weights: one W_m per filter: a float, a 0-d tensor, per class [C], or [C, C] (row: the class that
             receives).
@@ -80,7 +82,7 @@ def mean_field(
     checks.expect_choice("output", output, OUTPUTS)
     mixing, scale = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
 
-    scores = logits.to(compute_dtype(logits))
+    scores = possible(logits)
     if iterations > 0 and any(f.plan is None for f in filters):
         scores = _unrolled(scores, scale, mixing, filters, iterations, initial)
     elif iterations > 0:
@@ -88,6 +90,8 @@ def mean_field(
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in (logits, scale, *mixing, *tensors))
         plans = encode([f.resolved(scores) for f in filters])
         scores, *_ = iterate(scores, scale, mixing, tensors, plans, iterations, initial, keep)
+    if checks.values_checked(scores) and not (scores < math.inf).all():
+        raise ValueError("logits, filters, weights: expected values whose sums float32 holds, got NaN or infinity")
     if output == "probabilities":
         scores = torch.softmax(scores, 1)
     elif output == "log_probabilities":
@@ -102,11 +106,10 @@ def checked(
     """The A_m = -mu W_m and a as tensors beside the logits, or an error for whatever the loop cannot take."""
     checks.expect_tensor("logits", logits)
     checks.expect_spatial("logits", logits)
-    if logits.shape[1] == 0:
-        raise ValueError(f"logits: expected at least one class, got shape {list(logits.shape)}")
-    checks.expect_finite("logits", logits)
+    checks.expect_classes("logits", logits)
+    checks.expect_logits("logits", logits, axis=1)
     _check_filters(filters, weights, logits)
-    checks.expect_int("iterations", iterations, 0)
+    checks.expect_int("iterations", iterations, 0, checks.MOST_ITERATIONS)
     checks.expect_choice("initial", initial, INITIALS)
     mixing = [_class_weight(f"weights[{m}]", w, logits, ndim=2) for m, w in enumerate(weights)]
     scale = _class_weight("unary_weight", unary_weight, logits, ndim=1)
@@ -114,6 +117,8 @@ def checked(
         mu = _compatibility(compatibility, logits)
         # In float64, which autocast leaves alone, in the backward too.
         mixing = [(-mu.double() @ w.double()).to(mu.dtype) if w.ndim == 2 else -mu * w for w in mixing]
+        for a in mixing:
+            checks.expect_finite("compatibility times weights", a)
     checks.expect_no_tangents(logits, *mixing, scale)
     return mixing, scale
 
@@ -124,12 +129,12 @@ def _check_filters(filters: Sequence[Filter], weights: Sequence[float | torch.Te
             raise TypeError(f"{name}: expected a list, one per filter, got {checks.kind_of(value)}")
     if not filters:
         raise ValueError("filters: expected at least one filter, got an empty list")
-    if len(weights) != len(filters):
-        raise ValueError(f"weights: expected one per filter, {len(filters)}, got {len(weights)}")
     for m, f in enumerate(filters):
         if not isinstance(f, Filter):
             raise TypeError(f"filters[{m}]: expected a filter of tritoncrf.filters, got {checks.kind_of(f)}")
         f.check_fits("logits", logits)
+    if len(weights) != len(filters):
+        raise ValueError(f"weights: expected one per filter, {len(filters)}, got {len(weights)}")
 
 
 def _class_weight(name: str, value: float | torch.Tensor, logits: torch.Tensor, ndim: int) -> torch.Tensor:
@@ -143,8 +148,9 @@ def _class_weight(name: str, value: float | torch.Tensor, logits: torch.Tensor, 
         wanted = ", ".join(str(list(s)) for s in shapes)
         raise ValueError(f"{name}: expected a shape of {wanted}, got {list(value.shape)}")
     _check_device(name, value, logits)
+    value = value.to(dtype)
     checks.expect_finite(name, value)
-    return value.to(dtype)
+    return value
 
 
 def _compatibility(value: Compatibility, logits: torch.Tensor) -> torch.Tensor:
@@ -162,6 +168,14 @@ def _compatibility(value: Compatibility, logits: torch.Tensor) -> torch.Tensor:
 def _check_device(name: str, value: torch.Tensor, logits: torch.Tensor) -> None:
     if value.device != logits.device:
         raise ValueError(f"{name}: expected the device of logits, {logits.device}, got {value.device}")
+
+
+def possible(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in the dtype of the loop; classes that are ruled out at RULED_OUT, which keeps every product finite."""
+    found = logits.to(compute_dtype(logits))
+    if checks.values_checked(found) and found.isfinite().all():
+        return found
+    return torch.where(found == -math.inf, RULED_OUT, found)
 
 
 def _unrolled(

@@ -6,19 +6,21 @@ from typing import Any, NamedTuple, cast, get_args
 
 from tritoncrf.types import Method, RefineOptions
 
-__all__ = ["ARGUMENTS", "METHODS", "PARAMETERS", "SCORES", "UNKNOWN", "settings"]
+__all__ = ["ARGUMENTS", "BINARY", "METHODS", "PARAMETERS", "SCORES", "UNKNOWN", "settings"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 GAUSSIAN: tuple[Method, ...] = ("lattice", "exact", "window")
-SCORES = ("logits", "probabilities", "energies", "labels")
+SCORES = ("logits", "probabilities", "energies", "labels", "mask", "foreground")
+BINARY = SCORES[4:]  # of one object, [H, W]
 UNKNOWN = 255  # of labels
 
 
 class Argument(NamedTuple):
-    """What an argument is where it is not given, and the methods that use it."""
+    """What an argument is where it is not given, and the methods and the kinds of scores that use it."""
 
     default: Any
     methods: tuple[Method, ...] = METHODS
+    scores: tuple[str, ...] = SCORES
 
 
 ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
@@ -33,8 +35,9 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "blur": Argument(4, ("window",)),
         "radius": Argument(3, ("guided",)),
         "eps": Argument(1.0, ("guided",)),
-        "label_confidence": Argument(0.7),
-        "num_classes": Argument(None),
+        "label_confidence": Argument(0.7, scores=("labels", "mask")),
+        "num_classes": Argument(None, scores=SCORES[:4]),
+        "unknown": Argument("auto", scores=("labels",)),
     }
 )
 
@@ -59,10 +62,11 @@ def settings(method: Method, scores: str, features: bool, given: Mapping[str, An
             unused = f"method={method!r}"
         elif features and name in ("theta_space", "theta_color"):
             unused = "features"
-        elif scores != "labels" and name == "label_confidence":
-            unused = scores
+        elif scores not in ARGUMENTS[name].scores:
+            unused = f"{scores}="
         if unused is not None:
-            raise ValueError(f"{name}: expected none with {unused}, where it plays no part, got {value!r}")
+            got = value if isinstance(value, (int, float, tuple)) else f"a {type(value).__name__}"
+            raise ValueError(f"{name}: expected none with {unused}, where it plays no part, got {got}")
     return {name: entry.default if given[name] is None else given[name] for name, entry in ARGUMENTS.items()}
 
 

@@ -103,11 +103,16 @@ def _expect_names(found: Collection[str], names: Sequence[str]) -> None:
 
 def _numbers(name: str, value: Numbers, shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
     """An array or tensor of one of these shapes, finite, as float64 on the CPU."""
-    array = value.detach().cpu().double() if isinstance(value, torch.Tensor) else np.asarray(value)
-    if isinstance(array, np.ndarray):
-        if array.dtype.kind not in "iuf":
-            raise TypeError(f"{name}: expected an array or tensor of numbers, got {checks.kind_of(value)}")
-        array = torch.from_numpy(array.astype(np.float64))
+    if isinstance(value, torch.Tensor):
+        value = checks.expect_values(name, value).detach().cpu()
+        value = value if value.is_complex() else value.double().numpy()
+    try:
+        given = np.asarray(value)
+        if given.dtype.kind not in "iuf":
+            raise ValueError
+    except ValueError:  # rows of different lengths too
+        raise TypeError(f"{name}: expected an array or tensor of numbers, got {checks.kind_of(value)}") from None
+    array = torch.from_numpy(given.astype(np.float64))
     if tuple(array.shape) not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{name}: expected shape {wanted}, got {list(array.shape)}")

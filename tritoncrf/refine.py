@@ -1,7 +1,7 @@
 """One call: scores of a network in, scores sharpened against the image out."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, overload
 
 import numpy as np
 import torch
@@ -11,17 +11,16 @@ from tritoncrf.devices import device_found
 from tritoncrf.features import bilateral, color, spatial
 from tritoncrf.filters.base import Filter
 from tritoncrf.mean_field import mean_field
-from tritoncrf.options import METHODS, UNKNOWN, settings
+from tritoncrf.options import METHODS, settings
+from tritoncrf.scores import as_tensor, expect_unknown, is_pil, like, unary_from
 from tritoncrf.summary import Trace, summarized
-from tritoncrf.types import Array, Image, Method, RefineOptions, Theta
+from tritoncrf.types import Array, Image, Method, RefineOptions, Theta, Unknown
 
 if TYPE_CHECKING:
     import PIL.Image
     from typing_extensions import Unpack
 
 __all__ = ["refine"]
-
-CLIP = 1e-5
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
 Device: TypeAlias = torch.device | str | None
@@ -44,12 +43,27 @@ def refine(
 ) -> Scores: ...  # fmt: skip
 @overload
 def refine(
+    image: Image | None = None, *, foreground: Scores, return_trace: Literal[False] = False,
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> Scores: ...  # fmt: skip
+@overload
+def refine(
     image: Image | None = None, *, labels: torch.Tensor, return_trace: Literal[False] = False,
     device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, labels: Union[np.ndarray, "PIL.Image.Image"], return_trace: Literal[False] = False,
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> np.ndarray: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, mask: torch.Tensor, return_trace: Literal[False] = False,
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, mask: Union[np.ndarray, "PIL.Image.Image"], return_trace: Literal[False] = False,
     device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> np.ndarray: ...  # fmt: skip
 @overload
@@ -69,12 +83,27 @@ def refine(
 ) -> tuple[Scores, Trace]: ...  # fmt: skip
 @overload
 def refine(
+    image: Image | None = None, *, foreground: Scores, return_trace: Literal[True],
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> tuple[Scores, Trace]: ...  # fmt: skip
+@overload
+def refine(
     image: Image | None = None, *, labels: torch.Tensor, return_trace: Literal[True],
     device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> tuple[torch.Tensor, Trace]: ...  # fmt: skip
 @overload
 def refine(
     image: Image | None = None, *, labels: Union[np.ndarray, "PIL.Image.Image"], return_trace: Literal[True],
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> tuple[np.ndarray, Trace]: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, mask: torch.Tensor, return_trace: Literal[True],
+    device: Device = None, **options: "Unpack[RefineOptions]",
+) -> tuple[torch.Tensor, Trace]: ...  # fmt: skip
+@overload
+def refine(
+    image: Image | None = None, *, mask: Union[np.ndarray, "PIL.Image.Image"], return_trace: Literal[True],
     device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> tuple[np.ndarray, Trace]: ...  # fmt: skip
 @checks.old_names(trace="return_trace=True, which gives (result, trace)")
@@ -86,6 +115,8 @@ def refine(
     probabilities: Array | None = None,
     energies: Array | None = None,
     labels: Image | None = None,
+    mask: Image | None = None,
+    foreground: Array | None = None,
     method: Method = "lattice",
     theta_space: Theta | None = None,
     theta_color: Theta | None = None,
@@ -99,6 +130,7 @@ def refine(
     eps: float | None = None,
     label_confidence: float | None = None,
     num_classes: int | None = None,
+    unknown: Unknown = "auto",
     features: Array | None = None,
     device: Device = None,
     return_trace: bool = False,
@@ -110,7 +142,9 @@ def refine(
     K_a is the Gaussian of (position / theta_space, color / theta_color), K_s that of position / theta_smooth,
     both symmetrically normalised. U are the logits: given as they are, log(max(p, 1e-5)) of probabilities,
     minus the energies, or from labels the logarithm of label_confidence for the label and of
-    (1 - label_confidence) / (C - 1) for every other class, equal where the label is unknown.
+    (1 - label_confidence) / (C - 1) for every other class, equal where the label is unknown. A mask or a foreground
+    has two classes, log(1 - p) and log p: p is the foreground's probability, kept within 1e-5 and 1 - 1e-5, or
+    c v + (1 - c) (1 - v) of a mask's value v from 0 to 1, with c = label_confidence.
 
     With method="guided" there is one kernel:
 
@@ -121,11 +155,16 @@ def refine(
     What is not given has the value in parentheses. What is given where it plays no part is an error.
 
     Args:
-        image: a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]; uint8, or
-            floating from 0 to 1. It may be left out where `features` are given.
-        logits, probabilities, energies: exactly one of these or `labels`; a NumPy array or a torch tensor [C, H, W]
-            of floating dtype ([C, W] or [C, D, H, W] with `features`). Logits are minus energies.
-        labels: [H, W] integers from 0, 255 where unknown; NumPy, torch or a PIL image of one channel.
+        image: a PIL image, turned upright as its EXIF orientation says, a NumPy array [H, W, 3], [H, W, 1] or [H, W],
+            or a torch tensor [3, H, W] or [1, H, W]; uint8, or floating from 0 to 1. It may be left out where
+            `features` are given.
+        logits, probabilities, energies: exactly one of these or of the next three; a NumPy array or a torch tensor
+            [C, H, W] of floating dtype ([C, W] or [C, D, H, W] with `features`), two classes or more. Logits are minus
+            energies; a logit of -inf, or an energy of inf, rules a class out.
+        labels: [H, W] integers from 0; NumPy, torch or a PIL image of one channel.
+        mask: of one object, [H, W]; NumPy, torch or a PIL image: bool, integers 0 and 1, integers or grey from 0 to
+            255, or floats from 0 to 1. Values between the ends say how sure it is.
+        foreground: the probability of one object, [H, W] floats from 0 to 1, as a sigmoid gives; NumPy or torch.
         method: which pixels see each other. "lattice": all, by the permutohedral lattice's approximation, in a time
             that grows with their number (Krähenbühl and Koltun 2011). "exact": all, in a time that grows with its
             square. "window": those of a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018). "guided":
@@ -141,9 +180,11 @@ def refine(
         radius: with "guided", the radius of the filter's windows in pixels, at least 1 (3); one int or one per axis.
         eps: with "guided", what counts as an edge, in 0..255 units squared, or in the unit of `features` squared:
             variances below are smoothed over. Above 0 (1).
-        label_confidence: with `labels`, the probability that a label is right, between 0 and 1 (0.7).
-        num_classes: number of classes C of `labels` (the largest label + 1, at least 2); of scores, what they must
-            have.
+        label_confidence: with `labels` and `mask`, the probability that they are right, between 0 and 1 (0.7).
+        num_classes: number of classes C of `labels` (the largest label + 1, at least 2 and, unless it is said, at most
+            200); of scores, what they must have. Not with `mask` and `foreground`.
+        unknown: with `labels`, the label of pixels whose class is not known: an int, several, or None for no such
+            label. "auto" is 255, and refuses what is more likely a mask: labels of 255 and one other value.
         features: [D, *S], already divided by bandwidths, in place of (position, color), so without theta_space and
             theta_color: for depth, several modalities, volumes, or features of a network. With "guided", D from 1 to
             8, in any unit, in place of the image as the guide.
@@ -156,7 +197,8 @@ def refine(
 
     Returns:
         Probabilities [C, *S], of the kind, the dtype and on the device of the scores; for labels float32, as a
-        NumPy array unless the labels were a torch tensor. Computed in float64 for float64 scores, else in float32.
+        NumPy array unless the labels were a torch tensor. For a mask or a foreground the foreground's probability
+        [H, W], float32. Computed in float64 for float64 scores, else in float32.
         With return_trace=True a pair of these and a `Trace`: `trace.records` are those of `tritoncrf.trace`, one for
         the start and each iteration, with the energy, the free energy (the KL divergence up to log Z) and the share of
         labels that changed; `trace.summary` says what changed in all, by class, and the confidence.
@@ -170,14 +212,21 @@ def refine(
         >>> image = np.zeros((8, 9, 3), dtype=np.uint8)
         >>> refine(image, labels=np.zeros((8, 9), dtype=int)).shape
         (2, 8, 9)
+        >>> mask = np.zeros((8, 9), dtype=np.uint8)
+        >>> mask[2:5, 3:6] = 255
+        >>> refine(image, mask=mask).shape
+        (8, 9)
     """
     checks.expect_choice("method", method, METHODS)
     checks.expect_bool("return_trace", return_trace)
-    scores = {"logits": logits, "probabilities": probabilities, "energies": energies, "labels": labels}
+    scores = {
+        "logits": logits, "probabilities": probabilities, "energies": energies, "labels": labels, "mask": mask,
+        "foreground": foreground,
+    }  # fmt: skip
     given = {name: value for name, value in scores.items() if value is not None}
     if len(given) != 1:
         got = " and ".join(given) or "none"
-        raise TypeError(f"refine: expected exactly one of logits=, probabilities=, energies=, labels=, got {got}")
+        raise TypeError(f"refine: expected exactly one of {'=, '.join(scores)}=, got {got}")
     if image is None and features is None:
         raise TypeError("image: expected a PIL image, a NumPy array or a torch tensor (or pass features=), got None")
     [(name, value)] = given.items()
@@ -185,27 +234,25 @@ def refine(
         "theta_space": theta_space, "theta_color": theta_color, "weight_appearance": weight_appearance,
         "theta_smooth": theta_smooth, "weight_smooth": weight_smooth, "iterations": iterations,
         "window_size": window_size, "blur": blur, "radius": radius, "eps": eps,
-        "label_confidence": label_confidence, "num_classes": num_classes,
+        "label_confidence": label_confidence, "num_classes": num_classes, "unknown": expect_unknown(unknown),
     })  # fmt: skip
     where = value.device if device is None and isinstance(value, torch.Tensor) else device_found(device)
 
     with checks.check_values(True):
-        if name == "labels":
-            unary = _from_labels(value, where, chosen["num_classes"], chosen["label_confidence"])
-        else:
-            unary = _from_scores(name, value, where, chosen["num_classes"])
-        size = unary.shape[1:]
         photo = appearance = None
         if image is not None:
-            photo = _image(image, where)
-            _expect_size("image", photo, name, size)
+            photo, turned = _image(image, where)
+        unary = unary_from(name, value, None if photo is None else photo.shape[1:], where, chosen)
+        size = unary.shape[1:]
+        if photo is not None:
+            _expect_size("image", photo, name, size, turned)
         if features is not None:
             appearance = _features(features, name, size, where).to(unary.dtype)
         kernels, weights = _kernels(method, photo, appearance, unary, chosen)
         if not return_trace:
-            return _like(mean_field(unary[None], kernels, weights, iterations=chosen["iterations"])[0], name, value)
+            return like(mean_field(unary[None], kernels, weights, iterations=chosen["iterations"])[0], name, value)
         q, records = diagnostics.trace(unary[None], kernels, weights, iterations=chosen["iterations"])
-    return _like(q[0], name, value), Trace(records, summarized(torch.softmax(unary, 0), q[0]))
+    return like(q[0], name, value), Trace(records, summarized(torch.softmax(unary, 0), q[0]))
 
 
 def _kernels(
@@ -252,73 +299,56 @@ def _smoothness(
     return _gaussian(method, spatial(size, thetas, device=device, dtype=dtype), window_size, blur)
 
 
-def _from_scores(name: str, value: Image, device: torch.device, num_classes: int | None) -> torch.Tensor:
-    """Logits [C, *S] in float32 or float64."""
-    scores = _tensor(name, value).to(device)
-    checks.expect_tensor(name, scores, "a floating-point NumPy array or torch.Tensor")
-    if not 2 <= scores.ndim <= 4 or 0 in scores.shape:
-        raise ValueError(f"{name}: expected [C, H, W], or [C, *S] with features, got {checks.kind_of(value)}")
-    if num_classes is not None and checks.expect_int("num_classes", num_classes, 1) != len(scores):
-        raise ValueError(f"num_classes: expected {len(scores)}, as in {name} {list(scores.shape)}, got {num_classes}")
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    checks.expect_finite(name, scores)
-    if name != "probabilities":
-        return scores if name == "logits" else -scores
-    low, high = (v.item() for v in torch.aminmax(scores))
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(
-            f"probabilities: expected 0 to 1, got {low:.4g} to {high:.4g}; pass scores before the softmax as logits=, "
-            "and costs as energies="
-        )
-    return scores.clamp(min=CLIP).log()
-
-
-def _from_labels(value: Image, device: torch.device, num_classes: int | None, confidence: float) -> torch.Tensor:
-    """log-probabilities [C, *S], float32."""
-    labels = _tensor("labels", value).to(device)
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels: expected integers, got {checks.kind_of(value)}; pass scores as logits=")
-    if not 1 <= labels.ndim <= 3 or 0 in labels.shape:
-        raise ValueError(f"labels: expected [H, W], or [*S] with features, got {checks.kind_of(value)}")
-    confidence = checks.expect_number("label_confidence", confidence)
-    if not 0 < confidence < 1:
-        raise ValueError(f"label_confidence: expected a probability between 0 and 1, got {confidence}")
-    labels = labels.long()
-    known = labels != UNKNOWN
-    low, high = (int(v) for v in torch.aminmax(labels[known])) if known.any() else (0, -1)
-    if num_classes is None:
-        if high < 0:
-            raise ValueError(f"num_classes: expected the number of classes where every label is {UNKNOWN} (unknown)")
-        num_classes = max(high + 1, 2)
-    num_classes = checks.expect_int("num_classes", num_classes, 2)
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels: expected 0 to {num_classes - 1}, or {UNKNOWN} where unknown, got {low} to {high}")
-    classes = torch.arange(num_classes, device=labels.device).view(-1, *[1] * labels.ndim)
-    right = classes == labels
-    p = torch.where(right, confidence, (1 - confidence) / (num_classes - 1))
-    return torch.where(known, p, 1 / num_classes).float().log()  # [C, *S]
-
-
-def _image(value: Image, device: torch.device) -> torch.Tensor:
-    """The image [C, H, W], uint8 or floating, on `device`."""
+def _image(value: Image, device: torch.device) -> tuple[torch.Tensor, str]:
+    """The image [C, H, W], uint8 or floating, on `device`; and how it was turned, for an error about its size."""
     wanted = "a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]"
-    if _is_pil(value):
+    turned = ""
+    if is_pil(value):
         if value.mode.startswith(("I", "F")):
             raise TypeError(f"image: expected 8 bits a channel, got a PIL image of mode {value.mode!r}")
-        value = np.asarray(value.convert("L" if value.mode in ("1", "L") else "RGB"))
-    if isinstance(value, np.ndarray) and (value.ndim == 2 or value.ndim == 3 and value.shape[2] == 3):
-        image = _tensor("image", np.atleast_3d(value)).permute(2, 0, 1)
-    elif isinstance(value, torch.Tensor) and value.ndim == 3 and value.shape[0] in (1, 3):
-        image = value
+        value, turned = _upright(value)
+    if isinstance(value, np.ndarray) and (value.ndim == 2 or value.ndim == 3 and value.shape[2] in (1, 3)):
+        image = as_tensor("image", np.atleast_3d(value)).permute(2, 0, 1)
+    elif isinstance(value, torch.Tensor) and as_tensor("image", value).ndim == 3 and value.shape[0] in (1, 3):
+        image = as_tensor("image", value)
     else:
-        known = isinstance(value, (np.ndarray, torch.Tensor))
-        raise (ValueError if known else TypeError)(f"image: expected {wanted}, got {checks.kind_of(value)}")
-    return image.to(device)
+        if isinstance(value, (np.ndarray, torch.Tensor)):
+            raise ValueError(f"image: expected {wanted}, got {checks.kind_of(value)}{_image_hint(value)}")
+        raise TypeError(f"image: expected {wanted}, got {checks.kind_of(value)}")
+    if image.dtype != torch.uint8 and image.dtype not in checks.FLOATS:
+        most = "image / 65535" if "uint16" in str(image.dtype) else "image / its largest value, or bytes,"
+        raise TypeError(f"image: expected uint8, or floats from 0 to 1, got {checks.kind_of(value)}; pass {most}")
+    return image.to(device), turned
+
+
+def _upright(value: "PIL.Image.Image") -> tuple[np.ndarray, str]:
+    """A picture as a viewer shows it, [H, W] or [H, W, 3], and in which words it was turned."""
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(value)
+    turned = "" if upright.size == value.size else "; its EXIF orientation turned it, np.asarray(image) is as stored"
+    return np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB")), turned
+
+
+def _image_hint(value: Array) -> str:
+    """What to do about an image of other axes, where a guess is safe."""
+    shape, tensor = tuple(value.shape), isinstance(value, torch.Tensor)
+    if len(shape) == 4 and shape[0] == 1:
+        return "; remove the batch axis: image[0]"
+    if len(shape) == 2:
+        return "; add the channel's axis: image[None]"
+    if len(shape) == 3 and tensor and shape[2] in (1, 3):
+        return "; channels come first in tensors: image.permute(2, 0, 1)"
+    if len(shape) == 3 and not tensor and shape[0] in (1, 3):
+        return "; channels come last in arrays: image.transpose(1, 2, 0)"
+    if len(shape) == 3 and shape[0 if tensor else 2] == 4:
+        return f"; leave out the fourth channel: {'image[:3]' if tensor else 'image[..., :3]'}"
+    return "; volumes and other channels go in as features=, divided by their bandwidths"
 
 
 def _features(value: Array, name: str, size: torch.Size, device: torch.device) -> torch.Tensor:
     """Appearance features [1, D, *S] on `device`."""
-    appearance = _tensor("features", value)
+    appearance = as_tensor("features", value)
     checks.expect_tensor("features", appearance, "a floating-point NumPy array or torch.Tensor")
     if appearance.ndim != len(size) + 1 or len(appearance) == 0:
         raise ValueError(f"features: expected [D, *S] with S = {list(size)}, got {checks.kind_of(value)}")
@@ -327,35 +357,6 @@ def _features(value: Array, name: str, size: torch.Size, device: torch.device) -
     return appearance.to(device)[None]
 
 
-def _expect_size(what: str, value: torch.Tensor, name: str, size: torch.Size) -> None:
+def _expect_size(what: str, value: torch.Tensor, name: str, size: torch.Size, hint: str = "") -> None:
     if value.shape[1:] != size:
-        raise ValueError(f"{what}: expected the size of {name}, {list(size)}, got {list(value.shape[1:])}")
-
-
-def _tensor(name: str, value: Image) -> torch.Tensor:
-    """`value` as a tensor; NumPy memory is shared where it can be."""
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    if name == "labels" and _is_pil(value):
-        value = np.asarray(value)
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array or a torch.Tensor, got {checks.kind_of(value)}")
-    native = value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable)
-    try:
-        return torch.from_numpy(np.ascontiguousarray(native))
-    except TypeError:
-        raise TypeError(f"{name}: expected numbers of a dtype that torch knows, got {checks.kind_of(value)}") from None
-
-
-def _is_pil(value: object) -> "TypeGuard[PIL.Image.Image]":
-    return type(value).__module__.startswith("PIL.")
-
-
-def _like(refined: torch.Tensor, name: str, value: Image) -> Array:
-    """`refined` in the kind, the dtype and on the device of what it was made from."""
-    if isinstance(value, torch.Tensor):
-        return refined.to(value.device, refined.dtype if name == "labels" else value.dtype)
-    array = refined.cpu().numpy()
-    if name == "labels" or not isinstance(value, np.ndarray):
-        return array
-    return array.astype(value.dtype, copy=False)
+        raise ValueError(f"{what}: expected the size of {name}, {list(size)}, got {list(value.shape[1:])}{hint}")

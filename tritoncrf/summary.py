@@ -66,7 +66,7 @@ def summarized(before: torch.Tensor, after: torch.Tensor) -> Summary:
 def _labels(q: torch.Tensor) -> torch.Tensor:
     """The best class [*S]; C where several classes are all equal."""
     low, high = torch.aminmax(q, dim=0)
-    return torch.where((low == high) & (len(q) > 1), len(q), q.argmax(0))
+    return torch.where(low == high, len(q), q.argmax(0))
 
 
 def _shares(labels: torch.Tensor, num_classes: int) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ __all__ = [
     "Precision",
     "RefineOptions",
     "Theta",
+    "Unknown",
 ]
 
 #: NumPy or torch.
@@ -45,6 +46,9 @@ Compatibility: TypeAlias = Union[Literal["potts"], "torch.Tensor"]
 Initial: TypeAlias = Literal["softmax", "log_softmax"]
 #: What the loop gives.
 Output: TypeAlias = Literal["probabilities", "logits", "log_probabilities"]
+
+#: Labels of pixels whose class is not known: 255 for "auto", one, several or none.
+Unknown: TypeAlias = int | Sequence[int] | Literal["auto"] | None
 
 #: Which pixels see each other in `refine`.
 Method: TypeAlias = Literal["lattice", "exact", "window", "guided"]
@@ -73,4 +77,5 @@ class RefineOptions(TypedDict, total=False):
     eps: float
     label_confidence: float
     num_classes: int | None
+    unknown: Unknown
     features: Array | None

@@ -1,6 +1,7 @@
 """What the kernels of every filter promise, against PyTorch in float64: values, gradients, the loop, launches, bits."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_half_precision_is_stored_and_never_summed_in(case, dtype, device):
 # The loop ---------------------------------------------------------------------------------------------------------
 
 
-FEW = "class", "matrix-costs", "batch-mixed", "one-label"  # of a filter whose step is that of separate passes
+FEW = "class", "matrix-costs", "batch-mixed"  # of a filter whose step is that of separate passes
 
 
 @pytest.mark.parametrize("case, options", [
@@ -148,6 +149,20 @@ FEW = "class", "matrix-costs", "batch-mixed", "one-label"  # of a filter whose s
 ])  # fmt: skip
 def test_the_loop_and_every_gradient(case, options, device):
     assert_loop_within_budget(case.loop(**options), device, close=case is GUIDED)
+
+
+@each_filter
+def test_the_loop_takes_classes_that_are_ruled_out(case, device):
+    setting = case.loop(weight="class", unary="class", iterations=2)
+    setting.logits[:, 1, ..., ::2] = -math.inf
+
+    def gradients(backend, dtype, device="cpu"):
+        run = functools.partial(setting.run, backend=backend, output="probabilities")
+        return setting.gradients(run, dtype=dtype, device=device)
+
+    found, exact = gradients("triton", torch.float32, device), gradients("torch", torch.float64)
+    for name, *values in zip(("Q", *setting.names), found, exact, gradients("torch", torch.float32), strict=True):
+        assert_within_budget(name, *values)
 
 
 @pytest.mark.parametrize("name", ["two-mixed", "batch-own-features"])

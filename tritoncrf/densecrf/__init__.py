@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from tritoncrf import checks
-from tritoncrf.densecrf.utils import Float32, expect_array
+from tritoncrf.densecrf.utils import MOST_POINTS, Float32, expect_array
 from tritoncrf.devices import device_found
 from tritoncrf.filters import Lattice
 from tritoncrf.mean_field import mean_field
@@ -134,8 +134,8 @@ class DenseCRF:
     """
 
     def __init__(self, nvar: int, nlabels: int) -> None:
-        self._nvar = _whole("nvar", nvar, least=1)
-        self._nlabels = _whole("nlabels", nlabels, least=1)
+        self._nvar = _whole("nvar", nvar, least=1, most=MOST_POINTS)
+        self._nlabels = checks.expect_num_classes("nlabels", _whole("nlabels", nlabels, 0))
         self._size: tuple[int, ...] = (self._nvar,)  # how this library's filters see the points
         self._device = device_found()
         self._logits = torch.zeros((1, self._nlabels, self._nvar), dtype=torch.float32, device=self._device)
@@ -220,7 +220,7 @@ class DenseCRF:
         Raises:
             TypeError, ValueError: `niter` is not whole, or below 0.
         """
-        niter = _whole("niter", niter, least=0)
+        niter = _whole("niter", niter, 0, checks.MOST_ITERATIONS)
         if not self._filters or niter == 0:
             return self.startInference()[0]
         logits = self._logits.view(1, self._nlabels, *self._size)
@@ -270,6 +270,8 @@ class DenseCRF:
         expect_array("Q", Q, f"marginals {shape}, floating, as startInference gives them")
         if Q.shape != shape:
             raise ValueError(f"Q: expected shape {shape}, got {Q.shape}")
+        if not np.isfinite(Q).all():
+            raise ValueError("Q: expected finite marginals, got NaN or infinity")
         return torch.from_numpy(np.array(Q, dtype=np.float32, order="C"))[None].to(self._device)
 
     def _explain_shape(self, shape: tuple[int, ...]) -> str:
@@ -300,7 +302,9 @@ class DenseCRF2D(DenseCRF):
     """
 
     def __init__(self, w: int, h: int, nlabels: int) -> None:
-        self._w, self._h = _whole("w", w, least=1), _whole("h", h, least=1)
+        self._w, self._h = _whole("w", w, 1, MOST_POINTS), _whole("h", h, 1, MOST_POINTS)
+        if self._w * self._h > MOST_POINTS:
+            raise ValueError(f"w, h: expected at most {MOST_POINTS} pixels, got {self._w} x {self._h}")
         super().__init__(self._w * self._h, nlabels)
         self._size = self._h, self._w
 
@@ -364,11 +368,11 @@ def _bandwidths(sxy: Theta) -> list[float]:
     return rounded
 
 
-def _whole(name: str, value: float, least: int) -> int:
+def _whole(name: str, value: float, least: int, most: int | None = None) -> int:
     """An int; whole floats count, as they do in pydensecrf."""
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)
-    return checks.expect_int(name, value, least)
+    return checks.expect_int(name, value, least, most)
 
 
 def _member(name: str, value: int, kind: type[Member]) -> Member:
@@ -376,7 +380,7 @@ def _member(name: str, value: int, kind: type[Member]) -> Member:
     other_enum = isinstance(value, enum.Enum) and type(value).__name__ != kind.__name__
     if isinstance(value, (int, np.integer)) and value in list(kind) and not other_enum:
         return kind(value)
-    raise ValueError(f"{name}: expected one of {', '.join(kind.__members__)}, got {value!r}")
+    raise ValueError(f"{name}: expected one of {', '.join(kind.__members__)}, got {checks.shown(value)}")
 
 
 def _matrix(name: str, value: np.ndarray, wanted: str) -> Float32:
@@ -409,16 +413,20 @@ def _are_probabilities(u: np.ndarray) -> bool:
 def _mixing(compat: Compat, nlabels: int) -> torch.Tensor:
     """The weight W that adds W K Q to the scores, a float32 tensor [], [L] or [L, L]."""
     wanted = f"a number, or numbers of shape ({nlabels},) or ({nlabels}, {nlabels})"
-    given = np.asarray(compat) if isinstance(compat, (list, tuple)) else compat
+    try:
+        given = np.asarray(compat) if isinstance(compat, (list, tuple)) else compat
+    except ValueError:  # rows of different lengths
+        raise TypeError(f"compat: expected {wanted}, got {checks.kind_of(compat)}") from None
     if not isinstance(given, np.ndarray):
         given = np.array(checks.expect_number("compat", given))
     if given.dtype.kind not in "iuf":
         raise TypeError(f"compat: expected {wanted}, got {checks.kind_of(given)}")
     if given.shape not in ((), (nlabels,), (nlabels, nlabels)):
         raise ValueError(f"compat: expected {wanted}, got shape {given.shape}")
-    if not np.isfinite(given).all():
-        raise ValueError(f"compat: expected finite numbers, got {given}")
-    weight = torch.tensor(given, dtype=torch.float32)
+    with np.errstate(over="ignore"):
+        weight = torch.tensor(given.astype(np.float32))
+    if not torch.isfinite(weight).all():
+        raise ValueError(f"compat: expected finite numbers in the range of float32, got {checks.shown(compat)}")
     if weight.ndim == 2:
         weight = (weight + weight.mT) / 2
     return weight if weight.ndim == 0 else -weight

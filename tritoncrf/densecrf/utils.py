@@ -1,8 +1,9 @@
 """Unary energies and pairwise features as pydensecrf's `utils` makes them: float32, one column per pixel."""
 
+import math
 import warnings
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ __all__ = [
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
+MOST_POINTS = (1 << 31) - 1  # indices are of 32 bits
 LEAST, MOST = -0.5, 1.5  # interpolated probabilities overshoot 0..1 by less than this, scores before a softmax by more
 
 
@@ -31,6 +33,8 @@ def expect_array(name: str, value: object, wanted: str, kinds: str = "f") -> np.
         if type(value).__module__.startswith("torch"):
             hint = "; x.detach().cpu().numpy() makes one"
         raise TypeError(f"{name}: expected {wanted}, got a {type(value).__name__}{hint}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected {wanted}, got a masked array; {name}.filled(value) makes a plain one")
     if value.dtype.kind not in kinds:
         raise TypeError(f"{name}: expected {wanted}, got {checks.kind_of(value)}")
     return value
@@ -57,11 +61,11 @@ def unary_from_labels(labels: np.ndarray, n_labels: int, gt_prob: float, zero_un
         [[0.5, 0.75, 0.25], [0.5, 0.25, 0.75]]
     """
     labels = expect_array("labels", labels, "a NumPy array of integers", kinds="iub").reshape(-1).astype(np.int64)
-    n_labels = checks.expect_int("n_labels", n_labels, 2)
+    n_labels = checks.expect_num_classes("n_labels", n_labels)
     gt_prob = checks.expect_number("gt_prob", gt_prob)
     if not 0 < gt_prob < 1:
         raise ValueError(f"gt_prob: expected a probability between 0 and 1, got {gt_prob}")
-    first = 1 if zero_unsure else 0
+    first = 1 if checks.expect_bool("zero_unsure", zero_unsure) else 0
     low, high = (labels.min(), labels.max()) if labels.size else (0, 0)
     if low < 0 or high >= n_labels + first:
         hint = "; with zero_unsure=False, 0 is a label like any other" if zero_unsure else ""
@@ -158,8 +162,13 @@ def create_pairwise_gaussian(sdims: Theta, shape: int | Sequence[int]) -> Float3
         >>> create_pairwise_gaussian(sdims=(2, 1), shape=(2, 3)).tolist()
         [[0.0, 0.0, 0.0, 0.5, 0.5, 0.5], [0.0, 1.0, 2.0, 0.0, 1.0, 2.0]]
     """
-    shape = [checks.expect_int("shape", s, 1) for s in np.atleast_1d(shape)]
-    return _positions(sdims, shape).reshape(len(shape), -1)
+    given: Any = shape if isinstance(shape, (list, tuple)) or getattr(shape, "ndim", 0) == 1 else [shape]
+    sizes = [checks.expect_int("shape", s, 1) for s in given]
+    if not sizes or math.prod(sizes) > MOST_POINTS:
+        raise ValueError(
+            f"shape: expected one axis or more, of at most {MOST_POINTS} pixels, got {checks.shown(shape)}"
+        )
+    return _positions(sdims, sizes).reshape(len(sizes), -1)
 
 
 def create_pairwise_bilateral(sdims: Theta, schan: Theta, img: np.ndarray, chdim: int = -1) -> Float32:
@@ -182,7 +191,10 @@ def create_pairwise_bilateral(sdims: Theta, schan: Theta, img: np.ndarray, chdim
         [[0.0, 0.0], [0.0, 1.0], [2.0, 4.0]]
     """
     expect_array("img", img, "a NumPy array of numbers", kinds="iufb")
-    chdim = checks.expect_int("chdim", chdim, -max(img.ndim, 1), img.ndim - 1)
+    try:
+        chdim = checks.expect_int("chdim", chdim, -max(img.ndim, 1), img.ndim - 1)
+    except ValueError as error:
+        raise ValueError(f"{error}, with img of shape {img.shape}") from None
     channels = (img[None] if chdim == -1 else np.moveaxis(img, chdim, 0)).astype(np.float32)  # [C, *S], a copy
     if channels.ndim < 2 or 0 in channels.shape:
         raise ValueError(f"img: expected at least one axis of pixels, and at least one pixel, got shape {img.shape}")
@@ -193,6 +205,8 @@ def create_pairwise_bilateral(sdims: Theta, schan: Theta, img: np.ndarray, chdim
         raise ValueError(f"{error}{hint}") from None
     for channel, s in zip(channels, checks.expect_positive("schan", schan, len(channels), each="channel")):
         channel /= s
+    if not np.isfinite(channels).all():
+        raise ValueError("img, schan: expected quotients that float32 holds, got NaN or infinity")
     return np.concatenate([mesh, channels]).reshape(len(mesh) + len(channels), -1)
 
 

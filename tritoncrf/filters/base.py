@@ -215,7 +215,7 @@ def checked_features(features: torch.Tensor) -> torch.Tensor:
     checks.expect_spatial("features", features, "[B, D, *S]")
     if features.shape[1] == 0:
         raise ValueError(f"features: expected at least one channel, got shape {list(features.shape)}")
-    checks.expect_finite("features", features)
+    checks.expect_finite("features", checks.expect_values("features", features))
     checks.expect_no_tangents(features)
     return features.to(compute_dtype(features))
 

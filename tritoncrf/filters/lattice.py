@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from tritoncrf import kernels, reference
+from tritoncrf import checks, kernels, reference
 from tritoncrf.backends import launches_run, modules, resolve
+from tritoncrf.devices import expect_device
 from tritoncrf.features import spatial
 from tritoncrf.filters.base import Gaussian, GaussianOperator, GaussianPlan, checked_features, gaussian_fields, summed
 from tritoncrf.filters.plan import (
@@ -112,6 +113,8 @@ class Lattice(Gaussian):
             torch.Size([2, 4, 20, 30])
         """
         options = include_self, normalization, precision, backend
+        checks.expect_bool("flip", flip)
+        device = None if device is None else expect_device(device)
 
         def built(device: torch.device | str | None = device) -> Lattice:
             positions = spatial(size, theta, spacing, device=device, dtype=dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tritoncrf import checks
+from tritoncrf.devices import expect_device
 from tritoncrf.types import Output, Theta
 
 
@@ -51,6 +52,7 @@ def expect_inputs(
     name, given = ("image", image) if features is None else ("features", features)
     if not isinstance(given, torch.Tensor):
         return
+    checks.expect_dense(name, given)
     if given.device != logits.device:
         raise ValueError(f"{name}: expected the device of logits, {logits.device}, got {given.device}")
     size, own = given.shape[2:], logits.shape[2:]
@@ -71,13 +73,14 @@ def as_precise(image: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 
 def placed(device: torch.device | str | None, dtype: torch.dtype) -> Placement:
     """Where and how parameters are made; where nothing is said, on the device that is torch's default here."""
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
-    return {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
+    checks.expect_dtype("dtype", dtype, checks.FLOATS)
+    return {"device": torch.get_default_device() if device is None else expect_device(device), "dtype": dtype}
 
 
 def bandwidth(name: str, theta: Theta) -> torch.Tensor:
     """A theta, one or several in a sequence, array or tensor, as a float64 tensor [] or [n] on the CPU."""
+    if isinstance(theta, torch.Tensor):
+        checks.expect_values(name, theta)
     numbers = theta.tolist() if hasattr(theta, "tolist") else theta
     for number in numbers if isinstance(numbers, (list, tuple)) else [numbers]:
         checks.expect_number(name, number, positive=True)

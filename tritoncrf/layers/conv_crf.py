@@ -94,9 +94,9 @@ class ConvCRF(Layer):
     ) -> None:  # fmt: skip
         super().__init__()
         if preset not in PRESETS:
-            raise ValueError(f"preset: expected None or 'released', got {preset!r}")
-        self.num_classes = checks.expect_int("num_classes", num_classes, 1)
-        self.iterations = checks.expect_int("iterations", iterations, 0)
+            raise ValueError(f"preset: expected None or 'released', got {checks.shown(preset)}")
+        self.num_classes = checks.expect_num_classes("num_classes", num_classes)
+        self.iterations = checks.expect_int("iterations", iterations, 0, checks.MOST_ITERATIONS)
         self.preset, self.spacing = preset, spacing
         released, factory = preset == "released", placed(device, dtype)
         if appearance_position is None:
@@ -167,8 +167,9 @@ class ConvCRF(Layer):
         """Refined scores [B, C, *S], dtype of `logits`.
 
         Args:
-            logits: U, [B, C, *S], floating.
-            image: [B, channels, *S], uint8 or floating in 0..1, see `tritoncrf.features`.
+            logits: U, [B, C, *S], floating; -inf rules a class out.
+            image: [B, channels, *S], uint8 or floating in 0..1, see `tritoncrf.features`;
+                not with the mean of ImageNet subtracted, which on a GPU, where values are not looked at, is no error.
             features: instead of an image, [B or 1, D, *S], divided by their bandwidths: the appearance kernel's
                 features as they are.
             output: "logits", "probabilities" or "log_probabilities".
@@ -199,6 +200,7 @@ class ConvCRF(Layer):
             weights = [w * class_weight for w in weights]
         else:
             cost = class_weight[:, None] * cost
+        checks.expect_logits("logits", logits, axis=1)
         log_unary = torch.log_softmax(logits.to(positions.dtype), 1)
         refined = mean_field(
             log_unary, kernels, weights, cost, self.iterations, 1 - class_weight, "log_softmax", output

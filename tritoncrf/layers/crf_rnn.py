@@ -90,11 +90,11 @@ class CRFRNN(Layer):
         if preset is not None:
             checks.expect_choice("preset", preset, CRFRNN_CODES)
         self.preset, self.spacing = preset, spacing
-        self.num_classes = checks.expect_int("num_classes", num_classes, 1)
+        self.num_classes = checks.expect_num_classes("num_classes", num_classes)
         if iterations is None:
             iterations = 5 if preset is None else 10
-        self.iterations = checks.expect_int("iterations", iterations, 0)
-        self.test_iterations = checks.expect_int("test_iterations", test_iterations, 0)
+        self.iterations = checks.expect_int("iterations", iterations, 0, checks.MOST_ITERATIONS)
+        self.test_iterations = checks.expect_int("test_iterations", test_iterations, 0, checks.MOST_ITERATIONS)
         factory = placed(device, dtype)
         self.lattice: LatticeOptions = {
             "include_self": checks.expect_bool("include_self", include_self),
@@ -176,8 +176,9 @@ class CRFRNN(Layer):
         """Refined scores [B, C, *S], dtype of `logits`.
 
         Args:
-            logits: U, [B, C, *S], floating.
-            image: [B or 1, channels, *S], uint8 or floating in 0..1, see `tritoncrf.features`; RGB in the presets.
+            logits: U, [B, C, *S], floating; -inf rules a class out.
+            image: [B or 1, channels, *S], uint8 or floating in 0..1, see `tritoncrf.features`; RGB in the presets;
+                not with the mean of ImageNet subtracted, which on a GPU, where values are not looked at, is no error.
             features: instead of an image, [B or 1, D, *S], divided by their bandwidths: the appearance kernel's
                 features as they are.
             output: "logits", "probabilities" or "log_probabilities".

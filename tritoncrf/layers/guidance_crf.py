@@ -85,11 +85,11 @@ class GuidanceCRF(Layer):
     ) -> None:  # fmt: skip
         super().__init__()
         if preset not in PRESETS:
-            raise ValueError(f"preset: expected None or 'released', got {preset!r}")
+            raise ValueError(f"preset: expected None or 'released', got {checks.shown(preset)}")
         self.preset = preset
-        self.num_classes = checks.expect_int("num_classes", num_classes, 1)
+        self.num_classes = checks.expect_num_classes("num_classes", num_classes)
         self.eps = checks.expect_number("eps", eps, positive=True)
-        self.iterations = checks.expect_int("iterations", iterations, 0)
+        self.iterations = checks.expect_int("iterations", iterations, 0, checks.MOST_ITERATIONS)
         self.strength = checks.expect_number("strength", strength)
         self.upsample = checks.expect_bool("upsample", upsample)
         checks.expect_bool("compatibility", compatibility)
@@ -117,9 +117,10 @@ class GuidanceCRF(Layer):
         """Refined scores [B, C, *S'], or [B, C, *S] without an image or with upsample=False; dtype of `logits`.
 
         Args:
-            logits: U, [B, C, *S], floating.
-            image: [B or 1, channels, *S'], 1 to 8 channels, uint8 or floating in 0..1, see `tritoncrf.features`; along
-                every axis at least as large as the scores, in any ratio.
+            logits: U, [B, C, *S], floating; -inf rules a class out.
+            image: [B or 1, channels, *S'], 1 to 8 channels, uint8 or floating in 0..1, see `tritoncrf.features`;
+                not with the mean of ImageNet subtracted, which on a GPU, where values are not looked at, is no error.
+                Along every axis at least as large as the scores, in any ratio.
             features: instead of an image, [B or 1, D, *S], D from 1 to 8: the guide as it is, with eps in its unit
                 squared.
             output: "logits", "probabilities" or "log_probabilities"; the last two of the scores at their final size.

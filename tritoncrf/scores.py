@@ -1,0 +1,270 @@
+"""What `refine` takes as scores, in six kinds: each read as logits, and the result given in the kind of what came."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tritoncrf import checks
+from tritoncrf.options import BINARY, UNKNOWN
+from tritoncrf.types import Array, Image
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+CLIP = 1e-5
+RULED_OUT = 1e30  # what an infinite score counts for where it is averaged with others
+MOST_INFERRED = 200  # classes of labels that come without num_classes; beyond are grey levels, identities, colours
+GREY = 8  # by how much the channels of a grey picture differ where JPEG has rounded them
+TENSOR = "a floating-point NumPy array or torch.Tensor"
+
+
+def unary_from(
+    name: str, value: Image, size: Sequence[int] | None, device: torch.device, chosen: Mapping[str, Any]
+) -> torch.Tensor:
+    """Logits [C, *S] in float32 or float64.
+
+    Args:
+        name: the kind of scores.
+        value: what came.
+        size: of the image that they belong to; None where there are features instead.
+        device: where the logits go.
+        chosen: the arguments of `refine`.
+    """
+    if name == "labels":
+        return _from_labels(value, size, device, chosen)
+    if name == "mask":
+        c, v = expect_confidence(chosen["label_confidence"]), mask_values(name, value, size, device).double()
+        return _binary(c * v + (1 - c) * (1 - v)).float()
+    if name == "foreground":
+        return _binary(_foreground(value, size, device).clamp(CLIP, 1 - CLIP))
+    return _from_scores(name, value, size, device, chosen["num_classes"])
+
+
+def like(refined: torch.Tensor, name: str, value: Image) -> Array:
+    """Probabilities [C, *S] in the kind, the dtype and on the device of what they were made from; of one object the
+    foreground's [*S]."""
+    if name in BINARY:
+        refined = refined[1].float()
+    scores = name not in (*BINARY, "labels")
+    if isinstance(value, torch.Tensor):
+        return refined.to(value.device, value.dtype if scores else refined.dtype)
+    array = refined.cpu().numpy()
+    return array.astype(value.dtype, copy=False) if scores and isinstance(value, np.ndarray) else array
+
+
+def _from_scores(
+    name: str, value: Image, size: Sequence[int] | None, device: torch.device, num_classes: int | None
+) -> torch.Tensor:
+    scores = as_tensor(name, value).to(device)
+    checks.expect_tensor(name, scores, TENSOR)
+    axes, fits = ("[C, *S]", 2 <= scores.ndim <= 4) if size is None else ("[C, H, W]", scores.ndim == 3)
+    if not fits or 0 in scores.shape:
+        hint = _axes_hint(name, scores.shape, size)
+        raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{hint}")
+    if num_classes is not None and checks.expect_int("num_classes", num_classes, 1) != len(scores):
+        raise ValueError(f"num_classes: expected {len(scores)}, as in {name} {list(scores.shape)}, got {num_classes}")
+    if len(scores) == 1:
+        one = {"probabilities": "p[0]", "logits": "torch.sigmoid(z[0])", "energies": "torch.sigmoid(-e[0])"}[name]
+        raise ValueError(
+            f"{name}: expected at least 2 classes, got shape {list(scores.shape)}; one object's probability goes in as "
+            f"foreground={one}"
+        )
+    if size is not None and tuple(scores.shape[1:]) != tuple(size) == tuple(scores.shape[:-1]):
+        raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{_axes_hint(name, scores.shape, size)}")
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if name != "probabilities":
+        sign = 1 if name == "logits" else -1
+        checks.expect_logits(name, scores, axis=0, sign=sign)
+        return sign * scores
+    _expect_probabilities(name, scores, "pass scores before the softmax as logits=, and costs as energies=")
+    return scores.clamp(min=CLIP).log()
+
+
+def _axes_hint(name: str, shape: Sequence[int], size: Sequence[int] | None) -> str:
+    """What to do about scores that are not [C, *S], where a guess is safe."""
+    shape, x = tuple(shape), name[0]
+    if size is None or len(shape) not in (2, 3, 4):
+        return ""
+    if shape == tuple(size):
+        given = {"probabilities": "p", "logits": "torch.sigmoid(z)"}.get(name, "torch.sigmoid(-e)")
+        return f"; one object's probability goes in as foreground={given}"
+    if len(shape) == 4 and shape[0] == 1:
+        return f"; remove the batch axis: {x}[0]"
+    if len(shape) == 4:
+        return "; one image a call, and volumes with features="
+    if shape[:-1] == tuple(size):
+        return f"; classes come first: {x}.permute(2, 0, 1) of a tensor, {x}.transpose(2, 0, 1) of an array"
+    return ""
+
+
+def _expect_probabilities(name: str, value: torch.Tensor, hint: str) -> None:
+    checks.expect_finite(name, value)
+    low, high = (v.item() for v in torch.aminmax(value))
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(f"{name}: expected 0 to 1, got {low:.4g} to {high:.4g}; {hint}")
+
+
+def _from_labels(
+    value: Image, size: Sequence[int] | None, device: torch.device, chosen: Mapping[str, Any]
+) -> torch.Tensor:
+    """log-probabilities [C, *S], float32."""
+    labels = as_tensor("labels", value).to(device)
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels: expected integers, got {checks.kind_of(value)}; pass scores as logits=")
+    _expect_map("labels", labels, value, size, "; a palette's indices are labels, its colours are not")
+    confidence = expect_confidence(chosen["label_confidence"])
+    labels = labels.long()
+    unknown, asked = chosen["unknown"], chosen["num_classes"]
+    marks = [UNKNOWN] if unknown == "auto" else list(unknown)
+    known = ~torch.isin(labels, torch.tensor(marks, dtype=torch.long, device=device)) if marks else labels == labels
+    low, high = (int(v) for v in torch.aminmax(labels[known])) if known.any() else (0, -1)
+    words = f", or {' or '.join(map(str, marks))} where unknown" if marks else ""
+    if low < 0:
+        hint = f"; unknown={low} where it marks unknown pixels"
+        raise ValueError(f"labels: expected 0 or more{words}, got {low} to {high}{hint}")
+    if asked is None:
+        asked = _inferred_classes(labels, low, high, bool(known.all()), unknown == "auto", words)
+    num_classes = checks.expect_num_classes("num_classes", asked)
+    if high >= num_classes:
+        raise ValueError(f"labels: expected 0 to {num_classes - 1}{words}, got {low} to {high}")
+    if unknown == "auto" and num_classes > UNKNOWN and not known.all():
+        raise ValueError(
+            f"unknown: expected {UNKNOWN} or None where num_classes={num_classes} makes a class of {UNKNOWN}, got none"
+        )
+    classes = torch.arange(num_classes, device=labels.device).view(-1, *[1] * labels.ndim)
+    p = torch.where(classes == labels, confidence, (1 - confidence) / (num_classes - 1))
+    return torch.where(known, p, 1 / num_classes).float().log()  # [C, *S]
+
+
+def _inferred_classes(labels: torch.Tensor, low: int, high: int, all_known: bool, default: bool, words: str) -> int:
+    """The number of classes of labels that came without it, or an error where they look like something else."""
+    if high < 0:
+        raise ValueError("num_classes: expected the number of classes where every label is unknown, got none")
+    if default and not all_known and low == high:
+        raise ValueError(
+            f"labels: expected classes{words}, got {low} and {UNKNOWN} alone; a mask of one object goes in as mask=, "
+            f"and these are labels with num_classes= or unknown={UNKNOWN}"
+        )
+    if high >= MOST_INFERRED:
+        raise ValueError(
+            f"labels: expected 0 to {MOST_INFERRED - 1}{words}, got {low} to {high}, {len(labels.unique())} of them "
+            "distinct; say num_classes= if they are classes, unknown= for one that marks unknown pixels, mask= for "
+            "grey levels, and np.unique(labels, return_inverse=True) numbers what occurs"
+        )
+    return max(high + 1, 2)
+
+
+def expect_unknown(value: object) -> tuple[int, ...] | str | None:
+    """The argument `unknown` of refine as the labels that it names; None, in `options`, where it is not given."""
+    if isinstance(value, str):
+        checks.expect_choice("unknown", value, ("auto",))
+        return None
+    if value is None:
+        return ()
+    if isinstance(value, (list, tuple)):
+        return tuple(checks.expect_int("unknown", v, -(1 << 63), (1 << 63) - 1) for v in value)
+    return (checks.expect_int("unknown", value, -(1 << 63), (1 << 63) - 1),)
+
+
+def expect_confidence(value: Any) -> float:
+    """A probability that a label is right."""
+    confidence = checks.expect_number("label_confidence", value)
+    if not checks.LEAST <= confidence < 1:
+        raise ValueError(f"label_confidence: expected a probability between 0 and 1, got {confidence}")
+    return confidence
+
+
+def mask_values(
+    name: str, value: Image, size: Sequence[int] | None, device: torch.device | None = None
+) -> torch.Tensor:
+    """[*S] float32 from 0 to 1, of a mask: bool, integers 0 and 1 or up to 255, floats from 0 to 1; a grey picture's
+    channels are one."""
+    found = as_tensor(name, value).to(device)
+    if found.is_complex():
+        raise TypeError(f"{name}: expected bool, integers or floats, got {checks.kind_of(value)}")
+    if size is not None and found.ndim == 3:
+        found = _grey(name, found, value)
+    _expect_map(name, found, value, size, "")
+    if found.is_floating_point():
+        checks.expect_tensor(name, found, TENSOR)
+        v = found.float()
+        _expect_probabilities(name, v, f"pass {name} / 255, or integers")
+        return v.clamp(0, 1)
+    v = found.float()
+    low, high = (int(x) for x in torch.aminmax(v))
+    if low < 0 or high > 255 or 1 < high < 128:
+        hint = "; labels of several classes go in as labels=" if 1 < high < 128 else "; pass floats from 0 to 1"
+        raise ValueError(f"{name}: expected 0 and 1, or 0 to 255, got {low} to {high}{hint}")
+    return v / (255 if high > 1 else 1)
+
+
+def _grey(name: str, mask: torch.Tensor, value: Image) -> torch.Tensor:
+    """The one channel of a mask that came with several, such as a picture [H, W, 3]."""
+    channels = mask if isinstance(value, torch.Tensor) else mask.movedim(-1, 0)
+    if len(channels) not in (1, 3, 4):
+        return mask
+    channels = channels[:3]
+    spread = (channels.float().amax(0) - channels.float().amin(0)).max() if channels.numel() else 0
+    if spread > (GREY / 255 if channels.is_floating_point() else GREY):
+        raise ValueError(f"{name}: expected one channel, or a grey picture, got colours in {checks.kind_of(value)}")
+    return channels[0]
+
+
+def _foreground(value: Image, size: Sequence[int] | None, device: torch.device) -> torch.Tensor:
+    """The foreground's probability [*S], in float32 or float64."""
+    p = as_tensor("foreground", value).to(device)
+    checks.expect_tensor("foreground", p, TENSOR)
+    _expect_map("foreground", p, value, size, "; probabilities of several classes go in as probabilities=")
+    p = p.to(torch.promote_types(p.dtype, torch.float32))
+    _expect_probabilities("foreground", p, "pass a network's output after the sigmoid")
+    return p
+
+
+def _binary(p: torch.Tensor) -> torch.Tensor:
+    """Logits [2, *S] of background and foreground."""
+    return torch.stack([1 - p, p]).log()
+
+
+def _expect_map(name: str, found: torch.Tensor, value: Image, size: Sequence[int] | None, hint: str) -> None:
+    """A ValueError unless `found`, made of `value`, is [H, W], or [*S] with features."""
+    axes, fits = ("[*S]", 1 <= found.ndim <= 3) if size is None else ("[H, W]", found.ndim == 2)
+    if fits and 0 not in found.shape:
+        return
+    if found.ndim == 3 and size is not None and (found.shape[0] == 1 or found.shape[-1] == 1):
+        hint = f"; remove the axis of 1: {name}.squeeze()"
+    raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{hint}")
+
+
+def resized(name: str, scores: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Scores [C, h, w], or a map [h, w], at another size: bilinear, of labels the nearest."""
+    planes = torch.from_numpy(scores)[None] if scores.ndim == 3 else torch.from_numpy(scores)[None, None]
+    if name == "labels":
+        planes = F.interpolate(planes.double(), tuple(size), mode="nearest-exact")
+    else:
+        planes = planes.to(torch.promote_types(planes.dtype, torch.float32)).clamp(-RULED_OUT, RULED_OUT)
+        planes = F.interpolate(planes, tuple(size), mode="bilinear", align_corners=False)
+    return planes.view(*scores.shape[:-2], *size).numpy().astype(scores.dtype)
+
+
+def as_tensor(name: str, value: Image) -> torch.Tensor:
+    """`value` as a dense tensor; NumPy memory is shared where it can be."""
+    if isinstance(value, torch.Tensor):
+        return checks.expect_values(name, value).detach()
+    if name in ("labels", *BINARY) and is_pil(value):
+        value = np.asarray(value.convert("L") if value.mode == "LA" else value)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, got a masked one; {name}.filled(value) makes one")
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array or a torch.Tensor, got {checks.kind_of(value)}")
+    native = value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable)
+    try:
+        return torch.from_numpy(np.ascontiguousarray(native))
+    except TypeError:
+        raise TypeError(f"{name}: expected numbers of a dtype that torch knows, got {checks.kind_of(value)}") from None
+
+
+def is_pil(value: object) -> "TypeGuard[PIL.Image.Image]":
+    return type(value).__module__.startswith("PIL.")
