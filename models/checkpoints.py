@@ -6,8 +6,8 @@ reads it, and here a single bit that changed is found.
 
 import hashlib
 import io
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ SEAL = b"sha256 "
 SEAL_BYTES = 2 + len(SEAL) + 64  # the comment and, before it, its length in a zip file
 KINDS: dict[type, str] = {dict: "a dict", list: "a list", int: "a whole number"}
 DEEPEST = 20  # of nested tables
+LARGEST = sys.float_info.max
 
 Kind = TypeVar("Kind")
 
@@ -137,11 +138,10 @@ def field(table: Mapping[Any, Any], name: str | int, kind: type[Kind], where: st
     return value
 
 
-def number(value: Any, where: str, least: float = 0, most: float = math.inf) -> Any:
+def number(value: Any, where: str, least: float = 0, most: float = LARGEST) -> Any:
     """`value` itself if it is a finite number within these bounds."""
-    plain = type(value) in (int, float) and math.isfinite(value)
-    if not plain or not least <= value <= most:
-        bounds = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+    if type(value) not in (int, float) or not least <= value <= most:
+        bounds = f"from {least} to {most}" if most < LARGEST else f"of at least {least}"
         raise FileError(f"{where}: expected a finite number {bounds}, got {kind_of(value)}")
     return value
 
@@ -201,7 +201,7 @@ def _expect_sound(state: dict[str, Any], sealed: bool, path: str | Path) -> dict
     where = f"{path}: "
     expect_plain(field(state, "config", dict, where), f"{where}config")
     classes = field(state, "classes", list, where)
-    if not all(isinstance(name, str) for name in classes) or not 0 < len(set(classes)) == len(classes) <= 255:
+    if not all(isinstance(name, str) and name for name in classes) or not 0 < len(set(classes)) == len(classes) <= 255:
         raise FileError(f"{where}classes: expected 1 to 255 different names, got {kind_of(classes)}")
     for name, value in field(state, "model", dict, where).items():
         if not isinstance(name, str):

@@ -13,6 +13,7 @@ An unknown key, a missing one or a value of another type is one error that names
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -41,7 +42,6 @@ Made = TypeVar("Made")
 MOST_EPOCHS = 100_000  # of a whole run
 MOST_WORKERS = 256
 DEEPEST = 8  # of tables and lists in one another
-MOST_FLOAT = sys.float_info.max
 PLACES = "device", "dtype"  # arguments of a layer that a run chooses
 
 NETWORKS: dict[str, type[Segmenter]] = {network.__name__: network for network in (FCN8s, ResNetFCN, SegModel)}
@@ -194,7 +194,7 @@ def load(path: str | Path, changes: typing.Sequence[str] = ()) -> Config:
 
 def parse(table: dict[str, Any], source: str) -> Config:
     """A `Config` of plain dicts; errors begin with `source`."""
-    _expect_shallow(table, source)
+    _expect_plain(table, source)
     config = _read(Config, table, source, "")
     for key, kinds, given in (("network", NETWORKS, config.network), ("crf", CRFS, config.crf)):
         if given is not None and (not isinstance(given.get("name"), str) or given["name"] not in kinds):
@@ -319,12 +319,15 @@ def _change(table: Any, change: str) -> None:
     table[last] = value
 
 
-def _expect_shallow(value: Any, source: str, key: str = "", depth: int = 0) -> None:
+def _expect_plain(value: Any, source: str, key: str = "", depth: int = 0) -> None:
+    """An error for tables too deep for what reads them, and for numbers that TOML has none of."""
     if isinstance(value, (dict, list, tuple)):
         if depth > DEEPEST:
             raise FileError(f"{source}: {key}: expected at most {DEEPEST} tables or lists in one another, got more")
         for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
-            _expect_shallow(entry, source, f"{key}.{name}" if key else str(name), depth + 1)
+            _expect_plain(entry, source, f"{key}.{name}" if key else str(name), depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise FileError(f"{source}: {key}: expected a number of at most 64 bits, got {value.bit_length()} bits")
 
 
 def _read(kind: Any, value: Any, source: str, key: str) -> Any:
@@ -355,7 +358,7 @@ def _read(kind: Any, value: Any, source: str, key: str) -> Any:
             raise refused("a table")
         return _read_table(kind, value, source, key)
     plain = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not plain or (kind is not bool and isinstance(value, bool)) or (kind is float and not abs(value) <= MOST_FLOAT):
+    if not plain or (kind is not bool and isinstance(value, bool)) or (kind is float and not math.isfinite(value)):
         raise refused({int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}[kind])
     return kind(value)
 

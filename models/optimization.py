@@ -102,6 +102,8 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any], where: str)
         raise FileError(f"{where}param_groups: expected the parameters that this phase learns, got others")
     for mine, group in zip(own, groups):
         mine["lr"] = number(group.get("lr"), f"{where}param_groups.lr")
+    if not state:
+        raise FileError(f"{where}state: expected that of the parameters, got none")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = {"exp_avg", "exp_avg_sq", "step"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
     for n, entries in state.items():

@@ -176,7 +176,8 @@ class Trainer:
         self.best = number(training.get("best"), f"{where}best", least=-1, most=1)
         self.loss.fill_(number(training.get("loss"), f"{where}loss"))
         self.rows = field(training, "rows", list, where)
-        _expect_rows(self.rows, self.turn, f"{where}rows")
+        phases = [self.config.phases[n].name for n, _ in self.turns[: self.turn]]
+        _expect_rows(self.rows, phases, f"{where}rows")
         scaler = field(training, "scaler", dict, where)
         if scaler.keys() != self.scaler.state_dict().keys():
             raise FileError(f"{where}scaler: expected {list(self.scaler.state_dict())}, got {list(scaler)}")
@@ -422,15 +423,14 @@ class Trainer:
         return "  ".join([*said, f"{minutes:.0f} min left"])
 
 
-def _expect_rows(rows: list[Any], count: int, where: str) -> None:
-    """An error unless these are the rows of so many epochs of a log."""
-    if len(rows) != count:
-        raise FileError(f"{where}: expected one for each of {count} epochs, got {len(rows)}")
-    for row in rows:
-        if not isinstance(row, dict) or tuple(row) != COLUMNS:
-            raise FileError(f"{where}: expected dicts of {', '.join(COLUMNS)}, got {kind_of(row)}")
+def _expect_rows(rows: list[Any], phases: list[str], where: str) -> None:
+    """An error unless these are the rows of a log, of epochs of these phases."""
+    checkpoints.expect_plain(rows, where)
+    if len(rows) != len(phases):
+        raise FileError(f"{where}: expected one for each of {len(phases)} epochs, got {len(rows)}")
+    for turn, (row, phase) in enumerate(zip(rows, phases)):
+        if not isinstance(row, dict) or tuple(row) != COLUMNS or (row["turn"], row["phase"]) != (turn, phase):
+            raise FileError(f"{where}.{turn}: expected {', '.join(COLUMNS)} of phase {phase!r}, got {kind_of(row)}")
         for name, value in row.items():
-            if type(value) not in ((str,) if name == "phase" else (int, float, type(None))):
-                raise FileError(
-                    f"{where}.{name}: expected {'a text' if name == 'phase' else 'a number'}, got {kind_of(value)}"
-                )
+            if name != "phase" and type(value) not in (int, float, type(None)):
+                raise FileError(f"{where}.{turn}.{name}: expected a number, got {kind_of(value)}")
