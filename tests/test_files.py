@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -177,6 +178,13 @@ def test_pictures_of_other_kinds_say_what_to_do(tmp_path):
         read_image(tmp_path / "t1.nii.gz")
     with pytest.raises(FileError, match=r"t1.nii.gz: expected a file ending in .npy or .npz; numpy.save writes"):
         read_array(tmp_path / "t1.nii.gz")
+
+
+def test_an_npz_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as file:
+        file.writestr("notes.txt", "no array")
+    with pytest.raises(FileError, match=r"text.npz: expected one array, got a file 'notes.txt' that is none"):
+        read_array(tmp_path / "text.npz")
 
 
 def test_leftovers_are_told_from_other_files(tmp_path):

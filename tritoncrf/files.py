@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 Content = TypeVar("Content")
 
-SAMPLES_PER_PIXEL = 277  # a tag of TIFF
-VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".mgz")
-SHOWN = 50  # characters of a file's name in its temporary one: at most 200 bytes of the 255 that a name may have
-
 __all__ = [
     "FileError", "decoded", "expect_apart", "read_array", "read_image", "read_labels", "replacing", "save_figure",
     "save_small_figure", "temporaries", "write", "write_labels",
 ]  # fmt: skip
+
+SAMPLES_PER_PIXEL = 277  # a tag of TIFF
+VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".mgz")
+SHOWN = 50  # characters of a file's name in its temporary one: at most 200 bytes of the 255 that a name may have
 
 
 class FileError(ValueError):
@@ -105,7 +105,10 @@ def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.n
                 return loaded
             if len(loaded.files) != 1:
                 raise FileError(f"{path}: expected one array, got {len(loaded.files)}: {', '.join(loaded.files)}")
-            return loaded[loaded.files[0]]
+            array = loaded[loaded.files[0]]
+            if not isinstance(array, np.ndarray):
+                raise FileError(f"{path}: expected one array, got a file {loaded.files[0]!r} that is none")
+            return array
 
     array = decoded(path, "an array", read)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
