@@ -46,6 +46,24 @@ def test_wide_bandwidths_make_a_box_and_narrow_ones_the_identity():
     assert_close("nothing", alone, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("size", [(9,), (7, 13), (3, 4, 5)])
+def test_taps_and_blocks_beyond_the_image(size):
+    """A pixel alone, however far apart the taps are; the mean of the image, however large a block is."""
+    x = torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True)
+    f = random_features(size, 3).requires_grad_()
+    cotangent = torch.randn_like(x)
+    for dilation in (max(size), 2**31, 10**30):
+        assert torch.equal(Window(f, 5, dilation=dilation)(x), x)
+    mean = x.detach().mean(tuple(range(2, x.ndim)), keepdim=True).expand_as(x)
+    for large in (max(size), 100_000, 10**30):
+        y = Window(f, 5, blur=large)(x)
+        gradients = torch.autograd.grad(y, [x, f], cotangent)
+        assert_close("mean", y.detach(), mean)
+        spread = cotangent.mean(tuple(range(2, x.ndim)), keepdim=True).expand_as(x)
+        assert_close("gradient", gradients[0], spread)
+        assert not gradients[1].any()
+
+
 # How the work is done ---------------------------------------------------------------------------------------------
 
 SIZES_5D = [(1, 1, 13), (1, 6, 7), (4, 3, 5)]

@@ -1,6 +1,7 @@
 """Dense conditional random fields on segmentation scores, as Triton kernels with a PyTorch twin."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from tritoncrf.lazy import load_lazily
@@ -70,3 +71,13 @@ load_lazily(
 # In a checkout `tritoncrf.models` lies beside this folder; where the package is installed, in it.
 if not os.path.isdir(os.path.join(__path__[0], "models")):
     __path__.append(os.path.dirname(__path__[0]))
+
+
+def _one_thread() -> None:
+    """A fork has not inherited OpenMP's threads, for which what ran on them before would wait forever."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread)

@@ -3,7 +3,6 @@
 `launches_of` runs a configuration of the public API with recorded launches that do not run.
 """
 
-import sys
 import time
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,6 +13,7 @@ import torch
 import tritoncrf as tc
 from bench.compiled.compilation import MIX, TARGETS, Binary, compile_all, unique
 from tritoncrf import reports
+from tritoncrf.commands import CommandError
 from tritoncrf.files import write
 from tritoncrf.kernels.common import Launch, record_launches
 
@@ -187,8 +187,7 @@ def sweep(thorough: bool = False) -> list[Launch]:
 def run(targets: list[str], out: Path | None, thorough: bool = False) -> int:
     """Print a summary, and write the report as the file `out`; 1 if anything spills on sm_90."""
     if unknown := set(targets) - set(TARGETS):
-        print(f"--targets: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}", file=sys.stderr)
-        return 2
+        raise CommandError(f"--targets: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
     launches, started = sweep(thorough), time.monotonic()
     binaries = {target: compile_all(launches, target, mixes=True) for target in targets}
     if out:

@@ -41,8 +41,9 @@ class Window(Gaussian):
         features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes, already divided by the
             bandwidths (`tritoncrf.features` makes them). Gradients reach them.
         window_size: odd, 1 to 31, pixels a side.
-        dilation: distance of neighbouring taps in pixels.
-        blur: factor of the resolution that the window works at; 1 is full resolution.
+        dilation: distance of neighbouring taps in pixels; those beyond the image count for nothing.
+        blur: factor of the resolution that the window works at; 1 is full resolution. Beyond the image's side it is
+            the mean of all pixels.
         include_self: whether the window's centre, whose weight is 1, counts.
         normalization: "none", "before", "after" or "symmetric".
         precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU,

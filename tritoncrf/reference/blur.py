@@ -4,7 +4,8 @@
     upsample  bilinear by b (half-pixel centres), cropped back to the image
 
 The image sits in a grid of ceil(n / b) b pixels per axis, ceil of half the surplus before it. Shapes are
-[B, C, Z, Y, X]; `blur` is one factor per axis, 1 for an axis that is not there.
+[B, C, Z, Y, X]; `blur` is one factor per axis, 1 for an axis that is not there. A block larger than the image is the
+image.
 """
 
 import torch
@@ -24,13 +25,17 @@ def pool(x, blur):
     """[B, C, *S] -> [B, C, *low_size]."""
     if max(blur) == 1:
         return x
+    blur = _inside(blur, x.shape[2:])
     if blur[0] == 1:  # PyTorch's 2-D pooling is the faster one
         pad = padding(x.shape[2:], blur)
         pooled = F.avg_pool2d(x.flatten(1, 2), blur[1:], blur[1:], pad[1:], count_include_pad=False)
         return _crop(pooled.unflatten(1, x.shape[1:3]), low_size(x.shape[2:], blur))
-    blur = tuple(map(min, blur, x.shape[2:]))  # PyTorch's 3-D pooling refuses blocks larger than the image
     pad = padding(x.shape[2:], blur)
     return _crop(F.avg_pool3d(x, blur, blur, pad, count_include_pad=False), low_size(x.shape[2:], blur))
+
+
+def _inside(blur, size) -> tuple[int, ...]:
+    return tuple(map(min, blur, size))
 
 
 def _crop(x, size, start=(0, 0, 0)):
@@ -43,6 +48,7 @@ def upsample(x, size, blur):
     """[B, C, *low_size] -> [B, C, *size]."""
     if max(blur) == 1:
         return x
+    blur = _inside(blur, size)
     grid = [n * b for n, b in zip(x.shape[2:], blur, strict=True)]
     if blur[0] == 1:
         up = F.interpolate(x.flatten(1, 2), size=grid[1:], mode="bilinear", align_corners=False)
@@ -56,6 +62,7 @@ def pool_adjoint(y, size, blur):
     """The adjoint of `pool`: [B, C, *low_size] -> [B, C, *size]. Each pixel gets its block's value over its count."""
     if max(blur) == 1:
         return y
+    blur = _inside(blur, size)
     count = pool_counts(size, blur, y.dtype, y.device)
     up = (y / count).to(y.dtype)
     for axis, b in enumerate(blur, 2):
@@ -76,6 +83,7 @@ def upsample_adjoint(y, blur):
     """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]. Axis by axis a product with upsampling's own
     matrix: PyTorch's backward of `interpolate` adds in no fixed order on a GPU."""
     size = y.shape[2:]
+    blur = _inside(blur, size)
     axes = zip(size, blur, low_size(size, blur), padding(size, blur), strict=True)
     for axis, (n, b, low, start) in enumerate(axes, 2):
         if b > 1:
