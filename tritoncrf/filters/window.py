@@ -95,7 +95,7 @@ class WindowPlan(GaussianPlan):
 
     def affords(self, budget: float, axes: int) -> bool:
         """Whether half a window of weights is at most `budget` numbers per pixel of full resolution."""
-        return self.window_size**axes // 2 <= budget * self.blur**axes
+        return self.window_size**axes // 2 / self.blur**axes <= budget
 
     def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
         """Windows of one geometry run as one: in Triton one or two in a launch per iteration, two with blur; in
