@@ -121,7 +121,7 @@ def configurations(thorough: bool = False) -> list[Configuration]:
             {"features": 5, "precision": "fast"},
         )
     ]
-    guideds = [(c, "scalar") for c in (1, 2, 21, 64, 150, 256)]
+    guideds = [(c, "scalar") for c in (2, 21, 64, 150, 256)]
     guideds += [(21, "class"), (21, "matrix"), (64, "matrix"), (300, "scalar")]
     guideds = [Configuration("guided", c, weights=w) for c, w in guideds]
     guideds += [
@@ -160,7 +160,7 @@ def configurations(thorough: bool = False) -> list[Configuration]:
         {"normalization": "after"},
         {"size": (8, 16, 32), "window_size": 3, "blur": 2},
     ]
-    classes, weights = (1, 2, 21, 33, 64, 100, 150, 256, 300), ("scalar", "class", "matrix", "compatibility")
+    classes, weights = (2, 21, 33, 64, 100, 150, 256, 300), ("scalar", "class", "matrix", "compatibility")
     windows = product(classes, weights, (1, 2), variations)
     lattices = product(classes, weights, (1, 2), (1, 2, 3, 5, 8, 16, 31))
     exacts = product(classes, (1, 8, 9, 32, 64, 65), (True, False), ("default", "fast"))
