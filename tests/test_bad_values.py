@@ -156,7 +156,10 @@ CALLS = {
         refined,
         {"probabilities": P, "method": "window", "window_size": 3, "blur": 2, **THETAS, "device": None},
     ),
-    "refine, exact": (refined, {"energies": LOGITS, "method": "exact", "iterations": 1, **THETAS, "return_trace": False}),
+    "refine, exact": (
+        refined,
+        {"energies": LOGITS, "method": "exact", "iterations": 1, **THETAS, "return_trace": False},
+    ),
     "refine, guided": (
         refined,
         {"logits": LOGITS, "method": "guided", "radius": 2, "eps": 1.0, "weight_appearance": 2},

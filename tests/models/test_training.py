@@ -355,7 +355,9 @@ def launched(path, root, folder):
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-@pytest.mark.parametrize("alternate", [False, True], ids=["joint", "alternate"])
+@pytest.mark.parametrize(
+    "alternate", [pytest.param(False, id="joint", marks=pytest.mark.slow), pytest.param(True, id="alternate")]
+)
 def test_two_ranks_learn_as_one_does(alternate, shapes, tmp_path):
     """The same loss curve and weights; images have different numbers of known pixels, which count over the ranks."""
     slow = {**SGD, "lr": 1e-3}  # a loss that runs away would blow up the rounding of sums in another order
