@@ -19,10 +19,13 @@ from cases import (
     random_features,
 )
 from dictionary_lattice import dense_lattice
+from memory import Work
+from tritoncrf import step
 from tritoncrf.filters import Lattice
 from tritoncrf.filters import lattice as kept_lattices
 from tritoncrf.filters.lattice import build, build_backward
 from tritoncrf.filters.plan import encode, filter_apply
+from tritoncrf.reference import lattice as reference
 from tritoncrf.reference import simplex
 
 # Values -----------------------------------------------------------------------------------------------------------
@@ -47,6 +50,54 @@ def test_coordinates_that_fill_more_than_one_integer(spread, groups):
     least, most = (v.tolist() for v in torch.aminmax(f.transpose(0, 1).flatten(1), dim=1))
     assert len(simplex.key_layout(least, most, 2, 34).sizes) == groups
     assert_close("K x", Lattice(f)(x), dense_apply(dense_lattice(f), x))
+
+
+@pytest.mark.parametrize("collisions", [1, 2])
+def test_vertices_that_share_a_hash(collisions, monkeypatch):
+    """Factors by which all vertices share one hash are given up, however often."""
+    honest, attempts = simplex.hash_factors, []
+
+    def factors(groups, attempt):
+        attempts.append(attempt)
+        return [0] * groups if attempt < collisions else honest(groups, attempt)
+
+    f = 10 * torch.randn(1, 12, 17, dtype=torch.float64)
+    expected = build(f, "torch")
+    monkeypatch.setattr(simplex, "hash_factors", factors)
+    assert all(torch.equal(a, b) for a, b in zip(build(f, "torch"), expected, strict=True))
+    assert attempts == list(range(collisions + 1))
+
+
+def test_a_neighbour_found_by_its_hash_alone_is_none(monkeypatch):
+    """Factors that add up two codes: another vertex has the hash of a neighbour, though no two have the same."""
+    codes = [torch.tensor([4, 9]), torch.tensor([5, 2])]
+    layout = simplex.KeyLayout((0, 0), ((1, 0), (0, 1)), (60, 200), 20)
+    monkeypatch.setattr(simplex, "hash_factors", lambda groups, attempt: [1, 1])
+    # From the first, along axis 0: codes (6, 5), the second's hash. From the second, along axis 2: (8, 1), the first's.
+    assert (simplex._neighbours(codes, layout) == 2).all()
+
+
+def test_work_grows_with_the_square_of_the_features():
+    """Numbers written for points that share no vertices."""
+    written = []
+    for d in 16, 64:
+        with Work() as work:
+            f = torch.randn(1, d, 50) * 2
+            least, most = f.amin((0, 2)).tolist(), f.amax((0, 2)).tolist()
+            layout = simplex.key_layout(least, most, 1, 50)
+            _, *simplices = simplex.simplex(f, layout)
+            simplex.connect(*simplices, layout)
+        written.append(work.written)
+    assert math.log(written[1] / written[0], 4) < 2.1
+
+
+def test_each_simplex_comes_once():
+    """One key a pixel is sorted, and the vertices of the distinct simplices alone."""
+    f = random_features((30,), 3).repeat(1, 1, 10)
+    layout = simplex.key_layout([-9.0] * 3, [9.0] * 3, 1, 300)
+    _, codes, simplices = simplex.simplex(f, layout)
+    assert simplices.shape == (300,) and len(codes[0]) <= 4 * 30
+    assert torch.equal(simplices[:30].repeat(10), simplices)
 
 
 # What a lattice is ----------------------------------------------------------------------------
@@ -353,6 +404,44 @@ def test_what_another_thread_drops_is_still_returned(monkeypatch):
     monkeypatch.setattr(kept_lattices, "_cache", Dropping())
     first = Lattice.spatial((5, 6), 3.0)
     assert Lattice.spatial((5, 6), 3.0) is first
+
+
+# Threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("most, expected", [(step.FEW_NUMBERS, 1), (0, 2)])
+def test_small_work_is_done_in_one_thread(most, expected, two_threads, monkeypatch):
+    """Where another process is on a core, threads wait for each other at each of hundreds of operations."""
+    seen, sums, sort = set(), reference.weighted_sums, torch.sort
+
+    def recorded(function):
+        def run(*arguments, **options):
+            seen.add(torch.get_num_threads())
+            return function(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(step, "FEW_NUMBERS", most)
+    monkeypatch.setattr(reference, "weighted_sums", recorded(sums))
+    monkeypatch.setattr(torch, "sort", recorded(sort))
+    lattice, x = Lattice(random_features((4, 5)).requires_grad_()), torch.randn(1, 3, 4, 5, dtype=torch.float64)
+    tc.mean_field(x.requires_grad_(), [lattice], [3.0], iterations=2).square().sum().backward()
+    assert seen == {expected} and torch.get_num_threads() == 2
+
+
+def test_threads_come_back_after_an_error(two_threads):
+    with pytest.raises(KeyError), step.few_threads(torch.device("cpu"), 9):
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == 2
 
 
 # Operators --------------------------------------------------------------------------------------------------------

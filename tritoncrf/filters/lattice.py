@@ -22,7 +22,7 @@ from tritoncrf.filters.plan import (
 )
 from tritoncrf.reference import simplex
 from tritoncrf.reference.lattice import ScaledLattice, image_of
-from tritoncrf.step import Step, scaled
+from tritoncrf.step import Step, few_threads, scaled
 from tritoncrf.types import Backend, Normalization, Precision, Theta
 
 ISOLATED = 0.5  # of K_ii: where all other pixels weigh less, what is left of K 1 is mostly the error of K_ii
@@ -238,14 +238,15 @@ def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
         features, ends = _shifted(features, shift), ends - shift
     least, most = (ends[0].amin(0), ends[1].amax(0)) if images else ends.new_zeros((2, d))
     layout = simplex.key_layout(least.tolist(), most.tolist(), images, pixels)
-    weights, codes, simplices = modules(backend).simplex.simplex(features, layout)
-    vertices, *tables = simplex.connect(codes, simplices, layout)
+    with few_threads(features.device, images * pixels * (d + 1)):
+        weights, codes, simplices = modules(backend).simplex.simplex(features, layout)
+        vertices, *tables = simplex.connect(codes, simplices, layout)
     return [weights.contiguous(), vertices.view(weights.shape), *tables, shift.to(features.device)]
 
 
 def _ends_and_shift(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The bounds [2, Bf, D] of features [Bf, D, N], and `simplex.far_periods`; on the CPU."""
-    ends = torch.stack(torch.aminmax(features, dim=2)).cpu().double()
+    ends = torch.stack([features.amin(2), features.amax(2)]).cpu().double()  # aminmax is many times slower
     return ends, simplex.far_periods(ends)
 
 
@@ -343,9 +344,10 @@ class LatticeOperator(GaussianOperator):
 
     def _run(self, x: torch.Tensor, entry: ScaledLattice, exit: ScaledLattice, reverse: bool) -> torch.Tensor:
         """K x with both scales; blurs in the reverse order make K^T."""
-        rows = self.module.rows_of(x)
-        v = self.module.filtered(rows, entry, reverse)
-        found = image_of(self.module.sliced(v, exit, len(rows)), x)
+        with few_threads(x.device, x.numel()):
+            rows = self.module.rows_of(x)
+            v = self.module.filtered(rows, entry, reverse)
+            found = image_of(self.module.sliced(v, exit, len(rows)), x)
         if self.self_weights is None:
             return found
         return found - scaled(scaled(self.self_weights * x, entry.scale), exit.scale)
@@ -354,9 +356,10 @@ class LatticeOperator(GaussianOperator):
         self, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
         module, bare = self.module, ScaledLattice(self.lattice, None)
-        rows_x, rows_y = module.rows_of(x), module.rows_of(y)
-        forward, back = module.filtered(rows_x, bare, reverse=False), module.filtered(rows_y, bare, reverse=True)
-        found = [module.weights_gradient(rows_x, rows_y, self.lattice, forward, back)]
+        with few_threads(x.device, x.numel()):
+            rows_x, rows_y = module.rows_of(x), module.rows_of(y)
+            forward, back = module.filtered(rows_x, bare, reverse=False), module.filtered(rows_y, bare, reverse=True)
+            found = [module.weights_gradient(rows_x, rows_y, self.lattice, forward, back)]
         if self.self_weights is not None:
             found.append(summed(-x * y, self.shared))
 
