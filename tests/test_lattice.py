@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -381,6 +382,22 @@ def test_the_cache_is_cleared(cache):
     tc.clear_cache()
     assert cache() == [] and torch.equal(first(x), expected)
     assert Lattice.spatial((4, 4), 3.0) is not first
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_what_a_gpu_reads_outlives_the_cache(cache, capturing, monkeypatch):
+    """On another stream until that has read it; in a graph that was captured meanwhile for good."""
+    streams = []
+    tensor = SimpleNamespace(device=torch.device("cuda"), nbytes=9, record_stream=streams.append)
+    lattice = SimpleNamespace(tensors=[tensor, tensor])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "another stream")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    kept_lattices._keep("key", lattice)
+    kept_lattices._serve("key", lattice)
+    tc.clear_cache()
+    assert streams == ["another stream"] * 2
+    assert kept_lattices._captured == ({"key": lattice} if capturing else {})
 
 
 def test_memory_that_is_free():

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from tritoncrf.reference.simplex import CHUNK
-from tritoncrf.step import Step, few_threads, mix
+from tritoncrf.step import Step, few_threads
 
 VECTOR = 16  # classes that torch's softmax of a row takes at once
 
@@ -181,9 +181,9 @@ def in_few_threads(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method of a step in one thread where its scores are few."""
 
     @functools.wraps(method)
-    def run(self: Step, *arguments: Any) -> Any:
+    def run(self: Step, *arguments: Any, **options: Any) -> Any:
         with few_threads(self.unary.device, self.unary.numel()):
-            return method(self, *arguments)
+            return method(self, *arguments, **options)
 
     return run
 
@@ -218,7 +218,8 @@ class LatticeStep(Step):
 
     @functools.cached_property
     def _unary_rows(self):
-        return rows_of(mix(self.unary_weight, self.unary))
+        rows = self.unary.flatten(2).mT
+        return torch.mul(rows, self.unary_weight, out=rows.new_empty(rows.shape))
 
     @in_few_threads
     def backward(self, q, g, through_softmax: bool, messages: bool):
