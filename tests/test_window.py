@@ -12,9 +12,11 @@ from cases import (
     axis_pool,
     axis_upsample,
     dense_apply,
+    dense_window,
     random_features,
 )
 from memory import Work
+from tritoncrf.filters.base import centred
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
 from tritoncrf.step import per_axis, to_3d
@@ -169,6 +171,23 @@ def test_constants_survive_pooling_and_upsampling(dtype):
     low = blur.pool(ones, (1, 2, 2))
     assert_close("pooled", low, torch.ones_like(low))
     assert_close("upsampled", blur.upsample(low, (1, 5, 7), (1, 2, 2)), ones)
+
+
+@pytest.mark.parametrize("blur", [1, 2])
+def test_only_differences_count(blur):
+    """Features in float64 at UTM coordinates, values in float32: each image is shifted before it is rounded."""
+    f, x = random_features((9, 7), 3, batch=2), torch.randn(2, 3, 9, 7)
+    far = torch.tensor([[448261.0, 5411932.0, 30.0], [-1e9, 0.0, 1e9]], dtype=torch.float64)[:, :, None, None]
+    expected = dense_apply(dense_window(f, 5, blur=blur), x.double())
+    assert_close("K x", Window(f + far, 5, blur=blur)(x), expected, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("outlier", [1e30, -1e30, math.nan])
+def test_an_outlier_spoils_no_others(outlier):
+    """On a GPU values are not looked at: NaN may come this far."""
+    f = torch.rand(1, 2, 4, 5, dtype=torch.float64)
+    f[0, 0, 3, 4] = outlier
+    assert centred(f)[:, :, :3].abs().amax() < 1
 
 
 # Bad input --------------------------------------------------------------------------------------------------------

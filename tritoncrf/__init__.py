@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what `load_lazily` is told below
     from tritoncrf.diagnostics import trace
     from tritoncrf.filters.box import box_mean
     from tritoncrf.filters.guided import guided_filter
+    from tritoncrf.filters.lattice import clear_cache
     from tritoncrf.layers import CRFRNN, ConvCRF, GuidanceCRF
     from tritoncrf.mean_field import mean_field
     from tritoncrf.options import PARAMETERS
@@ -34,6 +35,7 @@ __all__ = [
     "GuidanceCRF",
     "box_mean",
     "check_values",
+    "clear_cache",
     "features",
     "filters",
     "guided_filter",
@@ -51,6 +53,7 @@ load_lazily(
         "PARAMETERS": "options",
         "box_mean": "filters.box",
         "check_values": "checks",
+        "clear_cache": "filters.lattice",
         "guided_filter": "filters.guided",
         "mean_field": "mean_field",
         "refine": "refine",

@@ -220,6 +220,15 @@ def checked_features(features: torch.Tensor) -> torch.Tensor:
     return features.to(compute_dtype(features))
 
 
+def centred(features: torch.Tensor) -> torch.Tensor:
+    """float64 features shifted to around 0, each channel of each image by its median: only differences count, and
+    float32, which values may ask for, would lose them far from 0. Of float32 features a shift can save nothing."""
+    if features.dtype != torch.float64:
+        return features
+    middle = features.detach().flatten(2).sort(2).values[:, :, features.shape[2:].numel() // 2]  # no outlier moves it
+    return features - middle.view(*middle.shape, *[1] * (features.ndim - 2))
+
+
 def pooled(features: torch.Tensor, factor: int) -> torch.Tensor:
     """Features averaged over blocks of `factor` a side, with as many axes as they came with."""
     axes = features.ndim - 2

@@ -12,6 +12,7 @@ from tritoncrf.filters.base import (
     Gaussian,
     GaussianOperator,
     GaussianPlan,
+    centred,
     checked_features,
     gaussian_fields,
     pooled,
@@ -39,7 +40,8 @@ class Window(Gaussian):
 
     Args:
         features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes, already divided by the
-            bandwidths (`tritoncrf.features` makes them). Gradients reach them.
+            bandwidths (`tritoncrf.features` makes them). Gradients reach them. Only differences count: an origin far
+            away costs nothing, where the dtype of the features can tell their differences.
         window_size: odd, 1 to 31, pixels a side.
         dilation: distance of neighbouring taps in pixels; those beyond the image count for nothing.
         blur: factor of the resolution that the window works at; 1 is full resolution. Beyond the image's side it is
@@ -68,7 +70,7 @@ class Window(Gaussian):
         self, features: torch.Tensor, window_size: int, dilation: int = 1, blur: int = 1, include_self: bool = True,
         normalization: Normalization = "none", precision: Precision = "default", backend: Backend = "auto",
     ) -> None:  # fmt: skip
-        features = checked_features(features)
+        features = centred(checked_features(features))
         plan = WindowPlan(
             window_size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             dilation=checks.expect_int("dilation", dilation, 1),
