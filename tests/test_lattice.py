@@ -185,7 +185,7 @@ def test_degenerate_features(make, normalization):
     assert_close("sum of Q", q.sum(1), torch.ones_like(x[:, 0]))
 
 
-@pytest.mark.parametrize("size", [1e5, 1e12, 1e30])
+@pytest.mark.parametrize("size", [1e5, 1e12])
 def test_features_too_far_apart_are_refused(size):
     f = tc.features.spatial((5, 6), theta=5 / size)
     with pytest.raises(ValueError, match=r"^features: expected lattice coordinates of at most 65536, got .* theta"):
