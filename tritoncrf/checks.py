@@ -307,6 +307,6 @@ def expect_positive_number(name: str, value: object, wanted: str = "a finite num
     expect_tensor(name, value, wanted)
     if value.ndim:
         raise ValueError(f"{name}: expected {wanted}, got {kind_of(value)}")
-    if values_checked(value) and not (value > 0 and torch.isfinite(value)):
-        raise ValueError(f"{name}: expected {wanted}, got {value.item()}")
+    if values_checked(value):
+        expect_number(name, value.detach(), positive=True)
     return value
