@@ -308,5 +308,5 @@ def expect_positive_number(name: str, value: object, wanted: str = "a finite num
     if value.ndim:
         raise ValueError(f"{name}: expected {wanted}, got {kind_of(value)}")
     if values_checked(value):
-        expect_number(name, value.detach(), positive=True)
+        expect_number(name, value.item(), positive=True)
     return value
