@@ -113,7 +113,8 @@ def shown(value: object) -> str:
 def kind_of(value: object) -> str:
     """What came, in the words of an error message."""
     if isinstance(value, torch.Tensor):
-        kind = f"{'nested ' if value.is_nested else ''}{str(value.dtype).removeprefix('torch.')} tensor"
+        form = "nested " if value.is_nested else "masked " if _is_masked(value) else ""
+        kind = f"{form}{str(value.dtype).removeprefix('torch.')} tensor"
         if value.is_nested:
             return f"a {kind}"
         layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
@@ -133,10 +134,15 @@ def expect_tensor(name: str, value: object, what: str = "a floating-point torch.
     return expect_dense(name, value)
 
 
+def _is_masked(value: torch.Tensor) -> bool:
+    """Whether it is torch.masked's; that module need not be there."""
+    return type(value).__name__ == "MaskedTensor"
+
+
 def expect_dense(name: str, value: torch.Tensor) -> torch.Tensor:
     """`value` itself if it is a plain tensor, neither sparse, nested nor masked, else a TypeError."""
     plain = not value.is_nested and value.layout == torch.strided
-    if not plain or type(value).__name__ == "MaskedTensor":
+    if not plain or _is_masked(value):
         hint = "; x.to_dense() makes one" if not plain and not value.is_nested else ""
         raise TypeError(f"{name}: expected a dense tensor, got {kind_of(value)}{hint}")
     return value

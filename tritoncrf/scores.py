@@ -116,6 +116,8 @@ def _from_labels(
         raise TypeError(f"labels: expected integers, got {checks.kind_of(value)}; pass scores as logits=")
     _expect_map("labels", labels, value, size, "; a palette's indices are labels, its colours are not")
     confidence = expect_confidence(chosen["label_confidence"])
+    if labels.dtype == torch.uint64 and (labels.view(torch.int64) < 0).any():
+        raise ValueError(f"labels: expected integers below 2**63, got larger ones in {checks.kind_of(value)}")
     labels = labels.long()
     unknown, asked = chosen["unknown"], chosen["num_classes"]
     marks = [UNKNOWN] if unknown == "auto" else list(unknown)
