@@ -1,6 +1,7 @@
 """Every launched configuration, cross-compiled: none spills on sm_90, and every kernel compiles elsewhere too."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ tl = triton.language
 from bench import floors  # noqa: E402
 from bench.compiled.compilation import compile_all, compile_launch, identity, instruction_mix, unique  # noqa: E402
 from bench.compiled.sweep import Configuration, launches_of, sweep  # noqa: E402
-from tritoncrf.kernels.common import Launch  # noqa: E402
+from tritoncrf.kernels import common  # noqa: E402
+from tritoncrf.kernels.common import Launch, record_launches  # noqa: E402
 
 # Registers are 32 bits, and a thread has 255 of them.
 MAX_REGISTERS = 255
@@ -153,3 +155,16 @@ def test_instructions_are_counted_with_and_without_predicates():
         /*0030*/                   HMMA.1688.F32.TF32 R8, R4, R6, R8 ;
     """
     assert instruction_mix(listing) == Counter(ldg=1, local=1, other=1, matrix=1)
+
+
+def test_threads_do_not_see_each_others_recording():
+    def recorded():
+        with record_launches(run=False) as launches:
+            common.launch(sum_kernel, (1,), 1, x_ptr=torch.empty(1))
+        return len(launches), common.launches_run()
+
+    with ThreadPoolExecutor(1) as pool, record_launches(run=False) as launches:
+        assert pool.submit(recorded).result() == (1, True)
+        assert launches == [] and not common.launches_run()
+        assert recorded() == (1, False) and len(launches) == 1  # a block in a block of one thread
+    assert common.launches_run()

@@ -1,13 +1,15 @@
 """What every kernel file shares: the one way to launch, and device helpers."""
 
 import contextlib
+import contextvars
 from dataclasses import dataclass, fields
 
 import torch
 import triton
 import triton.language as tl
 
-_recorders: list[tuple[list, bool]] = []
+# Of the block that runs, so that threads do not see each other's: a list of launches, and whether they run.
+_recorders: contextvars.ContextVar[tuple] = contextvars.ContextVar("recorders", default=())
 
 
 @dataclass(frozen=True)
@@ -43,22 +45,23 @@ _OPTIONS = {field.name for field in fields(Launch)} - {"kernel", "grid", "argume
 
 @contextlib.contextmanager
 def record_launches(run: bool = True):
-    """Collect every launch made inside the block, in order.
+    """Collect every launch that this thread makes inside the block, in order.
 
     With `run=False` nothing is launched and outputs stay unwritten: what cross-compilation needs, on a
     machine that could not run the kernels.
     """
     recorder = ([], run)
-    _recorders.append(recorder)
+    token = _recorders.set((*_recorders.get(), recorder))
     try:
-        yield recorder[0]
+        with torch.autograd.set_multithreading_enabled(False):  # a GPU's backward has threads of its own
+            yield recorder[0]
     finally:
-        _recorders.pop()
+        _recorders.reset(token)
 
 
 def launches_run() -> bool:
     """False inside `record_launches(run=False)`."""
-    return all(run for _, run in _recorders)
+    return all(run for _, run in _recorders.get())
 
 
 def launch(kernel, grid: tuple, num_warps: int, **given) -> None:
@@ -67,7 +70,7 @@ def launch(kernel, grid: tuple, num_warps: int, **given) -> None:
         return
     options = {name: given.pop(name) for name in _OPTIONS & given.keys()}
     asked = Launch(kernel, grid, given, num_warps, **options)
-    for launches, _ in _recorders:
+    for launches, _ in _recorders.get():
         launches.append(asked)
     if launches_run():
         with torch.cuda.device_of(next(a for a in given.values() if isinstance(a, torch.Tensor))):
