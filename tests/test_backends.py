@@ -6,7 +6,9 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import tritoncrf as tc
 from tritoncrf import backends
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -151,3 +153,30 @@ def test_a_compiler_of_graphs_takes_the_backend_as_it_is(monkeypatch, fresh_comp
     with pytest.warns(UserWarning, match="Tesla T4") as warned:
         assert torch.compile(one_or_two, fullgraph=True, backend="eager")(torch.zeros(())) == 1
     assert len(warned) == 1
+
+
+# What a user's switches must not reach ----------------------------------------------------------------------------
+
+
+class Products(TorchDispatchMode):
+    """The dtypes of the products of matrices that are made inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm):
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("filters", [1, 2])
+def test_products_of_matrices_in_gradients_are_out_of_reach_of_tf32(filters):
+    learnt = [torch.rand(s, requires_grad=True) for s in ((1, 3, 9, 11), (3, 3), (3, 3), (1, 2, 9, 11))]
+    logits, weights, compatibility, features = learnt
+    windows = [tc.filters.Window(features, 3, blur=b) for b in (1, 3)][:filters]
+    with Products() as products:
+        scores = tc.mean_field(logits, windows, [weights] * filters, compatibility, iterations=2)
+        torch.autograd.grad(scores, learnt, torch.rand_like(scores))
+    assert products.dtypes and set(products.dtypes) == {torch.float64}

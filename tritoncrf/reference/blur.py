@@ -73,13 +73,18 @@ def pool_counts(size, blur, dtype, device):
 
 
 def upsample_adjoint(y, blur):
-    """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]. Axis by axis a product with upsampling's own
-    matrix: PyTorch's backward of `interpolate` adds in no fixed order on a GPU."""
+    """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]. Axis by axis a low pixel sums the 2 b pixels that
+    read it: PyTorch's backward of `interpolate` adds in no fixed order on a GPU, and a matrix may multiply in TF32."""
     size = y.shape[2:]
     axes = zip(size, blur, low_size(size, blur), padding(size, blur), strict=True)
     for axis, (n, b, low, start) in enumerate(axes, 2):
         if b > 1:
-            unit = torch.eye(low, dtype=y.dtype, device=y.device)[None]
-            matrix = F.interpolate(unit, size=low * b, mode="linear", align_corners=False)[0, :, start : start + n]
-            y = (y.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
+            behind = (0, 0) * (4 - axis)
+            y = F.pad(y, (*behind, start + b // 2, low * b + b - b // 2 - n - start))
+            pixel = torch.arange(low, dtype=y.dtype, device=y.device).view(low, *(1,) * (4 - axis))
+            total = y.new_zeros(())
+            for offset, reader in enumerate(y.unfold(axis, 2 * b, b).unbind(-1)):
+                source = (pixel + (offset - b // 2 + 0.5) / b - 0.5).clamp(0, low - 1)
+                total = torch.addcmul(total, reader, (1 - (source - pixel).abs()).clamp_min(0))
+            y = total
     return y
