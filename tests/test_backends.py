@@ -158,17 +158,47 @@ def test_a_compiler_of_graphs_takes_the_backend_as_it_is(monkeypatch, fresh_comp
 # What a user's switches must not reach ----------------------------------------------------------------------------
 
 
-class Products(TorchDispatchMode):
-    """The dtypes of the products of matrices that are made inside."""
+class Seen(TorchDispatchMode):
+    """The operators that run inside, with the dtype of their first argument."""
 
     def __init__(self):
         super().__init__()
-        self.dtypes = []
+        self.found = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm):
-            self.dtypes.append(args[0].dtype)
+        first = next((a for a in args if isinstance(a, torch.Tensor)), None)
+        self.found.add((func.overloadpacket.__name__, None if first is None else first.dtype))
         return func(*args, **(kwargs or {}))
+
+
+# What PyTorch's deterministic mode refuses on a GPU (torch.use_deterministic_algorithms), of what a filter might call.
+REFUSED = {
+    "adaptive_avg_pool2d_backward", "adaptive_avg_pool3d_backward", "avg_pool3d_backward", "bincount", "grid_sampler_2d",
+    "histc", "kthvalue", "max_pool3d_with_indices_backward", "max_unpool2d", "median", "put_", "reflection_pad1d_backward",
+    "replication_pad1d_backward", "replication_pad2d_backward", "upsample_bicubic2d_backward",
+    "upsample_bilinear2d_backward", "upsample_linear1d_backward", "upsample_trilinear3d_backward",
+}  # fmt: skip
+FILTERS = {
+    "window": lambda f: tc.filters.Window(f, 3, normalization="symmetric"),
+    "blurred": lambda f: tc.filters.Window(f, 3, blur=2),
+    "lattice": lambda f: tc.filters.Lattice(f, normalization="symmetric"),
+    "exact": lambda f: tc.filters.Exact(f, normalization="symmetric"),
+    "guided": lambda f: tc.filters.Guided(f, 2, 0.1),
+    "subsampled": lambda f: tc.filters.Guided(f, 2, 0.1, subsample=2),
+}
+
+
+@pytest.mark.parametrize("size", [(20,), (9, 16), (5, 6, 7)], ids=["1d", "2d", "3d"])
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_call_nothing_that_deterministic_mode_refuses(name, size):
+    scores, features = (torch.rand(1, c, *size, requires_grad=True) for c in (3, 2))
+    with Seen() as seen:
+        refined = tc.mean_field(scores, [FILTERS[name](features)], [1.0], iterations=2)
+        torch.autograd.grad(refined, [scores, features], torch.rand_like(refined))
+    names = {op for op, _ in seen.found}
+    assert not names & REFUSED
+    assert not {dtype for op, dtype in seen.found if op in ("cumsum", "cumsum_") and dtype.is_floating_point}
+    assert "mul" in names  # it was looked
 
 
 @pytest.mark.parametrize("filters", [1, 2])
@@ -176,7 +206,7 @@ def test_products_of_matrices_in_gradients_are_out_of_reach_of_tf32(filters):
     learnt = [torch.rand(s, requires_grad=True) for s in ((1, 3, 9, 11), (3, 3), (3, 3), (1, 2, 9, 11))]
     logits, weights, compatibility, features = learnt
     windows = [tc.filters.Window(features, 3, blur=b) for b in (1, 3)][:filters]
-    with Products() as products:
+    with Seen() as seen:
         scores = tc.mean_field(logits, windows, [weights] * filters, compatibility, iterations=2)
         torch.autograd.grad(scores, learnt, torch.rand_like(scores))
-    assert products.dtypes and set(products.dtypes) == {torch.float64}
+    assert {dtype for op, dtype in seen.found if op in ("mm", "bmm", "addmm", "baddbmm")} == {torch.float64}

@@ -21,16 +21,20 @@ def padding(size, blur) -> tuple[int, ...]:
 
 
 def pool(x, blur):
-    """[B, C, *S] -> [B, C, *low_size]."""
-    if max(blur) == 1:
-        return x
-    if blur[0] == 1:  # PyTorch's 2-D pooling is the faster one
-        pad = padding(x.shape[2:], blur)
-        pooled = F.avg_pool2d(x.flatten(1, 2), blur[1:], blur[1:], pad[1:], count_include_pad=False)
-        return _crop(pooled.unflatten(1, x.shape[1:3]), low_size(x.shape[2:], blur))
-    blur = tuple(map(min, blur, x.shape[2:]))  # PyTorch's 3-D pooling refuses blocks larger than the image
-    pad = padding(x.shape[2:], blur)
-    return _crop(F.avg_pool3d(x, blur, blur, pad, count_include_pad=False), low_size(x.shape[2:], blur))
+    """[B, C, *S] -> [B, C, *low_size]. In 2-D passes, whose backward PyTorch has in a fixed order on a GPU; its 3-D
+    pooling's is not."""
+    if max(blur[1:]) > 1:
+        x = _pooled_planes(x.flatten(1, 2), blur[1:]).unflatten(1, x.shape[1:3])
+    if blur[0] > 1:
+        x = _pooled_planes(x.flatten(3), (blur[0], 1)).unflatten(3, x.shape[3:])
+    return x
+
+
+def _pooled_planes(x, blur):
+    """[B, C, Y, X] -> [B, C, *low_size]."""
+    low = low_size(x.shape[2:], blur)
+    pooled = F.avg_pool2d(x, blur, blur, padding(x.shape[2:], blur), count_include_pad=False)
+    return pooled[:, :, : low[0], : low[1]]
 
 
 def _crop(x, size, start=(0, 0, 0)):
