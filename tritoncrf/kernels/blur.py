@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale
+from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale, tile_and_image
 from tritoncrf.kernels.window import window_sum
 from tritoncrf.step import Step, contiguous, to_3d
 
@@ -40,10 +40,10 @@ def _axis(low, offset, n, pad, BLUR: tl.constexpr):
 
 
 @triton.jit
-def _block(LY, LX, PY, PX, NY, NX, BY: tl.constexpr, BX: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):
+def _block(tile, LY, LX, PY, PX, NY, NX, BY: tl.constexpr, BX: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):
     """A program's low pixels [P], which exist, and [P, BLOCK] each: pixels, which are in the image, how up reads
     them."""
-    low = tl.program_id(0) * P + tl.arange(0, P)
+    low = tile * P + tl.arange(0, P)
     m_low = low < LY * LX
     o = tl.arange(0, BLOCK)[None, :]
     y, y0, y1, wy = _axis((low // LX)[:, None], o // BX, LY, PY, BY)
@@ -96,11 +96,11 @@ def _blur_step_kernel(
     P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the blocks of P low-resolution pixels of one image, all classes."""
-    b = tl.program_id(1).to(tl.int64)
+    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
     N = tl.full((), 1, tl.int64) * NY * NX
     N_LOW = tl.full((), 1, tl.int64) * LY * LX
     FILTERS: tl.constexpr = len(SHARED)
-    low, m_low, i, m_i, reading = _block(LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
+    low, m_low, i, m_i, reading = _block(tile, LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
     unary_ptr += b * C * N
     y_ptr += b * C * N
     f_ptr += b * C * N_LOW
@@ -157,11 +157,11 @@ def _blur_step_backward_kernel(
     BY: tl.constexpr, BX: tl.constexpr, SHARED: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the blocks of P low-resolution pixels of one image, all classes."""
-    b = tl.program_id(1).to(tl.int64)
+    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
     N = tl.full((), 1, tl.int64) * NY * NX
     N_LOW = tl.full((), 1, tl.int64) * LY * LX
     FILTERS: tl.constexpr = len(SHARED)
-    low, m_low, i, m_i, _ = _block(LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
+    low, m_low, i, m_i, _ = _block(tile, LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
     count = tl.maximum(tl.sum(m_i.to(tl.float32), 1), 1.0)[:, None]
     given = _scales(in_ptrs, b, i, m_i, N, SHARED)
     scales = ()
@@ -206,10 +206,10 @@ def _upsample_adjoint_kernel(
     SHARED: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each program owns P low-resolution pixels of one image, all classes: y_m = up^T(out_m g)."""
-    b = tl.program_id(1).to(tl.int64)
+    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
     N = tl.full((), 1, tl.int64) * NY * NX
     N_LOW = tl.full((), 1, tl.int64) * LY * LX
-    low = tl.program_id(0) * P + tl.arange(0, P)
+    low = tile * P + tl.arange(0, P)
     m_low = low < LY * LX
     o = tl.arange(0, BLOCK)[None, :]
     y, wy = _reach((low // LX)[:, None], o // WX, LY, PY, BY)
@@ -300,7 +300,7 @@ class BlurStep(Step):
         shared = tuple(all(s is None or len(s) == 1 for s in of_filter) for of_filter in filters)
         batch, classes = self.unary.shape[:2]
         launch(
-            kernel, (ceil_div(low[0] * low[1], pixels), batch), num_warps=4, **arguments,
+            kernel, (ceil_div(low[0] * low[1], pixels) * batch,), num_warps=4, **arguments,
             **{name: tuple(given) for name, given in scales.items()}, C=classes, LY=low[0], LX=low[1], PY=pad[0],
             PX=pad[1], NY=size[0], NX=size[1], BY=self.factors[0], BX=self.factors[1], SHARED=shared, P=pixels,
             BLOCK=padded,

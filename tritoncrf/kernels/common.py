@@ -106,6 +106,14 @@ def product(a, b):
 
 
 @triton.jit
+def tile_and_image(tiles):
+    """A program's tile and image, for `tiles` an image. Images lie along the grid's first axis, behind the tiles: the
+    other axes end at 65535."""
+    program = tl.program_id(0)
+    return program % tiles, (program // tiles).to(tl.int64)
+
+
+@triton.jit
 def image_base(b, N, SHARED: tl.constexpr):
     """Where image b begins in a table of N numbers an image: at 0 if one image's table serves all."""
     return 0 if SHARED else b * N

@@ -29,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch
+from tritoncrf.kernels.common import ceil_div, launch, tile_and_image
 
 TILE = 128  # pixels that a program owns; a block is a power of two of them
 MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not fit in shared memory
@@ -75,8 +75,8 @@ def _halves_kernel(
 ):  # fmt: skip
     """Each program owns P sorted pixels of a block of CP classes of one image: a row of high halves, then low ones.
     Pixels and classes that fill up are 0."""
-    b = tl.program_id(2).to(tl.int64)
-    o_p = tl.program_id(0) * P + tl.arange(0, P)
+    tile, b = tile_and_image(PADDED // P)
+    o_p = tile * P + tl.arange(0, P)
     o_k = tl.arange(0, CP)
     o_c = tl.program_id(1) * CP + o_k
     m_p, m_c = o_p < N, o_c < C
@@ -156,14 +156,15 @@ def _together(i_high, i_low, j_high, j_low, row, column, DP: tl.constexpr):
 
 
 @triton.jit
-def _own(turn_ptr, starts_ptr, b, PADDED, BLOCK: tl.constexpr, TI: tl.constexpr):
-    """A program's block, the first of its sorted pixels, its first visit and its last: the first is to itself, and
-    visit v > first is to block columns[v - 1]."""
+def _own(turn_ptr, starts_ptr, PADDED, BLOCK: tl.constexpr, TI: tl.constexpr):
+    """A program's image and block, the first of its sorted pixels, its first visit and its last: the first is to itself,
+    and visit v > first is to block columns[v - 1]."""
+    tile, b = tile_and_image(PADDED // TI)
     blocks = PADDED // BLOCK
-    block = tl.load(turn_ptr + b * blocks + tl.program_id(0) // (BLOCK // TI))
+    block = tl.load(turn_ptr + b * blocks + tile // (BLOCK // TI))
     starts_ptr += b * (blocks + 1) + block
-    i = block.to(tl.int64) * BLOCK + tl.program_id(0) % (BLOCK // TI) * TI
-    return block, i, tl.load(starts_ptr), tl.load(starts_ptr + 1)
+    i = block.to(tl.int64) * BLOCK + tile % (BLOCK // TI) * TI
+    return b, block, i, tl.load(starts_ptr), tl.load(starts_ptr + 1)
 
 
 @triton.jit
@@ -193,8 +194,7 @@ def _exact_kernel(
     DOT: tl.constexpr,
 ):  # fmt: skip
     """Each program owns TI sorted pixels of a block of CP classes of one image."""
-    b = tl.program_id(2).to(tl.int64)
-    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, BLOCK, TI)
+    b, block, i, first, last = _own(turn_ptr, starts_ptr, PADDED, BLOCK, TI)
     ROW: tl.constexpr = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     f_ptr += b * PADDED * DP
@@ -255,8 +255,7 @@ def _exact_feature_gradient_kernel(
 
     sum_j p_ij (f_j - f_i) = sum_j p_ij t_j - t_i sum_j p_ij, with p_ij = k_ij (<x_i, y_j> + <y_i, x_j>).
     """
-    b = tl.program_id(2).to(tl.int64)
-    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, BLOCK, TI)
+    b, block, i, first, last = _own(turn_ptr, starts_ptr, PADDED, BLOCK, TI)
     ROW: tl.constexpr = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     o_d = tl.arange(0, DP)
@@ -331,7 +330,7 @@ def _in_halves(x, scale, order, padded: int, classes: int):
     blocks = ceil_div(total, classes)
     halves = torch.empty((images, padded, blocks, 2, classes), dtype=torch.float16, device=x.device)
     launch(
-        _halves_kernel, (ceil_div(padded, TILE), blocks, images), num_warps=4,
+        _halves_kernel, (padded // TILE * images, blocks), num_warps=4,
         x_ptr=x.contiguous(), order_ptr=order, scale_ptr=scale.expand(images, total, 1).contiguous(), h_ptr=halves,
         N=pixels, PADDED=padded, C=total, P=TILE, CP=classes,
     )  # fmt: skip
@@ -348,7 +347,7 @@ def exact_sum(x, features, order, starts, columns, include_self: bool, precision
     halves = _in_halves(x, scale, visits["order_ptr"], features.shape[2], classes)
     shift = 15  # k <= 1 becomes 2^15
     launch(
-        _exact_kernel, (features.shape[2] // TILE, halves.shape[2], x.shape[0]), num_warps=8,
+        _exact_kernel, (features.shape[2] // TILE * x.shape[0], halves.shape[2]), num_warps=8,
         h_ptr=halves, **visits, scale_ptr=2.0**-shift / scale, y_ptr=y,
         C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TJ=64, CLASS_BLOCKS=halves.shape[2],
         CP=classes,
@@ -368,7 +367,7 @@ def exact_feature_gradient(x, y, features, order, starts, columns):
     shift = 14 - 28 - classes.bit_length()  # of k times 2 C products of two numbers up to 2^14: 2^14 at most
     gradient = features.new_empty(images, blocks, dimensions, order.shape[1])
     launch(
-        _exact_feature_gradient_kernel, (padded // TILE, blocks, images), num_warps=8,
+        _exact_feature_gradient_kernel, (padded // TILE * images, blocks), num_warps=8,
         x_ptr=x, y_ptr=y, **visits, scale_ptr=2.0**-shift / scales[0] / scales[1], gradient_ptr=gradient,
         SHIFT=shift, TJ=64 if visits["DP"] <= 16 else 32, CLASS_BLOCKS=blocks, CP=classes,
     )  # fmt: skip
