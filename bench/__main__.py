@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import ROOT, gpu
@@ -9,18 +10,24 @@ from bench.compare import compare
 from bench.compiled.occupancy import MULTIPROCESSORS
 from bench.exercise import exercise
 from bench.suite import run_suite
+from tritoncrf.commands import CommandError, Parser, check_output, make_folder, run
 
 RESULTS = ROOT / "bench" / "results"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its status, and 2 if what was asked does not work."""
+    return run(_parser(), arguments)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(required=True)
 
     command = commands.add_parser("run", help="the suite, on whatever this machine has")
     command.add_argument("--out", type=Path, default=RESULTS)
     command.add_argument("--quick", action="store_true")
-    command.set_defaults(run=lambda options: run_suite(options.out, quick=options.quick))
+    command.set_defaults(run=_run)
 
     command = commands.add_parser("compare", help="what became slower from one report to another; status 1 if ours did")
     command.add_argument("before", type=Path)
@@ -44,14 +51,25 @@ def main() -> int:
     command.add_argument("--commit", default="unknown")
     command.add_argument("--data", type=Path)
     command.add_argument("--minutes", type=float, default=gpu.MINUTES, help="that the stage may take (%(default)s)")
-    command.set_defaults(run=lambda o: gpu.run(o.stage, o.out, o.commit, o.data, o.minutes))
+    command.set_defaults(run=_gpu)
 
     command = commands.add_parser("exercise", help="run what a sanitizer or a profiler watches, and time nothing")
     command.add_argument("--large", action="store_true", help="short training steps of W4, W1, W2 and W3")
     command.set_defaults(run=lambda options: exercise(options.large))
 
-    options = parser.parse_args()
-    return options.run(options)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    make_folder("--out", options.out)
+    return run_suite(options.out, quick=options.quick)
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    make_folder("--out", options.out)
+    if options.data is not None and not options.data.is_dir():
+        raise CommandError(f"--data: expected a folder, got {options.data}")
+    return gpu.run(options.stage, options.out, options.commit, options.data, options.minutes)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -66,12 +84,16 @@ def _compare(options: argparse.Namespace) -> int:
 def _profile(options: argparse.Namespace) -> int:
     from bench.compiled.profile import run
 
+    if options.out is not None:
+        make_folder("--out", options.out)
     return run(options.target, options.out)
 
 
 def _compile(options: argparse.Namespace) -> int:
     from bench.compiled.sweep import run
 
+    if options.out is not None:
+        check_output("--out", options.out, (".md",))
     return run(options.targets.split(","), options.out, options.thorough)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.measurements import KEY, key
+from tritoncrf.files import decoded
 from tritoncrf.reports import number, table
 
 SHARE = 0.1  # of a time: what two runs of one machine differ by for no reason at all
@@ -14,14 +15,12 @@ RULE = f"more than {SHARE:.0%}, and more than the interquartile ranges of both t
 def compare(before: Path, after: Path) -> tuple[str, bool]:
     """The comparison in Markdown, and whether a time of this library's is a regression. A peer's is none: it tells how
     the machine changed."""
-    old, new = (json.loads(path.read_text()) for path in (before, after))
-    known, found = ({key(row): row for row in report["rows"]} for report in (old, new))
+    (old, known), (new, found) = (decoded(path, "a report of the suite, .json", _read) for path in (before, after))
     shared = sorted((k for k in found if k in known), key=lambda k: -slowdown(known[k], found[k]))
     verdicts = {k: verdict(known[k], found[k]) for k in shared}
     regressions = [k for k in shared if verdicts[k] == "slower" and _ours(k)]
     faster = [k for k in shared if verdicts[k] == "faster" and _ours(k)]
-    title = " against ".join(f"{r['environment']['device']} at {r['environment']['commit']}" for r in (new, old))
-    lines = [f"# {title}", "", f"{len(shared)} rows in both; slower or faster: {RULE}."]
+    lines = [f"# {new} against {old}", "", f"{len(shared)} rows in both; slower or faster: {RULE}."]
     lines += [f"Of tritoncrf {len(regressions)} are slower and {len(faster)} faster."]
     if peers := [slowdown(known[k], found[k]) for k in shared if not _ours(k)]:
         lines += [f"The peers took {number(median(peers))} x their time, by the median of {len(peers)}."]
@@ -31,6 +30,14 @@ def compare(before: Path, after: Path) -> tuple[str, bool]:
         if only:
             lines += ["", f"Only {words}:", "", *(f"- {_words(k)}" for k in sorted(only))]
     return "\n".join(lines) + "\n", bool(regressions)
+
+
+def _read(path: Path) -> tuple[str, dict[tuple, dict]]:
+    """Of a report: where it was measured, and its rows."""
+    report = json.loads(path.read_text())
+    environment = report["environment"]
+    rows = {key(row): {**row, "median": float(row["median"]), "iqr": float(row["iqr"])} for row in report["rows"]}
+    return f"{environment['device']} at {environment['commit']}", rows
 
 
 def slowdown(before: dict, after: dict) -> float:

@@ -23,6 +23,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    photos = config.getoption("--photos")
+    if photos is not None and not photos.is_dir():
+        raise pytest.UsageError(f"--photos: expected a folder, got {photos}")
     for filter in TESTS_ON_GPU:
         config.addinivalue_line("markers", f"{filter}: times the {filter} filter")
 

@@ -4,25 +4,26 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tritoncrf.checks import renamed
-from tritoncrf.commands import CommandError
+from tritoncrf.commands import CommandError, make_folder
 from tritoncrf.devices import device_found
-from tritoncrf.files import save_figure, write
+from tritoncrf.files import expect_apart, save_figure, write
 from tritoncrf.layers import Layer
 from tritoncrf.models import checkpoints, config, data, evaluation, network_figures, prediction
-from tritoncrf.models.augment import Augment
+from tritoncrf.models.augment import VOID, Augment
 from tritoncrf.models.distributed import world
 from tritoncrf.models.experiments import lattice_error, synthetic_task, trained
 from tritoncrf.models.experiments.runs import Place
 from tritoncrf.models.metrics import Evaluation, Result
 from tritoncrf.models.segmenter import Segmenter
 from tritoncrf.models.training import Trainer
+from tritoncrf.models.weights import some
 
 __all__ = ["evaluate", "make_table", "measure", "predict", "train"]
 
@@ -49,14 +50,30 @@ def _check(options: argparse.Namespace) -> None:
     settings = config.load(options.config, options.changes)
     augment = config.augmentation(settings, str(options.config))
     splits = _splits(settings, options.data)
-    sizes = {name: split.check(progress=sys.stderr.isatty()) for name, split in splits.items()}
+    if options.out.exists() and not options.out.is_dir():
+        raise CommandError(f"--out: expected a folder, got the file {options.out}")
+    for split in splits.values():
+        expect_apart([options.out / "last.pt", options.out / "panels" / "epoch_0001.png"], split.files())
+    contents = {name: split.check(progress=sys.stderr.isatty()) for name, split in splits.items()}
+    seen = set().union(*(found.labels for name, found in contents.items() if name != "validate"))
+    _expect_classes(splits["train"].classes, seen)
     for phase in settings.phases:
         free = settings.data.resize is None and not (phase.augment and augment is not None and augment.crop)
-        if free and phase.batch > 1 and len(sizes[phase.split]) > 1:
+        if free and phase.batch > 1 and len(contents[phase.split].sizes) > 1:
             raise CommandError(
                 f"phases.{phase.name}.batch: expected 1, or data.resize or augment.crop, for images of several sizes, "
                 f"got {phase.batch}"
             )
+
+
+def _expect_classes(classes: Sequence[str], labels: set[int]) -> None:
+    """A mask of 0 and 255 means "object" by 255, and would be read as void."""
+    missing = [f"{n} ({name})" for n, name in enumerate(classes) if n not in labels]
+    if missing and VOID in labels:
+        raise CommandError(
+            f"data.train: expected every class where some pixels are void, got none of class {some(missing)}; an "
+            "object that masks mark by 255 is to be marked by the index of its class, such as 1"
+        )
 
 
 @torch.no_grad()
@@ -97,7 +114,9 @@ def evaluate(options: argparse.Namespace) -> None:
     if split.classes != network.classes:
         raise CommandError(f"{options.checkpoint}: expected a network for the classes of the data, got another's")
     split.check(progress=sys.stderr.isatty())
-    _make_folder(options.out)
+    if options.out is not None:
+        make_folder("--out", options.out)
+        expect_apart([options.out / "results.csv"], split.files())
     images = data.Images(split, settings.data.resize)
     batches = data.loader(images, data.Batches(len(images), 1, shuffle=False), settings.data.workers)
     found = evaluation.evaluate(network.model, batches, len(split.classes), device, **_testing(options))
@@ -145,7 +164,7 @@ def predict(options: argparse.Namespace) -> None:
     device = device_found(options.device)
     paths = prediction.photos(options.photos)
     network = checkpoints.trained(options.checkpoint, device)
-    _make_folder(options.out)
+    make_folder("--out", options.out)
     output = "unary" if options.no_crf else "refined"
     resize = network.config.data.resize
     prediction.predict(network.model, paths, options.out, output, device, resize, **_testing(options))
@@ -154,7 +173,7 @@ def predict(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """`tritoncrf experiments synthetic | lattice`."""
-    _make_folder(options.out)
+    make_folder("--out", options.out)
     experiment = {"synthetic": synthetic_task, "lattice": lattice_error}[options.name]
     experiment.run(options.data, options.out, device_found())
     print(f"wrote {options.out / options.name}.md")
@@ -162,15 +181,18 @@ def measure(options: argparse.Namespace) -> None:
 
 def make_table(options: argparse.Namespace) -> None:
     """`tritoncrf experiments NAME`."""
-    _make_folder(options.out)
+    make_folder("--out", options.out)
     place = Place(options.data, options.out, options.full_size, tuple(options.changes))
     trained.run(options.name, place, device_found())
     print(f"wrote {options.out / options.name}.md")
 
 
 def _testing(options: argparse.Namespace) -> evaluation.Testing:
-    if min(options.scales) <= 0:
-        raise CommandError(f"--scales: expected numbers above 0, got {min(options.scales)}")
+    for scale in options.scales:
+        if not scale > 0:
+            raise CommandError(f"--scales: expected numbers above 0, got {scale}")
+        if scale > evaluation.MOST_SCALE:
+            raise CommandError(f"--scales: expected numbers of at most {evaluation.MOST_SCALE}, got {scale}")
     return {"scales": tuple(options.scales), "flip": options.flip, "fuse": options.fuse}
 
 
@@ -184,8 +206,3 @@ def _examples(settings: config.Config, split: str, root: str | None) -> data.Exa
     }
     with renamed("sbd", "data.sbd"):
         return data.examples(settings.data.format, root, split, **given.get(settings.data.format, {}))
-
-
-def _make_folder(path: Path | None) -> None:
-    if path is not None:
-        path.mkdir(parents=True, exist_ok=True)

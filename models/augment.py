@@ -11,6 +11,8 @@ from PIL import Image, ImageEnhance
 from tritoncrf.checks import expect_choice, expect_int, expect_number, kind_of
 
 VOID = 255
+MOST_SCALE = 1000
+MOST_SIDE = 2**14  # pixels of a crop, or of an image that is brought to another size
 MEAN_COLOR = (124, 117, 104)  # of ImageNet's photos: zero, or nearly, once a network has normalised it
 Law: TypeAlias = Literal["uniform", "normal"]
 LAWS: tuple[Law, ...] = get_args(Law)
@@ -82,15 +84,17 @@ class Augment:
     def __post_init__(self) -> None:
         for name in ("scale", "aspect"):
             low, high = _pair(name, getattr(self, name), "(low, high)")
-            if not 0 < expect_number(name, low) <= expect_number(name, high):
-                raise ValueError(f"{name}: expected 0 < low <= high, got ({low}, {high})")
+            if not 1 / MOST_SCALE <= expect_number(name, low) <= expect_number(name, high) <= MOST_SCALE:
+                wanted = f"0 < low <= high, both from 1 / {MOST_SCALE} to {MOST_SCALE}"
+                raise ValueError(f"{name}: expected {wanted}, got ({low}, {high})")
         for name, most in dict(mirror=1, rotation=180, brightness=1, contrast=1, saturation=1, hue=0.5).items():
             if not 0 <= expect_number(name, getattr(self, name)) <= most:
                 raise ValueError(f"{name}: expected a number from 0 to {most}, got {getattr(self, name)}")
         expect_int("channel_shift", self.channel_shift, 0, 255)
         if self.crop is not None:
             for side in _pair("crop", self.crop, "(H, W)"):
-                expect_int("crop", side, 1)
+                if expect_int("crop", side, 1) > MOST_SIDE:
+                    raise ValueError(f"crop: expected at most {MOST_SIDE}, got {side}")
         expect_choice("law", self.law, LAWS)
 
     def __call__(

@@ -1,18 +1,34 @@
-"""What a run leaves behind: checkpoints, whole or not at all, from which it goes on or a network is built again."""
+"""What a run leaves behind: checkpoints, whole or not at all, from which it goes on or a network is built again.
 
+A checkpoint is what `torch.save` writes, a zip file, whose comment is the SHA-256 of all before it. So `torch.load`
+reads it, and here a single bit that changed is found.
+"""
+
+import hashlib
+import io
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from tritoncrf.checks import kind_of
 from tritoncrf.files import FileError, decoded, replacing
 from tritoncrf.models.config import Config, build, parse
 from tritoncrf.models.segmenter import Segmenter
-from tritoncrf.models.weights import load_backbone, some
+from tritoncrf.models.weights import load_backbone, some, unusual
 
-MARK = "tritoncrf segmenter 1"
+FORMAT, VERSION = "tritoncrf segmenter", 2
+SEAL = b"sha256 "
+SEAL_BYTES = 2 + len(SEAL) + 64  # the comment and, before it, its length in a zip file
+KINDS: dict[type, str] = {dict: "a dict", list: "a list", int: "a whole number"}
+DEEPEST = 20  # of nested tables
+LARGEST = sys.float_info.max
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -26,21 +42,30 @@ class Trained:
 
 def save(path: Path, model: Segmenter, config: Config, classes: Sequence[str], **others: Any) -> None:
     """Write a checkpoint of a network; `others` is the state of its training."""
-    state = {"mark": MARK, "config": config.table(), "classes": list(classes), "model": model.state_dict(), **others}
+    write(path, {"config": config.table(), "classes": list(classes), "model": model.state_dict(), **others})
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint of these fields."""
+    buffer = io.BytesIO()  # torch would tell of a full disk in words of its own
+    torch.save({"mark": f"{FORMAT} {VERSION}", **state}, buffer)
+    content = buffer.getbuffer()[:-2]
     with replacing(path) as file:
-        torch.save(state, file)
+        file.write(content)
+        file.write(_seal(content))
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours as it was saved.
+    """A checkpoint of ours as it was saved; its training, if there is one, is not looked at.
 
     Raises:
-        FileError: no such file, cut short, or something else.
+        FileError: no such file, one that is cut short, damaged, or of another version, or something else; a field that
+            is missing or not what it should be.
     """
-    state = _read(path, "a checkpoint")
-    if state.get("mark") != MARK:
+    state, sealed = _load(path, "a checkpoint")
+    if not _is_ours(state):
         raise FileError(f"{path}: expected a checkpoint of tritoncrf.models, got a file of something else")
-    return state
+    return _expect_sound(state, sealed, path)
 
 
 def trained(path: str | Path, device: torch.device) -> Trained:
@@ -50,8 +75,9 @@ def trained(path: str | Path, device: torch.device) -> Trained:
         FileError: as of `read`, or parameters that do not fit the network its configuration describes.
     """
     state = read(path)
-    config = parse(state["config"], str(path))
-    model = build(config, len(state["classes"]), str(path))
+    source = f"{path}: config"
+    config = parse(state["config"], source)
+    model = build(config, len(state["classes"]), source)
     restore(model, state["model"], path)
     return Trained(model.to(device).eval(), config, tuple(state["classes"]))
 
@@ -65,6 +91,11 @@ def restore(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str
         f"{name} of shape {list(state[name].shape)} for {list(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
+    ]
+    wrong += [
+        f"{name} of {state[name].dtype} for {own[name].dtype}"
+        for name in own
+        if name in state and state[name].dtype != own[name].dtype
     ]
     if wrong:
         raise FileError(f"{path}: expected the parameters of this network, got {some(wrong)}")
@@ -82,30 +113,102 @@ def load_weights(model: Segmenter, path: str | Path) -> bool:
     Raises:
         FileError: not such a file, or of another network.
     """
-    state = _read(path, "weights")
+    state, sealed = _load(path, "weights")
     network = getattr(model, "network", model)
-    if state.get("mark") != MARK:
+    if not _is_ours(state):
         try:
             load_backbone(network, state)
         except (TypeError, ValueError) as error:
             raise FileError(f"{path}: {error}") from error
         return False
-    given, own = state["model"], model.state_dict()
+    given, own = _expect_sound(state, sealed, path)["model"], model.state_dict()
     if {name: x.shape for name, x in given.items()} == {name: x.shape for name, x in own.items()}:
-        model.load_state_dict(given)
+        restore(model, given, path)
         return False
     inner = {name.removeprefix("network."): value for name, value in given.items() if name.startswith("network.")}
     restore(network, inner or given, path)
     return bool(inner)
 
 
-def _read(path: str | Path, what: str) -> dict[str, Any]:
-    """A dict that torch saved, of tensors and plain values alone."""
+def field(table: Mapping[Any, Any], name: str | int, kind: type[Kind], where: str) -> Kind:
+    """An entry of a checkpoint; errors begin with `where` and the name."""
+    value = table.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise FileError(f"{where}{name}: expected {KINDS[kind]}, got {kind_of(value) if name in table else 'none'}")
+    return value
 
-    def read(path: Path) -> dict[str, Any]:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+
+def number(value: Any, where: str, least: float = 0, most: float = LARGEST) -> Any:
+    """`value` itself if it is a finite number within these bounds."""
+    if type(value) not in (int, float) or not least <= value <= most:
+        bounds = f"from {least} to {most}" if most < LARGEST else f"of at least {least}"
+        raise FileError(f"{where}: expected a finite number {bounds}, got {kind_of(value)}")
+    return value
+
+
+def expect_plain(value: Any, where: str, depth: int = 0) -> None:
+    """An error unless `value` is made of dicts, lists, texts and numbers."""
+    if isinstance(value, (dict, list)) and depth < DEEPEST:
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, entry in entries:
+            if isinstance(value, dict) and not isinstance(name, str):
+                raise FileError(f"{where}: expected names, got {kind_of(name)}")
+            expect_plain(entry, f"{where}.{name}", depth + 1)
+    elif not (value is None or isinstance(value, (str, int, float))):
+        raise FileError(f"{where}: expected texts and numbers, got a {type(value).__name__}")
+
+
+def expect_finite(value: Any, where: str) -> None:
+    """An error unless `value` is a tensor of finite real numbers."""
+    found = unusual(value) or (None if value.isfinite().all() else "one with NaN or infinity")
+    if found is not None:
+        raise FileError(f"{where}: expected a tensor of finite real numbers, got {found}")
+
+
+def _seal(content: memoryview) -> bytes:
+    comment = SEAL + hashlib.sha256(content).hexdigest().encode()
+    return len(comment).to_bytes(2, "little") + comment
+
+
+def _load(path: str | Path, what: str) -> tuple[dict[str, Any], bool]:
+    """A dict that torch saved, of tensors and plain values alone; whether it has a checksum, which is right then."""
+
+    def read(path: Path) -> tuple[dict[str, Any], bool]:
+        content = path.read_bytes()
+        whole, seal = memoryview(content)[:-SEAL_BYTES], content[-SEAL_BYTES:]
+        sealed = seal[2 : 2 + len(SEAL)] == SEAL
+        if sealed and seal != _seal(whole):
+            raise FileError(f"{path}: expected {what}, got a damaged one: its checksum is another")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise FileError(f"{path}: expected {what}, got a {type(state).__name__}")
-        return state
+        return state, sealed
 
     return decoded(Path(path), what, read)
+
+
+def _is_ours(state: Mapping[str, Any]) -> bool:
+    mark = state.get("mark")
+    return isinstance(mark, str) and mark.startswith(FORMAT)
+
+
+def _expect_sound(state: dict[str, Any], sealed: bool, path: str | Path) -> dict[str, Any]:
+    """`state` itself, or an error that names the file and the first field that is not as it should be."""
+    version = re.fullmatch(rf"{FORMAT} (\d{{1,9}})", state["mark"])
+    if version is None or int(version[1]) != VERSION:
+        which = "no known" if version is None else "a later" if int(version[1]) > VERSION else "an earlier"
+        raise FileError(f"{path}: expected a checkpoint of version {VERSION}, got {state['mark']!r}, of {which} one")
+    where = f"{path}: "
+    expect_plain(field(state, "config", dict, where), f"{where}config")
+    classes = field(state, "classes", list, where)
+    if not all(isinstance(name, str) and name for name in classes) or not 0 < len(set(classes)) == len(classes) <= 255:
+        raise FileError(f"{where}classes: expected 1 to 255 different names, got {kind_of(classes)}")
+    for name, value in field(state, "model", dict, where).items():
+        if not isinstance(name, str):
+            raise FileError(f"{where}model: expected names of parameters, got {kind_of(name)}")
+        expect_finite(value, f"{where}model.{name}")
+    if "training" in state:
+        field(state, "training", dict, where)
+    if not sealed:
+        raise FileError(f"{path}: expected a checkpoint with a checksum, got one without")
+    return state

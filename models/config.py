@@ -26,7 +26,7 @@ from tritoncrf import CRFRNN, ConvCRF, GuidanceCRF
 from tritoncrf.files import FileError
 from tritoncrf.layers import Layer
 from tritoncrf.models import BUNDLED
-from tritoncrf.models.augment import Augment
+from tritoncrf.models.augment import MOST_SIDE, Augment
 from tritoncrf.models.fcn8s import FCN8s
 from tritoncrf.models.resnet_fcn import ResNetFCN
 from tritoncrf.models.segmenter import Segmenter, WithCRF
@@ -38,6 +38,11 @@ else:
     import tomli as tomllib
 
 Made = TypeVar("Made")
+
+MOST_EPOCHS = 100_000  # of a whole run
+MOST_WORKERS = 256
+DEEPEST = 8  # of tables and lists in one another
+PLACES = "device", "dtype"  # arguments of a layer that a run chooses
 
 NETWORKS: dict[str, type[Segmenter]] = {network.__name__: network for network in (FCN8s, ResNetFCN, SegModel)}
 CRFS: dict[str, type[Layer]] = {crf.__name__: crf for crf in (ConvCRF, CRFRNN, GuidanceCRF)}
@@ -55,7 +60,7 @@ class Data:
         resize: [H, W] that every image is brought to.
         sbd: VOC only, the folder of its extra annotations.
         void: of a plain folder's masks.
-        workers: processes that load.
+        workers: processes that load, at most 256.
     """
 
     format: Literal["camvid", "voc", "folder"]
@@ -180,7 +185,7 @@ def load(path: str | Path, changes: typing.Sequence[str] = ()) -> Config:
         raise FileError(f"{path}: expected a configuration file, or one of {names}, got no such file")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, UTF-8, numbers of thousands of digits
         raise FileError(f"{path}: expected TOML, unreadable: {error}") from error
     for change in changes:
         _change(table, change)
@@ -189,6 +194,7 @@ def load(path: str | Path, changes: typing.Sequence[str] = ()) -> Config:
 
 def parse(table: dict[str, Any], source: str) -> Config:
     """A `Config` of plain dicts; errors begin with `source`."""
+    _expect_plain(table, source)
     config = _read(Config, table, source, "")
     for key, kinds, given in (("network", NETWORKS, config.network), ("crf", CRFS, config.crf)):
         if given is not None and (not isinstance(given.get("name"), str) or given["name"] not in kinds):
@@ -201,8 +207,18 @@ def parse(table: dict[str, Any], source: str) -> Config:
         if value < least or (most is not None and value > most):
             bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
             raise FileError(f"{source}: {key}: expected a number {bounds}, got {value}")
+    for key, value, most in (
+        ("data.workers", config.data.workers, MOST_WORKERS),
+        ("data.resize", max(config.data.resize or (1,)), MOST_SIDE),
+    ):
+        if value > most:
+            raise FileError(f"{source}: {key}: expected a number of at most {most}, got {value}")
     for n, phase in enumerate(config.phases):
         _check_phase(phase, config.phases[:n], config, source)
+    leading = {phase.name: phase.epochs for phase in config.phases if not phase.follows}
+    epochs = sum(phase.epochs * leading.get(phase.follows, 1) for phase in config.phases)
+    if epochs > MOST_EPOCHS:
+        raise FileError(f"{source}: phases: expected at most {MOST_EPOCHS} epochs in all, got {epochs}")
     return config
 
 
@@ -211,6 +227,8 @@ def build(config: Config, num_classes: int, source: str) -> Segmenter:
 
     def made(section: str, kinds: Mapping[str, Callable[..., Made]], given: Mapping[str, Any]) -> Made:
         arguments = {key: value for key, value in given.items() if key != "name"}
+        for key in arguments.keys() & PLACES:
+            raise FileError(f"{source}: {section}.{key}: expected none, for a run chooses it, got {given[key]!r}")
         try:
             return kinds[given["name"]](num_classes, **arguments)
         except (TypeError, ValueError) as error:
@@ -240,6 +258,7 @@ def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, sourc
         ("name", phase.name in [other.name for other in earlier], "a name of its own"),
         ("train", phase.train == "crf" and not has_crf, "something else where there is no CRF"),
         ("epochs", phase.epochs < 1, "at least 1"),
+        ("epochs", phase.epochs > MOST_EPOCHS, f"at most {MOST_EPOCHS}"),
         ("batch", phase.batch < 1, "at least 1"),
         ("follows", phase.follows and phase.follows not in leaders, "an earlier phase that follows none itself"),
         ("ohem", phase.ohem is not None and not 0 < phase.ohem <= 1, "a share above 0 and at most 1"),
@@ -281,7 +300,9 @@ def _change(table: Any, change: str) -> None:
     key, equals, text = change.partition("=")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError:
+        raise FileError(f"--set {key}: expected a value, got one too deep to read") from None
+    except ValueError:
         value = text  # a bare word: network.name=FCN8s
     if not equals or not all(key.split(".")):
         raise FileError(f"--set {change}: expected key=value, such as data.workers=4 or phases.unary.epochs=3")
@@ -296,6 +317,17 @@ def _change(table: Any, change: str) -> None:
     if isinstance(table, list):
         raise FileError(f"--set {change}: expected the name of a phase and its key")
     table[last] = value
+
+
+def _expect_plain(value: Any, source: str, key: str = "", depth: int = 0) -> None:
+    """An error for tables too deep for what reads them, and for numbers that TOML has none of."""
+    if isinstance(value, (dict, list, tuple)):
+        if depth > DEEPEST:
+            raise FileError(f"{source}: {key}: expected at most {DEEPEST} tables or lists in one another, got more")
+        for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            _expect_plain(entry, source, f"{key}.{name}" if key else str(name), depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise FileError(f"{source}: {key}: expected a number of at most 64 bits, got {value.bit_length()} bits")
 
 
 def _read(kind: Any, value: Any, source: str, key: str) -> Any:

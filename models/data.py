@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Examples:
         void: the values of the masks that mean unknown, none of them in 0..C - 1.
 
     Raises:
-        ValueError: no entries, more than 255 classes, or a void value that is a class.
+        ValueError: no entries, more than 255 classes, two of one name, or a void value that is a class.
     """
 
     entries: tuple[Entry, ...]
@@ -60,12 +60,19 @@ class Examples:
         if not self.entries:
             raise ValueError("entries: expected at least one image, got none")
         expect_int("number of classes", len(self.classes), 1, VOID)
+        name, times = Counter(self.classes).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"classes: expected different names, got {name!r} {times} times")
         for value in self.void:
             if 0 <= expect_int("void", value, -(2**31), 2**31 - 1) < len(self.classes):
                 raise ValueError(f"void: expected a value that is no class, got {value} of {len(self.classes)} classes")
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def files(self) -> list[Path]:
+        """All that is read."""
+        return [path for _, *paths in self.entries for path in paths]
 
     def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """A photo, RGB, and its labels, uint8 [H, W]: classes, and 255 where unknown.
@@ -89,18 +96,28 @@ class Examples:
             raise FileError(f"{mask_path}: expected labels from 0 to {len(self.classes) - 1}{void}, got {wrong[0]}")
         return image, np.where(unknown, VOID, labels).astype(np.uint8)
 
-    def check(self, progress: bool = False) -> set[tuple[int, int]]:
+    def check(self, progress: bool = False) -> "Contents":
         """Reads every photo and mask once; FileError, as `read` raises it, for the first in order that is not sound.
 
         Args:
             progress: show a bar.
-
-        Returns:
-            The sizes (H, W) that occur.
         """
+
+        def seen(index: int) -> tuple[tuple[int, ...], list[int]]:
+            labels = self.read(index)[1]
+            return labels.shape, np.flatnonzero(np.bincount(labels.ravel())).tolist()
+
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            found = pool.map(lambda index: self.read(index)[1].shape, range(len(self)))
-            return set(tqdm(found, "checking images", len(self), disable=not progress, leave=False))
+            found = pool.map(seen, range(len(self)))
+            shapes, labels = zip(*tqdm(found, "checking images", len(self), disable=not progress, leave=False))
+        return Contents(set(shapes), set().union(*labels))
+
+
+class Contents(NamedTuple):
+    """What occurs in a split."""
+
+    sizes: set[tuple[int, int]]  # (H, W)
+    labels: set[int]  # classes, and 255 where unknown
 
 
 def held_out(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
@@ -302,14 +319,17 @@ def _read_classes(root: Path, void: Sequence[int]) -> tuple[str, ...]:
         lines = decoded(path, "class names here or in classes.csv", lambda path: path.read_text(encoding="utf-8"))
         return tuple(line.strip() for line in lines.splitlines() if line.strip())
 
-    def read(path: Path) -> dict[int, str]:
+    def read(path: Path) -> list[tuple[int, str]]:
         with open(path, newline="", encoding="utf-8") as file:
-            return {int(row["index"]): row["name"] for row in csv.DictReader(file)}
+            return [(int(row["index"]), (row["name"] or "").strip()) for row in csv.DictReader(file)]
 
-    names = decoded(path, "columns index and name", read)
-    names = {index: name for index, name in names.items() if index not in void}
-    if sorted(names) != list(range(len(names))):
-        raise FileError(f"{path}: expected the indices from 0 to {len(names) - 1}, got {sorted(names)}")
+    rows = decoded(path, "columns index and name", read)
+    names = {index: name for index, name in rows if index not in void}
+    indices = sorted(index for index, _ in rows if index not in void)
+    if indices != list(range(len(indices))):
+        raise FileError(f"{path}: expected the indices from 0 to {len(indices) - 1}, got {indices}")
+    if nameless := [index for index, name in names.items() if not name]:
+        raise FileError(f"{path}: expected a name for every index, got none for {nameless[0]}")
     return tuple(names[index] for index in range(len(names)))
 
 

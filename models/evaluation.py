@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Fusion: TypeAlias = Literal["mean", "max_mean"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
+MOST_SCALE = 16
 
 
 class Testing(TypedDict, total=False):
@@ -91,7 +92,7 @@ def scores(
 
     Args:
         image: [B, 3, H, W], uint8, or floating in 0..1.
-        scales: the image is seen at each of these sizes, and what comes out brought back to its own.
+        scales: the image is seen at each of these sizes, at most 16, and what comes out brought back to its own.
         flip: at each scale also see it mirrored.
         fuse: "mean" of the probabilities, or "max_mean", (max + mean) / 2 of the logits (Shen et al. 2017, SegModel,
             in the released code).

@@ -1,11 +1,14 @@
 """Which parameters a phase learns, and how fast."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 
+from tritoncrf.files import FileError
+from tritoncrf.models.checkpoints import expect_finite, field, number
 from tritoncrf.models.config import Optimizer, Phase
 from tritoncrf.models.segmenter import Segmenter, WithCRF
 
@@ -85,6 +88,36 @@ def optimizer(model: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
     if options.name == "adam":
         return torch.optim.Adam(listed)
     return torch.optim.SGD(listed, lr=options.lr, momentum=options.momentum)
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any], where: str) -> None:
+    """Go on from what an equal optimizer left in a checkpoint; of its options only the rates are taken.
+
+    Raises:
+        FileError: of another optimizer, or not sound; the message begins with `where`.
+    """
+    groups, state = field(saved, "param_groups", list, where), field(saved, "state", dict, where)
+    own = optimizer.state_dict()["param_groups"]
+    if [group.get("params") if isinstance(group, Mapping) else None for group in groups] != [g["params"] for g in own]:
+        raise FileError(f"{where}param_groups: expected the parameters that this phase learns, got others")
+    for mine, group in zip(own, groups):
+        mine["lr"] = number(group.get("lr"), f"{where}param_groups.lr")
+    if not state:
+        raise FileError(f"{where}state: expected that of the parameters, got none")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {"exp_avg", "exp_avg_sq", "step"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    for n, entries in state.items():
+        if type(n) is not int or not 0 <= n < len(parameters) or not isinstance(entries, dict) or set(entries) != names:
+            raise FileError(
+                f"{where}state: expected {', '.join(sorted(names))} of each parameter, got others for {n!r}"
+            )
+        for name, value in entries.items():
+            if value is None and name == "momentum_buffer":
+                continue
+            expect_finite(value, f"{where}state.{n}.{name}")
+            if value.shape != (shape := parameters[n].shape if name != "step" else torch.Size()):
+                raise FileError(f"{where}state.{n}.{name}: expected shape {list(shape)}, got {list(value.shape)}")
+    optimizer.load_state_dict({"state": state, "param_groups": own})
 
 
 def set_rates(optimizer: torch.optim.Optimizer, power: float, done: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from tritoncrf.files import FileError, decoded, read_image, replacing, write_labels
+from tritoncrf.files import FileError, decoded, expect_apart, read_image, replacing, write_labels
 from tritoncrf.models import network_figures
 from tritoncrf.models.data import IMAGES
 from tritoncrf.models.evaluation import Testing, scores
@@ -55,15 +55,17 @@ def predict(
     Args:
         model: in evaluation mode.
         paths: as of `photos`.
-        out: a folder; made if it does not exist.
+        out: a folder; made if it does not exist. What is written there must not lie among the photos.
         output: "refined", or "unary": without the CRF.
         device: where the network runs.
         resize: (H, W) at which the network sees every photo; its labels come at the photo's own size.
         testing: arguments of `scores`.
 
     Raises:
-        FileError: a photo that cannot be read; what was written before stays, whole.
+        FileError: `out`/labels or `out`/overlays is a folder of the photos; a photo that cannot be read, and then what
+            was written before stays, whole.
     """
+    expect_apart((out / name / f"{path.stem}.png" for name in ("labels", "overlays") for path in paths), paths)
     for name in ("labels", "overlays"):
         (out / name).mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, "predicting", unit="image", disable=None):

@@ -30,13 +30,24 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from tritoncrf.files import FileError, save_figure, write
+from tritoncrf.checks import kind_of
+from tritoncrf.files import FileError, save_figure, temporaries, write
 from tritoncrf.models import checkpoints, data, evaluation, network_figures
 from tritoncrf.models.augment import Augment
+from tritoncrf.models.checkpoints import field, number
 from tritoncrf.models.config import Config, Phase
 from tritoncrf.models.distributed import World
+from tritoncrf.models.locks import locked
 from tritoncrf.models.losses import cross_entropy
-from tritoncrf.models.optimization import batch_norms, expect_learnable, optimizer, select, set_modes, set_rates
+from tritoncrf.models.optimization import (
+    batch_norms,
+    expect_learnable,
+    optimizer,
+    restore,
+    select,
+    set_modes,
+    set_rates,
+)
 from tritoncrf.models.segmenter import Segmenter
 
 COLUMNS = (
@@ -47,6 +58,7 @@ CHECKPOINT_SECONDS = 300.0  # between checkpoints within an epoch; after each ep
 LOOK = 10  # steps between looks at the loss: on a GPU a look waits for it
 AMP = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PANEL = 4  # images
+FILES, PANELS = r"(config\.json|last\.pt|best\.pt|log\.csv|curves\.png)", r"epoch_\d+\.png"  # patterns of names
 
 Row: TypeAlias = dict[str, Any]  # of the log: a value for each of COLUMNS, or None
 
@@ -64,7 +76,8 @@ class Trainer:
         resume: go on from the folder's last checkpoint, if there is one.
 
     Raises:
-        FileError: the folder holds a run and `resume` is False, or the run there is of another configuration.
+        FileError: the folder holds a run and `resume` is False, the run there is of another configuration, its
+            checkpoint is not sound, or another process is running it.
         ValueError: a batch that ranks cannot share, or batch norm on several ranks without GPUs; a phase that learns
             nothing, or names parameters that are not there.
     """
@@ -90,6 +103,7 @@ class Trainer:
         self.loss = torch.zeros((), dtype=torch.float64, device=world.device)  # summed over this epoch's steps
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "float16")
         self.loaders: dict[int, DataLoader[data.Item]] = {}
+        self.lock = contextlib.ExitStack()  # until `run` ends
         self.validation = self._load(data.Images(splits["validate"], config.data.resize), batch=1, shuffle=False)
         self._open(resume)
 
@@ -110,29 +124,30 @@ class Trainer:
 
     def _open(self, resume: bool) -> None:
         last = self.folder / "last.pt"
-        self.world.first(lambda: self._expect_own_run(last, resume))
-        if last.exists():
-            self._restore(last)
-        self.world.first(self._prepare_folder)
 
-    def _expect_own_run(self, last: Path, resume: bool) -> None:
-        if not last.exists():
-            return
-        if not resume:
+        def begin() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock.enter_context(locked(self.folder))
+            self._expect_new_run(last, resume)
+            if last.exists():
+                self._restore(last)
+            self._prepare_folder()
+
+        with self.lock:
+            self.world.first(begin)
+            if self.world.rank and last.exists():
+                self._restore(last)
+            self.lock = self.lock.pop_all()
+
+    def _expect_new_run(self, last: Path, resume: bool) -> None:
+        if last.exists() and not resume:
             raise FileError(f"{self.folder}: expected a new folder, got one with a run; --resume goes on with it")
-        training = checkpoints.read(last).get("training")
-        if training is None:
-            raise FileError(f"{last}: expected the checkpoint of a run that goes on, got one of a network alone")
-        changed = [key for key, value in self._identity().items() if training["identity"].get(key) != value]
-        if changed:
-            raise FileError(
-                f"{last}: expected a run of this configuration and data, got another's {', '.join(changed)}"
-            )
 
     def _prepare_folder(self) -> None:
-        (self.folder / "panels").mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.rglob(".*.part"):
-            leftover.unlink(missing_ok=True)
+        (self.folder / "panels").mkdir(exist_ok=True)
+        for folder, names in (self.folder, FILES), (self.folder / "panels", PANELS):
+            for leftover in temporaries(folder, names):
+                leftover.unlink(missing_ok=True)
         write(self.folder / "config.json", json.dumps(self.config.table(), indent=2).encode())
 
     def _identity(self) -> dict[str, Any]:
@@ -144,18 +159,48 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         state = checkpoints.read(path)
-        training = state["training"]
+        if "training" not in state:
+            raise FileError(f"{path}: expected the checkpoint of a run that goes on, got one of a network alone")
+        training, where = state["training"], f"{path}: training."
+        identity = field(training, "identity", dict, where)
+        checkpoints.expect_plain(identity, f"{where}identity")
+        changed = [key for key, value in self._identity().items() if identity.get(key) != value]
+        if changed:
+            raise FileError(
+                f"{path}: expected a run of this configuration and data, got another's {', '.join(changed)}"
+            )
+        self.turn = number(field(training, "turn", int, where), f"{where}turn", most=len(self.turns))
+        steps = self._steps(self.turns[self.turn][0]) if self.turn < len(self.turns) else 0
+        self.step = number(field(training, "step", int, where), f"{where}step", most=steps)
+        self.seconds = number(training.get("seconds"), f"{where}seconds")
+        self.best = number(training.get("best"), f"{where}best", least=-1, most=1)
+        self.loss.fill_(number(training.get("loss"), f"{where}loss"))
+        self.rows = field(training, "rows", list, where)
+        phases = [self.config.phases[n].name for n, _ in self.turns[: self.turn]]
+        _expect_rows(self.rows, phases, f"{where}rows")
+        scaler = field(training, "scaler", dict, where)
+        if scaler.keys() != self.scaler.state_dict().keys():
+            raise FileError(f"{where}scaler: expected {list(self.scaler.state_dict())}, got {list(scaler)}")
+        for name, value in scaler.items():
+            number(value, f"{where}scaler.{name}")
+        self.scaler.load_state_dict(scaler)
         checkpoints.restore(self.model, state["model"], path)
-        self.turn, self.step, self.seconds = training["turn"], training["step"], training["seconds"]
-        self.best, self.rows = training["best"], training["rows"]
-        self.loss.fill_(training["loss"])
-        self.scaler.load_state_dict(training["scaler"])
-        for n, saved in training["optimizers"].items():
-            phase = self.config.phases[n]
-            assert phase.optimizer is not None
-            select(self.model, phase)
-            self.optimizers[n] = optimizer(self.model, phase.optimizer)
-            self.optimizers[n].load_state_dict(saved)
+        optimizers = field(training, "optimizers", dict, where)
+        begun = {n for n, _ in self.turns[: self.turn + (self.step > 0)]} & {n for n, _ in self.turns[self.turn :]}
+        wanted = {n for n in begun if self.config.phases[n].optimizer is not None}
+        if optimizers.keys() != wanted:
+            raise FileError(f"{where}optimizers: expected those of the phases {wanted}, got {list(optimizers)}")
+        for n in wanted:
+            self.optimizers[n] = self._new_optimizer(n)
+            saved = field(optimizers, n, dict, f"{where}optimizers.")
+            restore(self.optimizers[n], saved, f"{where}optimizers.{n}.")
+
+    def _new_optimizer(self, n: int) -> torch.optim.Optimizer:
+        """For what a phase learns, whose gradients are on from here."""
+        phase = self.config.phases[n]
+        assert phase.optimizer is not None
+        select(self.model, phase)
+        return optimizer(self.model, phase.optimizer)
 
     def _checkpoint(self) -> None:
         if self.world.rank == 0:
@@ -171,11 +216,12 @@ class Trainer:
 
     def run(self) -> None:
         """All that is left of the run."""
-        if not self.rows and not self.step:
-            self._checkpoint()  # a kill before the first epoch's end finds the start again
         shown = self.world.rank == 0
         total, done = self.before[-1], self.before[self.turn] + self.step
-        with tqdm(total=total, initial=done, unit="step", disable=None if shown else True, dynamic_ncols=True) as bar:
+        hidden = None if shown else True
+        with self.lock, tqdm(total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True) as bar:
+            if not self.rows and not self.step:
+                self._checkpoint()  # a kill before the first epoch's end finds the start again
             while self.turn < len(self.turns):
                 self._epoch(*self.turns[self.turn], bar)
 
@@ -207,7 +253,7 @@ class Trainer:
                 for norm in batch_norms(self.model):
                     norm.reset_running_stats()
         elif n not in self.optimizers:
-            self.optimizers[n] = optimizer(self.model, phase.optimizer)
+            self.optimizers[n] = self._new_optimizer(n)
         network = self._shared(phase)
         started = saved = time.monotonic()
         bar.set_description(f"{phase.name} {epoch + 1}/{self.config.epochs(n)}", refresh=False)
@@ -375,3 +421,16 @@ class Trainer:
         said = [f"{row['phase']} {row['epoch']}"]
         said += [f"{name} {row[name]:.4g}" for name in COLUMNS[5:] if row.get(name) is not None]
         return "  ".join([*said, f"{minutes:.0f} min left"])
+
+
+def _expect_rows(rows: list[Any], phases: list[str], where: str) -> None:
+    """An error unless these are the rows of a log, of epochs of these phases."""
+    checkpoints.expect_plain(rows, where)
+    if len(rows) != len(phases):
+        raise FileError(f"{where}: expected one for each of {len(phases)} epochs, got {len(rows)}")
+    for turn, (row, phase) in enumerate(zip(rows, phases)):
+        if not isinstance(row, dict) or tuple(row) != COLUMNS or (row["turn"], row["phase"]) != (turn, phase):
+            raise FileError(f"{where}.{turn}: expected {', '.join(COLUMNS)} of phase {phase!r}, got {kind_of(row)}")
+        for name, value in row.items():
+            if name != "phase" and type(value) not in (int, float, type(None)):
+                raise FileError(f"{where}.{turn}.{name}: expected a number, got {kind_of(value)}")

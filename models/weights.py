@@ -19,6 +19,11 @@ UPSAMPLINGS = {"upscore2": ("weight", "bias"), "upscore_pool4": ("weight",), "up
 # The names that the Caffe and the Keras network have for them.
 ALIASES = {"score2": "upscore2", "score4": "upscore_pool4", "upsample": "upscore8"}
 
+DTYPES = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+}  # fmt: skip
+
 # The CRF's parameters as `crfrnn_parameters` takes them, and all others by (layer, "weight" or "bias").
 Read: TypeAlias = tuple[Mapping[str, Array] | Sequence[Array], dict[tuple[str, str], torch.Tensor]]
 
@@ -65,8 +70,8 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         if given is None:
             # Weights of 2016 do not count batches.
             wrong += [f"{name} missing"] * (not name.endswith("num_batches_tracked"))
-        elif not isinstance(given, torch.Tensor):
-            wrong.append(f"{name} as {checks.kind_of(given)}")
+        elif (kind := unusual(given)) is not None:
+            wrong.append(f"{name} as {kind}")
         elif given.shape != value.shape and not (value.ndim == 4 and given.shape == value.flatten(1).shape):
             wrong.append(f"{name} of shape {list(given.shape)} for {list(value.shape)}")
         elif name.startswith("classifier.") and given.isnan().all():
@@ -75,7 +80,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
             wrong.append(f"{name} with NaN or infinity")
         else:
             found[name] = given
-    wrong += [f"{name} unknown" for name in state if name not in own and not name.startswith(unused)]
+    wrong += [f"{name} unknown" for name in state if name not in own and not str(name).startswith(unused)]
     if wrong:
         raise ValueError(f"state: expected the parameters of this backbone, its depth and width, got {some(wrong)}")
     for name, given in found.items():
@@ -174,6 +179,15 @@ def _layer(name: str) -> str:
 
 def _tensor(value: Array) -> torch.Tensor:
     return value.detach().cpu().float() if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value)).float()
+
+
+def unusual(value: object) -> str | None:
+    """What `value` is, in words, if no plain tensor of real numbers."""
+    if not isinstance(value, torch.Tensor):
+        return checks.kind_of(value)
+    if value.is_nested or value.layout is not torch.strided or value.device.type == "meta":
+        return f"a {'nested' if value.is_nested else value.layout} tensor on {value.device.type}"
+    return None if value.dtype in DTYPES else checks.kind_of(value)
 
 
 def some(wrong: list[str]) -> str:

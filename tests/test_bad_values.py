@@ -111,8 +111,8 @@ def gaussian(kind, **settings):
 GAUSSIAN = {"include_self": True, "normalization": "symmetric", "precision": "default", "backend": "auto"}
 THETAS = {"theta_space": 8.0, "theta_color": 5.0, "theta_smooth": 3.0}
 WEIGHTS = {"weight_appearance": 2.0, "weight_smooth": 1.0}
-LOOP = {"logits": BATCH, "filters": [KERNEL], "weights": [1.0], "iterations": 2, "unary_weight": 1.0}
-LAYER = {"num_classes": C, "iterations": 2, "precision": "default", "backend": "auto", "device": None, "dtype": None}
+LOOP = {"logits": BATCH, "filters": [KERNEL], "weights": [1.0], "iterations": 1, "unary_weight": 1.0}
+LAYER = {"num_classes": C, "iterations": 1, "precision": "default", "backend": "auto", "device": None, "dtype": None}
 
 
 def point_crf(unary, features, compat, niter):
@@ -151,12 +151,15 @@ def layer(make):
 
 # A call, its good arguments; and where a message says something else than the argument's name, what.
 CALLS = {
-    "refine, lattice": (refined, {"image": IMAGE, "logits": LOGITS, "iterations": 2, **THETAS, **WEIGHTS}),
+    "refine, lattice": (refined, {"image": IMAGE, "logits": LOGITS, "iterations": 1, **THETAS, **WEIGHTS}),
     "refine, window": (
         refined,
         {"probabilities": P, "method": "window", "window_size": 3, "blur": 2, **THETAS, "device": None},
     ),
-    "refine, exact": (refined, {"energies": LOGITS, "method": "exact", **THETAS, "return_trace": True}),
+    "refine, exact": (
+        refined,
+        {"energies": LOGITS, "method": "exact", "iterations": 1, **THETAS, "return_trace": False},
+    ),
     "refine, guided": (
         refined,
         {"logits": LOGITS, "method": "guided", "radius": 2, "eps": 1.0, "weight_appearance": 2},

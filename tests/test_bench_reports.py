@@ -312,6 +312,36 @@ def test_a_slower_peer_is_no_regression_of_ours(compared):
     assert status == 0 and "The peers took 1.5 x their time" in text
 
 
+# Bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("compare gone.json gone.json", "gone.json: expected a report of the suite, .json, got no such file"),
+        ("compare text.json text.json", "text.json: expected a report of the suite, .json, unreadable: "),
+        (
+            "compare empty.json empty.json",
+            "empty.json: expected a report of the suite, .json, unreadable: 'environment'",
+        ),
+        ("gpu --stage tests --out text.json", "--out: expected a folder that can be made, got text.json: File exists"),
+        ("gpu --stage bench --out new --data gone", "--data: expected a folder, got gone"),
+        ("run --out text.json", "--out: expected a folder that can be made, got text.json: File exists"),
+        ("profile --out text.json", "--out: expected a folder that can be made, got text.json: File exists"),
+        ("compile --out gone/report.md", "--out: expected a file in a folder that exists, got gone/report.md"),
+        ("compile --targets sm_1", "--targets: expected some of "),
+        ("gpu --stage nothing --out new", "--stage: invalid choice: 'nothing'"),
+    ],
+)
+def test_bad_input_ends_with_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.json").write_text("no json")
+    (tmp_path / "empty.json").write_text("{}")
+    assert command.main(arguments.split()) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith("bench: error: ") and message in error and error.count("\n") == 1 and out == ""
+
+
 # Clocks -----------------------------------------------------------------------------------------------------------
 
 
@@ -408,5 +438,3 @@ def test_a_compile_report(tmp_path, monkeypatch, capsys):
         line["kernel"] for line in lines if "ldg" not in line
     ]
     assert "configurations, at most" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["bench", "compile", "--targets", "sm_1"])
-    assert command.main() == 2

@@ -345,6 +345,27 @@ def test_steps_are_inference(compat):
         assert_close(f"step {t}", tensor(kept), tensor(crf.inference(t)))
 
 
+def test_a_point_cloud_in_utm_metres():
+    """float64 coordinates so far from 0 that float32 cannot tell the points apart: K depends on differences."""
+    cloud = np.random.default_rng(0).uniform(0, 9, (3, W * H))
+    # Elevated coordinates of 4 (u_0, u_1, u_2, u_3), which add up to 0: whole periods of the lattice.
+    u = np.array([-1_700_003, 2_000_001, -400_000, 100_002])
+    sigma = 4 * np.sqrt(2 / 3) / np.sqrt([1 * 2, 2 * 3, 3 * 4])
+    far = (
+        4
+        * np.array([u[0] - u[1], u[0] + u[1] - 2 * u[2], u[:3].sum() - 3 * u[3]])
+        / (np.arange(1, 4) * (np.arange(1, 4) + 1))
+        / sigma
+    )
+    outcomes = []
+    for points in cloud, cloud + far[:, None]:
+        crf = dcrf.DenseCRF(W * H, C)
+        crf.setUnaryEnergy(ENERGIES)
+        crf.addPairwiseEnergy(points, compat=4)
+        outcomes.append(tensor(crf.inference(5)))
+    assert_close("q", *outcomes)
+
+
 def test_steps_into_a_part_of_a_larger_array():
     crf = made(dcrf, utils, [gaussian], "number", "NORMALIZE_SYMMETRIC")
     all_steps = np.empty((2, H * W, C))  # float64, and labels last

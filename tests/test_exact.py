@@ -177,6 +177,14 @@ def test_features_far_apart_keep_their_accuracy(name, dtype, rtol):
         assert_close(name, a, b, dtype=dtype, scale=None if b.any() else 1.0)
 
 
+def test_only_differences_count():
+    """Features in float64 at UTM coordinates, values in float32: each image is shifted before it is rounded."""
+    f, x = random_features((150,), 3, batch=2), torch.randn(2, 3, 150)
+    far = torch.tensor([[448261.0, 5411932.0, 30.0], [-1e9, 0.0, 1e9]], dtype=torch.float64)[:, :, None]
+    expected = dense_apply(dense_exact(f), x.double())
+    assert_close("K x", Exact(f + far)(x), expected, dtype=torch.float32)
+
+
 def test_no_tensor_grows_with_the_pairs(monkeypatch):
     monkeypatch.setattr(reference, "CHUNK", 1 << 15)
     f, x = photo_features((48, 48), torch.float32).flatten(2), torch.randn(1, 7, 48 * 48)

@@ -19,6 +19,7 @@ NAMES = [
     "PARAMETERS",
     "box_mean",
     "check_values",
+    "clear_cache",
     "features",
     "filters",
     "guided_filter",
@@ -86,7 +87,7 @@ def public(module) -> list[str]:
 def test_the_package():
     assert public(tc) == NAMES
     assert all(hasattr(tc, name) for name in NAMES)
-    functions = "box_mean", "guided_filter", "mean_field", "refine", "trace"
+    functions = "box_mean", "clear_cache", "guided_filter", "mean_field", "refine", "trace"
     assert all(inspect.isfunction(getattr(tc, name)) for name in functions)
 
 

@@ -12,9 +12,11 @@ from cases import (
     axis_pool,
     axis_upsample,
     dense_apply,
+    dense_window,
     random_features,
 )
 from memory import Work
+from tritoncrf.filters.base import centred
 from tritoncrf.reference import blur
 from tritoncrf.reference import window as reference
 from tritoncrf.step import per_axis, to_3d
@@ -44,6 +46,24 @@ def test_wide_bandwidths_make_a_box_and_narrow_ones_the_identity():
     assert_close("identity, after", Window(tc.features.spatial((5, 6), 1e-3), 5, normalization="after")(x), x)
     alone = Window(tc.features.spatial((5, 6), 1e-3), 5, include_self=False, normalization="symmetric")(x)
     assert_close("nothing", alone, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("size", [(9,), (7, 13), (3, 4, 5)])
+def test_taps_and_blocks_beyond_the_image(size):
+    """A pixel alone, however far apart the taps are; the mean of the image, however large a block is."""
+    x = torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True)
+    f = random_features(size, 3).requires_grad_()
+    cotangent = torch.randn_like(x)
+    for dilation in (max(size), 2**31, 10**30):
+        assert torch.equal(Window(f, 5, dilation=dilation)(x), x)
+    mean = x.detach().mean(tuple(range(2, x.ndim)), keepdim=True).expand_as(x)
+    for large in (max(size), 100_000, 10**30):
+        y = Window(f, 5, blur=large)(x)
+        gradients = torch.autograd.grad(y, [x, f], cotangent)
+        assert_close("mean", y.detach(), mean)
+        spread = cotangent.mean(tuple(range(2, x.ndim)), keepdim=True).expand_as(x)
+        assert_close("gradient", gradients[0], spread)
+        assert not gradients[1].any()
 
 
 # How the work is done ---------------------------------------------------------------------------------------------
@@ -151,6 +171,23 @@ def test_constants_survive_pooling_and_upsampling(dtype):
     low = blur.pool(ones, (1, 2, 2))
     assert_close("pooled", low, torch.ones_like(low))
     assert_close("upsampled", blur.upsample(low, (1, 5, 7), (1, 2, 2)), ones)
+
+
+@pytest.mark.parametrize("blur", [1, 2])
+def test_only_differences_count(blur):
+    """Features in float64 at UTM coordinates, values in float32: each image is shifted before it is rounded."""
+    f, x = random_features((9, 7), 3, batch=2), torch.randn(2, 3, 9, 7)
+    far = torch.tensor([[448261.0, 5411932.0, 30.0], [-1e9, 0.0, 1e9]], dtype=torch.float64)[:, :, None, None]
+    expected = dense_apply(dense_window(f, 5, blur=blur), x.double())
+    assert_close("K x", Window(f + far, 5, blur=blur)(x), expected, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("outlier", [1e30, -1e30, math.nan])
+def test_an_outlier_spoils_no_others(outlier):
+    """On a GPU values are not looked at: NaN may come this far."""
+    f = torch.rand(1, 2, 4, 5, dtype=torch.float64)
+    f[0, 0, 3, 4] = outlier
+    assert centred(f)[:, :, :3].abs().amax() < 1
 
 
 # Bad input --------------------------------------------------------------------------------------------------------

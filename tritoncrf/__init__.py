@@ -1,6 +1,7 @@
 """Dense conditional random fields on segmentation scores, as Triton kernels with a PyTorch twin."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from tritoncrf.lazy import load_lazily
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # what `load_lazily` is told below
     from tritoncrf.diagnostics import trace
     from tritoncrf.filters.box import box_mean
     from tritoncrf.filters.guided import guided_filter
+    from tritoncrf.filters.lattice import clear_cache
     from tritoncrf.layers import CRFRNN, ConvCRF, GuidanceCRF
     from tritoncrf.mean_field import mean_field
     from tritoncrf.options import PARAMETERS
@@ -33,6 +35,7 @@ __all__ = [
     "GuidanceCRF",
     "box_mean",
     "check_values",
+    "clear_cache",
     "features",
     "filters",
     "guided_filter",
@@ -50,6 +53,7 @@ load_lazily(
         "PARAMETERS": "options",
         "box_mean": "filters.box",
         "check_values": "checks",
+        "clear_cache": "filters.lattice",
         "guided_filter": "filters.guided",
         "mean_field": "mean_field",
         "refine": "refine",
@@ -70,3 +74,13 @@ load_lazily(
 # In a checkout `tritoncrf.models` lies beside this folder; where the package is installed, in it.
 if not os.path.isdir(os.path.join(__path__[0], "models")):
     __path__.append(os.path.dirname(__path__[0]))
+
+
+def _one_thread() -> None:
+    """A fork has not inherited OpenMP's threads, for which what ran on them before would wait forever."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread)

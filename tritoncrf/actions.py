@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -175,7 +176,7 @@ def _steps(*names: str) -> Iterator[Callable[[], None]]:
 
 def _check_distinct(*paths: Path | None) -> None:
     """No output may replace an input, nor another output."""
-    image, source, *outputs = [path.resolve() for path in paths if path is not None]
+    image, source, *outputs = [os.path.realpath(path) for path in paths if path is not None]
     for n, path in enumerate(outputs):
         if path in (image, source, *outputs[:n]):
             raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")

@@ -5,21 +5,31 @@ import difflib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["CommandError", "Parser", "add_device", "check_output", "run"]
+__all__ = ["CommandError", "Parser", "add_device", "check_output", "make_folder", "run"]
+
+# What torch says, in errors of no type of their own, where memory or a disk is full.
+FULL = re.compile(r"DefaultCPUAllocator: [^.]*|not enough memory[^.]*|[^:]*: No space left on device")
 
 
 class CommandError(Exception):
     """What the user gave does not work; the message is the one line to print."""
 
 
-def _refusals() -> tuple[type[Exception], ...]:
-    """What bad input raises here and in the library; anything else is a bug and shows its traceback."""
+def _refusal(error: Exception) -> str | None:
+    """The line that tells of bad input, or of too small a machine; None for a bug, which shows its traceback."""
+    said = " ".join(str(error).split())
     torch = sys.modules.get("torch")  # which a command that only parses does not import
-    return CommandError, ValueError, TypeError, OSError, MemoryError, *([torch.OutOfMemoryError] if torch else [])
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return f"out of memory: {said}" if said else "out of memory"
+    if isinstance(error, (CommandError, ValueError, TypeError, OSError)):
+        return said or type(error).__name__
+    full = FULL.search(said) if isinstance(error, RuntimeError) else None
+    return full and full[0].replace("DefaultCPUAllocator: ", "out of memory: ")
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,17 +52,21 @@ def _names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
-    """Parse, and call `options.run(options)`; 0 if it worked, 2 if not."""
+    """Parse, and call `options.run(options)`; its status, 0 if it gives none, and 2 if what was asked does not work."""
     try:
         options = parser.parse_args(arguments)
-        options.run(options)
-    except _refusals() as error:
-        name = parser.prog.split()[-1]
-        print(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2
+        with warnings.catch_warnings():
+            # Of Pillow, for photos of 90 megapixels and more; those of twice as many it refuses.
+            warnings.filterwarnings("ignore", "Image size .* exceeds limit")
+            return options.run(options) or 0
     except KeyboardInterrupt:
         return 130
-    return 0
+    except Exception as error:
+        message = _refusal(error)
+        if message is None:
+            raise
+        print(f"{parser.prog.split()[-1]}: error: {message}", file=sys.stderr)
+        return 2
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
@@ -68,5 +82,22 @@ def check_output(option: str, path: Path, extensions: Sequence[str]) -> None:
         raise CommandError(f"{option}: expected a file in a folder that exists, got {path}")
     if path.is_dir():
         raise CommandError(f"{option}: expected a file, got the folder {path}")
-    if not os.access(path.parent, os.W_OK):
+    special = path.exists() and not path.is_file()  # a device or a pipe, which is written itself
+    if not os.access(path if special else path.parent, os.W_OK):
+        raise CommandError(f"{option}: expected a folder that can be written to, got {path}")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:  # links in a circle, a name that is too long
+        raise CommandError(f"{option}: expected a file name that can be used, got {path}: {error.strerror}") from error
+
+
+def make_folder(option: str, path: Path) -> None:
+    """Make a folder for outputs unless it is there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{option}: expected a folder that can be made, got {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
         raise CommandError(f"{option}: expected a folder that can be written to, got {path}")

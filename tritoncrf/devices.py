@@ -1,29 +1,22 @@
 """Where things are computed."""
 
-import os
-
 import torch
 
 from tritoncrf import checks
 
 __all__ = ["device_found", "expect_device"]
 
-IMPORTED_BY = os.getpid()
-
 
 def device_found(device: torch.device | str | None = None) -> torch.device:
     """The device that is asked for; by default the GPU if this process can use one, else the CPU.
 
-    In the forked workers of a pool the default works too: a fork cannot use CUDA again, and waits forever for OpenMP's
-    threads, which it has not inherited.
+    In the forked workers of a pool the default works too: a fork cannot use CUDA again.
 
     Raises:
         TypeError, ValueError: no device, or one that is not here.
     """
     if device is not None:
         return expect_device(device)
-    if os.getpid() != IMPORTED_BY:
-        torch.set_num_threads(1)
     usable = torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
     return torch.device("cuda" if usable else "cpu")
 

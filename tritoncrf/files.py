@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -13,14 +15,19 @@ from tritoncrf.figures import palette
 
 if TYPE_CHECKING:
     import PIL.Image
+    import PIL.TiffImagePlugin
     from matplotlib.figure import Figure
 
 Content = TypeVar("Content")
 
 __all__ = [
-    "FileError", "decoded", "read_array", "read_image", "read_labels", "read_mask", "replacing", "save_figure",
-    "save_small_figure", "write", "write_labels", "write_mask",
+    "FileError", "decoded", "expect_apart", "read_array", "read_image", "read_labels", "read_mask", "replacing",
+    "save_figure", "save_small_figure", "temporaries", "write", "write_labels", "write_mask",
 ]  # fmt: skip
+
+SAMPLES_PER_PIXEL = 277  # a tag of TIFF
+VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".mgz")
+SHOWN = 50  # characters of a file's name in its temporary one: at most 200 bytes of the 255 that a name may have
 
 
 class FileError(ValueError):
@@ -30,10 +37,11 @@ class FileError(ValueError):
 def decoded(path: Path, what: str, read: Callable[[Path], Content]) -> Content:
     """What `read(path)` gives; one error, naming the file, for all that decoders raise."""
     if not path.is_file():
-        raise FileError(f"{path}: expected {what}, got {'a folder' if path.is_dir() else 'no such file'}")
+        kind = "a folder" if path.is_dir() else "a link that leads nowhere" if path.is_symlink() else "no such file"
+        raise FileError(f"{path}: expected {what}, got {kind}")
     try:
         return read(path)
-    except FileError:
+    except (FileError, MemoryError):
         raise
     except Exception as error:  # broken files make decoders raise nearly anything, SyntaxError included
         raise FileError(f"{path}: expected {what}, unreadable: {error}") from error
@@ -42,16 +50,30 @@ def decoded(path: Path, what: str, read: Callable[[Path], Content]) -> Content:
 def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
     """A PIL image, RGB or grey ("L"); its pixels as they are stored, or turned as a viewer shows them."""
     from PIL import Image, ImageOps
+    from PIL.TiffImagePlugin import TiffImageFile
 
     def read(path: Path) -> Image.Image:
+        if path.name.lower().endswith(VOLUMES):
+            raise FileError(f"{path}: expected a picture, got a volume; in Python refine takes its features")
         with Image.open(path) as image:
             image.load()
             if image.mode.startswith(("I", "F")):
-                raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}")
+                hint = "; of 16 bits, np.uint8(x // 257) keeps the upper 8" if "16" in image.mode else ""
+                raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}{hint}")
+            if isinstance(image, TiffImageFile) and (channels := _further_channels(image)):
+                raise FileError(f"{path}: expected 1 or 3 channels, got {channels}; save those that are the photo's")
             turned = ImageOps.exif_transpose(image) if upright else image
             return turned.convert("L" if turned.mode in ("1", "L") else "RGB")
 
     return decoded(path, "a picture", read)
+
+
+def _further_channels(image: "PIL.TiffImagePlugin.TiffImageFile") -> int:
+    """How many channels a TIFF has where some are neither grey nor colours: Pillow passes over them, or takes near
+    infrared for opacity, and only of opacity that hides nothing it is right."""
+    bands, channels = image.getbands(), int(image.tag_v2.get(SAMPLES_PER_PIXEL, 1))
+    opaque = bands[-1] != "A" or image.getchannel("A").getextrema() == (255, 255)
+    return 0 if opaque and channels == len(bands) else channels
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -88,7 +110,8 @@ def read_mask(path: Path, upright: bool = False) -> np.ndarray:
 def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.ndarray:
     """The one array of a file, in this machine's byte order."""
     if path.suffix.lower() not in extensions:
-        raise FileError(f"{path}: expected a file ending in {' or '.join(extensions)}")
+        hint = "; numpy.save writes the array of a volume" if path.name.lower().endswith(VOLUMES) else ""
+        raise FileError(f"{path}: expected a file ending in {' or '.join(extensions)}{hint}")
 
     def read(path: Path) -> np.ndarray:
         with open(path, "rb") as file:
@@ -97,7 +120,10 @@ def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.n
                 return loaded
             if len(loaded.files) != 1:
                 raise FileError(f"{path}: expected one array, got {len(loaded.files)}: {', '.join(loaded.files)}")
-            return loaded[loaded.files[0]]
+            array = loaded[loaded.files[0]]
+            if not isinstance(array, np.ndarray):
+                raise FileError(f"{path}: expected one array, got a file {loaded.files[0]!r} that is none")
+            return array
 
     array = decoded(path, "an array", read)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
@@ -121,18 +147,61 @@ def write_mask(file: IO[bytes], mask: np.ndarray) -> None:
     Image.fromarray((mask * 255).astype(np.uint8), mode="L").save(file, format="png")
 
 
+def expect_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """An error where a file would be written into a folder that files are read from, and could replace one of them."""
+    folders = {folder for path in inputs for folder in (path.parent.resolve(), _target(path).parent)}
+    for path in outputs:
+        if _target(path).parent in folders:
+            raise FileError(f"{path}: expected a folder of its own to write to, got one that is read from")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when the block ends well, and leaves nothing behind when not."""
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """A file that takes the place of `path` when the block ends well, and leaves nothing behind when not.
+
+    What is no file, such as a device or a pipe, is written at the end of the block.
+    """
+    if path.exists() and not path.is_file():
+        buffer = io.BytesIO()
+        yield buffer
+        with _errors_name(path), open(path, "wb") as device:
+            device.write(buffer.getbuffer())
+        return
+    path = _target(path)
+    temporary = path.with_name(f".{path.name[:SHOWN]}.{secrets.token_hex(8)}.part")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
+        with _errors_name(path, temporary):
+            with open(temporary, "xb") as file:  # a new file: no symbolic link is followed
+                yield file
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def _errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Errors of the system that name no file, or its temporary one, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def temporaries(folder: Path, names: str) -> list[Path]:
+    """What `replacing` left in a folder where its process was killed, of files of these names, a regular expression."""
+    pattern = re.compile(rf"\.{names}\.[0-9a-f]{{16}}\.part")
+    return [path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_file()]
+
+
+def _target(path: Path) -> Path:
+    """Where a path leads through all symbolic links; an OSError where they lead in a circle."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)
+    return Path(os.path.realpath(path))
 
 
 def write(path: Path, content: bytes) -> None:

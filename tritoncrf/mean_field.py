@@ -18,7 +18,7 @@ from typing import Any, get_args
 import torch
 
 from tritoncrf import checks
-from tritoncrf.backends import compute_dtype, without_autocast
+from tritoncrf.backends import compute_dtype, launches_run, without_autocast
 from tritoncrf.filters.base import Filter
 from tritoncrf.filters.plan import (
     Context,
@@ -90,7 +90,7 @@ def mean_field(
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in (logits, scale, *mixing, *tensors))
         plans = encode([f.resolved(scores) for f in filters])
         scores, *_ = iterate(scores, scale, mixing, tensors, plans, iterations, initial, keep)
-    if checks.values_checked(scores) and not (scores < math.inf).all():
+    if checks.values_checked(scores) and launches_run() and not checks.all_finite(scores):
         raise ValueError("logits, filters, weights: expected values whose sums float32 holds, got NaN or infinity")
     if output == "probabilities":
         scores = torch.softmax(scores, 1)
@@ -173,7 +173,7 @@ def _check_device(name: str, value: torch.Tensor, logits: torch.Tensor) -> None:
 def possible(logits: torch.Tensor) -> torch.Tensor:
     """Logits in the dtype of the loop; classes that are ruled out at RULED_OUT, which keeps every product finite."""
     found = logits.to(compute_dtype(logits))
-    if checks.values_checked(found) and found.isfinite().all():
+    if checks.values_checked(found) and checks.all_finite(found):
         return found
     return torch.where(found == -math.inf, RULED_OUT, found)
 

@@ -6,12 +6,14 @@
 A_m acts on the class axis: a scalar [], a vector [C] or a matrix [C, C]. Scores and probabilities are [B, C, *S].
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import torch
 
+FEW_NUMBERS = 1 << 21  # of pixels times classes, or of pixels times lattice vertices
 KEPT_STATES = 3  # what a loop's filters may keep between iterations, in states Q
 PART = 1 << 19  # numbers that are in float64 at a time: few calls, and 4 MB
 
@@ -108,6 +110,25 @@ def _parts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if torch.compiler.is_compiling():
         return (x.flatten(2),)
     return x.flatten(2).split(max(1, PART // max(1, x.shape[0] * x.shape[1])), 2)
+
+
+@contextlib.contextmanager
+def few_threads(device: torch.device, numbers: int) -> Iterator[None]:
+    """Run a block of many small operations, on so many numbers, in one thread of a CPU.
+
+    PyTorch's threads wait for each other at each operation, for milliseconds where another process is on one's core.
+    The size alone decides, never the load: another number of threads may give other last bits. Only this thread's
+    count changes, and that of threads that first use PyTorch meanwhile.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or numbers > FEW_NUMBERS or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def mix(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

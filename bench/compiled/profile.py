@@ -109,7 +109,6 @@ def run(target: str, out: Path | None) -> int:
     print(text)
     print(f"{len(launches)} kernels compiled in {time.monotonic() - started:.0f} s")
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         write(out / f"compiled-{target}-{environment['date']}.md", text.encode())
     return 0
 

@@ -18,7 +18,7 @@ from tritoncrf.reference import simplex as reference_simplex
 def built(size, d, classes, batch=1, shared=False, scale=False):
     """A lattice of random features, and rows: ((lattice, side, rows) in float64, the same in float32)."""
     f = random_features(size, d, 1 if shared else batch).flatten(2) * 2
-    tensors = build(f, "torch")
+    *tensors, _ = build(f, "torch")
     factor = torch.rand(f.shape[0], 1, f.shape[2], dtype=torch.float64) + 0.5 if scale else None
     x = torch.randn(batch, classes, f.shape[2], dtype=torch.float64)
     lattice = reference.Lattice(*tensors)
@@ -32,6 +32,11 @@ def in_float32(side, device):
     tensors = [t.to(device, torch.float32) if t.is_floating_point() else t.to(device) for t in tensors]
     factor = None if side.scale is None else side.scale.to(device, torch.float32)
     return reference.ScaledLattice(reference.Lattice(*tensors), factor)
+
+
+def of_pairs(codes, simplices, d):
+    """Codes of the vertices of each pixel, from those of each simplex."""
+    return codes if simplices is None else [code.view(-1, d + 1)[simplices].flatten() for code in codes]
 
 
 CASES = {
@@ -53,10 +58,10 @@ def test_simplex_and_its_gradient(name, device):
     f, side, _ = built(**CASES[name])
     least, most = [-30.0] * f.shape[1], [30.0] * f.shape[1]
     layout = reference_simplex.key_layout(least, most, f.shape[0], f.shape[2])
-    weights, codes = simplex.simplex(f.to(device, torch.float32), layout)
-    expected, expected_codes = reference_simplex.simplex(f, layout)
+    weights, codes, _ = simplex.simplex(f.to(device, torch.float32), layout)
+    expected, *simplices = reference_simplex.simplex(f, layout)
     assert_close("b", weights, expected, dtype=torch.float32)
-    for code, wanted in zip(codes, expected_codes, strict=True):
+    for code, wanted in zip(codes, of_pairs(*simplices, f.shape[1]), strict=True):
         assert code.dtype == wanted.dtype and torch.equal(code.cpu(), wanted)
     d_weights = torch.randn(expected.shape, dtype=torch.float64)
     found = simplex.simplex_gradient(f.to(device, torch.float32), d_weights.to(device, torch.float32))
@@ -73,8 +78,8 @@ def test_groups_of_codes(device):
     f = random_features((9,), 12)
     layout = reference_simplex.key_layout([-40.0] * 12, [40.0] * 12, 1, 9)
     assert len(layout.sizes) == 2
-    _, codes = simplex.simplex(f.to(device, torch.float32), layout)
-    for code, wanted in zip(codes, reference_simplex.simplex(f, layout)[1], strict=True):
+    _, codes, _ = simplex.simplex(f.to(device, torch.float32), layout)
+    for code, wanted in zip(codes, of_pairs(*reference_simplex.simplex(f, layout)[1:], 12), strict=True):
         assert torch.equal(code.cpu(), wanted)
 
 

@@ -146,6 +146,24 @@ def test_a_captured_graph_replays_the_loop(name, device):
         assert_close("Q", captured, run())
 
 
+def test_a_captured_graph_keeps_its_lattice(device):
+    """Of positions, asked for within the capture; the cache has let go of it when the graph is replayed."""
+    x = torch.randn(1, 4, 61, 83, device=device)
+
+    def run():
+        return tc.filters.Lattice.spatial((61, 83), 3.0, device=device)(x)
+
+    expected, graph = run(), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        captured = run()
+    tc.clear_cache()
+    torch.cuda.empty_cache()
+    overwritten = [torch.full((1 << 16,), 9, dtype=torch.int32, device=device) for _ in range(100)]
+    graph.replay()
+    assert torch.equal(captured, expected) and len(overwritten) == 100
+
+
 def test_the_loop_launches_only_its_kernels(device):
     logits, image = picture(device, (61, 83))
     filters = filters_of(image, normalization="none", window_size=11)

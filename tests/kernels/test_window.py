@@ -37,6 +37,8 @@ CASES = {
     "inside-shared": dict(size=(1, 6, 34), k=3, classes=2, channels=3, batch=2),
     "dilated": dict(size=(1, 8, 11), k=5, dilation=2, classes=21, channels=5),
     "dilated-3-not-self": dict(size=(1, 11, 17), k=3, dilation=3, channels=9, include_self=False),
+    "dilated-past-the-image": dict(size=(1, 5, 7), k=5, dilation=10**10, channels=5),
+    "volume-dilated-past-the-image": dict(size=(2, 3, 5), k=3, dilation=2**31 - 1, include_self=False),
     "window-of-one": dict(size=(1, 5, 7), k=1),
     "window-of-one-not-self": dict(size=(1, 5, 7), k=1, include_self=False),
     "window-past-the-image": dict(size=(1, 4, 6), k=9, classes=2),

@@ -215,6 +215,8 @@ def test_equal_generators_give_equal_bits():
     [
         ({"scale": (2.0, 0.5)}, ValueError, "scale: expected 0 < low <= high"),
         ({"scale": (0.0, 1.0)}, ValueError, "scale: expected 0 < low <= high"),
+        ({"scale": (1.0, 1e30)}, ValueError, "scale: expected 0 < low <= high, both from 1 / 1000 to 1000"),
+        ({"aspect": (1e-300, 1.0)}, ValueError, "aspect: expected 0 < low <= high, both from 1 / 1000 to 1000"),
         ({"aspect": 1.2}, TypeError, "aspect: expected"),
         ({"mirror": 1.5}, ValueError, "mirror: expected a number from 0 to 1, got 1.5"),
         ({"rotation": -10}, ValueError, "rotation: expected a number from 0 to 180"),
@@ -222,6 +224,7 @@ def test_equal_generators_give_equal_bits():
         ({"hue": 0.6}, ValueError, "hue: expected a number from 0 to 0.5"),
         ({"channel_shift": 300}, ValueError, "channel_shift: expected an int from 0 to 255"),
         ({"crop": (0, 5)}, ValueError, "crop: expected an int of at least 1"),
+        ({"crop": (10**9, 5)}, ValueError, "crop: expected at most 16384, got 1000000000"),
         ({"crop": 321}, TypeError, "crop: expected"),
         ({"law": "cauchy"}, ValueError, "law: expected one of 'uniform', 'normal'"),
     ],

@@ -129,6 +129,41 @@ def test_a_network_seen_at_another_size_labels_photos_at_theirs(shapes, tmp_path
     assert {picture(path)[1].shape for path in (tmp_path / "out" / "labels").iterdir()} == {(32, 40)}
 
 
+@pytest.mark.parametrize("folder", ["labels", "overlays"])
+def test_photos_are_never_written_over(folder, trained, shapes, tmp_path, capsys):
+    photos = tmp_path / folder
+    shutil.copytree(shapes / "val" / "images", photos)
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    for given in (photos, photos / "0.png"):
+        error = refused(capsys, "predict", trained / "best.pt", given, "-o", tmp_path)
+        assert f"{photos / '0.png'}: expected a folder of its own to write to, got one that is read from" in error
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
+def test_data_is_never_written_over(trained, shapes, tmp_path, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(shapes, root)
+    before = sorted(root.rglob("*"))
+    train = ["train", trained.parent / "run.toml", "--data", root, "-o"]
+    for command in (["evaluate", trained / "best.pt", "--data", root, "-o"], train):
+        for folder in ("images", "labels"):
+            error = refused(capsys, *command, root / "val" / folder)
+            assert "expected a folder of its own to write to, got one that is read from" in error
+    assert sorted(root.rglob("*")) == before
+
+
+def test_outputs_that_are_files(trained, shapes, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for command, wanted in (
+        (["predict", trained / "best.pt", shapes / "val" / "images"], "that can be made, got"),
+        (["evaluate", trained / "best.pt", "--data", shapes], "that can be made, got"),
+        (["train", trained.parent / "run.toml", "--data", shapes], ", got the file"),
+    ):
+        error = refused(capsys, *command, "-o", tmp_path / "file")
+        assert error.startswith("--out: expected a folder") and f"{wanted} {tmp_path / 'file'}" in error
+
+
 # Weights ----------------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +243,7 @@ def test_checkpoints_that_are_none(trained, shapes, tmp_path, capsys):
 def test_a_checkpoint_whose_parameters_do_not_fit(trained, tmp_path, shapes, capsys):
     state = checkpoints.read(trained / "last.pt")
     del state["model"]["crf.compatibility"]
-    torch.save(state, tmp_path / "less.pt")
+    checkpoints.write(tmp_path / "less.pt", state)
     error = refused(capsys, "evaluate", tmp_path / "less.pt", "--data", shapes)
     assert "less.pt: expected the parameters of this network, got crf.compatibility missing" in error
 
@@ -253,6 +288,23 @@ def test_data_is_checked_before_training(shapes, tmp_path, capsys):
     assert "phases.joint.batch: expected 1, or data.resize or augment.crop, for images of several sizes, got 4" in error
 
 
+@pytest.mark.parametrize(
+    "marks, missing", [({0: 0, 1: 255, 2: 255}, "1 (house), 2 (tree)"), (dict.fromkeys(range(3), 255), "0 (ground)")]
+)
+def test_objects_marked_by_255_are_not_void(shapes, tmp_path, capsys, marks, missing):
+    """Masks of 0 and 255, as most tools write them, and masks that are void alone."""
+    root = tmp_path / "data"
+    shutil.copytree(shapes, root)
+    for path in (root / "train" / "labels").iterdir():
+        labels = picture(path)[1]
+        Image.fromarray(np.vectorize({**marks, 255: 255}.get)(labels).astype(np.uint8)).save(path)
+    (tmp_path / "run.toml").write_text(CONFIG)
+    for changes in ([], ["--set", "data.held_out=2"]):
+        error = refused(capsys, "train", tmp_path / "run.toml", "--data", root, "-o", tmp_path / "run", *changes)
+        assert f"data.train: expected every class where some pixels are void, got none of class {missing}" in error
+    assert "marked by the index of its class, such as 1" in error and not (tmp_path / "run").exists()
+
+
 def test_a_run_that_is_there_already(trained, shapes, capsys):
     command = ["train", trained.parent / "run.toml", "--data", shapes, "-o", trained]
     assert "expected a new folder, got one with a run; --resume goes on with it" in refused(capsys, *command)
@@ -264,7 +316,9 @@ def test_bad_options(trained, shapes, tmp_path, capsys):
     error = refused(capsys, "predict", trained / "last.pt", tmp_path, "-o", tmp_path / "out")
     assert f"{tmp_path}: expected photos ending in .jpg" in error
     command = ["evaluate", trained / "last.pt", "--data", shapes]
-    assert "--scales: expected numbers above 0, got 0.0" in refused(capsys, *command, "--scales", "0")
+    for scale, wanted in [("0", "above 0"), ("-1", "above 0"), ("nan", "above 0"), ("inf", "of at most 16")]:
+        wanted = f"--scales: expected numbers {wanted}, got {float(scale)}"
+        assert wanted in refused(capsys, *command, "--scales", "1", scale)
     (tmp_path / "set" / "val" / "images").mkdir(parents=True)
     shutil.copytree(shapes, tmp_path / "renamed")
     (tmp_path / "renamed" / "classes.txt").write_text("ground\nhouse\nbush\n")

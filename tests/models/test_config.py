@@ -109,6 +109,13 @@ BAD = [
     ("seed = 0", "validate_every = 0", "validate_every: expected a number of at least 1, got 0"),
     ("[data]", "[data]\nworkers = -1", "data.workers: expected a number of at least 0, got -1"),
     ("[data]", "[data]\nresize = [0, 4]", "data.resize: expected a number of at least 1, got 0"),
+    ("[data]", "[data]\nworkers = 100000", "data.workers: expected a number of at most 256, got 100000"),
+    ("[data]", "[data]\nresize = [4, 99999]", "data.resize: expected a number of at most 16384, got 99999"),
+    ("epochs = 3", "epochs = 1000000000", "phases.unary.epochs: expected at most 100000, got 1000000000"),
+    ("seed = 0", f"seed = {'[' * 5000}", "expected TOML, unreadable: "),
+    ("seed = 0", f"seed = {'1' * 5000}", "expected TOML, unreadable: "),
+    ("depth = 18", f"depth = {'[' * 9}1{']' * 9}", "expected at most 8 tables or lists in one another, got more"),
+    ("lr = 1", f"lr = 1{'0' * 400}", "phases.0.optimizer.lr: expected a number of at most 64 bits, got 1329 bits"),
     ("lr = 1", "lr = 0", "phases.unary.optimizer.lr: expected numbers above 0, got 0.0"),
     ("lr = 1", "lr = nan", "phases.unary.optimizer.lr: expected a finite number, got nan"),
     ("lr = 1", "lr = 1\nmomentum = 1.0", "phases.unary.optimizer.momentum: expected numbers from 0 to below 1"),
@@ -148,6 +155,24 @@ def test_bad_arguments_of_what_is_built(tmp_path):
 def test_bad_changes(tmp_path, change):
     with pytest.raises(FileError, match="^--set|phases|data.resize: expected a list"):
         config.load(written(tmp_path, "seed = 1\n" + MINIMAL), [change])
+
+
+def test_epochs_of_all_phases_together(tmp_path):
+    path = written(tmp_path, TUNED)
+    with pytest.raises(FileError, match="run.toml: phases: expected at most 100000 epochs in all, got 120003"):
+        config.load(path, ["phases.tune.epochs=40000"])
+
+
+def test_a_change_too_deep_to_read(tmp_path):
+    with pytest.raises(FileError, match="--set seed: expected a value, got one too deep to read"):
+        config.load(written(tmp_path, MINIMAL), [f"seed={'[' * 5000}"])
+
+
+@pytest.mark.parametrize("key", ["network.device", "network.dtype", "crf.device"])
+def test_where_a_network_is_made_is_none_of_its_arguments(tmp_path, key):
+    found = config.load(written(tmp_path, MINIMAL + '[crf]\nname = "CRFRNN"\n'), [f"{key}=x"])
+    with pytest.raises(FileError, match=f"run.toml: {key}: expected none, for a run chooses it, got 'x'"):
+        config.build(found, 3, "run.toml")
 
 
 def test_no_such_file(tmp_path):

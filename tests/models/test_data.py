@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 from itertools import chain
 from pathlib import Path
@@ -97,6 +98,30 @@ def test_classes_come_from_either_file_or_the_call(plain):
     assert data.folder(plain, "all", void=9).classes == ("a", "b")
     with pytest.raises(FileError, match=r"classes.csv: expected the indices from 0 to 2, got \[0, 1, 9\]"):
         data.folder(plain, "all")
+
+
+@pytest.mark.parametrize(
+    "name, lines, message",
+    [
+        ("classes.txt", ["a", "a"], "classes: expected different names, got 'a' 2 times"),
+        ("classes.csv", ["index,name", "0,a", "1,a"], "classes: expected different names, got 'a' 2 times"),
+        ("classes.csv", ["index,name", "0,a", "1"], "classes.csv: expected a name for every index, got none for 1"),
+        ("classes.csv", ["index,name", "0,a", "1, "], "classes.csv: expected a name for every index, got none for 1"),
+        ("classes.csv", ["index,name", "0,a", "0,b"], "classes.csv: expected the indices from 0 to 1, got [0, 0]"),
+        ("classes.csv", ["number,name", "0,a"], "classes.csv: expected columns index and name, unreadable: 'index'"),
+    ],
+)
+def test_faults_of_class_names(plain, name, lines, message):
+    listing(plain / name, *lines)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        data.folder(plain, "all")
+
+
+def test_what_a_split_holds(plain):
+    write(plain, "labels/a7.png", value=2)
+    write(plain, "labels/a8.png", value=255)
+    sizes, labels = data.folder(plain, "all").check()
+    assert sizes == {SIZE} and {2, 255} <= labels <= {0, 1, 2, 255}
 
 
 @pytest.fixture

@@ -296,6 +296,7 @@ def tiny(shapes, tmp_path, monkeypatch):
     return runs.Place(shapes, tmp_path / "out", large=False)
 
 
+@pytest.mark.slow
 def test_an_experiment_from_its_trainings_to_its_report(tiny):
     trained.run("tiny", tiny, CPU)
     text = (tiny.out / "tiny.md").read_text()

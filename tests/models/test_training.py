@@ -1,6 +1,5 @@
 """Training: what each kind of phase learns, runs that are killed and resumed, several ranks."""
 
-import csv
 import os
 import random
 import re
@@ -11,6 +10,7 @@ import time
 
 import pytest
 import torch
+from training_runs import CONVCRF, FCN, RESNET, SGD, Killed, phase, rows, settings, state, trainer
 
 from assertions import assert_close
 from tritoncrf.files import FileError
@@ -18,50 +18,8 @@ from tritoncrf.models import checkpoints, config, data, training
 from tritoncrf.models.distributed import World
 from tritoncrf.models.optimization import matches
 
-RESNET = {"name": "ResNetFCN", "depth": 18, "width": 0.125}
-FCN = {"name": "FCN8s", "width": 1 / 16, "dropout": 0.0, "pixels": "imagenet", "score_init": "msra"}
-CONVCRF = {
-    "name": "ConvCRF",
-    "window_size": 3,
-    "blur": 1,
-    "theta_smooth": 1.0,
-    "theta_space": 3.0,
-    "weight_smooth": 0.5,
-    "weight_appearance": 0.5,
-    "compatibility": True,
-}
 # On the CPU wherever the tests run: there sums have one order, and no rank needs a GPU.
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-SGD = {"name": "sgd", "lr": 0.01, "weight_decay": 1e-3}
-
-
-def phase(train="unary", **others):
-    optimizer = {} if train == "statistics" else {"optimizer": SGD}
-    return {"name": train, "train": train, "epochs": 1, "batch": 2, **optimizer, **others}
-
-
-def settings(*phases, network=RESNET, **others):
-    table = {"network": network, "data": {"format": "folder", "workers": 0}, "phases": list(phases), **others}
-    return config.parse(table, "test")
-
-
-def trainer(found, root, folder, resume=False):
-    splits = {name: data.folder(root, split) for name, split in (("train", "train"), ("validate", "val"))}
-    if found.data.held_out:
-        splits["train"], splits["held_out"] = data.held_out(splits["train"], found.data.held_out)
-    torch.manual_seed(found.seed)
-    model = config.build(found, 3, "test")
-    augment = config.augmentation(found, "test")
-    return training.Trainer(found, model, splits, augment, folder, World(torch.device("cpu")), resume)
-
-
-def state(folder, name="last.pt"):
-    return checkpoints.read(folder / name)["model"]
-
-
-def rows(folder):
-    with open(folder / "log.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 def changed(before, after):
@@ -235,10 +193,6 @@ INTERRUPTED = {
 }
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def unbroken(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
@@ -291,6 +245,20 @@ def test_a_run_that_breaks_off_between_its_files(part, shapes, tmp_path, unbroke
     trainer(config.parse(INTERRUPTED, "test"), shapes, tmp_path, resume=True).run()
     assert_same_run(tmp_path, unbroken)
     assert len(list((tmp_path / "panels").iterdir())) == 5
+
+
+def test_leftovers_of_a_killed_run_go_and_other_files_stay(shapes, tmp_path):
+    token = "0123456789abcdef"
+    own = [tmp_path / f".last.pt.{token}.part", tmp_path / "panels" / f".epoch_0001.png.{token}.part"]
+    foreign = [tmp_path / ".movie.mkv.part", tmp_path / f".x.pt.{token}.part", tmp_path / "panels" / ".x.part"]
+    foreign += [tmp_path / "a" / "b" / f".last.pt.{token}.part"]
+    for path in own + foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / ".d.part").mkdir()
+    trainer(settings(phase()), shapes, tmp_path)
+    assert not any(path.exists() for path in own)
+    assert all(path.exists() for path in [*foreign, tmp_path / ".d.part"])
 
 
 def command(*arguments, checkpoint_seconds=300.0):
@@ -387,7 +355,9 @@ def launched(path, root, folder):
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-@pytest.mark.parametrize("alternate", [False, True], ids=["joint", "alternate"])
+@pytest.mark.parametrize(
+    "alternate", [pytest.param(False, id="joint", marks=pytest.mark.slow), pytest.param(True, id="alternate")]
+)
 def test_two_ranks_learn_as_one_does(alternate, shapes, tmp_path):
     """The same loss curve and weights; images have different numbers of known pixels, which count over the ranks."""
     slow = {**SGD, "lr": 1e-3}  # a loss that runs away would blow up the rounding of sums in another order

@@ -26,6 +26,7 @@ from tritoncrf import checks
 from tritoncrf.densecrf.utils import MOST_POINTS, Float32, expect_array
 from tritoncrf.devices import device_found
 from tritoncrf.filters import Lattice
+from tritoncrf.filters.lattice import near_features
 from tritoncrf.mean_field import mean_field
 from tritoncrf.types import Normalization, Theta
 
@@ -179,7 +180,8 @@ class DenseCRF:
     def addPairwiseEnergy(
         self, features: np.ndarray, compat: Compat, kernel: int = DIAG_KERNEL, normalization: int = NORMALIZE_SYMMETRIC
     ) -> None:
-        """Add the kernel exp(-|f_i - f_j|^2 / 2) of `features`, floating (D, nvar), divided by bandwidths.
+        """Add the kernel exp(-|f_i - f_j|^2 / 2) of `features`, floating (D, nvar), divided by bandwidths. Their origin
+        may be far away: float64 keeps their differences until whole periods of the lattice are taken off.
 
         Args:
             compat: a number, (nlabels,) or (nlabels, nlabels); mind the signs, at the top of this module.
@@ -189,13 +191,14 @@ class DenseCRF:
         Raises:
             TypeError, ValueError: naming the argument, what was expected and what came.
         """
-        features = _matrix("features", features, f"features (D, {self._nvar})")
+        features = _matrix("features", features, f"features (D, {self._nvar})", np.float64)
         if features.shape[1] != self._nvar or features.shape[0] == 0:
             hint = "; pass features.T" if features.shape[0] == self._nvar else ""
             raise ValueError(f"features: expected shape (D, {self._nvar}), got {features.shape}{hint}")
         if not np.isfinite(features).all():
             raise ValueError("features: expected finite values, got NaN or infinity")
-        self._add(partial(self._lattice, features), "features", compat, kernel, normalization)
+        near = near_features(torch.from_numpy(features)[None])[0].numpy()
+        self._add(partial(self._lattice, near), "features", compat, kernel, normalization)
 
     def _lattice(self, features: Float32, normalization: Normalization) -> Lattice:
         """The filter of float32 features, an array [D, N]."""
@@ -383,12 +386,12 @@ def _member(name: str, value: int, kind: type[Member]) -> Member:
     raise ValueError(f"{name}: expected one of {', '.join(kind.__members__)}, got {checks.shown(value)}")
 
 
-def _matrix(name: str, value: np.ndarray, wanted: str) -> Float32:
-    """A float32 copy of a floating matrix."""
+def _matrix(name: str, value: np.ndarray, wanted: str, dtype: type[np.floating] = np.float32) -> np.ndarray:
+    """A copy of a floating matrix."""
     expect_array(name, value, f"floating {wanted}")
     if value.ndim != 2:
         raise ValueError(f"{name}: expected {wanted}, got shape {value.shape}")
-    return np.array(value, dtype=np.float32, order="C")
+    return np.array(value, dtype=dtype, order="C")
 
 
 def _energies(name: str, u: np.ndarray) -> Float32:

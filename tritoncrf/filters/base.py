@@ -20,6 +20,7 @@ from tritoncrf.types import Backend, Normalization, Precision
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+FARTHEST = 1e18  # features: squares of their differences are numbers in float32
 
 
 class Filter:
@@ -216,8 +217,21 @@ def checked_features(features: torch.Tensor) -> torch.Tensor:
     if features.shape[1] == 0:
         raise ValueError(f"features: expected at least one channel, got shape {list(features.shape)}")
     checks.expect_finite("features", checks.expect_values("features", features))
+    if checks.values_checked(features) and features.numel():
+        low, high = (v.item() for v in torch.aminmax(features.detach()))
+        if max(-low, high) > FARTHEST:
+            raise ValueError(f"features: expected at most {FARTHEST:.0e} in size, got {low:.4g} to {high:.4g}")
     checks.expect_no_tangents(features)
     return features.to(compute_dtype(features))
+
+
+def centred(features: torch.Tensor) -> torch.Tensor:
+    """float64 features shifted to around 0, each channel of each image by its median: only differences count, and
+    float32, which values may ask for, would lose them far from 0. Of float32 features a shift can save nothing."""
+    if features.dtype != torch.float64:
+        return features
+    middle = features.detach().flatten(2).sort(2).values[:, :, features.shape[2:].numel() // 2]  # no outlier moves it
+    return features - middle.view(*middle.shape, *[1] * (features.ndim - 2))
 
 
 def pooled(features: torch.Tensor, factor: int) -> torch.Tensor:

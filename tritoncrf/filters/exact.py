@@ -7,7 +7,14 @@ import torch
 
 from tritoncrf import checks, reference
 from tritoncrf.backends import modules
-from tritoncrf.filters.base import Gaussian, GaussianOperator, GaussianPlan, checked_features, gaussian_fields
+from tritoncrf.filters.base import (
+    Gaussian,
+    GaussianOperator,
+    GaussianPlan,
+    centred,
+    checked_features,
+    gaussian_fields,
+)
 from tritoncrf.filters.plan import operator
 from tritoncrf.types import Backend, Normalization, Precision
 
@@ -26,7 +33,8 @@ class Exact(Gaussian):
 
     Args:
         features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes (a point set is [B, D, N]), D of any size,
-            already divided by the bandwidths (`tritoncrf.features` makes them). Gradients reach them.
+            already divided by the bandwidths (`tritoncrf.features` makes them). Gradients reach them. Only differences
+            count: an origin far away costs nothing, where the dtype of the features can tell their differences.
         include_self: whether a pixel's own value, whose weight is 1, counts.
         normalization: "none", "before", "after" or "symmetric".
         rtol: 0 or more; the bound above holds before normalization. With the pixel itself r is at least 1, and
@@ -56,7 +64,7 @@ class Exact(Gaussian):
         self, features: torch.Tensor, include_self: bool = True, normalization: Normalization = "none",
         rtol: float = 1e-4, precision: Precision = "default", backend: Backend = "auto",
     ) -> None:  # fmt: skip
-        features = checked_features(features)
+        features = centred(checked_features(features))
         plan = ExactPlan(**gaussian_fields(features, include_self, normalization, precision, backend))
         if checks.expect_number("rtol", rtol) < 0:
             raise ValueError(f"rtol: expected a finite number of at least 0, got {rtol}")

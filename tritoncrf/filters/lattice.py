@@ -23,12 +23,16 @@ from tritoncrf.filters.plan import (
 )
 from tritoncrf.reference import simplex
 from tritoncrf.reference.lattice import ScaledLattice, image_of
-from tritoncrf.step import Step, scaled
+from tritoncrf.step import Step, few_threads, scaled
 from tritoncrf.types import Backend, Normalization, Precision, Theta
 
 ISOLATED = 0.5  # of K_ii: where all other pixels weigh less, what is left of K 1 is mostly the error of K_ii
-CACHED_LATTICES = 8
+CACHE_BYTES = 256 << 20
 TABLES = 6  # tensors of a built lattice
+
+# glibc gives freed memory back to the system, page by page to be had again, beyond twice the largest block below 32 MB
+# that was freed: a tenth of the time of a photo with few classes. This one is never touched.
+bytearray(31 << 20)
 
 
 class Lattice(Gaussian):
@@ -50,7 +54,9 @@ class Lattice(Gaussian):
         features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes (a point set is [B, D, N]), D of any size,
             already divided by the bandwidths (`tritoncrf.features` makes them). Gradients reach them: those
             of the lattice's own function, which jumps where a pixel changes its simplex. The order of the D
-            features, and their origin, change the result within the lattice's error.
+            features, and their origin, change the result within the lattice's error. Where an image's lattice
+            coordinates would pass 65536, its features are first shifted by whole periods of the lattice, which
+            change nothing: however far the origin, only the range of the features is bounded.
         include_self: whether a pixel's own value counts. Without it K_ii, as on a lattice whose vertices all exist,
             is subtracted. Where vertices are missing that is too much; normalised, a pixel that all others weigh less
             for than half its K_ii therefore receives nothing.
@@ -80,7 +86,7 @@ class Lattice(Gaussian):
     ) -> None:  # fmt: skip
         features = checked_features(features)
         plan = LatticePlan(**gaussian_fields(features, include_self, normalization, precision, backend))
-        tensors = build(features.flatten(2), resolve(backend, features.device, features.dtype))
+        tensors = build(features.flatten(2), resolve(backend, features.device, features.dtype))[:TABLES]
         if not include_self:
             tensors = [*tensors, _self_weights(tensors[0]).view(len(features), 1, *features.shape[2:])]
         self.prepare(plan, features, tensors)
@@ -93,7 +99,9 @@ class Lattice(Gaussian):
     ) -> "Lattice":  # fmt: skip
         """The lattice of pixel positions alone, `Lattice(features.spatial(size, theta, spacing), ...)`.
 
-        Where theta and spacing are plain numbers it depends on no image, and the last few are kept.
+        Where theta and spacing are plain numbers it depends on no image. The last few are kept: on each device up to
+        256 MB, or a tenth of the memory that is free where that is less. `tritoncrf.clear_cache` lets go of them.
+        One that was asked for while a CUDA graph was captured stays, as the graph reads it: it is never let go.
 
         Args:
             size, theta, spacing, device, dtype: see `features.spatial`.
@@ -125,17 +133,15 @@ class Lattice(Gaussian):
             return built()
         device = torch.empty(0, device=device).device  # with its index, where there are several
         key = (*key, device)
-        kept = _cache.get(key)
+        kept = _cache.get(key) or _captured.get(key)
         if kept is None:
             with torch.inference_mode(False):  # a kept lattice must serve training too
                 kept = built(device)
             if device.type == "cuda":  # and other streams
                 torch.cuda.current_stream(device).synchronize()
-        with _lock:
-            _cache[key] = kept
-            _cache.move_to_end(key)
-            if len(_cache) > CACHED_LATTICES:
-                _cache.popitem(last=False)
+            _keep(key, kept)
+        else:
+            _serve(key, kept)
         return kept
 
     def row_sums(self) -> torch.Tensor:
@@ -145,7 +151,62 @@ class Lattice(Gaussian):
 
 
 _cache: OrderedDict[Hashable, Lattice] = OrderedDict()
+_captured: dict[Hashable, Lattice] = {}  # what CUDA graphs may read
 _lock = threading.Lock()
+
+
+def clear_cache() -> None:
+    """Let go of the lattices of pixel positions that `filters.Lattice.spatial` keeps.
+
+    What still uses one keeps it; so does a CUDA graph in whose capture it was asked for.
+
+    Example:
+        >>> import tritoncrf as tc
+        >>> tc.clear_cache()
+    """
+    with _lock:
+        _cache.clear()
+
+
+def _keep(key: Hashable, lattice: Lattice) -> None:
+    """Keep what was just built, and of the others on its device, the last used first, as many as memory allows."""
+    device = lattice.tensors[0].device
+    left = min(CACHE_BYTES, _free_memory(device) // 10)
+    with _lock:
+        _cache[key] = lattice
+        for other, kept in reversed([*_cache.items()]):
+            if kept.tensors[0].device != device:
+                continue
+            size = sum(t.nbytes for t in kept.tensors)
+            if size > left:
+                del _cache[other]
+            else:
+                left -= size
+
+
+def _serve(key: Hashable, lattice: Lattice) -> None:
+    """Note that a kept lattice is in use, and that its memory must outlast what reads it on this stream."""
+    device = lattice.tensors[0].device
+    with _lock:
+        if key in _cache:
+            _cache.move_to_end(key)
+        if device.type != "cuda":
+            return
+        if torch.cuda.is_current_stream_capturing():
+            _captured[key] = lattice
+    for t in lattice.tensors:
+        t.record_stream(torch.cuda.current_stream(device))
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; where the system does not say, more than there are."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 1 << 62
 
 
 def _key(*arguments: Any) -> tuple[Hashable, ...] | None:
@@ -173,51 +234,73 @@ def _self_weights(weights: torch.Tensor) -> torch.Tensor:
 
 @operator("lattice")
 def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
-    """The tensors of a `reference.lattice.Lattice` of features [Bf, D, N]."""
+    """The tensors of a `reference.lattice.Lattice` of features [Bf, D, N], and `simplex.far_periods`."""
     images, d, pixels = features.shape
     if images * pixels * (d + 1) > (1 << 31) - 1 - simplex.CHUNK:
         raise ValueError(
             f"features: expected fewer than 2^31 pairs of a pixel and a lattice vertex, got {list(features.shape)}"
         )
-    least, most = [[0.0] * d] * 2
-    if features.numel():
-        least, most = torch.stack(torch.aminmax(features.transpose(0, 1).flatten(1), dim=1)).tolist()
-    layout = simplex.key_layout(least, most, images, pixels)
-    weights, codes = modules(backend).simplex.simplex(features, layout)
-    vertices, *tables = simplex.connect(codes, layout)
-    return [weights.contiguous(), vertices.view(weights.shape), *tables]
+    ends, shift = _ends_and_shift(features)
+    if len(shift):
+        features, ends = _shifted(features, shift), ends - shift
+    least, most = (ends[0].amin(0), ends[1].amax(0)) if images else ends.new_zeros((2, d))
+    layout = simplex.key_layout(least.tolist(), most.tolist(), images, pixels)
+    with few_threads(features.device, images * pixels * (d + 1)):
+        weights, codes, simplices = modules(backend).simplex.simplex(features, layout)
+        vertices, *tables = simplex.connect(codes, simplices, layout)
+    return [weights.contiguous(), vertices.view(weights.shape), *tables, shift.to(features.device)]
+
+
+def _ends_and_shift(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bounds [2, Bf, D] of features [Bf, D, N], and `simplex.far_periods`; on the CPU."""
+    ends = torch.stack([features.amin(2), features.amax(2)]).cpu().double()  # aminmax is many times slower
+    return ends, simplex.far_periods(ends)
+
+
+def _shifted(features: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """The features minus `simplex.far_periods`, in float64."""
+    if len(shift) == 0:
+        return features
+    return (features.double() - shift.to(features.device)[:, :, None]).to(features.dtype)
+
+
+def near_features(features: torch.Tensor) -> torch.Tensor:
+    """float64 features [Bf, D, N] in float32, those far away shifted as `build` would, before they are rounded."""
+    return _shifted(features, _ends_and_shift(features)[1]).float()
 
 
 @build.register_fake
 def _(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
     (images, d, pixels), new = features.shape, features.new_empty
-    vertices, chunk_starts = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
+    vertices, chunk_starts, shifted = (torch.library.get_ctx().new_dynamic_size() for _ in range(3))
     sizes: list[Sequence[int | torch.SymInt]] = [
         (images, pixels, d + 1), (d + 1, vertices, 2), (images * pixels * (d + 1),), (chunk_starts,), (vertices,),
     ]  # fmt: skip
-    return [new((images, pixels, d + 1)), *(new(size, dtype=torch.int32) for size in sizes)]
+    tables = [new(size, dtype=torch.int32) for size in sizes]
+    return [new((images, pixels, d + 1)), *tables, new((shifted, d), dtype=torch.float64)]
 
 
 @operator("lattice_backward")
-def build_backward(features: torch.Tensor, d_weights: torch.Tensor, backend: str) -> torch.Tensor:
-    gradient: torch.Tensor = modules(backend).simplex.simplex_gradient(features, d_weights)
+def build_backward(
+    features: torch.Tensor, shift: torch.Tensor, d_weights: torch.Tensor, backend: str
+) -> torch.Tensor:  # fmt: skip
+    gradient: torch.Tensor = modules(backend).simplex.simplex_gradient(_shifted(features, shift), d_weights)
     return gradient.contiguous()
 
 
 @build_backward.register_fake
-def _(features: torch.Tensor, d_weights: torch.Tensor, backend: str) -> torch.Tensor:
+def _(features: torch.Tensor, shift: torch.Tensor, d_weights: torch.Tensor, backend: str) -> torch.Tensor:
     return contiguous_like(features)
 
 
 def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
     features, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(features)
+    ctx.save_for_backward(features, output[TABLES])
 
 
 def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
-    (features,) = ctx.saved_tensors
-    return build_backward(features, cotangents[0].contiguous(), ctx.backend), None
+    return build_backward(*ctx.saved_tensors, cotangents[0].contiguous(), ctx.backend), None
 
 
 build.register_autograd(_backward, setup_context=_setup_context)
@@ -268,9 +351,10 @@ class LatticeOperator(GaussianOperator):
 
     def _run(self, x: torch.Tensor, entry: ScaledLattice, exit: ScaledLattice, reverse: bool) -> torch.Tensor:
         """K x with both scales; blurs in the reverse order make K^T."""
-        rows = self.module.rows_of(x)
-        v = self.module.filtered(rows, entry, reverse)
-        found = image_of(self.module.sliced(v, exit, len(rows)), x)
+        with few_threads(x.device, x.numel()):
+            rows = self.module.rows_of(x)
+            v = self.module.filtered(rows, entry, reverse)
+            found = image_of(self.module.sliced(v, exit, len(rows)), x)
         if self.self_weights is None:
             return found
         return found - scaled(scaled(self.self_weights * x, entry.scale), exit.scale)
@@ -279,9 +363,10 @@ class LatticeOperator(GaussianOperator):
         self, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
         module, bare = self.module, ScaledLattice(self.lattice, None)
-        rows_x, rows_y = module.rows_of(x), module.rows_of(y)
-        forward, back = module.filtered(rows_x, bare, reverse=False), module.filtered(rows_y, bare, reverse=True)
-        found = [module.weights_gradient(rows_x, rows_y, self.lattice, forward, back)]
+        with few_threads(x.device, x.numel()):
+            rows_x, rows_y = module.rows_of(x), module.rows_of(y)
+            forward, back = module.filtered(rows_x, bare, reverse=False), module.filtered(rows_y, bare, reverse=True)
+            found = [module.weights_gradient(rows_x, rows_y, self.lattice, forward, back)]
         if self.self_weights is not None:
             found.append(summed(-x * y, self.shared))
 

@@ -12,6 +12,7 @@ from tritoncrf.filters.base import (
     Gaussian,
     GaussianOperator,
     GaussianPlan,
+    centred,
     checked_features,
     gaussian_fields,
     pooled,
@@ -39,10 +40,12 @@ class Window(Gaussian):
 
     Args:
         features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes, already divided by the
-            bandwidths (`tritoncrf.features` makes them). Gradients reach them.
+            bandwidths (`tritoncrf.features` makes them). Gradients reach them. Only differences count: an origin far
+            away costs nothing, where the dtype of the features can tell their differences.
         window_size: odd, 1 to 31, pixels a side.
-        dilation: distance of neighbouring taps in pixels.
-        blur: factor of the resolution that the window works at; 1 is full resolution.
+        dilation: distance of neighbouring taps in pixels; those beyond the image count for nothing.
+        blur: factor of the resolution that the window works at; 1 is full resolution. Beyond the image's side it is
+            the mean of all pixels.
         include_self: whether the window's centre, whose weight is 1, counts.
         normalization: "none", "before", "after" or "symmetric".
         precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU,
@@ -67,7 +70,7 @@ class Window(Gaussian):
         self, features: torch.Tensor, window_size: int, dilation: int = 1, blur: int = 1, include_self: bool = True,
         normalization: Normalization = "none", precision: Precision = "default", backend: Backend = "auto",
     ) -> None:  # fmt: skip
-        features = checked_features(features)
+        features = centred(checked_features(features))
         plan = WindowPlan(
             window_size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             dilation=checks.expect_int("dilation", dilation, 1),
@@ -94,7 +97,7 @@ class WindowPlan(GaussianPlan):
 
     def affords(self, budget: float, axes: int) -> bool:
         """Whether half a window of weights is at most `budget` numbers per pixel of full resolution."""
-        return self.window_size**axes // 2 <= budget * self.blur**axes
+        return self.window_size**axes // 2 / self.blur**axes <= budget
 
     def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
         """Windows of one geometry run as one: in Triton one or two in a launch per iteration, two with blur; in

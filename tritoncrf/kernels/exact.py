@@ -157,8 +157,8 @@ def _together(i_high, i_low, j_high, j_low, row, column, DP: tl.constexpr):
 
 @triton.jit
 def _own(turn_ptr, starts_ptr, PADDED, BLOCK: tl.constexpr, TI: tl.constexpr):
-    """A program's image and block, the first of its sorted pixels, its first visit and its last: the first is to itself,
-    and visit v > first is to block columns[v - 1]."""
+    """A program's image and block, the first of its sorted pixels, its first visit and its last: the first is to
+    itself, and visit v > first is to block columns[v - 1]."""
     tile, b = tile_and_image(PADDED // TI)
     blocks = PADDED // BLOCK
     block = tl.load(turn_ptr + b * blocks + tile // (BLOCK // TI))

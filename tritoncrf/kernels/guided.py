@@ -194,9 +194,9 @@ def _step_kernel(
     """Each program owns all classes of one tile of one image, and ends the step for P of its pixels at a time."""
     n, lines, R = _axis(NZ, NY, NX, RZ, RY, VOLUME)
     rows = 2 * R + 1 if LONG else TN
-    column, b = tile_and_image(tl.cdiv(lines, TL))
+    program, b = tile_and_image(tl.cdiv(lines, TL))
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    first, line, o_n, o_l, i = _tile_places(column, rows, n, lines, TN, TL)
+    first, line, o_n, o_l, i = _tile_places(program, rows, n, lines, TN, TL)
     guide_ptr += b * stride_gb
     z_ptr += b * (channels + 1) * C * N
     image = b * C * N

@@ -128,7 +128,8 @@ def _launch_simplex(kernel, features, **arguments):
 
 
 def simplex(features, layout):
-    """Barycentric weights [Bf, N, D + 1] and each group's codes, as reference.lattice.simplex."""
+    """Barycentric weights [Bf, N, D + 1] and each group's codes, as reference.simplex.simplex; each pixel has a simplex
+    of its own, as sorting is quick here."""
     features = features.contiguous()
     images, channels, pixels = features.shape
     weights = features.new_empty((images, pixels, channels + 1))
@@ -142,7 +143,7 @@ def simplex(features, layout):
             weight_ptr=weights, code_ptr=code, FIRST=g == 0,
         )  # fmt: skip
         codes.append(code)
-    return weights, codes
+    return weights, codes, None
 
 
 def simplex_gradient(features, d_weights):

@@ -252,7 +252,8 @@ def _geometry(size, radii, dilation: int, tile) -> tuple[int, dict]:
     """Number of tiles of one image, and the arguments that describe image, window and tile."""
     tiles = math.prod(ceil_div(n, t) for n, t in zip(size, tile, strict=True))
     sizes = dict(zip(("NZ", "NY", "NX"), size, strict=True))
-    return tiles, {**sizes, "STEP": dilation, "R": tuple(radii), "TYX": tile[1:]}
+    step = min(dilation, max(size))  # taps farther apart are outside the image as well, and int32 may not hold them
+    return tiles, {**sizes, "STEP": step, "R": tuple(radii), "TYX": tile[1:]}
 
 
 def _flat(x):

@@ -4,7 +4,8 @@
     upsample  bilinear by b (half-pixel centres), cropped back to the image
 
 The image sits in a grid of ceil(n / b) b pixels per axis, ceil of half the surplus before it. Shapes are
-[B, C, Z, Y, X]; `blur` is one factor per axis, 1 for an axis that is not there.
+[B, C, Z, Y, X]; `blur` is one factor per axis, 1 for an axis that is not there. A block larger than the image is the
+image.
 """
 
 import torch
@@ -23,6 +24,7 @@ def padding(size, blur) -> tuple[int, ...]:
 def pool(x, blur):
     """[B, C, *S] -> [B, C, *low_size]. In 2-D passes, whose backward PyTorch has in a fixed order on a GPU; its 3-D
     pooling's is not."""
+    blur = _inside(blur, x.shape[2:])
     if max(blur[1:]) > 1:
         x = _pooled_planes(x.flatten(1, 2), blur[1:]).unflatten(1, x.shape[1:3])
     if blur[0] > 1:
@@ -37,6 +39,10 @@ def _pooled_planes(x, blur):
     return pooled[:, :, : low[0], : low[1]]
 
 
+def _inside(blur, size) -> tuple[int, ...]:
+    return tuple(map(min, blur, size))
+
+
 def _crop(x, size, start=(0, 0, 0)):
     for axis, (n, s) in enumerate(zip(size, start, strict=True), 2):
         x = x.narrow(axis, s, n)
@@ -47,6 +53,7 @@ def upsample(x, size, blur):
     """[B, C, *low_size] -> [B, C, *size]."""
     if max(blur) == 1:
         return x
+    blur = _inside(blur, size)
     grid = [n * b for n, b in zip(x.shape[2:], blur, strict=True)]
     if blur[0] == 1:
         up = F.interpolate(x.flatten(1, 2), size=grid[1:], mode="bilinear", align_corners=False)
@@ -60,6 +67,7 @@ def pool_adjoint(y, size, blur):
     """The adjoint of `pool`: [B, C, *low_size] -> [B, C, *size]. Each pixel gets its block's value over its count."""
     if max(blur) == 1:
         return y
+    blur = _inside(blur, size)
     count = pool_counts(size, blur, y.dtype, y.device)
     up = (y / count).to(y.dtype)
     for axis, b in enumerate(blur, 2):
@@ -80,6 +88,7 @@ def upsample_adjoint(y, blur):
     """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]. Axis by axis a low pixel sums the 2 b pixels that
     read it: PyTorch's backward of `interpolate` adds in no fixed order on a GPU, and a matrix may multiply in TF32."""
     size = y.shape[2:]
+    blur = _inside(blur, size)
     axes = zip(size, blur, low_size(size, blur), padding(size, blur), strict=True)
     for axis, (n, b, low, start) in enumerate(axes, 2):
         if b > 1:

@@ -10,13 +10,17 @@ Everything here works on rows: values [B, N, C], so that a vertex or a pixel is 
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from tritoncrf.reference.simplex import CHUNK
-from tritoncrf.step import Step, mix
+from tritoncrf.step import Step, few_threads
+
+VECTOR = 16  # classes that torch's softmax of a row takes at once
 
 
 @dataclass
@@ -51,8 +55,8 @@ class Lattice:
 
     @functools.cached_property
     def segments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pixel of each entry, and where each vertex's sorted_pairs begin."""
-        return self.sorted_pairs // self.corners, self.chunk_starts[self.vertex_chunks][:-1]
+        """The pixel of each entry, and where each vertex's sorted_pairs begin; vertex V has none."""
+        return self.sorted_pairs // self.corners, self.chunk_starts[self.vertex_chunks]
 
     @functools.cached_property
     def around(self):
@@ -82,7 +86,7 @@ class ScaledLattice:
     @functools.cached_property
     def splat_weights(self):
         """scale . b in the order of sorted_pairs, [E]"""
-        return self.weights.flatten()[self.lattice.sorted_pairs]
+        return self.weights.flatten().index_select(0, self.lattice.sorted_pairs)  # much quicker than by brackets
 
 
 def rows_of(x):
@@ -99,10 +103,7 @@ def splat(rows, scaled: ScaledLattice):
     """splat(scale . x) of rows [B, N, C]: [B or 1, V + 1, C], B if the lattice is shared; the last vertex is empty."""
     lattice = scaled.lattice
     rows = rows if lattice.shared else rows.flatten(0, 1)[None]
-    v = rows.new_zeros((rows.shape[0], lattice.count + 1, rows.shape[2]))
-    for out, x in zip(v, rows):
-        out[:-1] = weighted_sums(x, *lattice.segments, scaled.splat_weights)
-    return v
+    return summed_groups(rows, *lattice.segments, scaled.splat_weights)
 
 
 def filtered(rows, scaled: ScaledLattice, reverse: bool):
@@ -112,7 +113,7 @@ def filtered(rows, scaled: ScaledLattice, reverse: bool):
     weights[0] = 1
     weights = weights.expand(lattice.count + 1, 3)
     for index in lattice.around.flip(0) if reverse else lattice.around:
-        v = torch.stack([weighted_sums(x, index, None, weights) for x in v]) if len(v) else v
+        v = summed_groups(v, index, None, weights)
     return v
 
 
@@ -150,11 +151,41 @@ def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
     return total.sum(0, keepdim=True) if lattice.shared else total
 
 
+def softmax_of_rows(scores):
+    """Q of fresh scores [B, N, C], written over them where classes are few: torch's softmax is slow on short rows."""
+    if scores.shape[2] >= VECTOR:
+        return torch.softmax(scores, 2)
+    scores -= scores.amax(2, keepdim=True)
+    scores.exp_()
+    return scores.div_(scores.sum(2, keepdim=True))
+
+
+def summed_groups(rows, index, starts, weights):
+    """`weighted_sums` of every group of rows, [G, n, C]."""
+    if len(rows) == 1:
+        return weighted_sums(rows[0], index, starts, weights)[None]
+    sums = rows.new_empty((len(rows), len(index if starts is None else starts), rows.shape[2]))
+    for out, x in zip(sums, rows):
+        out.copy_(weighted_sums(x, index, starts, weights))
+    return sums
+
+
 def weighted_sums(rows, index, starts, weights):
     """Sums of weighted rows: index [n, k] or, with starts, index [E] in segments; one pass, nothing gathered."""
     if 0 in rows.shape or 0 in index.shape:
         return rows.new_zeros((index.shape[0] if starts is None else starts.shape[0], rows.shape[1]))
     return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
+
+
+def in_few_threads(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a step in one thread where its scores are few."""
+
+    @functools.wraps(method)
+    def run(self: Step, *arguments: Any, **options: Any) -> Any:
+        with few_threads(self.unary.device, self.unary.numel()):
+            return method(self, *arguments, **options)
+
+    return run
 
 
 class LatticeStep(Step):
@@ -173,9 +204,11 @@ class LatticeStep(Step):
     def image(self, x):
         return image_of(x, self.unary)
 
+    @in_few_threads
     def next(self, state):
-        return torch.softmax(self._scores(state), 2)
+        return softmax_of_rows(self._scores(state))
 
+    @in_few_threads
     def scores(self, state):
         return self.image(self._scores(state))
 
@@ -185,8 +218,10 @@ class LatticeStep(Step):
 
     @functools.cached_property
     def _unary_rows(self):
-        return rows_of(mix(self.unary_weight, self.unary))
+        rows = self.unary.flatten(2).mT
+        return torch.mul(rows, self.unary_weight, out=rows.new_empty(rows.shape))
 
+    @in_few_threads
     def backward(self, q, g, through_softmax: bool, messages: bool):
         back, adjoint = None, [a.mT if a.ndim == 2 else a for a in self.mixing]
         v = [filtered(g, K.exit, reverse=True) for K in self.operators]

@@ -13,6 +13,7 @@ group's codes continue the numbering of those before.
 
 import itertools
 import math
+import random
 from dataclasses import dataclass
 
 import torch
@@ -47,15 +48,40 @@ def sigmas(d: int, dtype=torch.float64) -> list[float]:
     return [first / math.sqrt(k * (k + 1)) for k in range(1, d + 1)]
 
 
+def _coordinate_ends(least: list[float], most: list[float]) -> list[tuple[float, float]]:
+    """Bounds of the first D coordinates, from which the last follows, of features within [least, most]."""
+    ranges = [(s * a, s * b) for s, a, b in zip(sigmas(len(least)), least, most)]
+    found = []
+    for j in range(len(least)):
+        terms = [*ranges[j:], *([(-j * ranges[j - 1][1], -j * ranges[j - 1][0])] if j else [])]
+        found.append((sum(t[0] for t in terms), sum(t[1] for t in terms)))
+    return found
+
+
+def far_periods(ends):
+    """What to subtract from features within ends [2, Bf, D], float64 on the CPU: [Bf, D], or [0, D] for nothing.
+
+    An image whose coordinates all are at most MAX_COORDINATE, where float32 places it, stays as it is. Any other is
+    shifted by whole periods of the lattice, which map vertices, axes and remainders to themselves: nothing changes.
+    """
+    d, shifts = ends.shape[2], torch.zeros_like(ends[0])
+    k = torch.arange(d + 1, dtype=ends.dtype)
+    for b, (least, most) in enumerate(ends.unbind(1)):
+        if all(abs(end) <= MAX_COORDINATE for pair in _coordinate_ends(least.tolist(), most.tolist()) for end in pair):
+            continue
+        u = (_elevated((least / 2 + most / 2)[None, :, None])[:, 0] / (d + 1)).round()
+        excess = u.sum()  # a period's coordinates (D + 1) u add up to 0
+        u -= excess.sign() * (k < excess.abs())
+        shifts[b] = torch.tensor(sigmas(d), dtype=ends.dtype) * (u.cumsum(0)[:-1] - k[1:] * u[1:]) * (1.5 / (d + 1))
+    return shifts if shifts.any() else shifts[:0]
+
+
 def key_layout(least: list[float], most: list[float], images: int, pixels: int) -> KeyLayout:
     """Space for every vertex of features within [least, most] and for its neighbours."""
     d = len(least)
-    ranges = [(s * a, s * b) for s, a, b in zip(sigmas(d), least, most)]
     low, extents = [], []
-    for j in range(d):  # the last coordinate follows from the others
-        terms = [*ranges[j:], *([(-j * ranges[j - 1][1], -j * ranges[j - 1][0])] if j else [])]
-        ends = sum(t[0] for t in terms), sum(t[1] for t in terms)
-        if not max(map(abs, ends)) <= MAX_COORDINATE:
+    for ends in _coordinate_ends(least, most):
+        if not all(abs(end) <= MAX_COORDINATE for end in ends):
             raise ValueError(
                 f"features: expected lattice coordinates of at most {MAX_COORDINATE}, got {max(map(abs, ends)):.4g}; "
                 "the theta that divides these features is too small"
@@ -81,8 +107,8 @@ def key_layout(least: list[float], most: list[float], images: int, pixels: int) 
     return KeyLayout(tuple(low), tuple(strides), tuple(sizes), math.prod(extents[j] for j in groups[0]))
 
 
-def _simplex(features):
-    """Cells, ranks and fractions, each [D + 1, Bf N], of features [Bf, D, N]."""
+def _elevated(features):
+    """The D + 1 coordinates e, [D + 1, Bf N], of features [Bf, D, N]."""
     d = features.shape[1]
     c = [f.flatten() * s for f, s in zip(features.unbind(1), sigmas(d, features.dtype))]
     total = torch.zeros_like(c[0])
@@ -91,49 +117,85 @@ def _simplex(features):
         rows[j] = total - j * c[j - 1]
         total = total + c[j - 1]
     rows[0] = total
-    elevated = torch.stack(rows)
-    cell = (elevated * (1 / (d + 1))).round()  # half to even
-    distance = elevated - cell * (d + 1)
-    rank = torch.zeros_like(elevated, dtype=torch.int64)
+    return torch.stack(rows)
+
+
+def _simplex(features):
+    """Cells, ranks and fractions, each [D + 1, Bf N], of features [Bf, D, N]; ranks are small integers."""
+    d, distance = features.shape[1], _elevated(features)
+    cell = (distance * (1 / (d + 1))).round_()  # half to even
+    distance -= cell * (d + 1)
+    narrow = torch.int8 if d < 64 else torch.int16  # -d .. 2 d
+    rank = torch.arange(d + 1, dtype=narrow, device=features.device)[:, None].repeat(1, distance.shape[1])
     for i, j in itertools.combinations(range(d + 1), 2):
-        higher = distance[i] < distance[j]
+        higher = (distance[i] < distance[j]).view(torch.int8)
         rank[i] += higher
-        rank[j] += ~higher
-    cell = cell.long()
-    rank += cell.sum(0)
-    wrap = (rank < 0).long() - (rank > d).long()
-    rank += wrap * (d + 1)
-    return cell + wrap, rank, distance * (1 / (d + 1)) - wrap
+        rank[j] -= higher
+    rank += cell.sum(0).to(narrow)
+    wrap = (rank < 0).view(torch.int8) - (rank > d).view(torch.int8)
+    rank.add_(wrap, alpha=d + 1)
+    cell += wrap
+    return cell, rank, (distance * (1 / (d + 1))).sub_(wrap)
 
 
 def simplex(features, layout: KeyLayout):
-    """Barycentric weights [Bf, N, D + 1] and the codes of the vertices, a [Bf N (D + 1)] tensor for each group."""
+    """Barycentric weights [Bf, N, D + 1]; of S simplices, which hold the pixels, the codes of the vertices, a
+    [S (D + 1)] tensor for each group; and the simplex of each pixel [Bf N], or None where S = Bf N, in their order.
+
+    A simplex is known by its cell and its ranks: where they fit in one integer, each simplex comes once.
+    """
     (images, d, pixels), device = features.shape, features.device
     cell, rank, fraction = _simplex(features)
-    by_rank = torch.empty_like(fraction).scatter_(0, rank, fraction)
+    by_rank = torch.empty_like(fraction).scatter_(0, rank.long(), fraction)
     weights = torch.empty_like(by_rank)
     weights[0] = 1 + (by_rank[d] - by_rank[0])
     weights[1:] = by_rank[:-1].flip(0) - by_rank[1:].flip(0)
     weights = weights.mT.reshape(images, pixels, d + 1)
 
-    codes = []
-    for g, (strides, dtype) in enumerate(zip(layout.strides, layout.dtypes)):
-        # Vertex r lies one back along each axis whose rank is above d - r.
-        stride = torch.tensor([*strides, 0], device=device)[:, None]
-        origin = sum((cell[j] - low) * s for j, (low, s) in enumerate(zip(layout.low, strides)) if s)
-        back = torch.zeros_like(rank).scatter_(0, rank, stride.expand_as(rank))
-        code = torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin)  # [D + 1, Bf N]
+    origins = []
+    for g, strides in enumerate(layout.strides):
+        origin = torch.zeros(images, pixels, dtype=torch.int64, device=device)
         if g == 0:
-            image = torch.arange(images, device=device).repeat_interleave(pixels) * layout.image_stride
-            code = (code + image) * (d + 1) + torch.arange(d + 1, device=device)[:, None]
+            origin += torch.arange(images, device=device)[:, None] * layout.image_stride
+        for row, low, stride in zip(cell, layout.low, strides):
+            if stride:
+                origin.view(-1).add_((row - low).long(), alpha=stride)
+        origins.append(origin.flatten())
+    orders, simplices = (d + 1) ** d, None
+    if len(origins) == 1 and layout.sizes[0] // (d + 1) * orders <= MAX_CODES:
+        key = origins[0] * orders
+        for n, row in enumerate(rank[:-1]):
+            key.add_(row.long(), alpha=(d + 1) ** n)
+        simplices, starts, order = numbered(key)
+        first = order.index_select(0, starts)
+        origins, rank = [origins[0].index_select(0, first)], rank.index_select(1, first)
+
+    rank, codes = rank.long(), []
+    for g, (strides, origin, dtype) in enumerate(zip(layout.strides, origins, layout.dtypes)):
+        # Vertex r lies one back along each axis whose rank is above d - r.
+        column = torch.tensor([*strides, 0], device=device)[:, None]
+        back = torch.zeros_like(rank).scatter_(0, rank, column.expand_as(rank))
+        code = torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin)  # [D + 1, S]
+        if g == 0:
+            code = code * (d + 1) + torch.arange(d + 1, device=device)[:, None]
         codes.append(code.to(dtype).mT.flatten())
-    return weights, codes
+    return weights, codes, simplices
+
+
+def numbered(key):
+    """The distinct keys of [E] in ascending order: which each entry has, int32 [E]; where each begins in the sorted
+    entries [V]; and these, [E], equal ones in their order."""
+    ordered, order = torch.sort(key, stable=True)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
+    number = is_first.cumsum(0, dtype=torch.int32).sub_(1)
+    return torch.empty_like(number).scatter_(0, order, number), is_first.nonzero().squeeze(1), order
 
 
 def simplex_gradient(features, d_weights):
     """dL/df [Bf, D, N] from dL/db [Bf, N, D + 1]; exact between the features where a pixel changes its simplex."""
     d = features.shape[1]
-    _, rank, _ = _simplex(features)
+    rank = _simplex(features)[1].long()
     d_weights = d_weights.flatten(0, 1).mT  # [D + 1, Bf N]
     d_y = (d_weights.gather(0, d - rank) - d_weights.gather(0, (d + 1 - rank) % (d + 1))) / (d + 1)
     before = itertools.accumulate(d_y)  # not cumsum, which on a GPU adds floats in any order
@@ -141,8 +203,8 @@ def simplex_gradient(features, d_weights):
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
 
-def connect(codes, layout: KeyLayout):
-    """The lattice's tables from the codes of all E = Bf N (D + 1) pairs of a pixel and a vertex.
+def connect(codes, simplices, layout: KeyLayout):
+    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave.
 
     Returns int32 tensors:
         vertices: [E], the vertex of each pair, 0 .. V - 1 in the order of the codes.
@@ -152,18 +214,16 @@ def connect(codes, layout: KeyLayout):
         vertex_chunks: [V + 1], where each vertex's chunks begin.
     """
     d, device = layout.dimensions, codes[0].device
-    key, tables = codes[0], []
+    key = codes[0]
     for code, size in zip(codes[1:], layout.sizes[1:]):
-        table, key = torch.unique(key, return_inverse=True)
-        tables.append(table)
-        key = key * size + code
-    ordered, sorted_pairs = torch.sort(key, stable=True)
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
-    starts = is_first.nonzero().squeeze(1)  # [V]
-    of_pair = is_first.cumsum(0, dtype=torch.int32) - 1
-    vertices = torch.empty_like(of_pair).scatter_(0, sorted_pairs, of_pair)
-    tables.append(ordered[starts])
+        key = numbered(key)[0].long() * size + code
+    vertices, starts, sorted_pairs = numbered(key)
+    neighbours = _neighbours([code[sorted_pairs[starts]] for code in codes], layout)
+    if simplices is not None:
+        vertices = vertices.view(-1, d + 1).index_select(0, simplices).flatten()  # quicker than by brackets
+        narrow = torch.int16 if len(starts) < 1 << 15 else torch.int32  # which sorts quicker
+        ordered, sorted_pairs = torch.sort(vertices.to(narrow), stable=True)
+        starts = torch.searchsorted(ordered, torch.arange(len(starts), dtype=narrow, device=device))
 
     count, pairs = len(starts), len(sorted_pairs)
     ends = torch.cat([starts[1:], starts.new_full((min(count, 1),), pairs)])
@@ -172,19 +232,76 @@ def connect(codes, layout: KeyLayout):
     chunk_vertex = torch.repeat_interleave(torch.arange(count, device=device), vertex_chunks.diff())
     within = torch.arange(len(chunk_vertex), device=device) - vertex_chunks[chunk_vertex]
     chunk_starts = torch.cat([starts[chunk_vertex] + within * CHUNK, starts.new_full((1,), pairs)])
-
-    neighbours = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
-    codes = [code[sorted_pairs[starts]] for code in codes]
-    r = codes[0] % (d + 1)
-    for side, (wraps, step) in enumerate([(r == 0, 1), (r == d, -1)]):
-        at, found = r.new_zeros(()), r.new_ones((), dtype=torch.bool)
-        for g, (code, table, strides) in enumerate(zip(codes, tables, layout.strides)):
-            # Next: every coordinate 1 less, but coordinate j d more: r - 1 (or d and u - 1, from r = 0), then u_j + 1.
-            shift = step * torch.tensor([*strides, 0], device=device) - step * sum(strides) * wraps[:, None]
-            if g == 0:
-                shift = shift * (d + 1) + torch.where(wraps, step * d, -step)[:, None]
-            wanted = (at * layout.sizes[g] + code[:, None] + shift).to(table.dtype)  # [V, D + 1]
-            at = torch.searchsorted(table, wanted).clamp_max(len(table) - 1)
-            found = found & (table[at] == wanted)
-        neighbours[:, :count, side] = torch.where(found, at, count).mT
     return vertices, neighbours, sorted_pairs.int(), chunk_starts.int(), vertex_chunks.int()
+
+
+def _neighbours(codes, layout: KeyLayout):
+    """`connect`'s neighbours, from each group's codes [V] of all vertices, in their order.
+
+    A vertex is looked up by one integer: its code, or a hash of the codes of several groups, their sum with factors
+    modulo 2^64. With many axes few neighbours exist: most are seen not to by some bits of their hash, and what is found
+    by it is compared code by code.
+    """
+    d, count, device = layout.dimensions, len(codes[0]), codes[0].device
+    name, factors = codes[0], [1]
+    if len(codes) > 1:
+        name, factors = _hashed(codes)
+        table, place = torch.sort(name)
+        low_bits = (8 << count.bit_length()) - 1
+        seen = torch.zeros(low_bits + 1, dtype=torch.bool, device=device)
+        seen[name & low_bits] = True
+    wraps = (codes[0] % (d + 1) == 0).to(name.dtype)
+    own = torch.arange(count + 1, dtype=torch.int32, device=device)
+    neighbours = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
+    for j in range(d + 1 if count else 0):
+        # Next: every coordinate 1 less, but coordinate j d more: r - 1 (or d and u - 1, from r = 0), then u_j + 1.
+        steps = [strides[j] if j < d else 0 for strides in layout.strides]
+        lower = [-sum(strides) for strides in layout.strides]
+        steps[0], lower[0] = steps[0] * (d + 1) - 1, (lower[0] + 1) * (d + 1)
+        wanted = name + _dot(steps, factors)
+        wanted.add_(wraps, alpha=_dot(lower, factors))
+        if len(codes) == 1:
+            at, found = _find(name, wanted)
+            following = torch.where(found, at, count)
+        else:
+            rows = seen[wanted & low_bits].nonzero().squeeze(1)
+            at, found = _find(table, wanted[rows])
+            at, rows = place[at[found]], rows[found]
+            same = [c[at] == c[rows] + s + wraps[rows] * w for c, s, w in zip(codes, steps, lower)]
+            true = torch.stack(same).all(0)
+            following = torch.full_like(name, count)
+            following[rows[true]] = at[true]
+        neighbours[j, :-1, 0] = following
+        neighbours[j, :, 1].scatter_(0, following, own[:-1])
+        neighbours[j, -1, 1] = count
+    return neighbours
+
+
+def _find(table, wanted):
+    """Where each of the integers stands in the sorted table, and whether it does."""
+    at = torch.searchsorted(table, wanted).clamp_max_(len(table) - 1)
+    return at, table[at] == wanted
+
+
+def _hashed(codes):
+    """A hash [V] of each vertex's codes, no two the same, and the factors that made it."""
+    for attempt in itertools.count():
+        factors = hash_factors(len(codes), attempt)
+        name = sum(code.long() * factor for code, factor in zip(codes, factors))
+        if len(name.unique()) == len(name):
+            return name, factors
+
+
+def hash_factors(groups: int, attempt: int) -> list[int]:
+    """Odd integers of 64 bits, the same every time."""
+    numbers = random.Random(attempt)
+    return [_signed(numbers.getrandbits(64) | 1) for _ in range(groups)]
+
+
+def _dot(a, b) -> int:
+    return _signed(sum(x * y for x, y in zip(a, b)))
+
+
+def _signed(value: int) -> int:
+    """Modulo 2^64, as int64 has it."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
