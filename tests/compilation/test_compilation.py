@@ -35,31 +35,49 @@ def test_no_launched_configuration_spills(launches):
 
 
 def test_the_sweep_holds_widths_that_are_multiples_of_16(launches):
-    """They make other kernels; but of these, whose sizes are no matter, and of the windows, which are not told."""
-    sizes = "N", "NX", "lines", "PADDED"
+    """They make other kernels of these."""
     aligned = {
-        launch.kernel.__name__ for launch in launches if any(launch.arguments.get(s, 1) % 16 == 0 for s in sizes)
+        launch.kernel.__name__
+        for launch in launches
+        if launch.arguments.get("ALIGNED") or any(launch.arguments.get(s, 1) % 16 == 0 for s in ("NX", "lines"))
     }
-    names = {launch.kernel.__name__ for launch in launches}
-    assert names - aligned <= {
-        "_join_kernel",
-        "_blur_kernel",
-        "_window_kernel",
-        "_window_feature_gradient_kernel",
-    }
+    boxes = {"_box_kernel", "_products_kernel", "_statistics_kernel", "_coefficients_kernel", "_step_kernel"}
+    assert aligned >= boxes | {"_blur_step_kernel", "_blur_step_backward_kernel", "_upsample_adjoint_kernel"}
 
 
-@pytest.mark.parametrize("weights", ["scalar", "class"])
-def test_windows_are_one_kernel_whatever_the_width(weights):
-    odd, aligned = (
-        [
+# Odd, even, and multiples of 16 along either axis or both.
+SIZES = [
+    (37, 41), (48, 64), (33, 48), (64, 33), (31, 17), (50, 50), (16, 32), (40, 40), (47, 80), (96, 31), (20, 21), (65, 66),
+    (32, 32), (19, 128), (57, 23),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "steps, changes",
+    [
+        (2, {}),  # one image or several, whose features are their own
+        (2, {"weights": "class"}),
+        (2, {"blur": 2, "filters": 1}),  # rows of vectors or not
+        (2, {"kind": "lattice"}),  # one image or several
+        (3, {"kind": "exact"}),  # blocks of classes: one of either length, or several
+        (3, {"kind": "guided"}),  # one image, or several with rows of vectors or not
+        (3, {"kind": "guided", "radius": 9}),
+    ],
+    ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else None,
+)
+def test_new_sizes_make_few_new_binaries(steps, changes):
+    def binaries(sizes):
+        launched = [
             launch
-            for launch in launches_of(Configuration(weights=weights, size=size))
-            if "window" in launch.kernel.__name__
+            for n, size in enumerate(sizes)
+            for launch in launches_of(Configuration(classes=5, size=size, batch=(1, 3)[n % 2], **changes))
         ]
-        for size in ((37, 41), (36, 64))
-    )
-    assert len(unique(odd + aligned)) == len(unique(odd))
+        return Counter(launch.kernel.__name__ for launch in unique(launched))
+
+    one, all_sizes = binaries(SIZES[:1]), binaries(SIZES)
+    assert one.keys() == all_sizes.keys()
+    more = {name: (one[name], count) for name, count in all_sizes.items() if count > steps * one[name]}
+    assert not more
 
 
 def test_the_work_of_every_launch_is_counted(launches):

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch, tile_and_image
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
 
 MAX_RADIUS = 255  # of a tile: 512 x 4 numbers
 TILE = 1024  # numbers, 8 for each of 128 threads; of long windows twice as many of both
@@ -68,7 +68,7 @@ def area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT: tl.constexpr):
     return area(i // (NY * NX), i // NX % NY, i % NX, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _box_kernel(
     # pointers
     x_ptr, y_ptr,
@@ -101,7 +101,7 @@ def _box_kernel(
     tl.store(y_ptr + plane + o_y, window_sums(tails, heads, AXIS), mask=m_y)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _products_kernel(
     # pointers
     x_ptr, guide_ptr, y_ptr,
@@ -142,7 +142,7 @@ def _products_kernel(
         tl.store(y_ptr + (d + 1) * C * N, window_sums(t, h, 1), mask=m_y)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _statistics_kernel(
     # pointers
     sums_ptr, eps_ptr, mean_ptr, inverse_ptr,

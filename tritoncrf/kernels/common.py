@@ -8,6 +8,17 @@ import torch
 import triton
 import triton.language as tl
 
+# For `triton.jit`: what follows from a size alone, or from the picture, makes no other binary. Two things may: that a
+# size is 1, as of an axis that is not there, and that rows, and what is made of them, are a multiple of 16 long, since
+# they are then read in vectors.
+OF_SIZE = {
+    "do_not_specialize": ["CHUNKS", "V", "V0", "V1", "PY", "PX"],
+    "do_not_specialize_on_alignment": [
+        "N", "NZ", "NY", "LY", "LX", "n", "R", "RZ", "RY", "RX", "CLASS_BLOCKS", "stride_fm", "stride_bm", "stride_tm",
+        "stride_ym", "first_ptr", "second_ptr",
+    ],
+}  # fmt: skip
+
 # Of the block that runs, so that threads do not see each other's: a list of launches, and whether they run.
 _recorders: contextvars.ContextVar[tuple] = contextvars.ContextVar("recorders", default=())
 

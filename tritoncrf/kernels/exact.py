@@ -29,10 +29,13 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch, tile_and_image
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
 
 TILE = 128  # pixels that a program owns; a block is a power of two of them
 MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not fit in shared memory
+
+# C counts the classes of all images where one image's features serve them.
+OF_BATCH = OF_SIZE | {"do_not_specialize": ["C"]}
 
 LOG2E = tl.constexpr(math.log2(math.e))  # exp(e) = 2^(LOG2E e)
 WIDE = tl.constexpr(12.5)  # |t|^2 / 2 from where log k is off by more than 2e-6
@@ -64,7 +67,7 @@ def _dot(a_high, a_low, b_high, b_low, total):
     return tl.dot(a_low, b_high, total)
 
 
-@triton.jit
+@triton.jit(**OF_BATCH)
 def _halves_kernel(
     # pointers
     x_ptr, order_ptr, scale_ptr, h_ptr,
@@ -184,7 +187,7 @@ def _halves(h_ptr, ROW, P: tl.constexpr, CP: tl.constexpr):
     return tl.load(h_ptr + o_h), tl.load(h_ptr + o_h + CP)
 
 
-@triton.jit
+@triton.jit(**OF_BATCH)
 def _exact_kernel(
     # pointers
     h_ptr, f_ptr, order_ptr, turn_ptr, starts_ptr, columns_ptr, scale_ptr, y_ptr,
@@ -243,7 +246,7 @@ def _pull(k, x_i_high, x_i_low, y_i_high, y_i_low, x_ptr, y_ptr, ROW, CP: tl.con
     return k * products
 
 
-@triton.jit
+@triton.jit(**OF_BATCH)
 def _exact_feature_gradient_kernel(
     # pointers
     x_ptr, y_ptr, f_ptr, order_ptr, turn_ptr, starts_ptr, columns_ptr, scale_ptr, gradient_ptr,

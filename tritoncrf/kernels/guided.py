@@ -40,7 +40,7 @@ from tritoncrf.kernels.box import (
     tile,
     window_sums,
 )
-from tritoncrf.kernels.common import ceil_div, launch, tile_and_image
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
 from tritoncrf.step import Step, stacked, to_3d
 
@@ -126,7 +126,7 @@ def _long_sums(f_ptr, first, o_n, o_l, n, lines, R):
     return window_sums(tails, heads, 0)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _coefficients_kernel(
     # pointers
     x_ptr, guide_ptr, mean_ptr, inverse_ptr, z_ptr,
@@ -178,7 +178,7 @@ def _coefficients_kernel(
     tl.store(z_ptr + o_c * N + i, offset, mask=m_z)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _step_kernel(
     # pointers: z, or if LONG its sums along all other axes; messages [B, C, N], which may be y
     z_ptr, guide_ptr, mix_ptr, unary_ptr, a_ptr, q_ptr, message_ptr, y_ptr,

@@ -23,7 +23,7 @@ import functools
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, image_base, launch, scale, tile_and_image
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, image_base, launch, scale, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
 from tritoncrf.step import Step, stacked
 
@@ -49,7 +49,7 @@ def _rows(x_ptr, index, m_index, CS: tl.constexpr, CB: tl.constexpr):
     return tl.load(x_ptr + o_row[:, None] + o_c[None, :], mask=m_index[:, None] & m_c[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["CHUNKS"])
+@triton.jit(**OF_SIZE)
 def _splat_kernel(
     # pointers
     x_ptr, weight_ptr, scale_ptr, pair_ptr, start_ptr, y_ptr,
@@ -75,7 +75,7 @@ def _splat_kernel(
     tl.store(y_ptr + o_y[:, None] + o_c[None, :], total, mask=m_p[:, None] & m_c[None, :])
 
 
-@triton.jit(do_not_specialize=["V", "CHUNKS"])
+@triton.jit(**OF_SIZE)
 def _join_kernel(
     # pointers
     chunk_sum_ptr, vertex_chunk_ptr, v_ptr,
@@ -113,7 +113,7 @@ def _blurred(v_ptr, neighbour_ptr, p, V, CS: tl.constexpr, CB: tl.constexpr):
     return _rows(v_ptr, p, p < V, CS, CB) + 0.5 * around
 
 
-@triton.jit(do_not_specialize=["V"], do_not_specialize_on_alignment=["first_ptr", "second_ptr"])
+@triton.jit(**OF_SIZE)
 def _blur_kernel(
     # pointers
     v_ptr, first_ptr, second_ptr, y_ptr,
@@ -150,7 +150,7 @@ def _sliced(
     return total
 
 
-@triton.jit(do_not_specialize=["V0", "V1"])
+@triton.jit(**OF_SIZE)
 def _slice_kernel(
     # pointers; of each filter: vertices, tables, scales
     v_ptrs, vertex_ptrs, weight_ptrs, scale_ptrs, mix_ptr, unary_ptr, a_ptr, q_ptr, y_ptr, filtered_ptr,
@@ -187,7 +187,7 @@ def _slice_kernel(
     tl.store(y_ptr + o_y, result, mask=m_y)
 
 
-@triton.jit(do_not_specialize=["V"])
+@triton.jit(**OF_SIZE)
 def _weights_gradient_kernel(
     # pointers
     x_ptr, y_ptr, vx_ptr, vy_ptr, vertex_ptr, gradient_ptr,

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch, tile_and_image
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
 
 
 @triton.constexpr_function
@@ -52,7 +52,7 @@ def _simplex(f_ptr, i, m_i, N, D: tl.constexpr, DP: tl.constexpr):
     return cell, rank + wrap * (D + 1), distance * (1.0 / (D + 1)) - wrap
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _simplex_kernel(
     # pointers
     f_ptr, low_ptr, stride_ptr, weight_ptr, code_ptr,
@@ -90,7 +90,7 @@ def _simplex_kernel(
     tl.store(code_ptr + o_y, code, mask=m_y)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _simplex_gradient_kernel(
     # pointers
     f_ptr, d_weight_ptr, d_f_ptr,
