@@ -254,7 +254,8 @@ def launched(launch) -> Work:
     if "STEP" not in arguments:  # the windows of boxes have no pairs, whatever their radius
         return Work(moved, 0, 0)
     size = [arguments[name] for name in ("NZ", "NY", "NX")]
-    p = launch.grid[1] * pairs(size, arguments["R"], [arguments["STEP"]] * 3)
+    batch = len(arguments["x_ptr"])
+    p = batch * pairs(size, arguments["R"], [arguments["STEP"]] * 3)
     filters = len(arguments.get("f_ptrs", (0,)))
     sums = 2 if "gradient_ptr" in arguments else 1 if arguments["MERGE"] else filters
     return Work(moved, 2 * sums * arguments["C"] * p, filters * p)

@@ -230,3 +230,18 @@ def test_opcheck_visited(images):
 def test_bad_bounds(change, error, message):
     with pytest.raises(error, match=message):
         Exact(torch.zeros(1, 2, 4, 5), **change)
+
+
+@pytest.mark.parametrize("rtol", [0.0, 1e-20, 1e-4, 0.5, 1e30])
+def test_skipped_blocks_weigh_at_most_rtol_together(rtol):
+    """As a sum in float64 finds them."""
+    low = torch.linspace(0, 12, 24)[:, None]
+    live = reference.live_blocks(low, low + 0.5, 4, 93, rtol)
+    gap = (low - low.T - 0.5).double().clamp(min=0).maximum((low.T - low - 0.5).double().clamp(min=0))
+    count = torch.full((24,), 4.0).double()
+    count[-1] = 1
+    bound, column = (count * torch.exp(-gap.square() / 2)).sort(dim=1)
+    expected = torch.zeros_like(live).scatter_(1, column, bound.cumsum(1) > rtol)
+    expected = (expected | expected.T).fill_diagonal_(False)
+    assert torch.equal(live, expected)
+    assert (rtol == 0) == bool(live.sum() == 24 * 23) and (rtol < 1e30) == bool(live.any())

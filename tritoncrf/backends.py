@@ -5,6 +5,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ import torch
 from tritoncrf import kernels, reference
 
 TRITON_NEEDED = 3, 6
+LAUNCHERS_BUILT = 3, 6  # the last Triton that needs a C compiler for every new kernel, not for its driver alone
+CAPABILITY_NEEDED = 8, 0  # of NVIDIA: below, tiles of `Exact` do not fit in shared memory
+AMD_SERVED = ("gfx942",)  # what the kernels are compiled for in the tests
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read once, as triton does
 
 
@@ -28,11 +32,11 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """ "triton" or "torch" for tensors of this device and dtype; an error where "triton" cannot run."""
     if backend == "auto":
         wanted = device.type == "cuda" and dtype != torch.float64
-        return "triton" if wanted and _triton_serves() else "torch"
+        return "triton" if wanted and _refusal(backend, device) is None else "torch"
     if backend == "triton":
-        reason = _triton_refusal()
+        reason = _refusal(backend, device)
         if reason is not None:
-            raise ValueError(f"backend: 'triton' needs Triton from 3.6 on, and {reason}; use 'auto'")
+            raise ValueError(f"backend: 'triton' {reason}; use 'auto'")
         if dtype == torch.float64:
             raise ValueError("backend: expected 'torch' or 'auto' for float64, got 'triton' (its kernels are float32)")
         if device.type == "cpu" and not INTERPRETED and launches_run():
@@ -52,22 +56,73 @@ def _triton_version() -> str | None:
     return found
 
 
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
 def _triton_refusal() -> str | None:
     """Why the kernels cannot be compiled here; None where they can."""
     found = _triton_version()
     if found is None:
-        return "it is not installed here"
-    numbers = tuple(int(part) for part in found.split(".")[:2])
-    return None if numbers >= TRITON_NEEDED else f"{found} is installed here"
+        return "needs Triton from 3.6 on, and it is not installed here"
+    if _numbers(found) < TRITON_NEEDED:
+        return f"needs Triton from 3.6 on, and {found} is installed here"
+    return None
 
 
 @functools.cache
-def _triton_serves() -> bool:
-    """Whether "auto" takes Triton; one that is too old is announced once."""
+def _driver_refusal() -> str | None:
+    """Why Triton cannot launch on the GPUs here; None where it can.
+
+    Triton builds its driver from C when it is first used, and keeps it on disk: so the driver itself is asked for, for
+    an image without a compiler may hold one that is built.
+    """
+    try:
+        importlib.import_module("triton.runtime").driver.active  # noqa: B018
+    except Exception as error:  # of the compiler, the linker, the system or Triton
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"cannot start ({words if len(words) <= 200 else words[:200] + '...'})"
+    compilers = os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang")
+    if _numbers(_triton_version() or "0.0") <= LAUNCHERS_BUILT and not any(compilers):
+        return "cannot start (Triton 3.6 needs a C compiler for every kernel; newer ones need it once)"
+    return None
+
+
+@functools.cache
+def _device_refusal(device: torch.device) -> str | None:
+    """Why "auto" passes this GPU over; None where it does not. Nothing here synchronises."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        architecture = properties.gcnArchName.split(":")[0]
+        served, found = architecture in AMD_SERVED, architecture
+    else:
+        capability = properties.major, properties.minor
+        served, found = capability >= CAPABILITY_NEEDED, f"compute capability {capability[0]}.{capability[1]}"
+    if served:
+        return None
+    return f"is tested on NVIDIA GPUs from compute capability 8.0 on and AMD gfx942, and {properties.name} has {found}"
+
+
+def _refusal(backend: str, device: torch.device) -> str | None:
+    """Why tensors of this device are not for Triton; None where they are. "triton" by name tries any GPU; what "auto"
+    passes over is announced once, but that there is no Triton is not."""
     reason = _triton_refusal()
-    if reason is not None and _triton_version() is not None:
-        warnings.warn(f"tritoncrf computes in PyTorch: its kernels need Triton from 3.6 on, and {reason}", stacklevel=2)
-    return reason is None
+    if backend == "auto":
+        reason = reason or _device_refusal(device)
+    if device.type == "cuda":
+        reason = reason or _driver_refusal()
+    if backend == "auto" and reason is not None and _triton_version() is not None:
+        _announce(f"tritoncrf computes in PyTorch: its backend 'triton' {reason}")
+    return reason
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler: called while tracing, never traced.
+_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _announce(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def launches_run() -> bool:

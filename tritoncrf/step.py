@@ -15,6 +15,7 @@ import torch
 
 FEW_NUMBERS = 1 << 21  # of pixels times classes, or of pixels times lattice vertices
 KEPT_STATES = 3  # what a loop's filters may keep between iterations, in states Q
+PART = 1 << 19  # numbers that are in float64 at a time: few calls, and 4 MB
 
 State: TypeAlias = Any  # what a step hands to the next one, of a type of its own
 
@@ -103,6 +104,14 @@ class Step:
         ]
 
 
+def _parts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """x [B, C, *S] as [B, C, N] cut along its pixels into parts of at most PART numbers; whole for compilers, where
+    sizes may be symbols."""
+    if torch.compiler.is_compiling():
+        return (x.flatten(2),)
+    return x.flatten(2).split(max(1, PART // max(1, x.shape[0] * x.shape[1])), 2)
+
+
 @contextlib.contextmanager
 def few_threads(device: torch.device, numbers: int) -> Iterator[None]:
     """Run a block of many small operations, on so many numbers, in one thread of a CPU.
@@ -123,9 +132,10 @@ def few_threads(device: torch.device, numbers: int) -> Iterator[None]:
 
 
 def mix(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A x on the class axis of x [B, C, *S], for A of shape [], [C] or [C, C]."""
+    """A x on the class axis of x [B, C, *S], for A of shape [], [C] or [C, C]. A matrix multiplies in float64, where no
+    switch for TF32 reaches it."""
     if a.ndim == 2:
-        return (a @ x.flatten(2)).view(x.shape)
+        return torch.cat([(a.double() @ part.double()).to(x.dtype) for part in _parts(x)], 2).view(x.shape)
     return x * a.view(-1, *(1,) * (x.ndim - 2))
 
 
@@ -135,9 +145,11 @@ def mix_adjoint(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def outer(b: torch.Tensor, q: torch.Tensor, ndim: int) -> torch.Tensor:
-    """b q^T [C, C], its diagonal [C] or its trace [], over batch and pixels: dL/dA for A of `ndim` axes."""
+    """b q^T [C, C], its diagonal [C] or its trace [], over batch and pixels: dL/dA for A of `ndim` axes. A matrix is
+    summed in float64, as `mix` is."""
     if ndim == 2:
-        return (b.flatten(2) @ q.flatten(2).mT).sum(0)
+        products = (one.double() @ other.double().mT for one, other in zip(_parts(b), _parts(q), strict=True))
+        return sum(product.sum(0) for product in products).to(b.dtype)  # type: ignore[union-attr]
     products = torch.linalg.vecdot(b.flatten(2), q.flatten(2)).sum(0)
     return products if ndim == 1 else products.sum()
 

@@ -1,6 +1,7 @@
 """Every launched configuration, cross-compiled: none spills on sm_90, and every kernel compiles elsewhere too."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ tl = triton.language
 from bench import floors  # noqa: E402
 from bench.compiled.compilation import compile_all, compile_launch, identity, instruction_mix, unique  # noqa: E402
 from bench.compiled.sweep import Configuration, launches_of, sweep  # noqa: E402
-from tritoncrf.kernels.common import Launch  # noqa: E402
+from tritoncrf.kernels import common  # noqa: E402
+from tritoncrf.kernels.common import Launch, record_launches  # noqa: E402
 
 # Registers are 32 bits, and a thread has 255 of them.
 MAX_REGISTERS = 255
@@ -33,31 +35,49 @@ def test_no_launched_configuration_spills(launches):
 
 
 def test_the_sweep_holds_widths_that_are_multiples_of_16(launches):
-    """They make other kernels; but of these, whose sizes are no matter, and of the windows, which are not told."""
-    sizes = "N", "NX", "lines", "PADDED"
+    """They make other kernels of these."""
     aligned = {
-        launch.kernel.__name__ for launch in launches if any(launch.arguments.get(s, 1) % 16 == 0 for s in sizes)
+        launch.kernel.__name__
+        for launch in launches
+        if launch.arguments.get("ALIGNED") or any(launch.arguments.get(s, 1) % 16 == 0 for s in ("NX", "lines"))
     }
-    names = {launch.kernel.__name__ for launch in launches}
-    assert names - aligned <= {
-        "_join_kernel",
-        "_blur_kernel",
-        "_window_kernel",
-        "_window_feature_gradient_kernel",
-    }
+    boxes = {"_box_kernel", "_products_kernel", "_statistics_kernel", "_coefficients_kernel", "_step_kernel"}
+    assert aligned >= boxes | {"_blur_step_kernel", "_blur_step_backward_kernel", "_upsample_adjoint_kernel"}
 
 
-@pytest.mark.parametrize("weights", ["scalar", "class"])
-def test_windows_are_one_kernel_whatever_the_width(weights):
-    odd, aligned = (
-        [
+# Odd, even, and multiples of 16 along either axis or both.
+SIZES = [
+    (37, 41), (48, 64), (33, 48), (64, 33), (31, 17), (50, 50), (16, 32), (40, 40), (47, 80), (96, 31), (20, 21), (65, 66),
+    (32, 32), (19, 128), (57, 23),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "steps, changes",
+    [
+        (2, {}),  # one image or several, whose features are their own
+        (2, {"weights": "class"}),
+        (2, {"blur": 2, "filters": 1}),  # rows of vectors or not
+        (2, {"kind": "lattice"}),  # one image or several
+        (3, {"kind": "exact"}),  # blocks of classes: one of either length, or several
+        (3, {"kind": "guided"}),  # one image, or several with rows of vectors or not
+        (3, {"kind": "guided", "radius": 9}),
+    ],
+    ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else None,
+)
+def test_new_sizes_make_few_new_binaries(steps, changes):
+    def binaries(sizes):
+        launched = [
             launch
-            for launch in launches_of(Configuration(weights=weights, size=size))
-            if "window" in launch.kernel.__name__
+            for n, size in enumerate(sizes)
+            for launch in launches_of(Configuration(classes=5, size=size, batch=(1, 3)[n % 2], **changes))
         ]
-        for size in ((37, 41), (36, 64))
-    )
-    assert len(unique(odd + aligned)) == len(unique(odd))
+        return Counter(launch.kernel.__name__ for launch in unique(launched))
+
+    one, all_sizes = binaries(SIZES[:1]), binaries(SIZES)
+    assert one.keys() == all_sizes.keys()
+    more = {name: (one[name], count) for name, count in all_sizes.items() if count > steps * one[name]}
+    assert not more
 
 
 def test_the_work_of_every_launch_is_counted(launches):
@@ -153,3 +173,16 @@ def test_instructions_are_counted_with_and_without_predicates():
         /*0030*/                   HMMA.1688.F32.TF32 R8, R4, R6, R8 ;
     """
     assert instruction_mix(listing) == Counter(ldg=1, local=1, other=1, matrix=1)
+
+
+def test_threads_do_not_see_each_others_recording():
+    def recorded():
+        with record_launches(run=False) as launches:
+            common.launch(sum_kernel, (1,), 1, x_ptr=torch.empty(1))
+        return len(launches), common.launches_run()
+
+    with ThreadPoolExecutor(1) as pool, record_launches(run=False) as launches:
+        assert pool.submit(recorded).result() == (1, True)
+        assert launches == [] and not common.launches_run()
+        assert recorded() == (1, False) and len(launches) == 1  # a block in a block of one thread
+    assert common.launches_run()

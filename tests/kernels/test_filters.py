@@ -26,6 +26,7 @@ from filter_catalogue import (
     step_of,
 )
 from problems import named
+from tritoncrf.kernels.common import record_launches
 from tritoncrf.step import Step
 
 each_filter = pytest.mark.parametrize("case", PLANNED, ids=named)
@@ -291,3 +292,17 @@ def of_lattices(count, d):
 def test_launches_per_iteration(case, options, forward, backward, everything, device):
     assert launches(case.loop(**options), "logits", device) == (forward, backward)
     assert launches(case.loop(**options), "everything", device) == (forward, everything)
+
+
+@each_filter
+def test_a_batch_may_pass_65535(case, device):
+    """Where all axes of a grid end but the first."""
+    features = torch.rand(1, 2, 1, 2, device=device, requires_grad=True)
+    K = case.kind(features, **case.arguments, backend="triton")
+    scores = torch.zeros(65537, 2, 1, 2, device=device, requires_grad=True)
+    with record_launches(run=False) as launched:
+        K(scores)
+        refined = tc.mean_field(scores, [K], [1.0], iterations=2, output="logits")
+        torch.autograd.grad(refined, [scores, features], torch.zeros_like(refined))
+    assert launched and all(n < 65536 for launch in launched for n in launch.grid[1:])
+    assert any(launch.grid[0] * launch.arguments.get("CP", 1) >= 65537 for launch in launched)

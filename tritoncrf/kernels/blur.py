@@ -20,11 +20,12 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, image_base, launch, product, scale, tile_and_image
 from tritoncrf.kernels.window import window_sum
 from tritoncrf.step import Step, contiguous, to_3d
 
 MAX_BLUR = 16  # of the fused step: the pixels of a larger block do not fit in registers
+UNALIGNED = OF_SIZE | {"do_not_specialize_on_alignment": [*OF_SIZE["do_not_specialize_on_alignment"], "NX"]}
 PROGRAM_PIXELS = 512  # of full resolution: four or so for each of 128 threads
 
 
@@ -40,10 +41,19 @@ def _axis(low, offset, n, pad, BLUR: tl.constexpr):
 
 
 @triton.jit
-def _block(LY, LX, PY, PX, NY, NX, BY: tl.constexpr, BX: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):
+def _row_sizes(NX, LX, PX, ALIGNED: tl.constexpr):
+    """The same numbers; if ALIGNED the compiler sees that rows of 16 pixels begin where vectors do."""
+    if ALIGNED:
+        return NX // 16 * 16, LX // 16 * 16, 0
+    else:
+        return NX, LX, PX
+
+
+@triton.jit
+def _block(tile, LY, LX, PY, PX, NY, NX, BY: tl.constexpr, BX: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):
     """A program's low pixels [P], which exist, and [P, BLOCK] each: pixels, which are in the image, how up reads
     them."""
-    low = tl.program_id(0) * P + tl.arange(0, P)
+    low = tile * P + tl.arange(0, P)
     m_low = low < LY * LX
     o = tl.arange(0, BLOCK)[None, :]
     y, y0, y1, wy = _axis((low // LX)[:, None], o // BX, LY, PY, BY)
@@ -83,7 +93,7 @@ def _score(
     return s
 
 
-@triton.jit
+@triton.jit(**UNALIGNED)
 def _blur_step_kernel(
     # pointers; of each filter: scales
     f_ptr, unary_ptr, a_ptr, w_ptr, in_ptrs, out_ptrs, y_ptr, pooled_ptr,
@@ -92,15 +102,16 @@ def _blur_step_kernel(
     # strides: filter m of the messages; a and A
     stride_fm, stride_a, stride_wm, stride_wc,
     # meta-parameters; of each filter: whether one image's scales serve all
-    BY: tl.constexpr, BX: tl.constexpr, SHARED: tl.constexpr, LAST: tl.constexpr,
+    BY: tl.constexpr, BX: tl.constexpr, ALIGNED: tl.constexpr, SHARED: tl.constexpr, LAST: tl.constexpr,
     P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the blocks of P low-resolution pixels of one image, all classes."""
-    b = tl.program_id(1).to(tl.int64)
+    NX, LX, PX = _row_sizes(NX, LX, PX, ALIGNED)
+    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
     N = tl.full((), 1, tl.int64) * NY * NX
     N_LOW = tl.full((), 1, tl.int64) * LY * LX
     FILTERS: tl.constexpr = len(SHARED)
-    low, m_low, i, m_i, reading = _block(LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
+    low, m_low, i, m_i, reading = _block(tile, LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
     unary_ptr += b * C * N
     y_ptr += b * C * N
     f_ptr += b * C * N_LOW
@@ -145,7 +156,7 @@ def _back(c, back_ptr, w_ptr, scales, m_low, N_LOW, stride_bm, stride_wm, stride
     return dq, back
 
 
-@triton.jit
+@triton.jit(**UNALIGNED)
 def _blur_step_backward_kernel(
     # pointers; of each filter: scales
     back_ptr, q_ptr, w_ptr, in_ptrs, y_ptr, filtered_ptr,
@@ -154,14 +165,16 @@ def _blur_step_backward_kernel(
     # strides: filter m of back and of filtered; A
     stride_bm, stride_tm, stride_wm, stride_wc,
     # meta-parameters; of each filter: whether one image's scales serve all
-    BY: tl.constexpr, BX: tl.constexpr, SHARED: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    BY: tl.constexpr, BX: tl.constexpr, ALIGNED: tl.constexpr, SHARED: tl.constexpr, P: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the blocks of P low-resolution pixels of one image, all classes."""
-    b = tl.program_id(1).to(tl.int64)
+    NX, LX, PX = _row_sizes(NX, LX, PX, ALIGNED)
+    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
     N = tl.full((), 1, tl.int64) * NY * NX
     N_LOW = tl.full((), 1, tl.int64) * LY * LX
     FILTERS: tl.constexpr = len(SHARED)
-    low, m_low, i, m_i, _ = _block(LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
+    low, m_low, i, m_i, _ = _block(tile, LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
     count = tl.maximum(tl.sum(m_i.to(tl.float32), 1), 1.0)[:, None]
     given = _scales(in_ptrs, b, i, m_i, N, SHARED)
     scales = ()
@@ -193,7 +206,7 @@ def _reach(low, offset, n, pad, BLUR: tl.constexpr):
     return g - pad, tl.maximum(1.0 - tl.abs(source - low), 0.0)
 
 
-@triton.jit
+@triton.jit(**UNALIGNED)
 def _upsample_adjoint_kernel(
     # pointers; of each filter: scales
     g_ptr, out_ptrs, y_ptr,
@@ -203,13 +216,14 @@ def _upsample_adjoint_kernel(
     stride_ym,
     # meta-parameters: WY, WX pixels read from one low pixel, 2 B of a blurred axis, 1 of another; as above
     BY: tl.constexpr, BX: tl.constexpr, WY: tl.constexpr, WX: tl.constexpr,
-    SHARED: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr, SHARED: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each program owns P low-resolution pixels of one image, all classes: y_m = up^T(out_m g)."""
-    b = tl.program_id(1).to(tl.int64)
+    NX, LX, PX = _row_sizes(NX, LX, PX, ALIGNED)
+    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
     N = tl.full((), 1, tl.int64) * NY * NX
     N_LOW = tl.full((), 1, tl.int64) * LY * LX
-    low = tl.program_id(0) * P + tl.arange(0, P)
+    low = tile * P + tl.arange(0, P)
     m_low = low < LY * LX
     o = tl.arange(0, BLOCK)[None, :]
     y, wy = _reach((low // LX)[:, None], o // WX, LY, PY, BY)
@@ -300,8 +314,9 @@ class BlurStep(Step):
         shared = tuple(all(s is None or len(s) == 1 for s in of_filter) for of_filter in filters)
         batch, classes = self.unary.shape[:2]
         launch(
-            kernel, (ceil_div(low[0] * low[1], pixels), batch), num_warps=4, **arguments,
+            kernel, (ceil_div(low[0] * low[1], pixels) * batch,), num_warps=4, **arguments,
             **{name: tuple(given) for name, given in scales.items()}, C=classes, LY=low[0], LX=low[1], PY=pad[0],
-            PX=pad[1], NY=size[0], NX=size[1], BY=self.factors[0], BX=self.factors[1], SHARED=shared, P=pixels,
+            PX=pad[1], NY=size[0], NX=size[1], BY=self.factors[0], BX=self.factors[1],
+            ALIGNED=size[1] % 16 == low[1] % 16 == pad[1] == 0, SHARED=shared, P=pixels,
             BLOCK=padded,
         )  # fmt: skip

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
 
 MAX_RADIUS = 255  # of a tile: 512 x 4 numbers
 TILE = 1024  # numbers, 8 for each of 128 threads; of long windows twice as many of both
@@ -68,7 +68,7 @@ def area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT: tl.constexpr):
     return area(i // (NY * NX), i // NX % NY, i % NX, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _box_kernel(
     # pointers
     x_ptr, y_ptr,
@@ -101,7 +101,7 @@ def _box_kernel(
     tl.store(y_ptr + plane + o_y, window_sums(tails, heads, AXIS), mask=m_y)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _products_kernel(
     # pointers
     x_ptr, guide_ptr, y_ptr,
@@ -115,14 +115,14 @@ def _products_kernel(
 ):  # fmt: skip
     """Each program owns one block of outputs along the innermost axis, of TL rows of one class: the sums of x and of
     I x, y [B, 1 + D, C, N]; of x / area if SCALED."""
-    b = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1)
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
     lines = NZ * NY
     tiles = tl.cdiv(lines, TL)
-    first = tl.program_id(0) // tiles * (2 * RX + 1)
+    program, plane = tile_and_image(tiles * tl.cdiv(NX, 2 * RX + 1))
+    b, c = plane // C, plane % C
+    first = program // tiles * (2 * RX + 1)
     o_n = tl.arange(0, TN)[None, :]
-    line = tl.program_id(0) % tiles * TL + tl.arange(0, TL)[:, None]
+    line = program % tiles * TL + tl.arange(0, TL)[:, None]
     tail, m_tail, head, m_head = places(first, o_n, RX, NX)
     m_tail, m_head = m_tail & (line < lines), m_head & (line < lines)
     i_tail, i_head = line * NX + tail, line * NX + head
@@ -142,7 +142,7 @@ def _products_kernel(
         tl.store(y_ptr + (d + 1) * C * N, window_sums(t, h, 1), mask=m_y)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _statistics_kernel(
     # pointers
     sums_ptr, eps_ptr, mean_ptr, cholesky_ptr,
@@ -153,9 +153,9 @@ def _statistics_kernel(
 ):  # fmt: skip
     """Each program owns mean and Cholesky factors of P pixels of one guide, from its sums [Bf, 1 + D, D, N], by
     reference.guided.factored in registers."""
-    b = tl.program_id(1).to(tl.int64)
+    tile, b = tile_and_image(tl.cdiv(NZ * NY * NX, P))
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    i = tl.program_id(0) * P + tl.arange(0, P)
+    i = tile * P + tl.arange(0, P)
     m_i = i < N
     share = 1.0 / area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT).to(tl.float64)
     sums_ptr += b * (D + 1) * D * N + i
@@ -228,9 +228,9 @@ def product_sums(x, image, geometry: dict, scaled: bool, dtype=torch.float32):
     d = image.shape[1]
     y = x.new_empty((batch, 1 + d, classes, *size), dtype=dtype)
     width, across, warps = tile(geometry["RX"])
-    grid = ceil_div(size[2], 2 * geometry["RX"] + 1) * ceil_div(size[0] * size[1], across), classes, batch
+    tiles = ceil_div(size[2], 2 * geometry["RX"] + 1) * ceil_div(size[0] * size[1], across)
     launch(
-        _products_kernel, grid, warps, x_ptr=x, guide_ptr=image, y_ptr=y, C=classes, **geometry,
+        _products_kernel, (tiles * classes * batch,), warps, x_ptr=x, guide_ptr=image, y_ptr=y, C=classes, **geometry,
         stride_gb=batch_stride(image), D=d, SCALED=scaled, TN=width, TL=across,
         DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
     )  # fmt: skip
@@ -247,7 +247,7 @@ def statistics(guide, eps, floor: float, radii, box: str):
     mean = torch.empty_like(guide)
     cholesky = guide.new_empty((images, d * (d + 1) // 2, *size))
     launch(
-        _statistics_kernel, (ceil_div(math.prod(size), 128), images), num_warps=4,
+        _statistics_kernel, (ceil_div(math.prod(size), 128) * images,), num_warps=4,
         sums_ptr=sums, eps_ptr=eps.double(), mean_ptr=mean, cholesky_ptr=cholesky, floor=floor, **geometry, D=d, P=128,
     )  # fmt: skip
     return mean, cholesky

@@ -1,13 +1,26 @@
 """What every kernel file shares: the one way to launch, and device helpers."""
 
 import contextlib
+import contextvars
 from dataclasses import dataclass, fields
 
 import torch
 import triton
 import triton.language as tl
 
-_recorders: list[tuple[list, bool]] = []
+# For `triton.jit`: what follows from a size alone, or from the picture, makes no other binary. Two things may: that a
+# size is 1, as of an axis that is not there, and that rows, and what is made of them, are a multiple of 16 long, since
+# they are then read in vectors.
+OF_SIZE = {
+    "do_not_specialize": ["CHUNKS", "V", "V0", "V1", "PY", "PX"],
+    "do_not_specialize_on_alignment": [
+        "N", "NZ", "NY", "LY", "LX", "n", "R", "RZ", "RY", "RX", "CLASS_BLOCKS", "stride_fm", "stride_bm", "stride_tm",
+        "stride_ym", "first_ptr", "second_ptr",
+    ],
+}  # fmt: skip
+
+# Of the block that runs, so that threads do not see each other's: a list of launches, and whether they run.
+_recorders: contextvars.ContextVar[tuple] = contextvars.ContextVar("recorders", default=())
 
 
 @dataclass(frozen=True)
@@ -43,22 +56,23 @@ _OPTIONS = {field.name for field in fields(Launch)} - {"kernel", "grid", "argume
 
 @contextlib.contextmanager
 def record_launches(run: bool = True):
-    """Collect every launch made inside the block, in order.
+    """Collect every launch that this thread makes inside the block, in order.
 
     With `run=False` nothing is launched and outputs stay unwritten: what cross-compilation needs, on a
     machine that could not run the kernels.
     """
     recorder = ([], run)
-    _recorders.append(recorder)
+    token = _recorders.set((*_recorders.get(), recorder))
     try:
-        yield recorder[0]
+        with torch.autograd.set_multithreading_enabled(False):  # a GPU's backward has threads of its own
+            yield recorder[0]
     finally:
-        _recorders.pop()
+        _recorders.reset(token)
 
 
 def launches_run() -> bool:
     """False inside `record_launches(run=False)`."""
-    return all(run for _, run in _recorders)
+    return all(run for _, run in _recorders.get())
 
 
 def launch(kernel, grid: tuple, num_warps: int, **given) -> None:
@@ -67,7 +81,7 @@ def launch(kernel, grid: tuple, num_warps: int, **given) -> None:
         return
     options = {name: given.pop(name) for name in _OPTIONS & given.keys()}
     asked = Launch(kernel, grid, given, num_warps, **options)
-    for launches, _ in _recorders:
+    for launches, _ in _recorders.get():
         launches.append(asked)
     if launches_run():
         with torch.cuda.device_of(next(a for a in given.values() if isinstance(a, torch.Tensor))):
@@ -100,6 +114,14 @@ def product(a, b):
     """a b, rounded before it is summed: an fma in the first step of a sum across lanes would round the lanes' own
     products otherwise than their partners', and give them different last bits."""
     return tl.fma(a, b, tl.zeros_like(a))
+
+
+@triton.jit
+def tile_and_image(tiles):
+    """A program's tile and image, for `tiles` an image. Images lie along the grid's first axis, behind the tiles: the
+    other axes end at 65535."""
+    program = tl.program_id(0)
+    return program % tiles, (program // tiles).to(tl.int64)
 
 
 @triton.jit

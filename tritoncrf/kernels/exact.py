@@ -29,10 +29,13 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
 
 TILE = 128  # pixels that a program owns; a block is a power of two of them
 MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not fit in shared memory
+
+# C counts the classes of all images where one image's features serve them.
+OF_BATCH = OF_SIZE | {"do_not_specialize": ["C"]}
 
 LOG2E = tl.constexpr(math.log2(math.e))  # exp(e) = 2^(LOG2E e)
 WIDE = tl.constexpr(12.5)  # |t|^2 / 2 from where log k is off by more than 2e-6
@@ -64,27 +67,28 @@ def _dot(a_high, a_low, b_high, b_low, total):
     return tl.dot(a_low, b_high, total)
 
 
-@triton.jit
+@triton.jit(**OF_BATCH)
 def _halves_kernel(
     # pointers
     x_ptr, order_ptr, scale_ptr, h_ptr,
     # sizes
-    N, PADDED, C,
+    N, PADDED, C, CLASS_BLOCKS,
     # meta-parameters
     P: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Each program owns P sorted pixels of a block of CP classes of one image: a row of high halves, then low ones.
     Pixels and classes that fill up are 0."""
-    b = tl.program_id(2).to(tl.int64)
-    o_p = tl.program_id(0) * P + tl.arange(0, P)
+    tile, b = tile_and_image(PADDED // P)
+    b, c = b // CLASS_BLOCKS, b % CLASS_BLOCKS
+    o_p = tile * P + tl.arange(0, P)
     o_k = tl.arange(0, CP)
-    o_c = tl.program_id(1) * CP + o_k
+    o_c = c * CP + o_k
     m_p, m_c = o_p < N, o_c < C
     pixel = tl.load(order_ptr + b * N + o_p, mask=m_p, other=0)
     o_x = (b * C + o_c[None, :]) * N + pixel[:, None]
     x = tl.load(x_ptr + o_x, mask=m_p[:, None] & m_c[None, :], other=0.0)
     high, low = _split(x * tl.load(scale_ptr + b * C + o_c, mask=m_c, other=0.0)[None, :])
-    row = (b * PADDED + o_p) * tl.num_programs(1) + tl.program_id(1)
+    row = (b * PADDED + o_p) * CLASS_BLOCKS + c
     o_h = row[:, None] * (2 * CP) + o_k[None, :]
     tl.store(h_ptr + o_h, high)
     tl.store(h_ptr + o_h + CP, low)
@@ -156,14 +160,16 @@ def _together(i_high, i_low, j_high, j_low, row, column, DP: tl.constexpr):
 
 
 @triton.jit
-def _own(turn_ptr, starts_ptr, b, PADDED, BLOCK: tl.constexpr, TI: tl.constexpr):
-    """A program's block, the first of its sorted pixels, its first visit and its last: the first is to itself, and
-    visit v > first is to block columns[v - 1]."""
+def _own(turn_ptr, starts_ptr, PADDED, CLASS_BLOCKS, BLOCK: tl.constexpr, TI: tl.constexpr):
+    """A program's image, block of classes and block of pixels, the first of its sorted pixels, its first visit and its
+    last: the first is to itself, and visit v > first is to block columns[v - 1]."""
+    tile, b = tile_and_image(PADDED // TI)
+    b, c = b // CLASS_BLOCKS, b % CLASS_BLOCKS
     blocks = PADDED // BLOCK
-    block = tl.load(turn_ptr + b * blocks + tl.program_id(0) // (BLOCK // TI))
+    block = tl.load(turn_ptr + b * blocks + tile // (BLOCK // TI))
     starts_ptr += b * (blocks + 1) + block
-    i = block.to(tl.int64) * BLOCK + tl.program_id(0) % (BLOCK // TI) * TI
-    return block, i, tl.load(starts_ptr), tl.load(starts_ptr + 1)
+    i = block.to(tl.int64) * BLOCK + tile % (BLOCK // TI) * TI
+    return b, c, block, i, tl.load(starts_ptr), tl.load(starts_ptr + 1)
 
 
 @triton.jit
@@ -175,30 +181,29 @@ def _visited(columns_ptr, step, first, block, BLOCK: tl.constexpr, P: tl.constex
 
 
 @triton.jit
-def _halves(h_ptr, ROW: tl.constexpr, P: tl.constexpr, CP: tl.constexpr):
+def _halves(h_ptr, ROW, P: tl.constexpr, CP: tl.constexpr):
     """High and low halves of the values of P pixels, [P, CP]."""
     o_h = tl.arange(0, P)[:, None] * ROW + tl.arange(0, CP)[None, :]
     return tl.load(h_ptr + o_h), tl.load(h_ptr + o_h + CP)
 
 
-@triton.jit
+@triton.jit(**OF_BATCH)
 def _exact_kernel(
     # pointers
     h_ptr, f_ptr, order_ptr, turn_ptr, starts_ptr, columns_ptr, scale_ptr, y_ptr,
-    # sizes: pixels, with those that fill the last block, classes, features
-    N, PADDED, C, D,
+    # sizes: pixels, with those that fill the last block, classes and their blocks, features
+    N, PADDED, C, CLASS_BLOCKS, D,
     # meta-parameters
     SELF: tl.constexpr, FAST: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr, TI: tl.constexpr,
-    TJ: tl.constexpr, TE: tl.constexpr, CLASS_BLOCKS: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr,
+    TJ: tl.constexpr, TE: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
     """Each program owns TI sorted pixels of a block of CP classes of one image."""
-    b = tl.program_id(2).to(tl.int64)
-    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, BLOCK, TI)
-    ROW: tl.constexpr = 2 * CP * CLASS_BLOCKS
+    b, c, block, i, first, last = _own(turn_ptr, starts_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
+    ROW = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     f_ptr += b * PADDED * DP
-    h_ptr += b * PADDED * ROW + tl.program_id(1) * 2 * CP
+    h_ptr += b * PADDED * ROW + c * 2 * CP
 
     apart = last  # the last visit that is taken by differences
     if DOT:
@@ -223,7 +228,7 @@ def _exact_kernel(
             high, low = _split(tl.exp2(_together(i_high, i_low, j_high, j_low, row, column, DP)))
             total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
 
-    o_c = tl.program_id(1) * CP + tl.arange(0, CP)
+    o_c = c * CP + tl.arange(0, CP)
     m_i, m_c = i + o_i < N, o_c < C
     pixel = tl.load(order_ptr + b * N + i + o_i, mask=m_i, other=0)
     total *= tl.load(scale_ptr + b * C + o_c, mask=m_c, other=0.0)[None, :]
@@ -231,7 +236,7 @@ def _exact_kernel(
 
 
 @triton.jit
-def _pull(k, x_i_high, x_i_low, y_i_high, y_i_low, x_ptr, y_ptr, ROW: tl.constexpr, CP: tl.constexpr):
+def _pull(k, x_i_high, x_i_low, y_i_high, y_i_low, x_ptr, y_ptr, ROW, CP: tl.constexpr):
     """k_ij (<x_i, y_j> + <y_i, x_j>), [TI, TJ]."""
     x_high, x_low = _halves(x_ptr, ROW, k.shape[1], CP)
     y_high, y_low = _halves(y_ptr, ROW, k.shape[1], CP)
@@ -241,28 +246,27 @@ def _pull(k, x_i_high, x_i_low, y_i_high, y_i_low, x_ptr, y_ptr, ROW: tl.constex
     return k * products
 
 
-@triton.jit
+@triton.jit(**OF_BATCH)
 def _exact_feature_gradient_kernel(
     # pointers
     x_ptr, y_ptr, f_ptr, order_ptr, turn_ptr, starts_ptr, columns_ptr, scale_ptr, gradient_ptr,
     # sizes
-    N, PADDED, D,
+    N, PADDED, CLASS_BLOCKS, D,
     # meta-parameters
     SHIFT: tl.constexpr, BLOCK: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
-    TE: tl.constexpr, CLASS_BLOCKS: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr,
+    TE: tl.constexpr, CP: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Each program owns what a block of CP classes adds to the feature gradient of TI sorted pixels of one image.
 
     sum_j p_ij (f_j - f_i) = sum_j p_ij t_j - t_i sum_j p_ij, with p_ij = k_ij (<x_i, y_j> + <y_i, x_j>).
     """
-    b = tl.program_id(2).to(tl.int64)
-    block, i, first, last = _own(turn_ptr, starts_ptr, b, PADDED, BLOCK, TI)
-    ROW: tl.constexpr = 2 * CP * CLASS_BLOCKS
+    b, c, block, i, first, last = _own(turn_ptr, starts_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
+    ROW = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     o_d = tl.arange(0, DP)
     f_ptr += b * PADDED * DP
-    x_ptr += b * PADDED * ROW + tl.program_id(1) * 2 * CP
-    y_ptr += b * PADDED * ROW + tl.program_id(1) * 2 * CP
+    x_ptr += b * PADDED * ROW + c * 2 * CP
+    y_ptr += b * PADDED * ROW + c * 2 * CP
 
     apart = last
     if DOT:
@@ -301,7 +305,7 @@ def _exact_feature_gradient_kernel(
 
     m_i = i + o_i < N
     pixel = tl.load(order_ptr + b * N + i + o_i, mask=m_i, other=0)
-    o_g = ((b * tl.num_programs(1) + tl.program_id(1)) * D + o_d[None, :]) * N + pixel[:, None]
+    o_g = ((b * CLASS_BLOCKS + c) * D + o_d[None, :]) * N + pixel[:, None]
     tl.store(gradient_ptr + o_g, gradient * tl.load(scale_ptr + b), mask=m_i[:, None] & (o_d < D)[None, :])
 
 
@@ -331,9 +335,9 @@ def _in_halves(x, scale, order, padded: int, classes: int):
     blocks = ceil_div(total, classes)
     halves = torch.empty((images, padded, blocks, 2, classes), dtype=torch.float16, device=x.device)
     launch(
-        _halves_kernel, (ceil_div(padded, TILE), blocks, images), num_warps=4,
+        _halves_kernel, (padded // TILE * blocks * images,), num_warps=4,
         x_ptr=x.contiguous(), order_ptr=order, scale_ptr=scale.expand(images, total, 1).contiguous(), h_ptr=halves,
-        N=pixels, PADDED=padded, C=total, P=TILE, CP=classes,
+        N=pixels, PADDED=padded, C=total, CLASS_BLOCKS=blocks, P=TILE, CP=classes,
     )  # fmt: skip
     return halves
 
@@ -348,7 +352,7 @@ def exact_sum(x, features, order, starts, columns, include_self: bool, precision
     halves = _in_halves(x, scale, visits["order_ptr"], features.shape[2], classes)
     shift = 15  # k <= 1 becomes 2^15
     launch(
-        _exact_kernel, (features.shape[2] // TILE, halves.shape[2], x.shape[0]), num_warps=8,
+        _exact_kernel, (features.shape[2] // TILE * halves.shape[2] * x.shape[0],), num_warps=8,
         h_ptr=halves, **visits, scale_ptr=2.0**-shift / scale, y_ptr=y,
         C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TJ=64, CLASS_BLOCKS=halves.shape[2],
         CP=classes,
@@ -368,7 +372,7 @@ def exact_feature_gradient(x, y, features, order, starts, columns):
     shift = 14 - 28 - classes.bit_length()  # of k times 2 C products of two numbers up to 2^14: 2^14 at most
     gradient = features.new_empty(images, blocks, dimensions, order.shape[1])
     launch(
-        _exact_feature_gradient_kernel, (padded // TILE, blocks, images), num_warps=8,
+        _exact_feature_gradient_kernel, (padded // TILE * blocks * images,), num_warps=8,
         x_ptr=x, y_ptr=y, **visits, scale_ptr=2.0**-shift / scales[0] / scales[1], gradient_ptr=gradient,
         SHIFT=shift, TJ=64 if visits["DP"] <= 16 else 32, CLASS_BLOCKS=blocks, CP=classes,
     )  # fmt: skip

@@ -41,7 +41,7 @@ from tritoncrf.kernels.box import (
     tile,
     window_sums,
 )
-from tritoncrf.kernels.common import ceil_div, launch
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
 from tritoncrf.step import Step, stacked, to_3d
 
@@ -127,7 +127,7 @@ def _long_sums(f_ptr, first, o_n, o_l, n, lines, R):
     return window_sums(tails, heads, 0)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _coefficients_kernel(
     # pointers
     x_ptr, guide_ptr, mean_ptr, cholesky_ptr, z_ptr,
@@ -141,13 +141,13 @@ def _coefficients_kernel(
 ):  # fmt: skip
     """Each program owns offset and slope of one tile, for CB classes of one image. x: values, if LONG what
     `product_sums` gives, [B, 1 + D, C, N]."""
-    b = tl.program_id(2).to(tl.int64)
     n, lines, R = _axis(NZ, NY, NX, RZ, RY, VOLUME)
     rows = 2 * R + 1 if LONG else TN
     columns = tl.cdiv(lines, TL)
-    c = tl.program_id(0) // columns * CB
+    program, b = tile_and_image(columns * tl.cdiv(C, CB))
+    c = program // columns * CB
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    first, line, o_n, o_l, i = _tile_places(tl.program_id(0) % columns, rows, n, lines, TN, TL)
+    first, line, o_n, o_l, i = _tile_places(program % columns, rows, n, lines, TN, TL)
     o_c = c + tl.arange(0, CB)[None, :, None]
     mean_ptr += b * stride_gb
     cholesky_ptr += b * stride_lb
@@ -183,7 +183,7 @@ def _coefficients_kernel(
     tl.store(z_ptr + o_c * N + i, offset, mask=m_z)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _step_kernel(
     # pointers: z, or if LONG its sums along all other axes; messages [B, C, N], which may be y
     z_ptr, guide_ptr, mix_ptr, unary_ptr, a_ptr, q_ptr, message_ptr, y_ptr,
@@ -197,11 +197,11 @@ def _step_kernel(
     TN: tl.constexpr, CB: tl.constexpr, TL: tl.constexpr, CP: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns all classes of one tile of one image, and ends the step for P of its pixels at a time."""
-    b = tl.program_id(2).to(tl.int64)
     n, lines, R = _axis(NZ, NY, NX, RZ, RY, VOLUME)
     rows = 2 * R + 1 if LONG else TN
+    program, b = tile_and_image(tl.cdiv(lines, TL))
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    first, line, o_n, o_l, i = _tile_places(tl.program_id(0), rows, n, lines, TN, TL)
+    first, line, o_n, o_l, i = _tile_places(program, rows, n, lines, TN, TL)
     guide_ptr += b * stride_gb
     z_ptr += b * (channels + 1) * C * N
     image = b * C * N
@@ -246,12 +246,12 @@ def _tiling(guide) -> tuple[dict, int]:
     return {"VOLUME": nz > 1, "LONG": True, "TN": width, "TL": across}, warps
 
 
-def _grid(guide, tiling, blocks: int, batch: int) -> tuple[int, int, int]:
-    """Columns of the tiles, times blocks of classes, for there may be many; rows of the tiles; images."""
+def _grid(guide, tiling, blocks: int, batch: int) -> tuple[int, int]:
+    """Columns of the tiles, times blocks of classes and images, for there may be many; rows of the tiles."""
     nz, ny, nx = guide.image.shape[2:]
     n, lines, radius = (nz, ny * nx, guide.radii[0]) if tiling["VOLUME"] else (ny, nx, guide.radii[1])
     rows = 2 * radius + 1 if tiling["LONG"] else tiling["TN"]
-    return ceil_div(lines, tiling["TL"]) * blocks, ceil_div(n, rows), batch
+    return ceil_div(lines, tiling["TL"]) * blocks * batch, ceil_div(n, rows)
 
 
 def _class_block(classes: int, numbers: int) -> int:

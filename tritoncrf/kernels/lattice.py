@@ -23,7 +23,7 @@ import functools
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, image_base, launch, scale
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, image_base, launch, scale, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
 from tritoncrf.step import Step, stacked
 
@@ -49,7 +49,7 @@ def _rows(x_ptr, index, m_index, CS: tl.constexpr, CB: tl.constexpr):
     return tl.load(x_ptr + o_row[:, None] + o_c[None, :], mask=m_index[:, None] & m_c[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["CHUNKS"])
+@triton.jit(**OF_SIZE)
 def _splat_kernel(
     # pointers
     x_ptr, weight_ptr, scale_ptr, pair_ptr, start_ptr, y_ptr,
@@ -59,8 +59,8 @@ def _splat_kernel(
     D1: tl.constexpr, CS: tl.constexpr, CB: tl.constexpr, P: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the sums of P chunks of at most CHUNK pairs, for one block of classes."""
-    image = tl.program_id(2).to(tl.int64)
-    p = tl.program_id(0) * P + tl.arange(0, P)
+    tile, image = tile_and_image(tl.cdiv(CHUNKS, P))
+    p = tile * P + tl.arange(0, P)
     m_p = p < CHUNKS
     start = tl.load(start_ptr + p, mask=m_p, other=0)
     count = tl.load(start_ptr + p + 1, mask=m_p, other=0) - start
@@ -75,7 +75,7 @@ def _splat_kernel(
     tl.store(y_ptr + o_y[:, None] + o_c[None, :], total, mask=m_p[:, None] & m_c[None, :])
 
 
-@triton.jit(do_not_specialize=["V", "CHUNKS"])
+@triton.jit(**OF_SIZE)
 def _join_kernel(
     # pointers
     chunk_sum_ptr, vertex_chunk_ptr, v_ptr,
@@ -85,8 +85,8 @@ def _join_kernel(
     CS: tl.constexpr, CB: tl.constexpr, P: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Each program owns P vertices, for one block of classes: the sums of their chunks."""
-    image = tl.program_id(2).to(tl.int64)
-    p = tl.program_id(0) * P + tl.arange(0, P)
+    tile, image = tile_and_image(tl.cdiv(V, P))
+    p = tile * P + tl.arange(0, P)
     m_p = p < V
     start = tl.load(vertex_chunk_ptr + p, mask=m_p, other=0)
     count = tl.load(vertex_chunk_ptr + p + 1, mask=m_p, other=0) - start
@@ -113,7 +113,7 @@ def _blurred(v_ptr, neighbour_ptr, p, V, CS: tl.constexpr, CB: tl.constexpr):
     return _rows(v_ptr, p, p < V, CS, CB) + 0.5 * around
 
 
-@triton.jit(do_not_specialize=["V"], do_not_specialize_on_alignment=["first_ptr", "second_ptr"])
+@triton.jit(**OF_SIZE)
 def _blur_kernel(
     # pointers
     v_ptr, first_ptr, second_ptr, y_ptr,
@@ -123,8 +123,9 @@ def _blur_kernel(
     CS: tl.constexpr, CB: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns P blurred vertices, for one block of classes: blur_second blur_first v, or blur_first v."""
-    image = tl.program_id(2).to(tl.int64) * (V + 1) * CS
-    p = tl.program_id(0) * P + tl.arange(0, P)
+    tile, image = tile_and_image(tl.cdiv(V, P))
+    image *= (V + 1) * CS
+    p = tile * P + tl.arange(0, P)
     y = _blurred(v_ptr + image, first_ptr, p, V, CS, CB)
     if second_ptr is not None:
         ahead, back = _neighbours(second_ptr, p, V)
@@ -149,21 +150,21 @@ def _sliced(
     return total
 
 
-@triton.jit(do_not_specialize=["V0", "V1"])
+@triton.jit(**OF_SIZE)
 def _slice_kernel(
     # pointers; of each filter: vertices, tables, scales
     v_ptrs, vertex_ptrs, weight_ptrs, scale_ptrs, mix_ptr, unary_ptr, a_ptr, q_ptr, y_ptr, filtered_ptr,
     # sizes: pixels; rows of an image in v_ptrs, which Triton would specialise on if they were a tuple
     N, V0, V1,
-    # strides: a's and A's
-    stride_a, stride_mm, stride_ml, stride_mk,
+    # strides: filter of filtered, a's and A's
+    stride_tm, stride_a, stride_mm, stride_ml, stride_mk,
     # meta-parameters; of each filter: whether one lattice serves all images, or numbers the vertices of all
     alpha: tl.constexpr, C: tl.constexpr, CS: tl.constexpr, CP: tl.constexpr, D1: tl.constexpr,
     SHARED: tl.constexpr, MATRIX: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns P pixels of one image: all classes, or a block of them where the epilogue is "sum"."""
-    b = tl.program_id(2).to(tl.int64)
-    i = tl.program_id(0) * P + tl.arange(0, P)
+    tile, b = tile_and_image(tl.cdiv(N, P))
+    i = tile * P + tl.arange(0, P)
     m_i = i < N
     o_c = tl.program_id(1) * CP + tl.arange(0, CP)
     m_c = o_c < CS
@@ -177,7 +178,7 @@ def _slice_kernel(
             o_c, m_c, alpha[m], D1[m], CS,
         )  # fmt: skip
         if filtered_ptr is not None:
-            tl.store(filtered_ptr + m * tl.num_programs(2).to(tl.int64) * N * CS + o_y, message, mask=m_y)
+            tl.store(filtered_ptr + m * stride_tm + o_y, message, mask=m_y)
         if EPILOGUE == "sum":
             result = message
         else:
@@ -186,7 +187,7 @@ def _slice_kernel(
     tl.store(y_ptr + o_y, result, mask=m_y)
 
 
-@triton.jit(do_not_specialize=["V"])
+@triton.jit(**OF_SIZE)
 def _weights_gradient_kernel(
     # pointers
     x_ptr, y_ptr, vx_ptr, vy_ptr, vertex_ptr, gradient_ptr,
@@ -196,8 +197,8 @@ def _weights_gradient_kernel(
     alpha: tl.constexpr, D1: tl.constexpr, SHARED: tl.constexpr, CS: tl.constexpr, CB: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns dL/db of P pixels of one image."""
-    b = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * P + tl.arange(0, P)
+    tile, b = tile_and_image(tl.cdiv(N, P))
+    i = tile * P + tl.arange(0, P)
     m_i = i < N
     x_ptr += b * N * CS
     y_ptr += b * N * CS
@@ -252,13 +253,13 @@ def splat(rows, side):
     p = SUM_TILE // arguments["CB"]
     parts, v = _empty_rows(rows, groups, chunks), _empty_rows(rows, groups, count + 1)
     launch(
-        _splat_kernel, (ceil_div(chunks, p), blocks, groups), num_warps=4,
+        _splat_kernel, (ceil_div(chunks, p) * groups, blocks), num_warps=4,
         x_ptr=rows, weight_ptr=lattice.weights, scale_ptr=side.scale, pair_ptr=lattice.sorted_pairs,
         start_ptr=lattice.chunk_starts, y_ptr=parts, CHUNKS=chunks, N=rows.shape[1], D1=lattice.corners, **arguments,
         P=p, CHUNK=lattice.chunk,
     )  # fmt: skip
     launch(
-        _join_kernel, (ceil_div(count, p), blocks, groups), num_warps=4,
+        _join_kernel, (ceil_div(count, p) * groups, blocks), num_warps=4,
         chunk_sum_ptr=parts, vertex_chunk_ptr=lattice.vertex_chunks, v_ptr=v, V=count, CHUNKS=chunks, **arguments,
         P=p, CHUNK=JOINED,
     )  # fmt: skip
@@ -278,7 +279,7 @@ def filtered(rows, side, reverse: bool):
         pair = (*axes[first : first + 2], None)
         blurred = _empty_rows(rows, groups, count + 1)
         launch(
-            _blur_kernel, (ceil_div(count, p), blocks, groups), num_warps=4,
+            _blur_kernel, (ceil_div(count, p) * groups, blocks), num_warps=4,
             v_ptr=v, first_ptr=pair[0], second_ptr=pair[1], y_ptr=blurred, V=count, **arguments, P=p,
         )  # fmt: skip
         v = blurred
@@ -297,11 +298,12 @@ def _launch_slice(y, vertices, sides, *, precision="default", epilogue="sum", mi
         mix = mix.expand(-1, classes)  # a scalar serves all classes, with stride 0
     strides = (*(mix.stride() if mix is not None else ()), 0, 0, 0)
     launch(
-        _slice_kernel, (ceil_div(pixels, p), blocks, batch), num_warps=4,
+        _slice_kernel, (ceil_div(pixels, p) * batch, blocks), num_warps=4,
         v_ptrs=tuple(vertices), vertex_ptrs=tuple(lattice.vertices for lattice in lattices),
         weight_ptrs=tuple(lattice.weights for lattice in lattices), scale_ptrs=tuple(side.scale for side in sides),
         mix_ptr=mix, unary_ptr=unary, a_ptr=a, q_ptr=q, y_ptr=y, filtered_ptr=filtered,
-        N=pixels, V0=vertices[0].shape[1], V1=vertices[-1].shape[1], stride_a=0 if a is None else a.stride(0),
+        N=pixels, V0=vertices[0].shape[1], V1=vertices[-1].shape[1],
+        stride_tm=0 if filtered is None else filtered.stride(0), stride_a=0 if a is None else a.stride(0),
         stride_mm=strides[0], stride_ml=strides[1], stride_mk=strides[2] if matrix else 0,
         alpha=tuple(lattice.alpha for lattice in lattices), C=classes, CS=shape["CS"], CP=padded,
         D1=tuple(lattice.corners for lattice in lattices), SHARED=tuple(lattice.shared for lattice in lattices),
@@ -322,7 +324,7 @@ def weights_gradient(rows, cotangent, lattice, v_forward, v_reverse):
     p = TILE // 2 // arguments["CB"]  # four rows of each pixel are in flight
     gradient = rows.new_empty((batch, pixels, lattice.corners))
     launch(
-        _weights_gradient_kernel, (ceil_div(pixels, p), batch), num_warps=4, registers=96,
+        _weights_gradient_kernel, (ceil_div(pixels, p) * batch,), num_warps=4, registers=96,
         x_ptr=rows, y_ptr=cotangent, vx_ptr=v_forward, vy_ptr=v_reverse, vertex_ptr=lattice.vertices,
         gradient_ptr=gradient, N=pixels, V=v_forward.shape[1], alpha=lattice.alpha, D1=lattice.corners,
         SHARED=lattice.shared, **arguments, P=p,

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch
+from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
 
 
 @triton.constexpr_function
@@ -52,7 +52,7 @@ def _simplex(f_ptr, i, m_i, N, D: tl.constexpr, DP: tl.constexpr):
     return cell, rank + wrap * (D + 1), distance * (1.0 / (D + 1)) - wrap
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _simplex_kernel(
     # pointers
     f_ptr, low_ptr, stride_ptr, weight_ptr, code_ptr,
@@ -62,8 +62,8 @@ def _simplex_kernel(
     D: tl.constexpr, DP: tl.constexpr, FIRST: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the weights and one group's codes of the D + 1 vertices around P pixels of one image."""
-    b = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * P + tl.arange(0, P)
+    tile, b = tile_and_image(tl.cdiv(N, P))
+    i = tile * P + tl.arange(0, P)
     m_i = i < N
     cell, rank, fraction = _simplex(f_ptr + b * D * N, i, m_i, N, D, DP)
     o = tl.arange(0, DP)[:, None]
@@ -90,7 +90,7 @@ def _simplex_kernel(
     tl.store(code_ptr + o_y, code, mask=m_y)
 
 
-@triton.jit
+@triton.jit(**OF_SIZE)
 def _simplex_gradient_kernel(
     # pointers
     f_ptr, d_weight_ptr, d_f_ptr,
@@ -100,8 +100,8 @@ def _simplex_gradient_kernel(
     D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns dL/df of P pixels of one image."""
-    b = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * P + tl.arange(0, P)
+    tile, b = tile_and_image(tl.cdiv(N, P))
+    i = tile * P + tl.arange(0, P)
     m_i = i < N
     _, rank, _ = _simplex(f_ptr + b * D * N, i, m_i, N, D, DP)
     o = tl.arange(0, DP)[:, None]
@@ -122,7 +122,7 @@ def _launch_simplex(kernel, features, **arguments):
     padded = triton.next_power_of_2(channels + 1)
     # A pixel to a thread: up to fifteen features, what belongs to a pixel never crosses threads.
     launch(
-        kernel, (ceil_div(pixels, 32), images), num_warps=max(1, padded // 16), fp_fusion=False,
+        kernel, (ceil_div(pixels, 32) * images,), num_warps=max(1, padded // 16), fp_fusion=False,
         f_ptr=features, **arguments, N=pixels, D=channels, DP=padded, P=32,
     )  # fmt: skip
 

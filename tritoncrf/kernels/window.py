@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale
+from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
 from tritoncrf.step import Step, contiguous, stacked, to_3d
 
@@ -34,8 +34,8 @@ PIXELS = tl.constexpr(128)  # of the largest tile: a thread has one, with all it
 
 # Known to be multiples of 16, sizes and strides would make Triton give a thread neighbouring pixels, and spread each
 # sum over channels across the threads of a warp.
-UNALIGNED = ["NZ", "NY", "NX", "STEP", "stride_xb", "stride_xc", "stride_yb", "stride_yc", "stride_a", "stride_mm",
-             "stride_ml", "stride_mk"]  # fmt: skip
+UNALIGNED = ["NZ", "NY", "NX", "STEP", "stride_xb", "stride_xc", "stride_yb", "stride_yc", "stride_tm", "stride_a",
+             "stride_mm", "stride_ml", "stride_mk"]  # fmt: skip
 
 
 def _tile(size, registers: int) -> tuple[tuple[int, int, int], int]:
@@ -50,10 +50,12 @@ def _tile(size, registers: int) -> tuple[tuple[int, int, int], int]:
 
 
 @triton.jit
-def _tile_pixels(program, NZ, NY, NX, STEP, R: tl.constexpr, TYX: tl.constexpr):
-    """A program's tile: coordinates z, y [P], x [P], which pixels exist, and whether all neighbours of all do."""
+def _tile_pixels(NZ, NY, NX, STEP, R: tl.constexpr, TYX: tl.constexpr):
+    """A program's image and tile: coordinates z, y [P], x [P], which pixels exist, and whether all neighbours of all
+    do."""
     tiles_x = tl.cdiv(NX, TYX[1])
     tiles_y = tl.cdiv(NY, TYX[0])
+    program, b = tile_and_image(tiles_x * tiles_y * NZ)
     x0 = program % tiles_x * TYX[1]
     y0 = program // tiles_x % tiles_y * TYX[0]
     z = program // tiles_x // tiles_y
@@ -62,7 +64,7 @@ def _tile_pixels(program, NZ, NY, NX, STEP, R: tl.constexpr, TYX: tl.constexpr):
     reach_z, reach_y, reach_x = R[0] * STEP, R[1] * STEP, R[2] * STEP
     interior = (z >= reach_z) & (z + reach_z < NZ) & (y0 >= reach_y) & (y0 + TYX[0] + reach_y <= NY)
     interior = interior & (x0 >= reach_x) & (x0 + TYX[1] + reach_x <= NX)
-    return z, y, x, (y < NY) & (x < NX), interior
+    return b, z, y, x, (y < NY) & (x < NX), interior
 
 
 @triton.jit
@@ -142,17 +144,16 @@ def _window_kernel(
     x_ptr, f_ptrs, in_ptrs, out_ptrs, mix_ptr, unary_ptr, a_ptr, q_ptr, y_ptr, filtered_ptr,
     # sizes
     NZ, NY, NX, STEP,
-    # strides: batch and class of x, a's and A's
-    stride_xb, stride_xc, stride_a, stride_mm, stride_ml, stride_mk,
+    # strides: batch and class of x, filter of filtered, a's and A's
+    stride_xb, stride_xc, stride_tm, stride_a, stride_mm, stride_ml, stride_mk,
     # meta-parameters; of each filter: channels, whether its features serve all images, whether a pixel sees itself
     C: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr,
     MERGE: tl.constexpr, MATRIX: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
     TYX: tl.constexpr, CP: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Each program owns all classes of one tile of pixels of one image."""
-    b = tl.program_id(1).to(tl.int64)
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    z_p, y_p, x_p, m_p, interior = _tile_pixels(tl.program_id(0), NZ, NY, NX, STEP, R, TYX)
+    b, z_p, y_p, x_p, m_p, interior = _tile_pixels(NZ, NY, NX, STEP, R, TYX)
     i_p = (z_p * NY + y_p) * NX + x_p
     x_ptr += b * stride_xb
     bases = ()
@@ -184,7 +185,7 @@ def _window_kernel(
     result = sums[0]
     for m in tl.static_range(len(sums)):
         if filtered_ptr is not None:
-            tl.store(filtered_ptr + m * tl.num_programs(1).to(tl.int64) * C * N + o_y, sums[m], mask=m_y)
+            tl.store(filtered_ptr + m * stride_tm + o_y, sums[m], mask=m_y)
         if not MERGE and EPILOGUE != "sum":
             weighted = mixed(sums[m], mix_ptr + m * stride_mm, stride_ml, stride_mk, o_c, C, MATRIX, CP, PRECISION)
             result = weighted if m == 0 else result + weighted
@@ -228,9 +229,8 @@ def _window_feature_gradient_kernel(
     C: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, R: tl.constexpr, TYX: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the feature gradient of one tile of pixels of one image."""
-    b = tl.program_id(1).to(tl.int64)
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
-    z_p, y_p, x_p, m_p, interior = _tile_pixels(tl.program_id(0), NZ, NY, NX, STEP, R, TYX)
+    b, z_p, y_p, x_p, m_p, interior = _tile_pixels(NZ, NY, NX, STEP, R, TYX)
     i_p = (z_p * NY + y_p) * NX + x_p
     x_ptr += b * stride_xb
     y_ptr += b * stride_yb
@@ -280,10 +280,11 @@ def _launch_window(x, y, size, radii, dilation, filters, *, precision="default",
     light = registers <= 64 and sums == 1 and radii[2] <= 6
     strides = (*(mix.stride() if mix is not None else ()), 0, 0, 0)
     launch(
-        _window_kernel, (tiles, batch), num_warps=warps,
+        _window_kernel, (tiles * batch,), num_warps=warps,
         x_ptr=x, f_ptrs=features, in_ptrs=scales_in, out_ptrs=scales_out, mix_ptr=mix,
         unary_ptr=unary, a_ptr=a, q_ptr=q, y_ptr=y, filtered_ptr=filtered,
-        C=classes, **geometry, stride_xb=x.stride(0), stride_xc=x.stride(1), stride_a=0 if a is None else a.stride(0),
+        C=classes, **geometry, stride_xb=x.stride(0), stride_xc=x.stride(1),
+        stride_tm=0 if filtered is None else filtered.stride(0), stride_a=0 if a is None else a.stride(0),
         stride_mm=strides[0], stride_ml=strides[1], stride_mk=strides[2] if matrix else 0,
         D=channels, SHARED=tuple(len(f) == 1 for f in features), SELF=selves,
         MERGE=merge, MATRIX=matrix, EPILOGUE=epilogue, PRECISION=precision, CP=padded,
@@ -315,7 +316,7 @@ def window_feature_gradient(x, y, features, radii, dilation: int):
     tiles, geometry = _geometry(size, radii, dilation, tile)
     gradient = torch.empty((batch, *features.shape[1:]), dtype=features.dtype, device=features.device)
     launch(
-        _window_feature_gradient_kernel, (tiles, batch), num_warps=warps,
+        _window_feature_gradient_kernel, (tiles * batch,), num_warps=warps,
         x_ptr=x, y_ptr=y, f_ptr=features, gradient_ptr=gradient,
         C=classes, **geometry, stride_xb=x.stride(0), stride_xc=x.stride(1), stride_yb=y.stride(0),
         stride_yc=y.stride(1), D=features.shape[1], SHARED=len(features) == 1, CP=padded,

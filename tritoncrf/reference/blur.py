@@ -22,16 +22,21 @@ def padding(size, blur) -> tuple[int, ...]:
 
 
 def pool(x, blur):
-    """[B, C, *S] -> [B, C, *low_size]."""
-    if max(blur) == 1:
-        return x
+    """[B, C, *S] -> [B, C, *low_size]. In 2-D passes, whose backward PyTorch has in a fixed order on a GPU; its 3-D
+    pooling's is not."""
     blur = _inside(blur, x.shape[2:])
-    if blur[0] == 1:  # PyTorch's 2-D pooling is the faster one
-        pad = padding(x.shape[2:], blur)
-        pooled = F.avg_pool2d(x.flatten(1, 2), blur[1:], blur[1:], pad[1:], count_include_pad=False)
-        return _crop(pooled.unflatten(1, x.shape[1:3]), low_size(x.shape[2:], blur))
-    pad = padding(x.shape[2:], blur)
-    return _crop(F.avg_pool3d(x, blur, blur, pad, count_include_pad=False), low_size(x.shape[2:], blur))
+    if max(blur[1:]) > 1:
+        x = _pooled_planes(x.flatten(1, 2), blur[1:]).unflatten(1, x.shape[1:3])
+    if blur[0] > 1:
+        x = _pooled_planes(x.flatten(3), (blur[0], 1)).unflatten(3, x.shape[3:])
+    return x
+
+
+def _pooled_planes(x, blur):
+    """[B, C, Y, X] -> [B, C, *low_size]."""
+    low = low_size(x.shape[2:], blur)
+    pooled = F.avg_pool2d(x, blur, blur, padding(x.shape[2:], blur), count_include_pad=False)
+    return pooled[:, :, : low[0], : low[1]]
 
 
 def _inside(blur, size) -> tuple[int, ...]:
@@ -80,14 +85,19 @@ def pool_counts(size, blur, dtype, device):
 
 
 def upsample_adjoint(y, blur):
-    """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]. Axis by axis a product with upsampling's own
-    matrix: PyTorch's backward of `interpolate` adds in no fixed order on a GPU."""
+    """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]. Axis by axis a low pixel sums the 2 b pixels that
+    read it: PyTorch's backward of `interpolate` adds in no fixed order on a GPU, and a matrix may multiply in TF32."""
     size = y.shape[2:]
     blur = _inside(blur, size)
     axes = zip(size, blur, low_size(size, blur), padding(size, blur), strict=True)
     for axis, (n, b, low, start) in enumerate(axes, 2):
         if b > 1:
-            unit = torch.eye(low, dtype=y.dtype, device=y.device)[None]
-            matrix = F.interpolate(unit, size=low * b, mode="linear", align_corners=False)[0, :, start : start + n]
-            y = (y.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
+            behind = (0, 0) * (4 - axis)
+            y = F.pad(y, (*behind, start + b // 2, low * b + b - b // 2 - n - start))
+            pixel = torch.arange(low, dtype=y.dtype, device=y.device).view(low, *(1,) * (4 - axis))
+            total = y.new_zeros(())
+            for offset, reader in enumerate(y.unfold(axis, 2 * b, b).unbind(-1)):
+                source = (pixel + (offset - b // 2 + 0.5) / b - 0.5).clamp(0, low - 1)
+                total = torch.addcmul(total, reader, (1 - (source - pixel).abs()).clamp_min(0))
+            y = total
     return y

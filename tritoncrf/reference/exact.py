@@ -19,6 +19,8 @@ import torch
 TILE = 128  # pixels: a block is a power of two of them
 MAX_BLOCKS = 4096  # of one image: what keeps the list of their pairs small
 LISTED = 1 << 21  # pairs of blocks that are looked at together while the list is made
+UNITS = 1 << 40  # that rtol is counted in; MAX_BLOCKS shares of up to 2^50 fit in 64 bits
+LEAST_RTOL = 1e-280  # instead of 0
 CHUNK = 1 << 20  # pixel pairs whose weights are held together: few calls, and in cache
 LEAST = {torch.float32: -80.0, torch.float64: -700.0}  # exponents: below, the CPU's exp takes ten times as long
 WIDE = {torch.float32: 12.5, torch.float64: 1e3}  # |f - centre|^2 / 2 from where a product loses accuracy
@@ -77,9 +79,9 @@ def live_blocks(low, high, block: int, pixels: int, rtol: float):
             apart = torch.maximum(lo - hi[rows, None], lo[rows, None] - hi).clamp_(min=0)
             gap.addcmul_(apart, apart)
         bound, column = (count * gap.mul_(-0.5).exp_()).sort(dim=1, stable=True)
-        # A GPU adds in no fixed order: in float64, so that the same pairs are kept every time.
-        total = bound.cumsum(1, dtype=torch.float64)
-        live[rows] = torch.zeros_like(live[rows]).scatter_(1, column, total > rtol)
+        # A GPU adds floats in no fixed order: integers, rounded up, so that the same pairs are kept every time.
+        shares = bound.double().mul_(UNITS / max(rtol, LEAST_RTOL)).ceil_().clamp_(max=2.0**50)
+        live[rows] = torch.zeros_like(live[rows]).scatter_(1, column, shares.long().cumsum(1) > UNITS)
     live |= live.T.clone()
     return live.fill_diagonal_(False)
 
