@@ -237,7 +237,7 @@ def _tiling(guide) -> tuple[dict, int]:
         return {"VOLUME": False, "LONG": False, "TN": rows, "TL": 128}, 4
     width, across, warps = tile(guide.radii[0 if nz > 1 else 1])
     if d > 4:  # each thread holds fewer numbers of every field
-        across, warps = TILE // width, 4
+        across, warps = max(1, TILE // width // (1 if d == 5 else 2)), 4
     return {"VOLUME": nz > 1, "LONG": True, "TN": width, "TL": across}, warps
 
 
@@ -263,7 +263,7 @@ def _coefficients(x, guide, adjoint: bool):
         x = product_sums(x, image, geometry, adjoint)
         x = box_sum(x.flatten(0, 1), (0, guide.radii[1] if size[0] > 1 else 0, 0))
         block = 1
-        warps *= 1 if d <= 4 else 2 if d == 5 else 4
+        warps *= 1 if d <= 4 else 2
     else:
         block = _class_block(classes, tiling["TN"] * (1 + d))
     z = image.new_empty((batch, 1 + d, classes, *size))
@@ -291,7 +291,8 @@ def _messages(z, guide, adjoint: bool, epilogue: str, y, message, **step) -> Non
         "stride_mk": 0, "MATRIX": False, "PRECISION": "default",
     } | step  # fmt: skip
     launch(
-        _step_kernel, _grid(guide, tiling, 1, batch), num_warps=warps, registers=None if tiling["LONG"] else 128,
+        _step_kernel, _grid(guide, tiling, 1, batch), num_warps=warps,
+        registers=128 if not tiling["LONG"] else 168 if tiling["TN"] == 64 and not matrix else None,
         z_ptr=z, guide_ptr=image, message_ptr=message, y_ptr=y, C=classes, channels=fields - 1, **geometry, **tiling,
         stride_gb=batch_stride(image), SCALED=not adjoint, EPILOGUE=epilogue, CP=columns, P=pixels,
         CB=1 if tiling["LONG"] else _class_block(classes, 4 * tiling["TN"]), **arguments,
