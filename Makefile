@@ -2,7 +2,7 @@
 #   make demo        refine a photo and write demo.png
 #   make test        all tests but the slow ones; what CI runs. The kernels as code compiled for sm_80 and sm_90, in an
 #                    emulator, and a share of their tests in Triton's interpreter
-#   make test-slow   the slow ones, and all tests of the kernels in the interpreter
+#   make test-slow   the slow ones, all tests of the kernels in the interpreter, and the newest Triton that pip gives
 #   make bench       the benchmarks, on whatever this machine has
 #   make profile     what a Hopper GPU, which need not be here, has for the kernels
 #   make lint        ruff, check and format; mypy
@@ -16,6 +16,7 @@ PYTHON3 ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+NEWEST := $(VENV)/newest-triton
 
 STAGE ?= tests
 OUT ?= out
@@ -23,7 +24,7 @@ COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATA ?=
 MINUTES ?=
 
-.PHONY: demo test test-slow part-rest part-models part-sm_80 part-sm_90 part-interpreter bench profile gpu lint gallery docs clean
+.PHONY: demo test test-slow part-rest part-models part-sm_80 part-sm_90 part-interpreter part-newest bench profile gpu lint gallery docs clean
 .DEFAULT_GOAL := test
 
 # The pin in constraints.txt makes pip take a CPU build of torch where the index has one.
@@ -51,16 +52,23 @@ part-rest: run = $(PYTHON) -m pytest tests --ignore=tests/kernels --ignore=tests
 part-models: run = $(PYTHON) -m pytest tests/models -m "$(TESTS)"
 part-sm_80 part-sm_90: run = $(PYTHON) tests/ptxemu.py --target $(@:part-%=%) pytest tests/kernels -m "$(TESTS)"
 part-interpreter: run = TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(INTERPRETED)"
+part-newest: export PYTHONPATH = $(NEWEST)
+part-newest: run = { TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m interpreter && \
+	$(PYTHON) tests/ptxemu.py pytest tests/kernels -m "not slow"; }
 
-part-rest part-models part-sm_80 part-sm_90 part-interpreter:
+part-rest part-models part-sm_80 part-sm_90 part-interpreter part-newest:
 	@$(run) > $(LOGS)/$@ 2>&1; status=$$?; cat $(LOGS)/$@; \
 		[ $$status -eq 5 ] && [ "$(TESTS)" = slow ] && status=0; exit $$status  # 5: a part without slow tests is no failure
 
 test: $(INSTALLED)
 	@$(call run_tests,part-rest part-sm_90 part-sm_80 part-models part-interpreter,not slow,interpreter)
 
-test-slow: $(INSTALLED)
-	@$(call run_tests,part-interpreter part-rest part-models part-sm_90 part-sm_80,slow)
+# What pip gives where no pin holds it, in a folder of its own.
+$(NEWEST): $(INSTALLED)
+	$(PYTHON) -m pip install --disable-pip-version-check --no-deps --target $@ triton
+
+test-slow: $(INSTALLED) $(NEWEST)
+	@$(call run_tests,part-interpreter part-newest part-rest part-models part-sm_90 part-sm_80,slow)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench run

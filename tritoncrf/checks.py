@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 MOST_CLASSES = 1 << 16
+RULED_OUT = 1e30  # stands for an infinite score: the same probability of 0, and no infinity minus infinity
 MOST_ITERATIONS = 10_000
 LEAST, GREATEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 

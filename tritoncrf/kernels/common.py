@@ -14,7 +14,7 @@ import triton.language as tl
 OF_SIZE = {
     "do_not_specialize": ["CHUNKS", "V", "V0", "V1", "PY", "PX"],
     "do_not_specialize_on_alignment": [
-        "N", "NZ", "NY", "LY", "LX", "n", "R", "RZ", "RY", "RX", "CLASS_BLOCKS", "stride_fm", "stride_bm", "stride_tm",
+        "N", "NZ", "NY", "LY", "LX", "n", "CLASS_BLOCKS", "stride_fm", "stride_bm", "stride_tm",
         "stride_ym", "first_ptr", "second_ptr",
     ],
 }  # fmt: skip

@@ -242,7 +242,7 @@ def _tiling(guide) -> tuple[dict, int]:
         return {"VOLUME": False, "LONG": False, "TN": rows, "TL": 128}, 4
     width, across, warps = tile(guide.radii[0 if nz > 1 else 1])
     if d > 4:  # each thread holds fewer numbers of every field
-        across, warps = TILE // (1 if d == 5 else 2) // width, 4
+        across, warps = max(1, TILE // width // (1 if d == 5 else 2)), 4
     return {"VOLUME": nz > 1, "LONG": True, "TN": width, "TL": across}, warps
 
 
@@ -298,7 +298,8 @@ def _messages(z, guide, adjoint: bool, epilogue: str, y, message, **step) -> Non
         "stride_mk": 0, "MATRIX": False, "PRECISION": "default",
     } | step  # fmt: skip
     launch(
-        _step_kernel, _grid(guide, tiling, 1, batch), num_warps=warps, registers=None if tiling["LONG"] else 128,
+        _step_kernel, _grid(guide, tiling, 1, batch), num_warps=warps,
+        registers=128 if not tiling["LONG"] else 168 if tiling["TN"] == 64 and not matrix else None,
         z_ptr=z, guide_ptr=image, message_ptr=message, y_ptr=y, C=classes, channels=fields - 1, **geometry, **tiling,
         stride_gb=batch_stride(image), SCALED=not adjoint, EPILOGUE=epilogue, CP=columns, P=pixels,
         CB=1 if tiling["LONG"] else _class_block(classes, 4 * tiling["TN"]), **arguments,

@@ -299,6 +299,7 @@ def _launch_slice(y, vertices, sides, *, precision="default", epilogue="sum", mi
     strides = (*(mix.stride() if mix is not None else ()), 0, 0, 0)
     launch(
         _slice_kernel, (ceil_div(pixels, p) * batch, blocks), num_warps=4,
+        registers=168 if padded == 64 and not matrix else None,
         v_ptrs=tuple(vertices), vertex_ptrs=tuple(lattice.vertices for lattice in lattices),
         weight_ptrs=tuple(lattice.weights for lattice in lattices), scale_ptrs=tuple(side.scale for side in sides),
         mix_ptr=mix, unary_ptr=unary, a_ptr=a, q_ptr=q, y_ptr=y, filtered_ptr=filtered,

@@ -72,7 +72,8 @@ def _row(row, z, y, m_p, NZ, NY, NX, STEP, R: tl.constexpr):
     """Under this row of the window: flat index of the start of each pixel's image row, and whether it exists."""
     z = z + (row // (2 * R[1] + 1) - R[0]) * STEP
     y = y + (row % (2 * R[1] + 1) - R[1]) * STEP
-    return (z * NY + y) * NX, m_p & (z >= 0) & (z < NZ) & (y >= 0) & (y < NY)
+    # Not "and": Triton 3.9's interpreter makes integers of a comparison of scalars, which are no mask.
+    return (z * NY + y) * NX, tl.where((z >= 0) & (z < NZ), m_p & (y >= 0) & (y < NY), False)
 
 
 @triton.jit
@@ -120,7 +121,7 @@ def _window_sums(
         for dx in tl.range(-R[2], R[2] + 1, loop_unroll_factor=UNROLL):  # unrolled, a row's reads share addresses
             j = start + x_p + dx * STEP
             m_j = m_row & (x_p + dx * STEP >= 0) & (x_p + dx * STEP < NX)
-            m_other = m_j & ((row != ROWS // 2) | (dx != 0))
+            m_other = tl.where((row != ROWS // 2) | (dx != 0), m_j, False)
             weights = ()
             for m in tl.static_range(len(D)):
                 difference = _features(f_ptrs[m] + bases[m] * D[m], j, m_j, N, D[m], MASKED) - f_p[m]
