@@ -62,6 +62,7 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's best.pt or last.pt")
     command.add_argument("photos", type=Path, metavar="PHOTOS", help="a folder of photos, or one photo")
     command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="for labels/ and overlays/")
+    command.add_argument("--force", action="store_true", help="replace older predictions")
     command.add_argument("--no-crf", action="store_true", help="the network's own labels")
     _add_testing(command)
     command.set_defaults(run=_run, action="predict")

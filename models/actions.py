@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _expect_classes(classes: Sequence[str], labels: set[int]) -> None:
     """A mask of 0 and 255 means "object" by 255, and would be read as void."""
+    if len(classes) < 2:
+        raise CommandError(
+            f"data: expected at least 2 classes, got {some(list(classes))}; beside one object the background is another"
+        )
     missing = [f"{n} ({name})" for n, name in enumerate(classes) if n not in labels]
     if missing and VOID in labels:
         raise CommandError(
@@ -163,6 +168,9 @@ def predict(options: argparse.Namespace) -> None:
     """`tritoncrf predict`."""
     device = device_found(options.device)
     paths = prediction.photos(options.photos)
+    old = [path for path in prediction.outputs(paths, options.out) if os.path.lexists(path)]
+    if old and not options.force:
+        raise CommandError(f"--out: expected a folder without these predictions, got one with {old[0]}; or --force")
     network = checkpoints.trained(options.checkpoint, device)
     make_folder("--out", options.out)
     output = "unary" if options.no_crf else "refined"

@@ -44,6 +44,11 @@ def photos(source: Path) -> list[Path]:
     return found
 
 
+def outputs(paths: Sequence[Path], out: Path) -> list[Path]:
+    """The files that `predict` writes."""
+    return [out / name / f"{path.stem}.png" for name in ("labels", "overlays") for path in paths]
+
+
 def predict(
     model: Segmenter, paths: Sequence[Path], out: Path, output: str, device: torch.device | str,
     resize: tuple[int, int] | None = None, **testing: "Unpack[Testing]",
@@ -65,7 +70,7 @@ def predict(
         FileError: `out`/labels or `out`/overlays is a folder of the photos; a photo that cannot be read, and then what
             was written before stays, whole.
     """
-    expect_apart((out / name / f"{path.stem}.png" for name in ("labels", "overlays") for path in paths), paths)
+    expect_apart(outputs(paths, out), paths)
     for name in ("labels", "overlays"):
         (out / name).mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, "predicting", unit="image", disable=None):

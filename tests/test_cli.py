@@ -249,7 +249,7 @@ def test_without_arguments_it_helps(capsys, monkeypatch):
     assert "tritoncrf IMAGE --mask FILE" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("unknown, marks", [("0", (0,)), ("0,1", (0, 1)), ("none", ())])
+@pytest.mark.parametrize("unknown, marks", [("0", (0,)), ("0,1", (0, 1)), ("none", ()), ("auto", (255,))])
 def test_unknown_labels(folder, unknown, marks):
     labels = ["refine", "image.png", "--labels", "labels.png", "--num-classes", "4", "--unknown", unknown]
     assert run(*labels, "-o", "out.npy", *SMALL) == 0
@@ -271,6 +271,21 @@ def test_scores_of_another_size_are_resized(folder):
     Image.fromarray(BOX.repeat(2, 0).repeat(2, 1)).save("large.png")
     assert run("refine", "image.png", "--mask", "large.png", "--resize", "-o", "out.npy", *SMALL) == 0
     assert np.array_equal(np.load("out.npy"), refine(IMAGE, mask=BOX, **settings))
+
+
+@pytest.mark.parametrize("scores, message", [
+    (LOGITS[:, ::2, ::2].transpose(1, 2, 0), "--logits: expected classes first, [C, H, W], got [12, 15, 3] in small.npy"),
+    (np.full((C, 12, 15), np.inf, np.float32), "logits: expected finite values"),
+    (np.full((C, 12, 15), -np.inf, np.float32), "logits: expected a class that is not ruled out"),
+])  # fmt: skip
+def test_scores_are_looked_at_before_they_are_resized(folder, capsys, scores, message):
+    np.save("small.npy", scores)
+    assert message in error_of(capsys, "refine", "image.png", "--logits", "small.npy", "--resize", "-o", "out.npy")
+
+
+def test_a_link_that_leads_nowhere_is_an_output_that_is_there(folder, capsys):
+    os.symlink("elsewhere.png", "image_refined.png")
+    assert "image_refined.png, which exists" in error_of(capsys, "image.png", "--labels", "labels.png", *SMALL)
 
 
 def test_pictures_are_turned_upright_or_left_as_stored(folder, capsys):
@@ -362,7 +377,8 @@ def test_networks_have_their_commands_here_too(capsys):
             "one of the arguments --logits --probabilities --energies --labels --mask --foreground is required",
         ),
         ("refine image.png --logits logits.npy --labels labels.png -o out.png", "not allowed with argument"),
-        ("refine image.png --labels labels.png --unknown x", "--unknown: invalid"),
+        ("refine image.png --labels labels.png --unknown x", "--unknown: expected numbers with commas between"),
+        ("refine image.png --logits logits.npy --device mps", "device: expected a device of torch"),
         (
             "refine image.png --logits logits.npy -o out.png --method x",
             "method: expected one of 'lattice', 'exact', 'window', 'guided', got 'x'",

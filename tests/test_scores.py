@@ -38,6 +38,14 @@ def jpeg(array):
 # One object ---------------------------------------------------------------------------------------------------------
 
 BYTES = BOX.astype(np.uint8)
+
+
+def palette_of(indices):
+    picture = Image.fromarray(indices, "P")
+    picture.putpalette([0, 0, 0, 128, 0, 0])
+    return picture
+
+
 MASKS = {
     "bool": BOX,
     "0 and 1": BYTES,
@@ -52,6 +60,9 @@ MASKS = {
     "PIL, grey": Image.fromarray(BYTES * 255),
     "PIL, grey with alpha": Image.fromarray(BYTES * 255).convert("LA"),
     "PIL, RGB": Image.fromarray(BYTES * 255).convert("RGB"),
+    "PIL, CMYK": Image.fromarray(BYTES * 255).convert("RGB").convert("CMYK"),
+    "PIL, a palette of black and white": Image.fromarray(BYTES[..., None].repeat(3, 2) * 255).quantize(2),
+    "PIL, a palette of colours": palette_of(BYTES),
 }
 
 
@@ -115,12 +126,18 @@ def test_a_trace_of_a_mask():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"mask": LABELS}, "^mask: expected 0 and 1, or 0 to 255, got 0 to 2; labels of several classes go in as labels="),
-        ({"mask": LABELS - 1}, "^mask: expected 0 and 1, or 0 to 255, got -1 to 1"),
-        ({"mask": BYTES.astype(np.uint16) * 65535}, "^mask: .* got 0 to 65535; pass floats from 0 to 1"),
+        ({"mask": LABELS}, "^mask: expected 0 and 1, or grey .*, got 0 to 2; labels go in as labels="),
+        ({"mask": LABELS - 1}, "^mask: expected 0 and 1, or grey .*, got -1 to 1"),
+        ({"mask": BYTES.astype(np.uint16) * 65535}, "^mask: .* got 0 to 65535; and what is weak as floats from 0 to 1"),
         ({"mask": BYTES * 255.0}, "^mask: expected 0 to 1, got 0 to 255; pass mask / 255"),
         ({"mask": np.where(BOX, np.nan, 0)}, "^mask: .*NaN"),
         ({"mask": IMAGE}, "^mask: expected one channel, or a grey picture, got colours"),
+        ({"mask": np.where(BOX, 1, 255)}, "^mask: .* labels go in as labels=, with unknown="),
+        ({"mask": BYTES * 140}, "^mask: .* got 0 to 140; .*weak as floats"),
+        ({"mask": BYTES * 100}, "^mask: .* that passes 127, got 0 to 100"),
+        ({"mask": np.stack([~BOX, BOX, BOX], -1)}, "^mask: .*colours"),
+        ({"mask": tensor(np.stack([BYTES, 1 - BYTES, BYTES]))}, "^mask: .*colours"),
+        ({"mask": np.dstack([np.full((H, W, 3), 255, np.uint8), BYTES * 255])}, "^mask: expected no transparency"),
         ({"mask": BOX[None, None]}, r"^mask: expected \[H, W\]"),
         ({"mask": BOX[1:]}, "^image: expected the size of mask"),
         ({"mask": BOX, "num_classes": 2}, "^num_classes: expected none with mask="),
@@ -265,6 +282,37 @@ def test_a_class_that_is_ruled_out_has_no_probability(method):
     assert np.array_equal(q, refined(energies=-RULED_OUT, **arguments))
 
 
+@pytest.mark.parametrize("make", [tc.CRFRNN, tc.ConvCRF, tc.GuidanceCRF])
+@pytest.mark.parametrize("preset", [None, "released"])
+def test_layers_take_classes_that_are_ruled_out(make, preset):
+    logits = tensor(RULED_OUT)[None].requires_grad_()
+    image = tensor(IMAGE).permute(2, 0, 1)[None]
+    q = make(C, preset=preset)(logits, image, output="probabilities")
+    assert (q[logits == -math.inf] == 0).all()
+    q.square().sum().backward()
+    assert logits.grad.isfinite().all() and (logits.grad[logits == -math.inf] == 0).all()
+
+
+@pytest.mark.parametrize("preset", [None, "released"])
+def test_ruled_out_classes_are_upsampled(preset):
+    logits = torch.zeros(1, C, H, W)
+    logits[:, 1, :, : W // 2] = -math.inf
+    image = torch.rand(1, 3, 2 * H, 2 * W)
+    q = tc.GuidanceCRF(C, preset=preset)(logits, image, output="probabilities")
+    assert q.isfinite().all() and (q[:, 1, :, : W - 2] == 0).all()
+
+
+def test_no_other_logit_nor_weight_brings_a_ruled_out_class_back():
+    low = np.stack([np.full((H, W), -1.5e5), np.full((H, W), -np.inf)])
+    assert (refined(logits=low)[1] == 0).all()
+    q = refined(logits=RULED_OUT, weight_appearance=1e6, weight_smooth=1e6, theta_color=200)
+    assert (q[np.isinf(RULED_OUT)] == 0).all()
+    scores = tc.mean_field(
+        tensor(RULED_OUT)[None], [tc.filters.Window(torch.rand(1, 2, H, W), 3)], [1.0], unary_weight=1e-5
+    )
+    assert (scores[0][np.isinf(RULED_OUT)] == 0).all()
+
+
 def test_a_trace_of_ruled_out_classes_is_finite():
     _, trace = refined(logits=RULED_OUT, return_trace=True)
     assert all(math.isfinite(record.free_energy) for record in trace.records)
@@ -350,6 +398,13 @@ def test_photos_are_turned_upright():
     square = IMAGE[:H, :H]
     upright = refined(turned(square, 3), logits=LOGITS[..., :H])
     assert np.array_equal(upright, refined(np.rot90(square, 2), logits=LOGITS[..., :H]))
+
+
+def test_masks_and_labels_are_turned_as_the_photo_is():
+    q = refined(turned(np.rot90(PICTURE), 6), mask=turned(np.rot90(BYTES * 255), 6))
+    assert np.array_equal(q, refined(PICTURE, mask=BOX))
+    labels = turned(np.rot90(LABELS.astype(np.uint8)), 6)
+    assert np.array_equal(refined(labels=labels), refined(labels=LABELS))
 
 
 def test_a_size_that_does_not_fit_mentions_the_orientation():

@@ -199,7 +199,8 @@ def _before(kind: str, scores: np.ndarray, settings: dict[str, Any]) -> np.ndarr
     if kind in BINARY:
         return (scores > 0.5) * 1
     if kind == "labels":
-        return np.where(np.isin(scores, settings.get("unknown", UNKNOWN)), -1, scores.astype(np.int64))
+        marks = settings.get("unknown", "auto")
+        return np.where(np.isin(scores, UNKNOWN if marks == "auto" else marks), -1, scores.astype(np.int64))
     return scores.argmin(0) if kind == "energies" else scores.argmax(0)
 
 

@@ -157,13 +157,15 @@ def refine(
     Args:
         image: a PIL image, turned upright as its EXIF orientation says, a NumPy array [H, W, 3], [H, W, 1] or [H, W],
             or a torch tensor [3, H, W] or [1, H, W]; uint8, or floating from 0 to 1. It may be left out where
-            `features` are given.
+            `features` are given, beside which it says the size alone.
         logits, probabilities, energies: exactly one of these or of the next three; a NumPy array or a torch tensor
             [C, H, W] of floating dtype ([C, W] or [C, D, H, W] with `features`), two classes or more. Logits are minus
             energies; a logit of -inf, or an energy of inf, rules a class out.
         labels: [H, W] integers from 0; NumPy, torch or a PIL image of one channel.
         mask: of one object, [H, W]; NumPy, torch or a PIL image: bool, integers 0 and 1, integers or grey from 0 to
-            255, or floats from 0 to 1. Values between the ends say how sure it is.
+            255, or floats from 0 to 1. Values between the ends say how sure it is. Integers that look like labels are
+            refused: 1 and 255, one value alone between them, or none that passes 127. PIL masks and labels are turned
+            upright as the image is.
         foreground: the probability of one object, [H, W] floats from 0 to 1, as a sigmoid gives; NumPy or torch.
         method: which pixels see each other. "lattice": all, by the permutohedral lattice's approximation, in a time
             that grows with their number (Krähenbühl and Koltun 2011). "exact": all, in a time that grows with its

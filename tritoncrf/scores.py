@@ -86,7 +86,7 @@ def _axes_hint(name: str, shape: Sequence[int], size: Sequence[int] | None) -> s
     """What to do about scores that are not [C, *S], where a guess is safe."""
     shape, x = tuple(shape), name[0]
     if size is None or len(shape) not in (2, 3, 4):
-        return ""
+        return f"; remove the batch axis: {x}[0]" if len(shape) > 1 and shape[0] == 1 else ""
     if shape == tuple(size):
         given = {"probabilities": "p", "logits": "torch.sigmoid(z)"}.get(name, "torch.sigmoid(-e)")
         return f"; one object's probability goes in as foreground={given}"
@@ -112,7 +112,9 @@ def _from_labels(
     """log-probabilities [C, *S], float32."""
     labels = as_tensor("labels", value).to(device)
     if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels: expected integers, got {checks.kind_of(value)}; pass scores as logits=")
+        raise TypeError(
+            f"labels: expected integers, got {checks.kind_of(value)}; labels.astype(int), or logits= for scores"
+        )
     _expect_map("labels", labels, value, size, "; a palette's indices are labels, its colours are not")
     confidence = expect_confidence(chosen["label_confidence"])
     if labels.dtype == torch.uint64 and (labels.view(torch.int64) < 0).any():

@@ -43,7 +43,8 @@ def expect_inputs(
     checks.expect_tensor("logits", logits)
     checks.expect_spatial("logits", logits)
     if logits.shape[1] != crf.num_classes:
-        raise ValueError(f"logits: expected {crf.num_classes} classes on axis 1, got shape {list(logits.shape)}")
+        hint = "; add the batch axis: logits[None]" if logits.shape[0] == crf.num_classes else ""
+        raise ValueError(f"logits: expected {crf.num_classes} classes on axis 1, got shape {list(logits.shape)}{hint}")
     if (image is None) == (features is None):
         raise ValueError(f"image: expected an image or features, got {'neither' if image is None else 'both'}")
     for parameter in crf.parameters():
