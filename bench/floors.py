@@ -134,25 +134,25 @@ def exact_filter(classes: int, pixels: int, features: int, live: float, itemsize
 
 
 def guided_statistics(pixels: int, channels: int, itemsize: int = 4) -> Work:
-    """What a guided filter knows of one guide of D channels: mu and the P = D (D + 1) / 2 numbers of A.
+    """What a guided filter knows of one guide of D channels: mean and cholesky's P = D (D + 1) / 2 numbers.
 
-    bytes       guide in, mu and A out: (2 D + P) N itemsize
-    operations  P products; a box sum of D + P fields; D^3 + 2 P for the inverse and the covariances
+    bytes       guide in, mean and cholesky out: (2 D + P) N itemsize
+    operations  P products; a box sum of D + P fields; D^3 / 3 + 2 P for factors and covariances
     """
     triangle = channels * (channels + 1) // 2
-    operations = triangle + _box_sum(channels + triangle) + channels**3 + 2 * triangle
+    operations = triangle + _box_sum(channels + triangle) + channels**3 // 3 + 2 * triangle
     return Work((2 * channels + triangle) * pixels * itemsize, operations * pixels, 0)
 
 
 def guided_statistics_backward(pixels: int, channels: int, itemsize: int = 4) -> Work:
-    """The gradient of guide and eps, once the gradients of mu and A are there.
+    """The gradient of guide and eps, once the gradients of mean and Sigma are there.
 
-    bytes       guide, mu, A and their gradients in, the guide's gradient out: (4 D + 2 P) N itemsize
-    operations  dSigma = -A dA A, 4 D^3; a box sum of D + P fields; products with mu and with the guide, 2 D^2 each
+    bytes       guide, mean, and the gradients of mean and Sigma in, the guide's gradient out: (4 D + P) N itemsize
+    operations  a box sum of D + P fields; products with the mean and with the guide, 2 D^2 each
     """
     triangle = channels * (channels + 1) // 2
-    operations = 4 * channels**3 + _box_sum(channels + triangle) + 4 * channels**2
-    return Work((4 * channels + 2 * triangle) * pixels * itemsize, operations * pixels, 0)
+    operations = _box_sum(channels + triangle) + 4 * channels**2
+    return Work((4 * channels + triangle) * pixels * itemsize, operations * pixels, 0)
 
 
 def guided_filter(classes: int, pixels: int, channels: int, itemsize: int = 4) -> Work:
@@ -160,8 +160,8 @@ def guided_filter(classes: int, pixels: int, channels: int, itemsize: int = 4) -
     every radius.
 
     bytes       values in and out, 2 C N; the 1 + D coefficients a, b of every class, which a window needs from all its
-                pixels, out of the first box and into the second, 2 (1 + D) C N; the guide in both, mu and A in the
-                first, (3 D + P) N for all classes. What finds the coefficients in the L2 cache is below this floor.
+                pixels, out of the first box and into the second, 2 (1 + D) C N; the guide in both, mean and cholesky
+                in the first, (3 D + P) N for all classes. What finds the coefficients in the L2 cache is below this.
     operations  per class and pixel D for I x, 2 D for the covariances, 2 D^2 for a, 2 D for b, 2 D to meet the guide
                 again; two box sums of 1 + D fields
     """
@@ -186,10 +186,10 @@ def guided_step_backward(classes: int, pixels: int, channels: int, learns: str, 
     """The backward of one iteration, to scores and weights, with `learns` "features" to guide and eps as well.
 
     bytes       the adjoint's, its values being dS_{t+1} in and dS_t out; Q_t in, dU in and out, 3 C N itemsize;
-                for features, the coefficients of Q_t and of dS_{t+1} out and in again, and the gradients of guide, mu
-                and A out
+                for features, the coefficients of Q_t and of dS_{t+1} out and in again, and the gradients of guide, mean
+                and Sigma out
     operations  the adjoint's, <B, Q_t> and a multiply-add with the weight, 4 C N; for features the filter twice more,
-                of Q_t and of dS_{t+1}, and per class and pixel 4 D multiply-adds for mu and the guide, 2 P for A
+                of Q_t and of dS_{t+1}, and per class and pixel 4 D multiply-adds for mean and guide, 2 P for Sigma
     """
     values, triangle = classes * pixels, channels * (channels + 1) // 2
     work = guided_filter(classes, pixels, channels) + Work(3 * values * itemsize, 4 * values, 0)

@@ -228,7 +228,7 @@ CALLS = {
 OVERFLOW = [("values", "huge tensor")]  # a filter's sums are infinite as any sums of such numbers are
 # What else a message may name: what the argument goes into.
 ALSO = {
-    "unary": "u:", "sdims": "schan", "w": "w, h", "h": "w, h", "spacing": "lattice coordinates",
+    "unary": "u:", "sdims": "schan", "w": "w, h", "h": "w, h", "spacing": "expected at most 1e+18",
     "weight_smooth": "weights", "weight_appearance": "weights", "strength": "weights", "compat": "weights",
 }  # fmt: skip
 

@@ -68,8 +68,8 @@ def test_a_guided_filter_is_counted():
     assert backward["weights"] == filtered + floors.Work(4 * 3 * 20, 4 * 20, 0)
     assert backward["features"].operations == 3 * filtered.operations + (4 + 2 * (4 * 3 + 2 * 6)) * 20
     assert backward["features"].bytes == backward["weights"].bytes + 4 * (2 * 2 * 4 * 20 + (2 * 3 + 6) * 10)
-    assert floors.guided_statistics(10, 3) == floors.Work(4 * 12 * 10, (6 + 5 * 9 + 27 + 12) * 10, 0)
-    assert floors.guided_statistics_backward(10, 3).bytes == 4 * (2 * (3 + 3 + 6)) * 10
+    assert floors.guided_statistics(10, 3) == floors.Work(4 * 12 * 10, (6 + 5 * 9 + 9 + 12) * 10, 0)
+    assert floors.guided_statistics_backward(10, 3).bytes == 4 * (3 + 3 + (3 + 6) + 3) * 10
 
 
 def test_the_floor_is_the_slowest_unit():

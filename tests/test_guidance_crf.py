@@ -131,6 +131,8 @@ def test_features_are_the_guide_as_it_is():
     assert_close("S", s, crf(logits, features=f + 7))
     s.square().sum().backward()
     assert f.grad.isfinite().all() and f.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="^features: expected values of at most"):
+        crf(logits.float(), features=1e30 * f.detach().float())
 
 
 @variants

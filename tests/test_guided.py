@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import tritoncrf as tc
 from assertions import assert_close
@@ -278,6 +279,95 @@ def test_float32_on_a_photo(photograph, radius, box):
         assert_close(name, a, b, rms=1e-5, worst=1e-4, dtype=torch.float32)
 
 
+def plain(values, guide, radius, eps, box):
+    """The filter of images as one would write it: the yardstick of what float32 has to lose."""
+
+    def mean(x):
+        form = {"padding": radius, "count_include_pad": box == "constant"}
+        return F.avg_pool2d(x.flatten(0, -3)[None], 2 * radius + 1, 1, **form).view(x.shape)
+
+    if box == "count":
+        guide = guide - guide.mean((2, 3), keepdim=True)
+    mu, x = mean(guide), mean(values)
+    sigma = mean(guide[:, :, None] * guide[:, None]) - mu[:, :, None] * mu[:, None]  # [B, D, D, Y, X]
+    covariance = mean(guide[:, :, None] * values[:, None]) - mu[:, :, None] * x[:, None]  # [B, D, C, Y, X]
+    sigma, covariance = (t.permute(0, 3, 4, 1, 2) for t in (sigma, covariance))
+    slope = torch.linalg.solve(sigma + eps * torch.eye(guide.shape[1]).to(guide), covariance).permute(0, 3, 4, 1, 2)
+    offset = x - (slope * mu[:, :, None]).sum(1)
+    return (mean(slope) * guide[:, :, None]).sum(1) + mean(offset)
+
+
+@pytest.fixture(scope="module")
+def pictures(photograph):
+    """Guides of 0..255 by name, with edges and flat areas; and values: the grey levels, and those of another picture."""
+    colour = photograph[..., 100:180, 100:200]
+    grey = colour.mean(1, keepdim=True).float().double()
+    return {"grey": grey.expand(1, 3, -1, -1), "colour": colour}, torch.cat([grey, grey.flip(3)], 1)
+
+
+@both_boxes
+@pytest.mark.parametrize("radius", [1, 3, 8])
+@pytest.mark.parametrize("name", ["grey", "colour"])
+def test_float32_loses_what_a_plain_filter_with_a_solve_loses(name, radius, box, pictures):
+    """Of a grey photo as RGB, Sigma is singular: the slopes of an explicit inverse would be off by hundreds."""
+    guide, x = pictures[0][name], pictures[1]
+    cotangent = torch.randn(x.shape, dtype=torch.float64)
+
+    def outcome(apply, dtype, eps):
+        given = leaves(x.to(dtype), guide.to(dtype))
+        y = apply(*given, radius, eps, box)
+        return y.detach(), *torch.autograd.grad(y, given, cotangent.to(dtype))
+
+    for eps in 1e-2, 1e-1, 1.0:
+        exact = outcome(tc.guided_filter, torch.float64, eps)
+        found, budget = (outcome(apply, torch.float32, eps) for apply in (tc.guided_filter, plain))
+        for what, a, b, c in zip(("W x", "values", "guide"), exact, found, budget):
+            lost, allowed = (b - a).abs().max(), 3 * (c - a).abs().max()
+            assert lost <= allowed, f"{what}, eps {eps}: {lost:.3g} is lost, {allowed:.3g} are allowed"
+
+
+@both_boxes
+@pytest.mark.parametrize("radius", [1, 3, 8])
+@pytest.mark.parametrize("name", ["grey", "colour"])
+def test_float32_keeps_the_range_however_small_eps_is(name, radius, box, pictures):
+    guide, x = pictures[0][name].float(), pictures[1][:, :1].float()
+    for eps in 1e-4, 1e-6, 1e-12, 1e-37:
+        y = tc.guided_filter(x, guide, radius, eps, box)
+        room = 0.01 * (x.max() - x.min())
+        assert x.min() - room <= y.min() and y.max() <= x.max() + room, f"eps {eps}: {y.min()}..{y.max()}"
+
+
+@both_boxes
+@pytest.mark.parametrize("outlier", [1e10, -1e6])
+def test_an_outlier_reaches_no_farther_than_anything_else(outlier, box):
+    guide, (x, cotangent) = torch.rand(1, 2, 23, 31), torch.rand(2, 1, 3, 23, 31).unbind()
+    spoilt = guide.clone()
+    spoilt[0, 0, 4, 5] = outlier
+
+    def outcome(guide):
+        given = leaves(x, guide)
+        y = Guided(given[1], 2, 0.01, box)(given[0])
+        return y.detach(), *torch.autograd.grad(y, given, cotangent)
+
+    far = torch.ones(23, 31, dtype=torch.bool)
+    far[:9, :10] = False
+    for what, a, b in zip(("W x", "values", "guide"), outcome(spoilt), outcome(guide)):
+        assert_close(what, a[..., far], b[..., far])
+
+
+@both_boxes
+@pytest.mark.parametrize("scale", [1e-9, 1e9, 1e14])
+def test_float32_takes_guides_of_any_scale(scale, box):
+    guide, x = torch.rand(1, 3, 9, 11), torch.rand(1, 2, 9, 11)
+    found = leaves(x, guide * scale)
+    exact = leaves(*(t.detach().double() for t in found))
+    outcomes = [tc.guided_filter(*given, 2, 0.1 * scale**2, box) for given in (found, exact)]
+    assert_close("W x", *outcomes, dtype=torch.float32)
+    gradients = [torch.autograd.grad(y, given, x.flip(1).to(y)) for y, given in zip(outcomes, (found, exact))]
+    for name, a, b in zip(("values", "guide"), *gradients):
+        assert_close(name, a, b, dtype=torch.float32)
+
+
 # What it costs ----------------------------------------------------------------------------------------------------
 
 
@@ -319,9 +409,9 @@ def test_opcheck_guided_backward(memory_format):
     guide = random_features((4, 5), 3, 2, dtype=torch.float32).to(memory_format=memory_format)
     inputs = statistics_inputs(guide)
     torch.library.opcheck(statistics, inputs)
-    mu, inverse = statistics(*inputs)
-    cotangents = torch.randn_like(mu), torch.randn_like(inverse)
-    torch.library.opcheck(statistics_backward, (guide, mu, inverse, *cotangents, *inputs[2:]))
+    mean, cholesky = statistics(*inputs)
+    cotangents = torch.randn_like(mean), torch.randn_like(cholesky)
+    torch.library.opcheck(statistics_backward, (guide, mean, *cotangents, *inputs[2:]))
 
 
 # Bad input --------------------------------------------------------------------------------------------------------
@@ -334,10 +424,12 @@ G = torch.zeros(1, 3, 4, 5)
     [
         ({"guide": G.to(torch.uint8)}, TypeError, r"^guide: expected a floating.*image.float\(\).*got a uint8 tensor"),
         ({"guide": G.repeat(1, 3, 1, 1)}, ValueError, r"^guide: expected 1 to 8 channels.*\[1, 9, 4, 5\]"),
+        ({"guide": G - 1e18}, ValueError, "^guide: expected values of at most 3e.15 in size, got 1e.18"),
         ({"radius": 0}, ValueError, "^radius: expected an int of at least 1, got 0"),
         ({"radius": -2}, ValueError, "^radius: expected an int of at least 1, got -2"),
         ({"eps": 1e-50}, ValueError, "^eps: expected a finite number above 0 in the range of float32, got 1e-50"),
         ({"eps": 1e50}, ValueError, "^eps: expected a finite number above 0 in the range of float32, got 1e"),
+        ({"eps": number(1e-50)}, ValueError, "^eps: expected a finite number above 0 in the range of float32, got 1e-50"),
         ({"radius": 3.0}, TypeError, "^radius: expected an int of at least 1, got 3.0"),
         ({"radius": True}, TypeError, "^radius: expected an int of at least 1, got True"),
         ({"radius": (3,)}, ValueError, r"^radius: expected one int .*or one per axis \(2\), got 1"),

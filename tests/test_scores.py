@@ -355,3 +355,8 @@ def test_photos_are_turned_upright():
 def test_a_size_that_does_not_fit_mentions_the_orientation():
     with pytest.raises(ValueError, match=r"^image: expected the size of logits, \[10, 12\], got \[12, 10\]; its EXIF"):
         refined(turned(IMAGE, 6), logits=LOGITS)
+
+
+def test_integers_beyond_64_bits_signed():
+    with pytest.raises(ValueError, match=r"^labels: expected integers below 2\*\*63"):
+        refined(labels=np.full((H, W), 2**63, np.uint64))

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import platform
 import time
@@ -25,7 +26,7 @@ from tritoncrf.files import (
     read_array,
     read_image,
     read_labels,
-    read_mask,
+    read_picture,
     replacing,
     save_figure,
     write_labels,
@@ -33,7 +34,7 @@ from tritoncrf.files import (
 )
 from tritoncrf.options import ARGUMENTS, BINARY, PARAMETERS, SCORES, UNKNOWN
 from tritoncrf.refine import refine
-from tritoncrf.scores import mask_values, resized
+from tritoncrf.scores import as_stored, mask_values, resized, upright
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,18 +110,24 @@ def _output(options: argparse.Namespace) -> Path:
         out: Path = options.out
         return out
     out = options.image.with_name(f"{options.image.stem}_refined.png")
-    if out.exists() and not options.force:
+    if os.path.lexists(out) and not options.force:
         raise CommandError(f"--out: expected a new file where none is named, got {out}, which exists; or --force")
     return out
 
 
 def _read(kind: str, source: Path, size: tuple[int, ...], options: argparse.Namespace) -> np.ndarray:
     """The scores of a file, at the image's size where they are to be resized."""
-    if kind in BINARY:
-        scores = mask_values(kind, read_mask(source, upright=not options.as_stored), size).numpy()
+    turn = not options.as_stored
+    if kind in BINARY and source.suffix.lower() not in (".npy", ".npz"):
+        picture = read_picture(source)
+        scores = as_stored(kind, upright(picture) if turn else picture)
     else:
-        scores = read_labels(source) if kind == "labels" else read_array(source)
+        scores = read_labels(source, turn) if kind == "labels" else read_array(source)
+    if kind in BINARY:
+        scores = mask_values(kind, scores, size).numpy()
     if options.resize and scores.ndim == (2 if kind in (*BINARY, "labels") else 3) and scores.shape[-2:] != size:
+        if _stretch(scores.shape[:2], size) < _stretch(scores.shape[-2:], size):
+            raise CommandError(f"--{kind}: expected classes first, [C, H, W], got {list(scores.shape)} in {source}")
         return resized(kind, scores, size)
     if scores.shape[-2:] != size and 2 <= scores.ndim <= 3 and scores.shape[:2] != size:
         got, wanted = (" x ".join(map(str, shape)) for shape in (scores.shape[-2:], size))
@@ -129,6 +136,11 @@ def _read(kind: str, source: Path, size: tuple[int, ...], options: argparse.Name
             "--as-stored leaves pictures unturned"
         )
     return scores
+
+
+def _stretch(size: Sequence[int], other: Sequence[int]) -> float:
+    """How far two sizes are from one shape."""
+    return abs(math.log(max(size[0], 1) * other[1] / (max(size[1], 1) * other[0])))
 
 
 def _check_png(out: Path, kind: str, scores: np.ndarray, settings: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 MOST_CLASSES = 1 << 16
+RULED_OUT = 1e30  # stands for an infinite score: the same probability of 0, and no infinity minus infinity
 MOST_ITERATIONS = 10_000
 LEAST, GREATEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
@@ -113,7 +114,8 @@ def shown(value: object) -> str:
 def kind_of(value: object) -> str:
     """What came, in the words of an error message."""
     if isinstance(value, torch.Tensor):
-        kind = f"{'nested ' if value.is_nested else ''}{str(value.dtype).removeprefix('torch.')} tensor"
+        form = "nested " if value.is_nested else "masked " if _is_masked(value) else ""
+        kind = f"{form}{str(value.dtype).removeprefix('torch.')} tensor"
         if value.is_nested:
             return f"a {kind}"
         layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
@@ -133,10 +135,15 @@ def expect_tensor(name: str, value: object, what: str = "a floating-point torch.
     return expect_dense(name, value)
 
 
+def _is_masked(value: torch.Tensor) -> bool:
+    """Whether it is torch.masked's; that module need not be there."""
+    return type(value).__name__ == "MaskedTensor"
+
+
 def expect_dense(name: str, value: torch.Tensor) -> torch.Tensor:
     """`value` itself if it is a plain tensor, neither sparse, nested nor masked, else a TypeError."""
     plain = not value.is_nested and value.layout == torch.strided
-    if not plain or type(value).__name__ == "MaskedTensor":
+    if not plain or _is_masked(value):
         hint = "; x.to_dense() makes one" if not plain and not value.is_nested else ""
         raise TypeError(f"{name}: expected a dense tensor, got {kind_of(value)}{hint}")
     return value
@@ -307,6 +314,6 @@ def expect_positive_number(name: str, value: object, wanted: str = "a finite num
     expect_tensor(name, value, wanted)
     if value.ndim:
         raise ValueError(f"{name}: expected {wanted}, got {kind_of(value)}")
-    if values_checked(value) and not (value > 0 and torch.isfinite(value)):
-        raise ValueError(f"{name}: expected {wanted}, got {value.item()}")
+    if values_checked(value):
+        expect_number(name, value.item(), positive=True)
     return value

@@ -20,9 +20,14 @@ __all__ = ["main"]
 COMMANDS = ("refine", *NAMES, "demo", "info")
 
 
-def _unknown(text: str) -> tuple[int, ...]:
+def _unknown(text: str) -> tuple[int, ...] | str:
     """The labels of an option --unknown."""
-    return () if text == "none" else tuple(int(part) for part in text.split(","))
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, none or auto, got {text!r}") from None
 
 
 FILES = {
@@ -44,7 +49,7 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "eps": (float, "with --method guided: what counts as an edge, in 0..255 units squared"),
     "label_confidence": (float, "with --labels and --mask: probability that they are right"),
     "num_classes": (int, "with --labels: number of classes"),
-    "unknown": (_unknown, "with --labels: the label of unknown pixels, several with commas between, or none"),
+    "unknown": (_unknown, "with --labels: the label of unknown pixels, several as in --unknown=-1,255, or none"),
 }
 
 
@@ -53,14 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given:
         given = ["--help"]
-    elif given[0] not in COMMANDS and _is_file(given[0]):
+    elif given[0] not in (*COMMANDS, "-h", "--help", "--version") and _may_begin(given[0]):
         given = ["refine", *given]
     return run(_parser(), given)
 
 
-def _is_file(name: str) -> bool:
-    """Whether a first argument is a picture rather than a command or an option."""
-    return not name.startswith("-") and (Path(name).suffix != "" or Path(name).is_file())
+def _may_begin(word: str) -> bool:
+    """Whether a first argument is an option or a file's name, and no command's that is mistyped."""
+    return word.startswith("-") or Path(word).suffix != "" or Path(word).is_file()
 
 
 def _parser() -> Parser:

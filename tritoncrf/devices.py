@@ -30,6 +30,8 @@ def expect_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
     except RuntimeError:
         raise ValueError(f"{wanted}, got {checks.shown(device)}") from None
+    if found.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{wanted}, got {str(found)!r}, on which nothing here is tested")
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device: expected one that is here, got {str(found)!r} where there are {count} GPUs")
     return found

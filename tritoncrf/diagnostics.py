@@ -16,7 +16,7 @@ import torch
 
 from tritoncrf.backends import without_autocast
 from tritoncrf.filters import Filter
-from tritoncrf.mean_field import checked, possible
+from tritoncrf.mean_field import checked, possible, started
 from tritoncrf.step import mix
 from tritoncrf.types import Compatibility, Initial
 
@@ -99,7 +99,7 @@ def trace(
             labels = best
             if t < iterations:
                 if t == 0 and initial == "log_softmax":
-                    found = messages(torch.log_softmax(unary, 1))
+                    found = messages(started(unary, initial))
                 q = torch.softmax(weighted + found, 1)
 
     pixels = max(unary[:, 0].numel(), 1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Content = TypeVar("Content")
 
 __all__ = [
-    "FileError", "decoded", "expect_apart", "read_array", "read_image", "read_labels", "read_mask", "replacing",
+    "FileError", "decoded", "expect_apart", "read_array", "read_image", "read_labels", "read_picture", "replacing",
     "save_figure", "save_small_figure", "temporaries", "write", "write_labels", "write_mask",
 ]  # fmt: skip
 
@@ -44,7 +44,13 @@ def decoded(path: Path, what: str, read: Callable[[Path], Content]) -> Content:
     except (FileError, MemoryError):
         raise
     except Exception as error:  # broken files make decoders raise nearly anything, SyntaxError included
-        raise FileError(f"{path}: expected {what}, unreadable: {error}") from error
+        raise FileError(f"{path}: expected {what}, unreadable: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, in one line of sensible length."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 200 else f"{words[:200]}..."
 
 
 def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
@@ -76,35 +82,32 @@ def _further_channels(image: "PIL.TiffImagePlugin.TiffImageFile") -> int:
     return 0 if opaque and channels == len(bands) else channels
 
 
-def read_labels(path: Path) -> np.ndarray:
+def read_labels(path: Path, upright: bool = False) -> np.ndarray:
     """[H, W] integers; the indices of a palette picture, not its colours."""
     if path.suffix.lower() != ".png":
         return read_array(path, extensions=(".png", ".npy", ".npz"))
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     def read(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             image.load()
             if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
                 raise FileError(f"{path}: expected label indices, one channel or a palette, got {image.mode}")
-            return np.array(image)
+            return np.array(ImageOps.exif_transpose(image) if upright else image)
 
     return decoded(path, "a .png of labels", read)
 
 
-def read_mask(path: Path, upright: bool = False) -> np.ndarray:
-    """[H, W] or, of a picture with several channels, [H, W, channels]; the indices of a palette picture."""
-    if path.suffix.lower() in (".npy", ".npz"):
-        return read_array(path)
-    from PIL import Image, ImageOps
+def read_picture(path: Path) -> "PIL.Image.Image":
+    """A PIL image of any mode, as it is stored."""
+    from PIL import Image
 
-    def read(path: Path) -> np.ndarray:
+    def read(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
-            turned = ImageOps.exif_transpose(image) if upright else image
-            return np.array(turned.convert("L") if turned.mode == "LA" else turned)
+            return image
 
-    return decoded(path, "a picture, .npy or .npz of a mask", read)
+    return decoded(path, "a picture", read)
 
 
 def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.ndarray:

@@ -35,7 +35,7 @@ from tritoncrf.step import KEPT_STATES, Step, mix, outer
 from tritoncrf.types import Compatibility, Initial, Output
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
-RULED_OUT = -1e5  # stands for a logit of minus infinity
+LEAST_LOGARITHM = -1e5  # of probabilities that the first messages are made of
 INITIALS: tuple[Initial, ...] = get_args(Initial)
 
 
@@ -53,7 +53,7 @@ def mean_field(
 
     Args:
         logits: U, minus the unary energies, [B, C, *S] with C >= 2 and 1 to 3 spatial axes; floating. Half
-            precision is accumulated in float32. A logit of -inf rules a class out at its pixel.
+            precision is accumulated in float32. A logit of -inf rules a class out at its pixel, where a > 0.
         filters: the pairwise filters K_m, see `tritoncrf.filters`.
         weights: one W_m per filter: a float, a 0-d tensor, per class [C], or [C, C] (row: the class that
             receives).
@@ -171,11 +171,16 @@ def _check_device(name: str, value: torch.Tensor, logits: torch.Tensor) -> None:
 
 
 def possible(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in the dtype of the loop; classes that are ruled out at RULED_OUT, which keeps every product finite."""
+    """Logits in the dtype of the loop, those of classes that are ruled out large instead of infinite."""
     found = logits.to(compute_dtype(logits))
     if checks.values_checked(found) and checks.all_finite(found):
         return found
-    return torch.where(found == -math.inf, RULED_OUT, found)
+    return torch.where(found == -math.inf, -checks.RULED_OUT, found)
+
+
+def started(unary: torch.Tensor, initial: Initial) -> torch.Tensor:
+    """What the first messages are computed from."""
+    return torch.softmax(unary, 1) if initial == "softmax" else torch.log_softmax(unary, 1).clamp_min(LEAST_LOGARITHM)
 
 
 def _unrolled(
@@ -186,7 +191,7 @@ def _unrolled(
     with without_autocast(unary):
         scores, weighted = unary, mix(unary_weight, unary)
         for t in range(iterations):
-            q = torch.log_softmax(scores, 1) if t == 0 and initial == "log_softmax" else torch.softmax(scores, 1)
+            q = started(scores, initial) if t == 0 else torch.softmax(scores, 1)
             scores = weighted
             for a, f in zip(mixing, filters, strict=True):
                 scores = scores + mix(a, f.filtered(q))
@@ -212,7 +217,7 @@ def iterate(
     unary = unary.contiguous()
     with without_autocast(unary):
         step = _start(decode(plans), tensors, mixing, unary, unary_weight)
-        state = step.start(torch.softmax(unary, 1) if initial == "softmax" else torch.log_softmax(unary, 1))
+        state = step.start(started(unary, initial))
         kept = [step.probabilities(state)] if keep else []
         for _ in range(iterations - 1):
             state = step.next(state)
@@ -263,13 +268,15 @@ def iterate_backward(
                     d += outer(step.image(b), step.image(q), d.ndim)
         g, total = step.image(g), step.image(total)
         if initial == "log_softmax":
+            g = torch.where(unary > -checks.RULED_OUT, g, 0)
             g = g - torch.softmax(unary, 1) * g.sum(1, keepdim=True)
+        known = torch.where(unary > -checks.RULED_OUT, unary, 0) if needs_unary_weight else unary
         aligned = []
         for own, gradients in zip(_by_filter(decoded, tensors), d_tensors, strict=True):
             aligned += align_gradients(own, gradients, unary)
         return [
             (mix(unary_weight, total) + g).contiguous() if needs_unary else unary.new_empty(0),
-            outer(total, unary, unary_weight.ndim) if needs_unary_weight else unary.new_empty(0),
+            outer(total, known, unary_weight.ndim) if needs_unary_weight else unary.new_empty(0),
             *(d_mixing if needs_mixing else [a.new_empty(0) for a in mixing]),
             *aligned,
         ]

@@ -12,7 +12,7 @@ from tritoncrf.features import bilateral, color, spatial
 from tritoncrf.filters.base import Filter
 from tritoncrf.mean_field import mean_field
 from tritoncrf.options import METHODS, settings
-from tritoncrf.scores import as_tensor, expect_unknown, is_pil, like, unary_from
+from tritoncrf.scores import as_tensor, expect_unknown, is_pil, like, unary_from, upright
 from tritoncrf.summary import Trace, summarized
 from tritoncrf.types import Array, Image, Method, RefineOptions, Theta, Unknown
 
@@ -306,7 +306,9 @@ def _image(value: Image, device: torch.device) -> tuple[torch.Tensor, str]:
     if is_pil(value):
         if value.mode.startswith(("I", "F")):
             raise TypeError(f"image: expected 8 bits a channel, got a PIL image of mode {value.mode!r}")
-        value, turned = _upright(value)
+        turned = "; its EXIF orientation turned it, np.asarray(image) is as stored"
+        turned, value = turned if upright(value).size != value.size else "", upright(value)
+        value = np.asarray(value.convert("L" if value.mode in ("1", "L", "LA") else "RGB"))
     if isinstance(value, np.ndarray) and (value.ndim == 2 or value.ndim == 3 and value.shape[2] in (1, 3)):
         image = as_tensor("image", np.atleast_3d(value)).permute(2, 0, 1)
     elif isinstance(value, torch.Tensor) and as_tensor("image", value).ndim == 3 and value.shape[0] in (1, 3):
@@ -316,18 +318,9 @@ def _image(value: Image, device: torch.device) -> tuple[torch.Tensor, str]:
             raise ValueError(f"image: expected {wanted}, got {checks.kind_of(value)}{_image_hint(value)}")
         raise TypeError(f"image: expected {wanted}, got {checks.kind_of(value)}")
     if image.dtype != torch.uint8 and image.dtype not in checks.FLOATS:
-        most = "image / 65535" if "uint16" in str(image.dtype) else "image / its largest value, or bytes,"
+        most = "image / 65535" if "uint16" in str(image.dtype) else "bytes, image.astype(np.uint8), if it is 0..255"
         raise TypeError(f"image: expected uint8, or floats from 0 to 1, got {checks.kind_of(value)}; pass {most}")
     return image.to(device), turned
-
-
-def _upright(value: "PIL.Image.Image") -> tuple[np.ndarray, str]:
-    """A picture as a viewer shows it, [H, W] or [H, W, 3], and in which words it was turned."""
-    from PIL import ImageOps
-
-    upright = ImageOps.exif_transpose(value)
-    turned = "" if upright.size == value.size else "; its EXIF orientation turned it, np.asarray(image) is as stored"
-    return np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB")), turned
 
 
 def _image_hint(value: Array) -> str:

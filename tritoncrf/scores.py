@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import PIL.Image
 
 CLIP = 1e-5
-RULED_OUT = 1e30  # what an infinite score counts for where it is averaged with others
 MOST_INFERRED = 200  # classes of labels that come without num_classes; beyond are grey levels, identities, colours
 GREY = 8  # by how much the channels of a grey picture differ where JPEG has rounded them
 TENSOR = "a floating-point NumPy array or torch.Tensor"
@@ -116,6 +115,8 @@ def _from_labels(
         raise TypeError(f"labels: expected integers, got {checks.kind_of(value)}; pass scores as logits=")
     _expect_map("labels", labels, value, size, "; a palette's indices are labels, its colours are not")
     confidence = expect_confidence(chosen["label_confidence"])
+    if labels.dtype == torch.uint64 and (labels.view(torch.int64) < 0).any():
+        raise ValueError(f"labels: expected integers below 2**63, got larger ones in {checks.kind_of(value)}")
     labels = labels.long()
     unknown, asked = chosen["unknown"], chosen["num_classes"]
     marks = [UNKNOWN] if unknown == "auto" else list(unknown)
@@ -187,7 +188,7 @@ def mask_values(
         raise TypeError(f"{name}: expected bool, integers or floats, got {checks.kind_of(value)}")
     if size is not None and found.ndim == 3:
         found = _grey(name, found, value)
-    _expect_map(name, found, value, size, "")
+    _expect_map(name, found, value, size, f"; one of {name}s, {name}[0]" if found.ndim > 2 else "")
     if found.is_floating_point():
         checks.expect_tensor(name, found, TENSOR)
         v = found.float()
@@ -195,22 +196,35 @@ def mask_values(
         return v.clamp(0, 1)
     v = found.float()
     low, high = (int(x) for x in torch.aminmax(v))
-    if low < 0 or high > 255 or 1 < high < 128:
-        hint = "; labels of several classes go in as labels=" if 1 < high < 128 else "; pass floats from 0 to 1"
-        raise ValueError(f"{name}: expected 0 and 1, or 0 to 255, got {low} to {high}{hint}")
+    if low < 0 or high > 255 or 1 < high < 128 or _are_labels(v, high):
+        hint = "labels go in as labels=, with unknown=, " if high <= 255 else ""
+        raise ValueError(
+            f"{name}: expected 0 and 1, or grey from 0 to 255 that passes 127, got {low} to {high}; {hint}and what is "
+            "weak as floats from 0 to 1"
+        )
     return v / (255 if high > 1 else 1)
+
+
+def _are_labels(v: torch.Tensor, high: int) -> bool:
+    """Whether integers look like labels: an object of 1 with a border of 255, or a single one that is neither."""
+    others = v[(v > 0) & (v < high)]
+    return high > 1 and (bool((others == 1).all()) if others.numel() else high < 250)
 
 
 def _grey(name: str, mask: torch.Tensor, value: Image) -> torch.Tensor:
     """The one channel of a mask that came with several, such as a picture [H, W, 3]."""
     channels = mask if isinstance(value, torch.Tensor) else mask.movedim(-1, 0)
-    if len(channels) not in (1, 3, 4):
+    if len(channels) not in (1, 2, 3, 4) or not channels.numel():
         return mask
-    channels = channels[:3]
-    spread = (channels.float().amax(0) - channels.float().amin(0)).max() if channels.numel() else 0
-    if spread > (GREY / 255 if channels.is_floating_point() else GREY):
+    if len(channels) in (2, 4):
+        if (channels[-1] != channels[-1].flatten()[0]).any():
+            raise ValueError(f"{name}: expected no transparency, got some that varies; pass that channel as the {name}")
+        channels = channels[:-1]
+    channels = channels.double() * (255 if channels.is_floating_point() else 1)
+    spread = (channels.amax(0) - channels.amin(0)).max()
+    if spread > (GREY if channels.amax() > 1 else 0):
         raise ValueError(f"{name}: expected one channel, or a grey picture, got colours in {checks.kind_of(value)}")
-    return channels[0]
+    return mask[0] if isinstance(value, torch.Tensor) else mask[..., 0]
 
 
 def _foreground(value: Image, size: Sequence[int] | None, device: torch.device) -> torch.Tensor:
@@ -244,7 +258,9 @@ def resized(name: str, scores: np.ndarray, size: Sequence[int]) -> np.ndarray:
     if name == "labels":
         planes = F.interpolate(planes.double(), tuple(size), mode="nearest-exact")
     else:
-        planes = planes.to(torch.promote_types(planes.dtype, torch.float32)).clamp(-RULED_OUT, RULED_OUT)
+        if name in ("logits", "energies"):
+            checks.expect_logits(name, planes, axis=1, sign=1 if name == "logits" else -1)
+        planes = planes.to(torch.promote_types(planes.dtype, torch.float32)).clamp(-checks.RULED_OUT, checks.RULED_OUT)
         planes = F.interpolate(planes, tuple(size), mode="bilinear", align_corners=False)
     return planes.view(*scores.shape[:-2], *size).numpy().astype(scores.dtype)
 
@@ -254,7 +270,7 @@ def as_tensor(name: str, value: Image) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return checks.expect_values(name, value).detach()
     if name in ("labels", *BINARY) and is_pil(value):
-        value = np.asarray(value.convert("L") if value.mode == "LA" else value)
+        value = as_stored(name, upright(value))
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a plain array, got a masked one; {name}.filled(value) makes one")
     if not isinstance(value, np.ndarray):
@@ -264,6 +280,23 @@ def as_tensor(name: str, value: Image) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(native))
     except TypeError:
         raise TypeError(f"{name}: expected numbers of a dtype that torch knows, got {checks.kind_of(value)}") from None
+
+
+def upright(picture: "PIL.Image.Image") -> "PIL.Image.Image":
+    """A picture as a viewer shows it: turned as its EXIF orientation says."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
+
+
+def as_stored(name: str, picture: "PIL.Image.Image") -> np.ndarray:
+    """The numbers of a picture of labels or of one object. A palette's are its indices, but where it is grey those of
+    a mask are its colours."""
+    if name != "labels" and picture.mode == "P":
+        colors = np.asarray(picture.convert("RGB"))
+        return colors if (colors == colors[..., :1]).all() else np.asarray(picture)
+    known = ("1", "L", "LA", "P", "RGB", "RGBA")
+    return np.asarray(picture if picture.mode in known or picture.mode[0] in "IF" else picture.convert("RGB"))
 
 
 def is_pil(value: object) -> "TypeGuard[PIL.Image.Image]":

@@ -169,7 +169,7 @@ def test_the_loop_takes_classes_that_are_ruled_out(case, device):
 @pytest.mark.parametrize("name", ["two-mixed", "batch-own-features"])
 @each_filter
 def test_the_loop_takes_any_memory_order(case, name, device):
-    assert_loop_within_budget(case.loop(**SETTINGS[name]), device, strided)
+    assert_loop_within_budget(case.loop(**SETTINGS[name], iterations=2), device, strided)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -214,7 +214,7 @@ def test_a_step_is_that_of_separate_passes(case, changes, weight, device):
     assert_alike(found[1], found[0], dtype=torch.float32)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 17, 33, 64, 256])
+@pytest.mark.parametrize("classes", [2, 17, 33, 256])
 @each_fused
 def test_the_kernels_softmax_gives_distributions(case, changes, classes, device):
     setting = case.loop(
@@ -251,7 +251,7 @@ def test_the_same_bits_twice(case, device):
         assert_same_bits(*(by_kernels(case, inputs, device, **changes) for _ in range(2)))
     blurred = [dict(windows=[{"blur": 2}] * 2)] if case is WINDOW else []
     for options in SETTINGS["two-classes"], SETTINGS["matrix-costs"], *blurred:
-        setting = case.loop(**options)
+        setting = case.loop(**options, iterations=2)
         run = functools.partial(setting.run, backend="triton")
         first, second = (setting.gradients(run, dtype=torch.float32, device=device) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tritoncrf as tc
-from assertions import assert_close
+from assertions import assert_close, assert_within_budget
 from cases import interpreted, leaves
 from filter_catalogue import GUIDED, assert_alike, assert_loop_within_budget, results
 from tritoncrf.filters import Guided
@@ -88,6 +88,22 @@ def test_statistics(name, device):
     found = statistics(guide.to(device, torch.float32), eps.to(device, torch.float32), *arguments, "triton")
     for what, f, e in zip(("mu", "A"), found, exact, strict=True):
         assert_close(what, f, e, dtype=torch.float32, rms=1e-6, worst=1e-5)
+
+
+@pytest.mark.parametrize("eps", [1e-2, 1e-12])
+@pytest.mark.parametrize("radius", [2, 8])
+def test_a_grey_picture_of_three_channels(radius, eps, device):
+    """Sigma is singular but for eps: the kernels lose no more than PyTorch does."""
+    grey = (255 * torch.rand(1, 1, 12, 19)).round()
+    grey[..., :9] = 31.0
+    results = [
+        tc.guided_filter(grey.to(on, dtype), grey.to(on, dtype).expand(1, 3, -1, -1), radius, eps, backend=backend)
+        for on, dtype, backend in (
+            (device, torch.float32, "triton"),
+            *(("cpu", t, "torch") for t in (torch.float64, torch.float32)),
+        )
+    ]
+    assert_within_budget("W x", *results)
 
 
 LOOPS = {

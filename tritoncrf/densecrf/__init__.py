@@ -82,7 +82,6 @@ LATTICE_NORMALIZATIONS: dict[NormalizationType, Normalization] = {
     NORMALIZE_AFTER: "after",
     NORMALIZE_SYMMETRIC: "symmetric",
 }
-RULED_OUT = 1e30  # stands for an infinite energy: the same probability of 0, and no infinity minus infinity
 
 
 class Unary:
@@ -403,7 +402,7 @@ def _energies(name: str, u: np.ndarray) -> Float32:
         )
     if np.isposinf(u).all(axis=0).any():
         raise ValueError(f"{name}: expected a finite energy in every column, got pixels for which every label is inf")
-    return np.minimum(u, RULED_OUT)
+    return np.minimum(u, checks.RULED_OUT)
 
 
 def _are_probabilities(u: np.ndarray) -> bool:

@@ -24,6 +24,10 @@ from tritoncrf.step import Step, from_3d, per_axis, to_3d
 from tritoncrf.types import Backend, Box, Precision
 
 MAX_CHANNELS = 8
+# eps counts as at least this share of m(I^2), see reference.guided: a tenth of a rounding in float32, where only the
+# factors are rounded; in float64 Sigma is as well.
+FLOORS = {torch.float32: 2.0**-26, torch.float64: 2.0**-48}
+SAMPLE = 1021  # pixels whose median stands for all; a prime, so that they never lie in one column
 
 
 class Guided(Filter):
@@ -44,7 +48,8 @@ class Guided(Filter):
         radius: r, 1 or more; one int or one per axis. What reaches beyond the image counts as the whole image. A pixel
             receives messages from up to 2 r pixels away in every direction.
         eps: what counts as an edge, in the guide's unit squared: variances below are smoothed away. A number
-            above 0, or a 0-d tensor, which gradients reach.
+            above 0, or a 0-d tensor, which gradients reach. In float32 it counts as at least 1.5e-8 of a channel's mean
+            square in the window (from the channel's median, for "count"), below which there is nothing but rounding.
         box: "count": windows at the border are averaged over their pixels inside the image; rows of K sum to 1, and
             adding a constant to the guide changes nothing. "constant": over min(2 r + 1, n) an axis everywhere, as
             SegModel's code released it; K is then symmetric, and its rows shrink at the border.
@@ -53,8 +58,8 @@ class Guided(Filter):
         precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
 
-    Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Means and inverse covariances of
-    the guide are computed here, once, in float64. Memory O(B C D N), on a CPU O(B C N).
+    Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Means and factored covariances
+    of the guide are computed here, once, in float64. Memory O(B C D N), on a CPU O(B C N).
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -88,13 +93,10 @@ class Guided(Filter):
             checks.expect_no_tangents(eps)
             eps = eps.to(guide)
         else:
-            form = torch.finfo(guide.dtype)
-            if not form.tiny <= eps <= form.max:
-                raise ValueError(f"eps: expected a finite number above 0 in {guide.dtype}, got {eps}")
             eps = torch.full((), eps, dtype=guide.dtype, device=guide.device)
         if box == "count":
             # K is the same for any shift of the guide, and covariances are then no differences of large sums.
-            guide = guide - guide.detach().mean(tuple(range(2, guide.ndim)), keepdim=True)
+            guide = guide - _medians(guide.detach())
         low = pooled(guide, subsample)
         resolved = resolve(backend, guide.device, guide.dtype)
         self.tensors = [guide, low, *statistics(low, eps, self.plan.low_radii, box, resolved)]
@@ -138,19 +140,32 @@ def checked_guide(guide: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"guide: expected 1 to {MAX_CHANNELS} channels on axis 1, got shape {list(guide.shape)}")
     checks.expect_finite("guide", guide)
     checks.expect_no_tangents(guide)
-    return guide.to(compute_dtype(guide))
+    guide = guide.to(compute_dtype(guide))
+    if checks.values_checked(guide) and guide.numel():
+        largest, most = guide.detach().abs().max().item(), torch.finfo(guide.dtype).max ** 0.4  # gradients have squares
+        if largest > most:
+            raise ValueError(f"guide: expected values of at most {most:.1g} in size, got {largest:.3g}")
+    return guide
+
+
+def _medians(guide: torch.Tensor) -> torch.Tensor:
+    """The median of every channel of some pixels, which no outlier moves: [Bf, D, 1, ...]."""
+    pixels = guide.flatten(2)
+    sample = pixels[..., torch.arange(SAMPLE, device=guide.device) * pixels.shape[2] // SAMPLE]
+    return sample.sort(-1).values[..., SAMPLE // 2].reshape(*guide.shape[:2], *[1] * (guide.ndim - 2))
 
 
 @operator("guided")
 def statistics(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: str, backend: str) -> list[torch.Tensor]:
-    """mean [Bf, D, *S] and the packed (Sigma + eps)^-1 [Bf, D (D + 1) / 2, *S] of the windows; see reference.guided."""
+    """mean [Bf, D, *S] and the packed Cholesky factors [Bf, D (D + 1) / 2, *S] of the windows; see reference.guided."""
     with without_autocast(guide):
-        full = to_3d(guide)
+        full, floor = to_3d(guide), FLOORS[guide.dtype]
         reach = _capped(radii, guide)
         if has_kernels(backend, reach):
-            found = kernels.guided.statistics(full, eps, reach, box)
+            found = kernels.guided.statistics(full, eps, floor, reach, box)
         else:
-            found = reference.guided.statistics(full.double(), eps.double(), *_windows(full, reach, box, backend))
+            windows = _windows(full, reach, box, backend)
+            found = reference.guided.statistics(full.double(), eps.double(), floor, *windows)
         return [from_3d(t, guide.ndim - 2).to(guide.dtype).contiguous() for t in found]
 
 
@@ -162,21 +177,21 @@ def _(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: str, backen
 
 @operator("guided_backward")
 def statistics_backward(
-    guide: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor, d_mean: torch.Tensor, d_inverse: torch.Tensor,
-    radii: list[int], box: str, backend: str,
+    guide: torch.Tensor, mean: torch.Tensor, d_mean: torch.Tensor, d_sigma: torch.Tensor, radii: list[int], box: str,
+    backend: str,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """The gradients of guide and eps."""
+    """The gradients of guide and eps, from those of the mean and of Sigma, which takes the place of cholesky's."""
     with without_autocast(guide):
-        full, mean, inverse, d_mean, d_inverse = (to_3d(t.double()) for t in (guide, mean, inverse, d_mean, d_inverse))
+        full, mean, d_mean, d_sigma = (to_3d(t.double()) for t in (guide, mean, d_mean, d_sigma))
         windows = _windows(full, _capped(radii, guide), box, backend)
-        d_guide, d_eps = reference.guided.statistics_gradient(full, mean, inverse, d_mean, d_inverse, *windows)
+        d_guide, d_eps = reference.guided.statistics_gradient(full, mean, d_mean, d_sigma, *windows)
         return [d_guide.reshape(guide.shape).to(guide.dtype).contiguous(), d_eps.to(guide.dtype)]
 
 
 @statistics_backward.register_fake
 def _(
-    guide: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor, d_mean: torch.Tensor, d_inverse: torch.Tensor,
-    radii: list[int], box: str, backend: str,
+    guide: torch.Tensor, mean: torch.Tensor, d_mean: torch.Tensor, d_sigma: torch.Tensor, radii: list[int], box: str,
+    backend: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     return [contiguous_like(guide), guide.new_empty(())]
 
@@ -201,12 +216,12 @@ def _windows(
 
 def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
     guide, _, *ctx.form = inputs
-    ctx.save_for_backward(guide, *output)
+    ctx.save_for_backward(guide, output[0])
 
 
 def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
-    d_mean, d_inverse = (c.contiguous() for c in cotangents)
-    return *statistics_backward(*ctx.saved_tensors, d_mean, d_inverse, *ctx.form), None, None, None
+    d_mean, d_sigma = (c.contiguous() for c in cotangents)
+    return *statistics_backward(*ctx.saved_tensors, d_mean, d_sigma, *ctx.form), None, None, None
 
 
 statistics.register_autograd(_backward, setup_context=_setup_context)
@@ -247,10 +262,10 @@ class GuidedOperator:
     """K, by the kernels where there are some for its windows, at full resolution."""
 
     def __init__(self, plan: GuidedPlan, tensors: list[torch.Tensor]) -> None:
-        image, low, mean, inverse = map(to_3d, tensors)
+        image, low, mean, cholesky = map(to_3d, tensors)
         factors = per_axis(plan.subsample, tensors[0].ndim - 2, 1)  # beyond the image nothing changes but memory
         self.guide = reference.guided.Guide(
-            image, low, mean, inverse,
+            image, low, mean, cholesky,
             radii=_capped(plan.low_radii, tensors[1]),
             box=plan.box,
             factors=tuple(map(min, factors, image.shape[2:])),

@@ -145,14 +145,14 @@ def _products_kernel(
 @triton.jit(**OF_SIZE)
 def _statistics_kernel(
     # pointers
-    sums_ptr, eps_ptr, mean_ptr, inverse_ptr,
+    sums_ptr, eps_ptr, mean_ptr, cholesky_ptr,
     # sizes
-    NZ, NY, NX, RZ, RY, RX, AREA,
+    floor, NZ, NY, NX, RZ, RY, RX, AREA,
     # meta-parameters
     D: tl.constexpr, COUNT: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns mean and inverse of P pixels of one guide, from its sums [Bf, 1 + D, D, N]. Sweeps (see
-    reference.guided.inverse) in registers."""
+    """Each program owns mean and Cholesky factors of P pixels of one guide, from its sums [Bf, 1 + D, D, N], by
+    reference.guided.factored in registers."""
     tile, b = tile_and_image(tl.cdiv(NZ * NY * NX, P))
     N = tl.full((), 1, tl.int64) * NZ * NY * NX
     i = tile * P + tl.arange(0, P)
@@ -167,24 +167,21 @@ def _statistics_kernel(
         for d in tl.static_range(e + 1):
             moment = tl.load(sums_ptr + ((d + 1) * D + e) * N, mask=m_i, other=0.0) * share
             entry = moment - mean[e] * mean[d]
-            matrix = matrix + (entry + tl.load(eps_ptr) if e == d else entry,)
+            matrix = matrix + (entry + tl.maximum(tl.load(eps_ptr), floor * moment) if e == d else entry,)
     for k in tl.static_range(D):
         pivot = 1.0 / matrix[k * (k + 1) // 2 + k]
-        swept = ()
+        rest = ()
         for e in tl.static_range(D):
             for d in tl.static_range(e + 1):
                 entry = matrix[e * (e + 1) // 2 + d]
-                row_e = matrix[e * (e + 1) // 2 + k if e > k else k * (k + 1) // 2 + e]
-                row_d = matrix[d * (d + 1) // 2 + k if d > k else k * (k + 1) // 2 + d]
-                if e == k and d == k:
-                    swept = swept + (-pivot,)
-                elif e == k or d == k:
-                    swept = swept + (entry * pivot,)
-                else:
-                    swept = swept + (entry - row_e * row_d * pivot,)
-        matrix = swept
+                if d > k:
+                    entry -= matrix[e * (e + 1) // 2 + k] * matrix[d * (d + 1) // 2 + k] * pivot
+                elif d == k:
+                    entry = pivot if e == k else entry * pivot
+                rest = rest + (entry,)
+        matrix = rest
     for n in tl.static_range(D * (D + 1) // 2):
-        tl.store(inverse_ptr + (b * (D * (D + 1) // 2) + n) * N + i, -matrix[n], mask=m_i)
+        tl.store(cholesky_ptr + (b * (D * (D + 1) // 2) + n) * N + i, matrix[n], mask=m_i)
 
 
 def box_sum(x: torch.Tensor, radii, dilation: int = 1) -> torch.Tensor:
@@ -240,18 +237,17 @@ def product_sums(x, image, geometry: dict, scaled: bool, dtype=torch.float32):
     return y
 
 
-def statistics(guide, eps, radii, box: str):
-    """mean and packed inverse = (Sigma + eps)^-1 of the windows, as reference.guided, in float32, of a guide
-    [Bf, D, Z, Y, X]."""
+def statistics(guide, eps, floor: float, radii, box: str):
+    """mean and packed Cholesky factors of the windows, as reference.guided, in float32, of a guide [Bf, D, Z, Y, X]."""
     guide = guide.contiguous()
     images, d, *size = guide.shape
     geometry = geometry_of(size, radii, box)
     sums = product_sums(guide, guide, geometry, scaled=False, dtype=torch.float64)
     sums = box_sum(sums.flatten(0, 1), (*radii[:2], 0))
     mean = torch.empty_like(guide)
-    inverse = guide.new_empty((images, d * (d + 1) // 2, *size))
+    cholesky = guide.new_empty((images, d * (d + 1) // 2, *size))
     launch(
         _statistics_kernel, (ceil_div(math.prod(size), 128) * images,), num_warps=4,
-        sums_ptr=sums, eps_ptr=eps.double(), mean_ptr=mean, inverse_ptr=inverse, **geometry, D=d, P=128,
+        sums_ptr=sums, eps_ptr=eps.double(), mean_ptr=mean, cholesky_ptr=cholesky, floor=floor, **geometry, D=d, P=128,
     )  # fmt: skip
-    return mean, inverse
+    return mean, cholesky

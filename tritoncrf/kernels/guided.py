@@ -1,12 +1,13 @@
 """The guided filter and its fused mean-field step (He, Sun and Tang 2013; SegModel's guidance CRF; symbols of
 docs/symbols.md).
 
-    s = box(x) / area ,  cov = box(I x) / area - mean s ,  slope = inverse cov ,  offset = s - slope . mean
+    s = box(x) / area ,  cov = box(I x) / area - mean s ,  (Sigma + eps) slope = cov ,  offset = s - slope . mean
     (K x)_i = (box(slope)_i . I_i + box(offset)_i) / area_i
 
 box sums over the window of 2 R + 1 pixels a side, area is how many of them the image has ("count") or a constant; mean
-and inverse = (Sigma + eps)^-1 of the guide I are made once per image (box.py, `statistics`). K divides by the area at
-its end; K^T divides what comes in instead: one pair of kernels serves both directions.
+and the Cholesky factors of Sigma + eps (see reference.guided) of the guide I are made once per image (box.py,
+`statistics`). K divides by the area at its end; K^T divides what comes in instead: one pair of kernels serves both
+directions.
 
 Form. One pass writes z = (offset, slope), [B, 1 + D, C, N]; a second sums z over the windows, combines it with the
 guide, and carries the step. Both own a tile of rows and columns for some classes at a time, [TN, CB, TL].
@@ -129,11 +130,11 @@ def _long_sums(f_ptr, first, o_n, o_l, n, lines, R):
 @triton.jit(**OF_SIZE)
 def _coefficients_kernel(
     # pointers
-    x_ptr, guide_ptr, mean_ptr, inverse_ptr, z_ptr,
+    x_ptr, guide_ptr, mean_ptr, cholesky_ptr, z_ptr,
     # sizes
-    C, channels, NZ, NY, NX, RZ, RY, RX, AREA,
-    # strides: the batch of guide and mean, of the inverse (0: one serves all)
-    stride_gb, stride_ib,
+    C, NZ, NY, NX, RZ, RY, RX, AREA,
+    # strides: the batch of guide and mean, of cholesky (0: one serves all)
+    stride_gb, stride_lb,
     # meta-parameters
     D: tl.constexpr, VOLUME: tl.constexpr, LONG: tl.constexpr, COUNT: tl.constexpr, SCALED: tl.constexpr,
     TN: tl.constexpr, CB: tl.constexpr, TL: tl.constexpr,
@@ -149,7 +150,7 @@ def _coefficients_kernel(
     first, line, o_n, o_l, i = _tile_places(program % columns, rows, n, lines, TN, TL)
     o_c = c + tl.arange(0, CB)[None, :, None]
     mean_ptr += b * stride_gb
-    inverse_ptr += b * stride_ib
+    cholesky_ptr += b * stride_lb
     if LONG:
         x_ptr += (b * (D + 1) * C + c) * N
         sums = ()
@@ -163,16 +164,20 @@ def _coefficients_kernel(
 
     share = 1.0 / area_of(i, NZ, NY, NX, RZ, RY, RX, AREA, COUNT)
     offset = sums[0] * share
-    cov = ()
-    for d in tl.static_range(D):
-        cov = cov + (sums[1 + d] * share - tl.load(mean_ptr + d * N + i) * offset,)
+    solved = ()
+    for e in tl.static_range(D):
+        entry = sums[1 + e] * share - tl.load(mean_ptr + e * N + i) * offset
+        for d in tl.static_range(e):
+            entry -= tl.load(cholesky_ptr + (e * (e + 1) // 2 + d) * N + i) * solved[d]
+        solved = solved + (entry,)
     m_z = (o_n < rows) & (first + o_n < n) & (o_l < lines) & (o_c < C)
     z_ptr += b * (D + 1) * C * N
-    for e in range(0, channels):  # not unrolled: all of the inverse at once would not fit in registers
-        slope = tl.zeros_like(offset)
-        for d in tl.static_range(D):
-            entry = tl.maximum(e, d) * (tl.maximum(e, d) + 1) // 2 + tl.minimum(e, d)
-            slope += tl.load(inverse_ptr + entry * N + i) * cov[d]
+    slopes = ()
+    for e in tl.static_range(D - 1, -1, -1):
+        slope = solved[e] * tl.load(cholesky_ptr + (e * (e + 3) // 2) * N + i)
+        for d in tl.static_range(e + 1, D):
+            slope -= tl.load(cholesky_ptr + (d * (d + 1) // 2 + e) * N + i) * slopes[d - e - 1]
+        slopes = (slope,) + slopes
         offset -= tl.load(mean_ptr + e * N + i) * slope
         tl.store(z_ptr + ((e + 1) * C + o_c) * N + i, slope, mask=m_z)
     tl.store(z_ptr + o_c * N + i, offset, mask=m_z)
@@ -257,7 +262,7 @@ def _class_block(classes: int, numbers: int) -> int:
 def _coefficients(x, guide, adjoint: bool):
     """z of x, or of x / area."""
     batch, classes, *size = x.shape
-    image, inverse, d = guide.image.contiguous(), guide.inverse.contiguous(), guide.image.shape[1]
+    image, cholesky, d = guide.image.contiguous(), guide.cholesky.contiguous(), guide.image.shape[1]
     geometry, (tiling, warps) = geometry_of(size, guide.radii, guide.box), _tiling(guide)
     if tiling["LONG"]:
         x = product_sums(x, image, geometry, adjoint)
@@ -265,13 +270,15 @@ def _coefficients(x, guide, adjoint: bool):
         block = 1
         warps *= 1 if d <= 4 else 2
     else:
+        if d > 6:  # else its numbers do not fit in registers
+            tiling["TN"] = 1
         block = _class_block(classes, tiling["TN"] * (1 + d))
     z = image.new_empty((batch, 1 + d, classes, *size))
     launch(
         _coefficients_kernel, _grid(guide, tiling, ceil_div(classes, block), batch), num_warps=warps,
-        x_ptr=x, guide_ptr=image, mean_ptr=guide.mean.contiguous(), inverse_ptr=inverse, z_ptr=z,
-        C=classes, channels=d, **geometry, **tiling, stride_gb=batch_stride(image),
-        stride_ib=batch_stride(inverse), D=d, SCALED=adjoint, CB=block,
+        x_ptr=x, guide_ptr=image, mean_ptr=guide.mean.contiguous(), cholesky_ptr=cholesky, z_ptr=z,
+        C=classes, **geometry, **tiling, stride_gb=batch_stride(image), stride_lb=batch_stride(cholesky), D=d,
+        SCALED=adjoint, CB=block,
     )  # fmt: skip
     return z
 

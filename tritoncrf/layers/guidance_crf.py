@@ -8,11 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from tritoncrf import checks, features, filters
-from tritoncrf.backends import compute_dtype
 from tritoncrf.filters.base import Execution, execution
 from tritoncrf.filters.box import BOXES, expect_radii
 from tritoncrf.layers.base import Layer, as_precise, expect_inputs, placed
-from tritoncrf.mean_field import OUTPUTS, mean_field
+from tritoncrf.mean_field import OUTPUTS, mean_field, possible
 from tritoncrf.types import Backend, Box, Compatibility, Output, Precision
 
 PRESETS = (None, "released")
@@ -136,7 +135,7 @@ class GuidanceCRF(Layer):
         else:
             name, guide = "features", checks.expect_tensor("features", features)
         with checks.renamed("guide", name):
-            scores = self._scores(logits.to(compute_dtype(logits)), guide)
+            scores = self._scores(possible(logits), guide)
         if image is not None and self.upsample and image.shape[2:] != logits.shape[2:]:
             scores = F.interpolate(scores, image.shape[2:], mode=UPSAMPLING[image.ndim - 2], align_corners=False)
         if output == "probabilities":

@@ -2,22 +2,31 @@
 
 With I the guide at a pixel, m(x) = box(x) / area the mean over a window, and for every window
 
-    mean = m(I) ,  Sigma = m(I I^T) - mean mean^T ,  inverse = (Sigma + eps)^-1                of the guide alone
-    cov = m(I x) - mean m(x) ,  slope = inverse cov ,  offset = m(x) - slope . mean
+    mean = m(I) ,  Sigma = m(I I^T) - mean mean^T                                              of the guide alone
+    cov = m(I x) - mean m(x) ,  slope = (Sigma + eps)^-1 cov ,  offset = m(x) - slope . mean
     (K x)_i = m(slope)_i . I_i + m(offset)_i
 
 Going back, K^T y is the same with the division by area moved from the end to the beginning. All the rest is symmetric,
 and so are the gradients of <y, K x>: with ~ for what x~ = y / area gives as x does,
 
     dI = sum_c x~ box(slope) + x box(slope~) ,   dmean = - sum_c box(x~) slope + box(x) slope~
-    dinverse = sum_c area (cov~ cov^T + cov cov~^T) / 2
+    dSigma = - sum_c area (slope~ slope^T + slope slope~^T) / 2
+
+Channels that say the same, as those of a grey photo do, leave Sigma + eps nearly singular. An inverse in float32 would
+give slopes that have nothing to do with it. Solving with its factors gives those of a matrix a rounding away, whose
+errors lie where the guide does not vary. So what stands for the matrix is
+
+    cholesky: L below the diagonal and 1 / pivots on it, Sigma + eps = L diag(pivots) L^T
+
+made in float64. The gradient in its place is dSigma, not that of its numbers. Since m(I x) is rounded too, eps counts
+as at least a `floor`, a share of m(I_d^2): below, slopes are made of rounding. Gradients take the floor for eps.
 
 With `factors` f > 1 (fast guided filter: He and Sun 2015) slope and offset come from x and I averaged over blocks of f
 pixels a side, and their means are upsampled before they meet I at full resolution.
 
-Shapes are those of reference.blur: guides [Bf, D, Z, Y, X], values [B, C, Z, Y, X]; inverse is packed as its lower
-triangle by rows, [Bf, D (D + 1) / 2, Z, Y, X]. `box_sum` is box, of reference.box or a kernel. Classes are taken a few
-at a time, so that what a window needs stays in the cache.
+Shapes are those of reference.blur: guides [Bf, D, Z, Y, X], values [B, C, Z, Y, X]; cholesky and dSigma are packed as
+lower triangles by rows, [Bf, D (D + 1) / 2, Z, Y, X]. `box_sum` is box, of reference.box or a kernel. Classes are taken
+a few at a time, so that what a window needs stays in the cache.
 """
 
 import functools
@@ -40,7 +49,7 @@ class Guide:
     image: torch.Tensor  # I, [Bf, D, Z, Y, X]
     low: torch.Tensor  # the same averaged over blocks
     mean: torch.Tensor  # of `low`
-    inverse: torch.Tensor  # packed
+    cholesky: torch.Tensor  # packed
     radii: tuple[int, ...]  # of windows on `low`
     box: str
     factors: tuple[int, ...]
@@ -55,7 +64,7 @@ class Guide:
     def of(self, image: int) -> "Guide":
         """What one image of a batch sees, without the batch's axis; the area is worked out once for all."""
         b = image if len(self.image) > 1 else 0
-        one = replace(self, image=self.image[b], low=self.low[b], mean=self.mean[b], inverse=self.inverse[b])
+        one = replace(self, image=self.image[b], low=self.low[b], mean=self.mean[b], cholesky=self.cholesky[b])
         one.area = self.area
         return one
 
@@ -81,7 +90,7 @@ class Guide:
 
     def windows(self, fields):
         """[slope, offset] of fields: all but the last sum."""
-        return coefficients(self.sums(fields).div_(self.area), self.mean, self.inverse)
+        return coefficients(self.sums(fields).div_(self.area), self.mean, self.cholesky)
 
 
 def packed(e: int, d: int) -> int:
@@ -100,33 +109,30 @@ def _dimensions(matrix) -> int:
     return math.isqrt(2 * matrix.shape[1])
 
 
-def statistics(guide, eps, area, box_sum):
-    """mean [Bf, D, *S] and inverse [Bf, D (D + 1) / 2, *S] of a guide."""
+def statistics(guide, eps, floor, area, box_sum):
+    """mean [Bf, D, *S] and cholesky [Bf, D (D + 1) / 2, *S] of a guide."""
     channels, mean = guide.split(1, 1), (box_sum(guide) / area).split(1, 1)
-    sigma = []
+    matrix = []
     for e, d in pairs(len(channels)):
-        sigma.append(box_sum(channels[e] * channels[d]) / area - mean[e] * mean[d])
+        moment = box_sum(channels[e] * channels[d]) / area
+        matrix.append(moment - mean[e] * mean[d])
         if e == d:
-            sigma[-1] += eps
-    return torch.cat(mean, 1), inverse(torch.cat(sigma, 1))
+            matrix[-1] += torch.maximum(eps, floor * moment)
+    return torch.cat(mean, 1), factored(torch.cat(matrix, 1))
 
 
-def inverse(matrix):
-    """Of symmetric positive definite matrices [Bf, D (D + 1) / 2, *S], packed: one sweep per row.
-
-    Sweeping row k with pivot p = M_kk sets M_ed -= M_ek M_kd / p, M_ek /= p and M_kk = -1 / p; after all rows M is
-    minus the inverse. Positive definite matrices need no other order of pivots.
-    """
+def factored(matrix):
+    """cholesky of symmetric positive definite matrices [Bf, D (D + 1) / 2, *S], column by column."""
     dimensions, matrix = _dimensions(matrix), [*matrix.unbind(1)]
     for k in range(dimensions):
         pivot = 1 / matrix[packed(k, k)]
-        row = [matrix[packed(k, d)] for d in range(dimensions)]
         for e, d in pairs(dimensions):
-            if k not in (e, d):
-                matrix[packed(e, d)] = matrix[packed(e, d)] - row[e] * row[d] * pivot
-        for d in range(dimensions):
-            matrix[packed(k, d)] = -pivot if d == k else row[d] * pivot
-    return -torch.stack(matrix, 1)
+            if d > k:
+                matrix[packed(e, d)] = matrix[packed(e, d)] - matrix[packed(e, k)] * matrix[packed(d, k)] * pivot
+        for e in range(k + 1, dimensions):
+            matrix[packed(e, k)] = matrix[packed(e, k)] * pivot
+        matrix[packed(k, k)] = pivot
+    return torch.stack(matrix, 1)
 
 
 def guided_filter(x, guide: Guide, adjoint: bool):
@@ -141,45 +147,37 @@ def guided_filter(x, guide: Guide, adjoint: bool):
 
 
 def gradients(x, y, guide: Guide):
-    """Of <y, K x> with respect to image, low, mean and inverse, each by itself: where nothing is averaged, image and
-    low are one guide, and autograd adds the first two."""
-    image, low, mean, inverse = (torch.zeros_like(t) for t in (guide.image, guide.low, guide.mean, guide.inverse))
+    """Of <y, K x> with respect to image, low, mean and Sigma, each by itself: where nothing is averaged, image and low
+    are one guide, and autograd adds the first two."""
+    image, low, mean, sigma = (torch.zeros_like(t) for t in (guide.image, guide.low, guide.mean, guide.cholesky))
     for b, seen, (values, cotangents) in _chunks(guide, x, y):
         fields, ending = seen.enter(values), seen.leave_adjoint(cotangents)
         sums, other_sums = seen.sums(fields), seen.sums(ending)
-        means, other_means = sums / seen.area, other_sums / seen.area
-        covariances = means[:, 1:] - seen.mean * means[:, :1]
-        others = other_means[:, 1:] - seen.mean * other_means[:, :1]
-        found, other = (coefficients(m, seen.mean, seen.inverse) for m in (means, other_means))
+        found, other = (coefficients(s / seen.area, seen.mean, seen.cholesky) for s in (sums, other_sums))
 
         mean[b] -= (other_sums[:, :1] * found[:, 1:] + sums[:, :1] * other[:, 1:]).sum(0)
         for n, (e, d) in enumerate(pairs(len(seen.low))):
-            product = covariances[:, e] * others[:, d]
+            product = found[:, 1 + e] * other[:, 1 + d]
             if e != d:
-                product += covariances[:, d] * others[:, e]
-            inverse[b, n] += (seen.area * product).sum(0)
+                product += found[:, 1 + d] * other[:, 1 + e]
+            sigma[b, n] -= (seen.area * product).sum(0)
         low[b] += (fields[:, :1] * seen.sums(other[:, 1:])).sum(0)
         spread = blur.upsample(seen.sums(found[:, 1:]).div_(seen.area), x.shape[2:], seen.factors)
         image[b] += (cotangents[:, None] * spread).sum(0)
-    return image, low, mean, inverse
+    return image, low, mean, sigma
 
 
-def statistics_gradient(guide, mean, matrix, d_mean, d_matrix, area, box_sum):
-    """The gradients of <d_mean, mean> + <d_inverse, inverse> with respect to the guide, and to eps.
+def statistics_gradient(guide, mean, d_mean, d_sigma, area, box_sum):
+    """The gradients of <d_mean, mean> + <d_sigma, Sigma + eps> with respect to the guide, and to eps.
 
-    dSigma = - inverse d_inverse inverse ,  d_eps = trace dSigma
-    dI = box((d_mean - 2 dSigma mean) / area) + 2 box(dSigma / area) I
+    d_eps = trace dSigma ,  dI = box((d_mean - 2 dSigma mean) / area) + 2 box(dSigma / area) I
     """
-    inverse = full(matrix)
-    half = d_matrix.clone()
-    for n, (e, d) in enumerate(pairs(guide.shape[1])):
-        if e != d:
-            half[:, n] /= 2
-    d_sigma = -torch.einsum("bef...,bfg...,bgd...->bed...", inverse, full(half), inverse)
-    d_mean = d_mean - 2 * torch.einsum("bed...,bd...->be...", d_sigma, mean)
-    spread = box_sum((d_sigma / area).flatten(1, 2)).view(d_sigma.shape)
-    d_guide = box_sum(d_mean / area) + 2 * torch.einsum("bed...,bd...->be...", spread, guide)
-    return d_guide, torch.diagonal(d_sigma, dim1=1, dim2=2).sum()
+    diagonal = [packed(d, d) for d in range(guide.shape[1])]
+    doubled = d_sigma.clone()  # an entry beside the diagonal stands for two already
+    doubled[:, diagonal] *= 2
+    d_mean = d_mean - torch.einsum("bed...,bd...->be...", full(doubled), mean)
+    spread = full(box_sum(doubled / area))
+    return box_sum(d_mean / area) + torch.einsum("bed...,bd...->be...", spread, guide), d_sigma[:, diagonal].sum()
 
 
 def full(matrix):
@@ -188,22 +186,24 @@ def full(matrix):
     return torch.stack([matrix[:, packed(i, j)] for i in d for j in d], 1).unflatten(1, (len(d), len(d)))
 
 
-def coefficients(means, mean, matrix):
+def coefficients(means, mean, cholesky):
     """[m(x), m(I x)] -> [offset, slope], [n, 1 + D, Z, Y, X], in place."""
     means[:, 1:].addcmul_(mean, means[:, :1], value=-1)
-    means[:, 1:] = _times(matrix, means[:, 1:])
+    _solve(cholesky, means[:, 1:])
     means[:, 0] -= (means[:, 1:] * mean).sum(1)
     return means
 
 
-def _times(matrix, x):
-    """The product of a packed matrix [D (D + 1) / 2, Z, Y, X] and x [n, D, Z, Y, X]."""
-    found = torch.empty_like(x)
-    for e in range(x.shape[1]):
-        torch.mul(x[:, 0], matrix[packed(e, 0)], out=found[:, e])
-        for d in range(1, x.shape[1]):
-            found[:, e].addcmul_(x[:, d], matrix[packed(e, d)])
-    return found
+def _solve(cholesky, x):
+    """(Sigma + eps)^-1 x from cholesky [D (D + 1) / 2, Z, Y, X], for x [n, D, Z, Y, X], in place."""
+    dimensions = range(x.shape[1])
+    for e in dimensions:
+        for d in dimensions[:e]:
+            x[:, e].addcmul_(x[:, d], cholesky[packed(e, d)], value=-1)
+    for e in reversed(dimensions):
+        x[:, e] *= cholesky[packed(e, e)]
+        for d in dimensions[e + 1 :]:
+            x[:, e].addcmul_(x[:, d], cholesky[packed(e, d)], value=-1)
 
 
 def _products(x, guide):
