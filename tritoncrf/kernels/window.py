@@ -72,8 +72,8 @@ def _row(row, z, y, m_p, NZ, NY, NX, STEP, R: tl.constexpr):
     """Under this row of the window: flat index of the start of each pixel's image row, and whether it exists."""
     z = z + (row // (2 * R[1] + 1) - R[0]) * STEP
     y = y + (row % (2 * R[1] + 1) - R[1]) * STEP
-    # Not "and": Triton 3.9's interpreter makes integers of a comparison of scalars, which are no mask.
-    return (z * NY + y) * NX, tl.where((z >= 0) & (z < NZ), m_p & (y >= 0) & (y < NY), False)
+    z_p = z + tl.zeros_like(y)  # Triton 3.9's interpreter makes integers of a comparison of scalars, which are no mask
+    return (z * NY + y) * NX, m_p & (z_p >= 0) & (z_p < NZ) & (y >= 0) & (y < NY)
 
 
 @triton.jit
