@@ -168,7 +168,9 @@ def predict(options: argparse.Namespace) -> None:
     """`tritoncrf predict`."""
     device = device_found(options.device)
     paths = prediction.photos(options.photos)
-    old = [path for path in prediction.outputs(paths, options.out) if os.path.lexists(path)]
+    outputs = prediction.outputs(paths, options.out)
+    expect_apart(outputs, paths)
+    old = [path for path in outputs if os.path.lexists(path)]
     if old and not options.force:
         raise CommandError(f"--out: expected a folder without these predictions, got one with {old[0]}; or --force")
     network = checkpoints.trained(options.checkpoint, device)

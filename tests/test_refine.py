@@ -652,7 +652,7 @@ def test_bad_parameters(name, bad, error):
         ("theta_smooth", {"theta_smooth": 1e-4}),
         ("theta_space, theta_color", {"theta_space": 1e-4}),
         ("theta_space, theta_color", {"theta_color": 1e-4}),
-        ("features", {"features": np.full((1, H, W), 1e6)}),
+        ("features", {"features": np.linspace(0, 1e6, H * W).reshape(1, H, W)}),
     ],
 )
 def test_thetas_too_small_for_the_lattice_are_named(names, changes):

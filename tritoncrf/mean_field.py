@@ -178,7 +178,7 @@ def possible(logits: torch.Tensor) -> torch.Tensor:
     return torch.where(found == -math.inf, -checks.RULED_OUT, found)
 
 
-def started(unary: torch.Tensor, initial: Initial) -> torch.Tensor:
+def started(unary: torch.Tensor, initial: str) -> torch.Tensor:
     """What the first messages are computed from."""
     return torch.softmax(unary, 1) if initial == "softmax" else torch.log_softmax(unary, 1).clamp_min(LEAST_LOGARITHM)
 
