@@ -59,20 +59,21 @@ def _from_scores(
 ) -> torch.Tensor:
     scores = as_tensor(name, value).to(device)
     checks.expect_tensor(name, scores, TENSOR)
-    axes, fits = ("[C, *S]", 2 <= scores.ndim <= 4) if size is None else ("[C, H, W]", scores.ndim == 3)
-    if not fits or 0 in scores.shape:
-        hint = _axes_hint(name, scores.shape, size)
-        raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{hint}")
+    shape = tuple(scores.shape)
+    if size is None:
+        axes, fits = "[C, *S]", 2 <= scores.ndim <= 4
+    else:  # classes last are told by the image
+        axes, fits = "[C, H, W]", scores.ndim == 3 and not shape[1:] != tuple(size) == shape[:-1]
+    if not fits or 0 in shape:
+        raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{_axes_hint(name, shape, size)}")
     if num_classes is not None and checks.expect_int("num_classes", num_classes, 1) != len(scores):
-        raise ValueError(f"num_classes: expected {len(scores)}, as in {name} {list(scores.shape)}, got {num_classes}")
+        raise ValueError(f"num_classes: expected {len(scores)}, as in {name} {list(shape)}, got {num_classes}")
     if len(scores) == 1:
         one = {"probabilities": "p[0]", "logits": "torch.sigmoid(z[0])", "energies": "torch.sigmoid(-e[0])"}[name]
         raise ValueError(
-            f"{name}: expected at least 2 classes, got shape {list(scores.shape)}; one object's probability goes in as "
+            f"{name}: expected at least 2 classes, got shape {list(shape)}; one object's probability goes in as "
             f"foreground={one}"
         )
-    if size is not None and tuple(scores.shape[1:]) != tuple(size) == tuple(scores.shape[:-1]):
-        raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{_axes_hint(name, scores.shape, size)}")
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if name != "probabilities":
         sign = 1 if name == "logits" else -1
@@ -122,7 +123,7 @@ def _from_labels(
     labels = labels.long()
     unknown, asked = chosen["unknown"], chosen["num_classes"]
     marks = [UNKNOWN] if unknown == "auto" else list(unknown)
-    known = ~torch.isin(labels, torch.tensor(marks, dtype=torch.long, device=device)) if marks else labels == labels
+    known = ~torch.isin(labels, torch.tensor(marks, dtype=torch.long, device=device))
     low, high = (int(v) for v in torch.aminmax(labels[known])) if known.any() else (0, -1)
     words = f", or {' or '.join(map(str, marks))} where unknown" if marks else ""
     if low < 0:
@@ -160,7 +161,7 @@ def _inferred_classes(labels: torch.Tensor, low: int, high: int, all_known: bool
     return max(high + 1, 2)
 
 
-def expect_unknown(value: object) -> tuple[int, ...] | str | None:
+def expect_unknown(value: object) -> tuple[int, ...] | None:
     """The argument `unknown` of refine as the labels that it names; None, in `options`, where it is not given."""
     if isinstance(value, str):
         checks.expect_choice("unknown", value, ("auto",))
