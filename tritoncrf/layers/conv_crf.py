@@ -200,7 +200,6 @@ class ConvCRF(Layer):
             weights = [w * class_weight for w in weights]
         else:
             cost = class_weight[:, None] * cost
-        checks.expect_logits("logits", logits, axis=1)
         log_unary = torch.log_softmax(logits.to(positions.dtype), 1)
         refined = mean_field(
             log_unary, kernels, weights, cost, self.iterations, 1 - class_weight, "log_softmax", output
