@@ -647,7 +647,7 @@ BAD_INPUTS = [  # of which layers
         ({"image": None, "features": NAN[:, :0]}, ValueError, "^features: expected at least one channel"),
     ]),
     ([CRF_RNN], [
-        ({"image": None, "features": IMAGE * 1e7}, ValueError, "^features: expected lattice coordinates"),
+        ({"image": None, "features": 1e6 * torch.arange(20.0).expand(1, 3, -1).reshape(IMAGE.shape)}, ValueError, "^features: expected lattice coordinates"),
     ]),
     ([GUIDANCE_CRF], [
         ({"image": LARGE.numpy()}, TypeError, "^image: expected a uint8 .*ndarray.*torch.from_numpy"),
