@@ -1,8 +1,8 @@
 # On a machine with Python, pip and make, each target sets up what it needs and runs:
 #   make demo        refine a photo and write demo.png
-#   make test        all tests but the slow ones; what CI runs. The kernels as code compiled for sm_80 and sm_90, in an
-#                    emulator, and a share of their tests in Triton's interpreter
-#   make test-slow   the slow ones, all tests of the kernels in the interpreter, and the newest Triton that pip gives
+#   make test        all tests but the slow ones; what CI runs. The kernels as code compiled for sm_90, in an emulator,
+#                    and a share of their tests for sm_80 and in Triton's interpreter
+#   make test-slow   the slow ones, all tests of the kernels for sm_80 and in the interpreter, and the newest Triton
 #   make bench       the benchmarks, on whatever this machine has
 #   make profile     what a Hopper GPU, which need not be here, has for the kernels
 #   make lint        ruff, check and format; mypy
@@ -39,19 +39,21 @@ demo: $(INSTALLED)
 # Parts of the tests, in two processes side by side. A part's output appears as a whole when the part is done, and its
 # last line, pytest's, once more at the end. All parts run though one fails, and then make fails. The tests' tensors are
 # small: more threads would only wait for each other.
-# $(1): the parts, the longest first. $(2): which tests, in pytest's words. $(3): the same, for the interpreter.
+# $(1): the parts, the longest first. $(2): which tests, in pytest's words. $(3): the same, of the kernels for sm_80 and
+# in the interpreter.
 define run_tests
 	logs=$$(mktemp -d); failed=0; \
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 --output-sync --keep-going LOGS=$$logs \
-		TESTS="$(2)" INTERPRETED="$(3)" $(1) || failed=1; \
+		TESTS="$(2)" SHARE="$(3)" $(1) || failed=1; \
 	tail -qn 1 $$logs/*; rm -rf $$logs; exit $$failed
 endef
 
 # Triton reads TRITON_INTERPRET when it is imported, and what it interprets it cannot compile: hence a process each.
 part-rest: run = $(PYTHON) -m pytest tests --ignore=tests/kernels --ignore=tests/models -m "$(TESTS)"
 part-models: run = $(PYTHON) -m pytest tests/models -m "$(TESTS)"
-part-sm_80 part-sm_90: run = $(PYTHON) tests/ptxemu.py --target $(@:part-%=%) pytest tests/kernels -m "$(TESTS)"
-part-interpreter: run = TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(INTERPRETED)"
+part-sm_90: run = $(PYTHON) tests/ptxemu.py --target sm_90 pytest tests/kernels -m "$(TESTS)"
+part-sm_80: run = $(PYTHON) tests/ptxemu.py --target sm_80 pytest tests/kernels -m "$(SHARE)"
+part-interpreter: run = TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(SHARE)"
 part-newest: export PYTHONPATH = $(NEWEST)
 part-newest: run = { TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m interpreter && \
 	$(PYTHON) tests/ptxemu.py pytest tests/kernels -m "not slow"; }
@@ -61,14 +63,14 @@ part-rest part-models part-sm_80 part-sm_90 part-interpreter part-newest:
 		[ $$status -eq 5 ] && [ "$(TESTS)" = slow ] && status=0; exit $$status  # 5: a part without slow tests is no failure
 
 test: $(INSTALLED)
-	@$(call run_tests,part-rest part-sm_90 part-sm_80 part-models part-interpreter,not slow,interpreter)
+	@$(call run_tests,part-rest part-sm_90 part-models part-interpreter part-sm_80,not slow,interpreter)
 
 # What pip gives where no pin holds it, in a folder of its own.
 $(NEWEST): $(INSTALLED)
 	$(PYTHON) -m pip install --disable-pip-version-check --no-deps --target $@ triton
 
 test-slow: $(INSTALLED) $(NEWEST)
-	@$(call run_tests,part-interpreter part-newest part-rest part-models part-sm_90 part-sm_80,slow)
+	@$(call run_tests,part-interpreter part-newest part-sm_80 part-rest part-models part-sm_90,slow)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench run

@@ -168,13 +168,13 @@ def predict(options: argparse.Namespace) -> None:
     """`tritoncrf predict`."""
     device = device_found(options.device)
     paths = prediction.photos(options.photos)
+    make_folder("--out", options.out)
     outputs = prediction.outputs(paths, options.out)
     expect_apart(outputs, paths)
     old = [path for path in outputs if os.path.lexists(path)]
     if old and not options.force:
         raise CommandError(f"--out: expected a folder without these predictions, got one with {old[0]}; or --force")
     network = checkpoints.trained(options.checkpoint, device)
-    make_folder("--out", options.out)
     output = "unary" if options.no_crf else "refined"
     resize = network.config.data.resize
     prediction.predict(network.model, paths, options.out, output, device, resize, **_testing(options))

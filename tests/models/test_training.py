@@ -359,14 +359,17 @@ def launched(path, root, folder):
     "alternate", [pytest.param(False, id="joint", marks=pytest.mark.slow), pytest.param(True, id="alternate")]
 )
 def test_two_ranks_learn_as_one_does(alternate, shapes, tmp_path):
-    """The same loss curve and weights; images have different numbers of known pixels, which count over the ranks."""
-    slow = {**SGD, "lr": 1e-3}  # a loss that runs away would blow up the rounding of sums in another order
+    """The same loss curve and weights; images have different numbers of known pixels, which count over the ranks.
+
+    Few steps, and slow ones: a batch in two halves rounds otherwise, and from the first unit on whose sign or place in a
+    maximum that turns over, the runs part by more than rounding."""
+    slow = {**SGD, "lr": 1e-3}
     table = {
         "network": FCN,
         "crf": CONVCRF,
         "phases": [
-            phase("unary", epochs=2, batch=4, optimizer=slow),
-            phase("all", epochs=2, batch=4, auxiliary=0.5, alternate=alternate, optimizer=slow),
+            phase("unary", batch=4, optimizer=slow),
+            phase("all", epochs=1 + alternate, batch=4, auxiliary=0.5, alternate=alternate, optimizer=slow),
             phase("crf", batch=2, optimizer=slow),
         ],
         "data": {"format": "folder", "workers": 0},
@@ -378,7 +381,7 @@ def test_two_ranks_learn_as_one_does(alternate, shapes, tmp_path):
     done = launched(path, shapes, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    assert len(one) == len(two) == 5
+    assert len(one) == len(two) == 3 + alternate
     for a, b in zip(one, two):
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-5)
         assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-5)
