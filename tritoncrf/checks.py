@@ -257,13 +257,16 @@ def expect_finite(name: str, value: torch.Tensor) -> None:
         raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")
 
 
-def expect_logits(name: str, value: torch.Tensor, axis: int, sign: int = 1) -> None:
+def expect_logits(name: str, value: torch.Tensor, axis: int, sign: int = 1) -> bool:
     """A ValueError if scores that may be looked at are neither finite nor rule a class out, or rule out all of a pixel.
 
-    A class is ruled out by a logit of minus infinity; with sign = -1 by an energy of infinity.
+    A class is ruled out by a logit of minus infinity; with sign = -1 by an energy of infinity. Returns False where all
+    are seen to be finite: no class is ruled out.
     """
-    if not values_checked(value) or all_finite(value):
-        return
+    if not values_checked(value):
+        return True
+    if all_finite(value):
+        return False
     ruled_out = value == -sign * math.inf
     if bad := int((~torch.isfinite(value) & ~ruled_out).sum()):
         infinity = "-inf" if sign > 0 else "inf"
@@ -273,6 +276,7 @@ def expect_logits(name: str, value: torch.Tensor, axis: int, sign: int = 1) -> N
         )
     if none_left := int(ruled_out.all(axis).sum()):
         raise ValueError(f"{name}: expected a class that is not ruled out, got {none_left} pixels without one")
+    return True
 
 
 def expect_classes(name: str, value: torch.Tensor, axis: int = 1) -> None:

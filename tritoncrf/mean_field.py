@@ -107,7 +107,6 @@ def checked(
     checks.expect_tensor("logits", logits)
     checks.expect_spatial("logits", logits)
     checks.expect_classes("logits", logits)
-    checks.expect_logits("logits", logits, axis=1)
     _check_filters(filters, weights, logits)
     checks.expect_int("iterations", iterations, 0, checks.MOST_ITERATIONS)
     checks.expect_choice("initial", initial, INITIALS)
@@ -171,11 +170,10 @@ def _check_device(name: str, value: torch.Tensor, logits: torch.Tensor) -> None:
 
 
 def possible(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in the dtype of the loop, those of classes that are ruled out large instead of infinite."""
+    """Logits, checked, in the dtype of the loop; those of classes that are ruled out large instead of infinite."""
+    ruled_out = checks.expect_logits("logits", logits, axis=1)
     found = logits.to(compute_dtype(logits))
-    if checks.values_checked(found) and checks.all_finite(found):
-        return found
-    return torch.where(found == -math.inf, -checks.RULED_OUT, found)
+    return torch.where(found == -math.inf, -checks.RULED_OUT, found) if ruled_out else found
 
 
 def started(unary: torch.Tensor, initial: str) -> torch.Tensor:

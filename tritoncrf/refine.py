@@ -308,9 +308,10 @@ def _image(value: Image, device: torch.device) -> tuple[torch.Tensor, str]:
     if is_pil(value):
         if value.mode.startswith(("I", "F")):
             raise TypeError(f"image: expected 8 bits a channel, got a PIL image of mode {value.mode!r}")
-        turned = "; its EXIF orientation turned it, np.asarray(image) is as stored"
-        turned, value = turned if upright(value).size != value.size else "", upright(value)
-        value = np.asarray(value.convert("L" if value.mode in ("1", "L", "LA") else "RGB"))
+        picture = upright(value)
+        if picture.size != value.size:
+            turned = "; its EXIF orientation turned it, np.asarray(image) is as stored"
+        value = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
     if isinstance(value, np.ndarray) and (value.ndim == 2 or value.ndim == 3 and value.shape[2] in (1, 3)):
         image = as_tensor("image", np.atleast_3d(value)).permute(2, 0, 1)
     elif isinstance(value, torch.Tensor) and as_tensor("image", value).ndim == 3 and value.shape[0] in (1, 3):

@@ -45,7 +45,6 @@ def expect_inputs(
     if logits.shape[1] != crf.num_classes:
         hint = "; add the batch axis: logits[None]" if logits.shape[0] == crf.num_classes else ""
         raise ValueError(f"logits: expected {crf.num_classes} classes on axis 1, got shape {list(logits.shape)}{hint}")
-    checks.expect_logits("logits", logits, axis=1)
     if (image is None) == (features is None):
         raise ValueError(f"image: expected an image or features, got {'neither' if image is None else 'both'}")
     for parameter in crf.parameters():

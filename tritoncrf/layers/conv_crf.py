@@ -12,7 +12,7 @@ from tritoncrf.backends import compute_dtype
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
 from tritoncrf.filters.window import MAX_WINDOW
 from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, placed
-from tritoncrf.mean_field import mean_field
+from tritoncrf.mean_field import mean_field, possible
 from tritoncrf.types import Backend, Compatibility, Normalization, Output, Precision, Theta
 
 PRESETS = (None, "released")
@@ -200,7 +200,7 @@ class ConvCRF(Layer):
             weights = [w * class_weight for w in weights]
         else:
             cost = class_weight[:, None] * cost
-        log_unary = torch.log_softmax(logits.to(positions.dtype), 1)
+        log_unary = torch.log_softmax(possible(logits), 1)
         refined = mean_field(
             log_unary, kernels, weights, cost, self.iterations, 1 - class_weight, "log_softmax", output
         )
