@@ -386,11 +386,11 @@ def test_networks_have_their_commands_here_too(capsys):
         ("refine image.png --logits logits.npy -o out.png --parameters x", "--parameters: invalid choice: 'x'"),
         (
             "refine image.png --logits logits.npy -o out.png --method guided --theta-color 5",
-            "theta_color: expected none with method='guided', where it plays no part, got 5.0",
+            "--theta-color: expected none with --method='guided', where it plays no part, got 5.0",
         ),
         (
             "refine image.png --logits logits.npy -o out.png --label-confidence 0.6",
-            "label_confidence: expected none with logits=",
+            "--label-confidence: expected none with --logits",
         ),
         (
             "refine image.png --logits logits.npy -o out.png --theta-color 1e-5",
@@ -409,21 +409,21 @@ def test_bad_commands(folder, capsys, arguments, message):
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("--window-size", "4", "window_size: expected an odd int"),
-        ("--window-size", "-5", "window_size: expected an odd int"),
-        ("--theta-space", "0", "theta_space: expected a finite number above 0"),
-        ("--theta-color", "-1", "theta_color: expected a finite number above 0"),
-        ("--theta-smooth", "nan", "theta_smooth: expected a finite number above 0"),
-        ("--weight-smooth", "inf", "weight_smooth: expected a finite number"),
+        ("--window-size", "4", "--window-size: expected an odd int"),
+        ("--window-size", "-5", "--window-size: expected an odd int"),
+        ("--theta-space", "0", "--theta-space: expected a finite number above 0"),
+        ("--theta-color", "-1", "--theta-color: expected a finite number above 0"),
+        ("--theta-smooth", "nan", "--theta-smooth: expected a finite number above 0"),
+        ("--weight-smooth", "inf", "--weight-smooth: expected a finite number"),
         ("--iterations", "-1", "iterations: expected an int from 0 to 10000"),
         ("--blur", "0", "blur: expected an int of at least 1"),
         ("--radius", "0", "radius: expected an int of at least 1"),
         ("--eps", "0", "eps: expected a finite number above 0"),
-        ("--num-classes", "99999999999999999999", "num_classes: expected an int from 2 to 65536"),
-        ("--weight-appearance", "1e39", "weight_appearance: expected a finite number in the range of float32"),
+        ("--num-classes", "99999999999999999999", "--num-classes: expected an int from 2 to 65536"),
+        ("--weight-appearance", "1e39", "--weight-appearance: expected a finite number in the range of float32"),
         ("--iterations", "1000000000", "iterations: expected an int from 0 to 10000"),
-        ("--num-classes", "2", "labels: expected 0 to 1, or 255 where unknown, got 0 to 2"),
-        ("--label-confidence", "2", "label_confidence: expected a probability"),
+        ("--num-classes", "2", "--labels: expected 0 to 1, or 255 where unknown, got 0 to 2"),
+        ("--label-confidence", "2", "--label-confidence: expected a probability"),
     ],
 )
 def test_bad_parameters(folder, capsys, option, value, message):
@@ -460,9 +460,9 @@ def broken(source, target):
         ("--labels", "broken.png", "broken.png: expected a .png of labels, unreadable: "),
         ("--labels", "image.png", "image.png: expected label indices, one channel or a palette, got RGB"),
         ("--labels", "labels.jpg", "labels.jpg: expected a file ending in .png or .npy or .npz"),
-        ("--labels", "nan.npy", "labels: expected integers"),
+        ("--labels", "nan.npy", "--labels: expected integers"),
         ("--labels", "small.png", "--labels: expected the size of image.png, 24 x 30, got 23 x 30; --resize"),
-        ("--labels", "negative.npy", "labels: expected 0 or more, or 255 where unknown, got -1 to 1; unknown=-1"),
+        ("--labels", "negative.npy", "--labels: expected 0 or more, or 255 where unknown, got -1 to 1; --unknown=-1"),
     ],
 )
 def test_bad_scores(folder, capsys, option, name, message):
