@@ -37,6 +37,7 @@ from tritoncrf.types import Compatibility, Initial, Output
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 LEAST_LOGARITHM = -1e5  # of probabilities that the first messages are made of
 INITIALS: tuple[Initial, ...] = get_args(Initial)
+NOT_FINITE = "logits, filters, weights: expected values whose sums float32 holds, got NaN or infinity"
 
 
 def mean_field(
@@ -91,7 +92,7 @@ def mean_field(
         plans = encode([f.resolved(scores) for f in filters])
         scores, *_ = iterate(scores, scale, mixing, tensors, plans, iterations, initial, keep)
     if checks.values_checked(scores) and launches_run() and not checks.all_finite(scores):
-        raise ValueError("logits, filters, weights: expected values whose sums float32 holds, got NaN or infinity")
+        raise ValueError(NOT_FINITE)
     if output == "probabilities":
         scores = torch.softmax(scores, 1)
     elif output == "log_probabilities":

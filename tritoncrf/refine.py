@@ -10,8 +10,9 @@ from tritoncrf import checks, diagnostics, filters
 from tritoncrf.devices import device_found
 from tritoncrf.features import bilateral, color, spatial
 from tritoncrf.filters.base import Filter
-from tritoncrf.mean_field import mean_field
+from tritoncrf.mean_field import NOT_FINITE, mean_field
 from tritoncrf.options import METHODS, settings
+from tritoncrf.replay import replayed
 from tritoncrf.scores import as_tensor, expect_unknown, is_pil, like, unary_from, upright
 from tritoncrf.summary import Trace, summarized
 from tritoncrf.types import Array, Image, Method, RefineOptions, Theta, Unknown
@@ -24,6 +25,7 @@ __all__ = ["refine"]
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
 Device: TypeAlias = torch.device | str | None
+REPLAYED: tuple[Method, ...] = "window", "guided"
 
 
 @overload
@@ -205,6 +207,9 @@ def refine(
         the start and each iteration, with the energy, the free energy (the KL divergence up to log Z) and the share of
         labels that changed; `trace.summary` says what changed in all, by class, and the confidence.
 
+    On a GPU, "window" and "guided" of a uint8 photo replay a CUDA graph from the second image of one size and one set
+    of arguments on, so that no kernel waits for Python. `tritoncrf.clear_cache` lets go of the graphs' memory.
+
     Raises:
         TypeError: a kind or dtype other than the above, none or several of the scores.
         ValueError: shapes that do not fit, a value out of range, NaN or infinite, an argument that plays no part; the
@@ -250,11 +255,33 @@ def refine(
             _expect_size("image", photo, name, size, turned)
         if features is not None:
             appearance = _features(features, name, size, where).to(unary.dtype)
-        kernels, weights = _kernels(method, photo, appearance, unary, chosen)
         if not return_trace:
-            return like(mean_field(unary[None], kernels, weights, iterations=chosen["iterations"])[0], name, value)
+            return like(_refined(method, photo, appearance, unary, chosen), name, value)
+        kernels, weights = _kernels(method, photo, appearance, unary, chosen)
         q, records = diagnostics.trace(unary[None], kernels, weights, iterations=chosen["iterations"])
     return like(q[0], name, value), Trace(records, summarized(torch.softmax(unary, 0), q[0]))
+
+
+def _refined(
+    method: Method, photo: torch.Tensor | None, appearance: torch.Tensor | None, unary: torch.Tensor,
+    chosen: Mapping[str, Any],
+) -> torch.Tensor:  # fmt: skip
+    """Q, [C, *S]; replayed unless values are looked at on the way: those of photos of floats, and of features where
+    what is made of them is as large as they say, such as a lattice."""
+
+    def solve(photo: torch.Tensor | None, unary: torch.Tensor) -> torch.Tensor:
+        kernels, weights = _kernels(method, photo, appearance, unary, chosen)
+        return mean_field(unary[None], kernels, weights, iterations=chosen["iterations"])[0]
+
+    fixed = [tuple(value) if isinstance(value, (list, tuple)) else (value,) for value in chosen.values()]
+    plain = all(v is None or isinstance(v, (int, float, str)) for values in fixed for v in values)
+    if method not in REPLAYED or photo is None or appearance is not None or photo.dtype != torch.uint8 or not plain:
+        return solve(photo, unary)
+    key = method, *fixed, photo.shape, unary.shape, unary.dtype
+    q = replayed(key, solve, photo, unary)
+    if q.is_cuda and not checks.all_finite(q):  # replayed, the loop has looked at nothing
+        raise ValueError(NOT_FINITE)
+    return q
 
 
 def _kernels(
