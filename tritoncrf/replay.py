@@ -1,7 +1,8 @@
 """Calls of one shape as CUDA graphs: the second is captured, those that follow are replayed.
 
-A call of `refine` on a GPU makes tens of launches, each of which takes Python's time; a replay is one. A graph reads its
-inputs where they were when it was captured, so a call copies its own there, and its result out of the way of the next.
+A call of `refine` on a GPU makes tens of launches, each of which takes Python's time; a replay is one. A graph reads
+its inputs where they were when it was captured, so a call copies its own there, and its result out of the way of the
+next.
 """
 
 import threading
