@@ -82,7 +82,7 @@ def test_labels_to_labels(folder):
 def test_every_parameter_arrives(folder):
     values = {
         "theta_space": 60.0, "theta_color": 20.0, "weight_appearance": 7.0, "theta_smooth": 4.0, "weight_smooth": 2.0,
-        "iterations": 3, "window_size": 7, "blur": 3, "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5,
+        "iterations": 3, "damping": 0.25, "temperature": 1.5, "window_size": 7, "blur": 3, "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5,
         "unknown": 2,
     }  # fmt: skip
     assert set(values) == set(cli.SETTINGS) == set(ARGUMENTS)

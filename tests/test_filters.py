@@ -400,15 +400,15 @@ def test_opcheck_filter_backward(case, needs):
 def test_opcheck_mean_field(case):
     x, tensors, plan = filter_inputs(case, case.pair[1], True)
     a = torch.ones((), requires_grad=True)
-    torch.library.opcheck(iterate, (x, a, [a], tensors, plan, 2, "softmax", True))
+    torch.library.opcheck(iterate, (x, a, [a], tensors, plan, 2, "softmax", 0.0, True))
 
 
 @each_planned
 def test_opcheck_mean_field_backward(case):
     x, tensors, plan = filter_inputs(case, list(case.variants)[-1], False)
     loop = x, torch.ones(()), [torch.ones(3)], tensors
-    scores, *states = iterate(*loop, plan, 2, "softmax", True)
-    arguments = (torch.randn_like(scores), *loop, states, plan, "softmax", [True] * 4)
+    scores, *states = iterate(*loop, plan, 2, "softmax", 0.0, True)
+    arguments = (torch.randn_like(scores), *loop, states, plan, "softmax", 0.0, [True] * 4)
     torch.library.opcheck(iterate_backward, arguments)
 
 

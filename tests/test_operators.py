@@ -35,17 +35,20 @@ def loop_inputs(requires_grad: bool):
     return unary, a, mixing, tensors, encode([f.resolved(unary) for f in filters])
 
 
-@pytest.mark.parametrize("initial", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("initial, damping", [("softmax", 0.0), ("log_softmax", 0.0), ("softmax", 0.5)])
 @pytest.mark.parametrize("keep", [False, True])
-def test_opcheck_mean_field(keep, initial):
-    torch.library.opcheck(iterate, (*loop_inputs(keep), 2, initial, keep))
+def test_opcheck_mean_field(keep, initial, damping):
+    torch.library.opcheck(iterate, (*loop_inputs(keep), 2, initial, damping, keep))
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.5])
 @pytest.mark.parametrize("needs", [[True] * 5, [False, True, False, True, False], [True, False, True, False, False]])
-def test_opcheck_mean_field_backward(needs):
+def test_opcheck_mean_field_backward(needs, damping):
     *inputs, plans = loop_inputs(False)
-    scores, *states = iterate(*inputs, plans, 2, "softmax", True)
-    torch.library.opcheck(iterate_backward, (torch.randn_like(scores), *inputs, states, plans, "softmax", needs))
+    scores, *states = iterate(*inputs, plans, 2, "softmax", damping, True)
+    states += [scores] if damping else []
+    arguments = (torch.randn_like(scores), *inputs, states, plans, "softmax", damping, needs)
+    torch.library.opcheck(iterate_backward, arguments)
 
 
 def test_opcheck_of_inputs_in_any_memory_order():
@@ -53,10 +56,10 @@ def test_opcheck_of_inputs_in_any_memory_order():
     unary, a, mixing, tensors, plans = loop_inputs(False)
     unary = unary.to(memory_format=torch.channels_last)
     mixing = [w.mT.contiguous().mT if w.ndim == 2 else w for w in mixing]
-    scores, *states = iterate(unary, a, mixing, tensors, plans, 2, "softmax", True)
-    torch.library.opcheck(iterate, (unary, a, mixing, tensors, plans, 2, "softmax", True))
+    scores, *states = iterate(unary, a, mixing, tensors, plans, 2, "softmax", 0.0, True)
+    torch.library.opcheck(iterate, (unary, a, mixing, tensors, plans, 2, "softmax", 0.0, True))
     cotangent = torch.randn_like(scores)
-    arguments = (cotangent, unary, a, mixing, tensors, states, plans, "softmax", [True] * 5)
+    arguments = (cotangent, unary, a, mixing, tensors, states, plans, "softmax", 0.0, [True] * 5)
     torch.library.opcheck(iterate_backward, arguments)
 
 

@@ -43,6 +43,8 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "theta_smooth": (float, "bandwidth of the smoothness kernel, in pixels"),
     "weight_smooth": (float, "weight of the smoothness kernel"),
     "iterations": (int, "mean-field steps"),
+    "damping": (float, "share of the old probabilities that each step keeps, from 0 to below 1"),
+    "temperature": (float, "above 1 the result is less certain, below 1 more"),
     "window_size": (int, "with --method window: side of the neighbourhood, odd, in blurred pixels"),
     "blur": (int, "with --method window: blur x blur pixels are averaged for the messages"),
     "radius": (int, "with --method guided: radius of the filter's windows, in pixels"),

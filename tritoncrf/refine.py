@@ -126,6 +126,8 @@ def refine(
     theta_smooth: Theta | None = None,
     weight_smooth: float | None = None,
     iterations: int | None = None,
+    damping: float | None = None,
+    temperature: float | None = None,
     window_size: int | None = None,
     blur: int | None = None,
     radius: int | Sequence[int] | None = None,
@@ -178,6 +180,9 @@ def refine(
         theta_color: bandwidth in 0..255 units (13); one number or one per channel. Not with "guided".
         weight_appearance, weight_smooth: weights of the two kernels (10, 3); the second not with "guided".
         iterations: mean-field steps (5); 0 gives softmax(U).
+        damping: the share of the old Q that each step keeps, from 0 to below 1, for settings that swing (0.0).
+        temperature: what the scores are divided by before each softmax, above 0 (1.0): above 1 for a less certain
+            result.
         window_size: with "window", the side of the neighbourhood, odd, in pixels of the blurred image (11).
         blur: with "window", the messages are passed on the image averaged over blur x blur pixels, so that the
             neighbourhood is window_size * blur pixels wide (4); 1 for full resolution.
@@ -240,7 +245,8 @@ def refine(
     chosen = settings(method, name, features is not None, {
         "theta_space": theta_space, "theta_color": theta_color, "weight_appearance": weight_appearance,
         "theta_smooth": theta_smooth, "weight_smooth": weight_smooth, "iterations": iterations,
-        "window_size": window_size, "blur": blur, "radius": radius, "eps": eps,
+        "damping": damping, "temperature": temperature, "window_size": window_size, "blur": blur, "radius": radius,
+        "eps": eps,
         "label_confidence": label_confidence, "num_classes": num_classes, "unknown": expect_unknown(unknown),
     })  # fmt: skip
     where = value.device if device is None and isinstance(value, torch.Tensor) else device_found(device)
@@ -258,7 +264,7 @@ def refine(
         if not return_trace:
             return like(_refined(method, photo, appearance, unary, chosen), name, value)
         kernels, weights = _kernels(method, photo, appearance, unary, chosen)
-        q, records = diagnostics.trace(unary[None], kernels, weights, iterations=chosen["iterations"])
+        q, records = diagnostics.trace(unary[None], kernels, weights, **_update(chosen))
     return like(q[0], name, value), Trace(records, summarized(torch.softmax(unary, 0), q[0]))
 
 
@@ -271,7 +277,7 @@ def _refined(
 
     def solve(photo: torch.Tensor | None, unary: torch.Tensor) -> torch.Tensor:
         kernels, weights = _kernels(method, photo, appearance, unary, chosen)
-        return mean_field(unary[None], kernels, weights, iterations=chosen["iterations"])[0]
+        return mean_field(unary[None], kernels, weights, **_update(chosen))[0]
 
     fixed = [tuple(value) if isinstance(value, (list, tuple)) else (value,) for value in chosen.values()]
     plain = all(v is None or isinstance(v, (int, float, str)) for values in fixed for v in values)
@@ -282,6 +288,12 @@ def _refined(
     if q.is_cuda and not checks.all_finite(q):  # replayed, the loop has looked at nothing
         raise ValueError(NOT_FINITE)
     return q
+
+
+def _update(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """How often and how the loop updates Q."""
+    temperature = checks.expect_number("temperature", chosen["temperature"], positive=True)
+    return {"iterations": chosen["iterations"], "damping": chosen["damping"], "temperature": temperature}
 
 
 def _kernels(

@@ -71,6 +71,8 @@ class RefineOptions(TypedDict, total=False):
     theta_smooth: Theta
     weight_smooth: float
     iterations: int
+    damping: float
+    temperature: float
     window_size: int
     blur: int
     radius: int | Sequence[int]
