@@ -5,6 +5,7 @@ import contextlib
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["draw_demo", "print_info", "refine_file"]
 
 FIGURES = (".png", ".pdf", ".svg")
+NOTICEABLE = 0.005  # the share of the pixels from which on a class is missed
+VANISHED = 0.05  # and what is left of such a class
 
 
 def draw_demo(options: argparse.Namespace) -> None:
@@ -101,7 +104,47 @@ def refine_file(options: argparse.Namespace) -> None:
     if trace is not None and options.trace:
         print(_table(trace.records))
         print(trace.summary)
-    print(f"wrote {out}: {np.mean(before != after):.2%} of the pixels changed, {seconds:.2f} s")
+    shares = _shares(before, after)
+    print(f"wrote {out}: {np.mean(before != after):.2%} of the pixels changed{_moved(shares, kind)}, {seconds:.2f} s")
+    for line in _doubts(shares, kind, settings, image.shape[:2]):
+        print(f"tritoncrf: warning: {line}", file=sys.stderr)
+
+
+def _shares(before: np.ndarray, after: np.ndarray) -> dict[int, tuple[float, float]]:
+    """Each class's share of all pixels before and after; of none where a label is unknown, -1."""
+    classes = np.union1d(before, after)
+    return {int(c): (float(np.mean(before == c)), float(np.mean(after == c))) for c in classes if c >= 0}
+
+
+def _class(label: int, kind: str) -> str:
+    return ("background", "foreground")[label] if kind in BINARY else f"class {label}"
+
+
+def _moved(shares: dict[int, tuple[float, float]], kind: str) -> str:
+    """The object, or the class whose share has changed most; of two that have changed alike the one that lost."""
+
+    def change(label: int) -> tuple[float, bool]:
+        old, new = shares[label]
+        return round(abs(new - old), 6), old > new
+
+    label = 1 if kind in BINARY else max(shares, key=change)
+    old, new = shares.get(label, (0.0, 0.0))
+    return f", {_class(label, kind)} from {old:.2%} to {new:.2%}" if old != new else ""
+
+
+def _doubts(
+    shares: dict[int, tuple[float, float]], kind: str, settings: dict[str, Any], size: tuple[int, ...]
+) -> Iterator[str]:
+    """What looks as if the settings do not fit the picture, a line each."""
+    for label, (old, new) in shares.items():
+        if old > NOTICEABLE and new < VANISHED * old:
+            yield (
+                f"{_class(label, kind)} had {old:.2%} of the pixels and keeps {new:.2%}; a lower "
+                "--weight-appearance or --theta-color keeps more"
+            )
+    theta, longest = settings.get("theta_space", ARGUMENTS["theta_space"].default), max(size)
+    if settings.get("method", "lattice") in ARGUMENTS["theta_space"].methods and theta > longest / 2:
+        yield f"--theta-space {theta:g} is more than half of the image's {longest} pixels: positions hardly count"
 
 
 def _output(options: argparse.Namespace) -> Path:
