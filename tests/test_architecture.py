@@ -78,6 +78,7 @@ MAY_IMPORT = {
         "backends",
         "devices",
         "options",
+        "features",
         "diagnostics",
         "refine",
         "scores",

@@ -223,6 +223,19 @@ def test_a_mask_to_a_mask(folder, capsys):
     assert np.array_equal(np.load("out.npy"), q)
 
 
+def test_shares_of_the_image(folder, capsys):
+    given = "image.png", "--labels", "labels.png", "-o", "out.npy"
+    assert run("refine", *given, "--theta-space", "30%", "--theta-smooth", "2%") == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, theta_space="30%", theta_smooth="2%"))
+    said(capsys)
+    assert "--theta-space: expected a number, or a share such as 16%, got 'wide'" in error_of(
+        capsys, "refine", *given, "--theta-space", "wide"
+    )
+    assert "--theta-space: expected numbers above 0, or a share" in error_of(
+        capsys, "refine", *given, "--theta-space", "0%"
+    )
+
+
 def test_what_looks_wrong_is_told(folder, capsys):
     """A spot that everything around it outvotes; and one that nothing does."""
     labels = np.zeros((H, W), np.uint8)

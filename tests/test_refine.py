@@ -645,7 +645,7 @@ def test_bad_features(bad, error, message):
         ("theta_color", -1, ValueError),
         ("theta_smooth", math.nan, ValueError),
         ("theta_smooth", (1, 2, 3), ValueError),
-        ("theta_space", "80", TypeError),
+        ("theta_space", "80", ValueError),
         ("weight_appearance", math.inf, ValueError),
         ("weight_smooth", "3", TypeError),
         ("iterations", -1, ValueError),

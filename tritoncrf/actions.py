@@ -23,6 +23,7 @@ from tritoncrf.checks import MOST_CLASSES
 from tritoncrf.commands import CommandError, check_output
 from tritoncrf.devices import device_found
 from tritoncrf.diagnostics import Record
+from tritoncrf.features import bandwidths
 from tritoncrf.files import (
     read_array,
     read_image,
@@ -143,8 +144,9 @@ def _doubts(
                 "--weight-appearance or --theta-color keeps more"
             )
     theta, longest = settings.get("theta_space", ARGUMENTS["theta_space"].default), max(size)
-    if settings.get("method", "lattice") in ARGUMENTS["theta_space"].methods and theta > longest / 2:
-        yield f"--theta-space {theta:g} is more than half of the image's {longest} pixels: positions hardly count"
+    pixels = bandwidths("theta_space", theta, size)[0]
+    if settings.get("method", "lattice") in ARGUMENTS["theta_space"].methods and pixels > longest / 2:
+        yield f"--theta-space {theta} is more than half of the image's {longest} pixels: positions hardly count"
 
 
 def _output(options: argparse.Namespace) -> Path:

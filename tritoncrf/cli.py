@@ -30,6 +30,14 @@ def _unknown(text: str) -> tuple[int, ...] | str:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between, none or auto, got {text!r}") from None
 
 
+def _theta(text: str) -> float | str:
+    """A bandwidth of positions: a number, or a share of the image, which `refine` looks at."""
+    try:
+        return text if text.endswith("%") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, or a share such as 16%, got {text!r}") from None
+
+
 FILES = {
     "labels": "label indices, 255 unknown; .png, .npy or .npz",
     "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy or .npz",
@@ -37,10 +45,10 @@ FILES = {
     "scores": "[C, H, W] floats; .npy, or .npz of one array",
 }
 SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "theta_space": (float, "bandwidth of positions in the appearance kernel, in pixels"),
+    "theta_space": (_theta, "bandwidth of positions in the appearance kernel, in pixels, or 16%% of the diagonal"),
     "theta_color": (float, "bandwidth of colours, in 0..255 units"),
     "weight_appearance": (float, "weight of the appearance kernel, or of the guided filter"),
-    "theta_smooth": (float, "bandwidth of the smoothness kernel, in pixels"),
+    "theta_smooth": (_theta, "bandwidth of the smoothness kernel, in pixels, or 1%% of the diagonal"),
     "weight_smooth": (float, "weight of the smoothness kernel"),
     "iterations": (int, "mean-field steps"),
     "damping": (float, "share of the old probabilities that each step keeps, from 0 to below 1"),

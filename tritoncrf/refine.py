@@ -8,7 +8,7 @@ import torch
 
 from tritoncrf import checks, diagnostics, filters
 from tritoncrf.devices import device_found
-from tritoncrf.features import bilateral, color, spatial
+from tritoncrf.features import bandwidths, bilateral, color, spatial
 from tritoncrf.filters.base import Filter
 from tritoncrf.mean_field import NOT_FINITE, mean_field
 from tritoncrf.options import METHODS, settings
@@ -176,7 +176,8 @@ def refine(
             square. "window": those of a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018). "guided":
             those at most 2 radius away, by the guided filter, in a time that does not depend on it (SegModel: Shen et
             al. 2017, with weight_appearance=2 and iterations=3).
-        theta_space, theta_smooth: bandwidths in pixels (80, 3); one number or one per axis. Not with "guided".
+        theta_space, theta_smooth: bandwidths in pixels (80, 3), one number or one per axis; or a share of the image's
+            diagonal, such as "16%". Not with "guided".
         theta_color: bandwidth in 0..255 units (13); one number or one per channel. Not with "guided".
         weight_appearance, weight_smooth: weights of the two kernels (10, 3); the second not with "guided".
         iterations: mean-field steps (5); 0 gives softmax(U).
@@ -333,7 +334,7 @@ def _smoothness(
     method: Method, size: torch.Size, theta: Theta, unary: torch.Tensor, window_size: int, blur: int
 ) -> Filter:
     """The method's filter of positions, beside `unary`; a lattice from its cache."""
-    thetas = checks.expect_positive("theta_smooth", theta, len(size))
+    thetas = bandwidths("theta_smooth", theta, size)
     device, dtype = unary.device, unary.dtype
     if method == "lattice":
         return filters.Lattice.spatial(size, thetas, normalization="symmetric", device=device, dtype=dtype)
