@@ -418,7 +418,7 @@ def test_networks_have_their_commands_here_too(capsys):
             "refine image.png --logits logits.npy -o out.png --method x",
             "method: expected one of 'lattice', 'exact', 'window', 'guided', got 'x'",
         ),
-        ("refine image.png --logits logits.npy -o out.png --parameters x", "--parameters: invalid choice: 'x'"),
+        ("refine image.png --logits logits.npy -o out.png --parameters x", "cutler or a .toml file, got 'x'"),
         (
             "refine image.png --logits logits.npy -o out.png --method guided --theta-color 5",
             "--theta-color: expected none with --method='guided', where it plays no part, got 5.0",
@@ -429,7 +429,7 @@ def test_networks_have_their_commands_here_too(capsys):
         ),
         (
             "refine image.png --logits logits.npy -o out.png --theta-color 1e-5",
-            "theta_space, theta_color: expected lattice",
+            "--theta-space, --theta-color: expected lattice",
         ),
         ("refine image.png --logits logits.npy -o out.png --blur many", "--blur: invalid int value: 'many'"),
         ("demo --size 3", "unrecognized arguments: --size 3"),

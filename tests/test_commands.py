@@ -79,6 +79,7 @@ def test_large_photos_do_not_warn(capsys):
         ("num_classes: expected 2, got 1", "--num-classes: expected 2, got 1"),
         ("mask: use foreground= or num_classes=3", "mask: use foreground= or --num-classes=3"),
         ("labels: expected 0, got -1; num_classes=-1", "labels: expected 0, got -1; --num-classes=-1"),
+        ("num_classes, other: wrong", "--num-classes, other: wrong"),
         ("beside num_classes=, got a/num_classes=3", "beside --num-classes, got a/num_classes=3"),
     ],
 )

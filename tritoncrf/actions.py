@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ from tritoncrf.scores import as_stored, mask_values, resized, upright
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_demo", "print_info", "refine_file"]
+__all__ = ["FIGURES", "draw_demo", "print_info", "read_scores", "refine_file"]
 
 FIGURES = (".png", ".pdf", ".svg")
 NOTICEABLE = 0.005  # the share of the pixels from which on a class is missed
@@ -74,13 +74,13 @@ def refine_file(options: argparse.Namespace) -> None:
             check_output(option, path, FIGURES)
     _check_distinct(options.image, source, out, options.figure, options.trace_figure)
     given = {name: getattr(options, name) for name in ("method", *ARGUMENTS) if getattr(options, name) is not None}
-    settings: dict[str, Any] = {**PARAMETERS.get(options.parameters, {}), **given}
+    settings: dict[str, Any] = {**_parameters(options.parameters), **given}
     device, trace = device_found(options.device), None
     traced = options.trace or options.trace_figure is not None
 
     with _steps("load", "refine", "write") as step:
         image = np.asarray(read_image(options.image, upright=not options.as_stored))
-        scores = _read(kind, source, image.shape[:2], options)
+        scores = read_scores(kind, source, options.image, image.shape[:2], options)
         _check_png(out, kind, scores, settings)
         step()
         start = time.perf_counter()
@@ -149,6 +149,19 @@ def _doubts(
         yield f"--theta-space {theta} is more than half of the image's {longest} pixels: positions hardly count"
 
 
+def _parameters(name: str | None) -> Mapping[str, Any]:
+    """Those of a known pipeline, or of a file."""
+    if name is None:
+        return {}
+    if name.endswith(".toml"):
+        from tritoncrf.models.tuning import load_parameters
+
+        return load_parameters(name)
+    if name not in PARAMETERS:
+        raise CommandError(f"--parameters: expected {', '.join(PARAMETERS)} or a .toml file, got {name!r}")
+    return PARAMETERS[name]
+
+
 def _output(options: argparse.Namespace) -> Path:
     """The file to write; what nobody named must not be there yet."""
     if options.out is not None:
@@ -160,8 +173,10 @@ def _output(options: argparse.Namespace) -> Path:
     return out
 
 
-def _read(kind: str, source: Path, size: tuple[int, ...], options: argparse.Namespace) -> np.ndarray:
-    """The scores of a file, at the image's size where they are to be resized."""
+def read_scores(
+    kind: str, source: Path, image: Path, size: tuple[int, ...], options: argparse.Namespace
+) -> np.ndarray:  # fmt: skip
+    """The scores of a file for an image of that size, brought to it where they are to be resized."""
     turn = not options.as_stored
     if kind in BINARY and source.suffix.lower() not in (".npy", ".npz"):
         picture = read_picture(source)
@@ -177,7 +192,7 @@ def _read(kind: str, source: Path, size: tuple[int, ...], options: argparse.Name
     if scores.shape[-2:] != size and 2 <= scores.ndim <= 3 and scores.shape[:2] != size:
         got, wanted = (" x ".join(map(str, shape)) for shape in (scores.shape[-2:], size))
         raise CommandError(
-            f"--{kind}: expected the size of {options.image}, {wanted}, got {got}; --resize brings them together, and "
+            f"--{kind}: expected the size of {image}, {wanted}, got {got}; --resize brings them together, and "
             "--as-stored leaves pictures unturned"
         )
     return scores

@@ -112,8 +112,9 @@ def _parser() -> Parser:
     command.add_argument("--trace-figure", type=Path, metavar="FILE", help="draw the iterations: .png, .pdf or .svg")
     command.add_argument("--method", help=f"which pixels see each other: {', '.join(METHODS)} (lattice)")
     command.add_argument(
-        "--parameters", choices=list(PARAMETERS), metavar="NAME",
-        help=f"what a known pipeline passes: {', '.join(PARAMETERS)}; what else is given wins",
+        "--parameters", metavar="NAME",
+        help=f"what a known pipeline passes: {', '.join(PARAMETERS)}; or a .toml file of `tritoncrf tune`; what else "
+        "is given wins",
     )  # fmt: skip
     for name, (number, text) in SETTINGS.items():
         default = ARGUMENTS[name].default

@@ -54,13 +54,15 @@ def _refusal(error: Exception, parser: Parser) -> str | None:
 
 
 def _by_options(message: str, names: Sequence[str]) -> str:
-    """What a function says of its arguments, "name: ..." or "name=value", in the words of the command line."""
+    """What a function says of its arguments, "name, other: ..." or "name=value", in the words of the command line."""
 
     def option(match: re.Match[str]) -> str:
         found = f"--{match[1].replace('_', '-')}"
         return match[0] if found not in names else found if match[2] == "=" else found + match[2]
 
-    said = re.sub("^([a-z_]+)(:)", option, message)
+    begin = re.match("[a-z_]+(?:, [a-z_]+)*:|", message)
+    end = begin.end() if begin else 0
+    said = re.sub("([a-z_]+)([,:])", option, message[:end]) + message[end:]
     return re.sub(r"(?<![\w/.-])([a-z_]+)(=[\w'\"(\[{-]|=)", option, said)
 
 
