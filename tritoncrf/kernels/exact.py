@@ -9,13 +9,16 @@ those that are listed for it (starts, columns). The list is symmetric, so K is, 
 Form. A program owns TI sorted pixels for a block of classes and walks over the columns that its block visits, TJ
 pixels at a time. Their exponents are a matrix product of features from the centre of the program's pixels,
 
-    log k_ij = t_i . t_j - |t_i|^2 / 2 - |t_j|^2 / 2 ,   t = f - centre
+    log2 k_ij = t_i . t_j - |t_i|^2 / 2 - |t_j|^2 / 2 ,   t = sqrt(log2 e) (f - centre)
 
 and the messages are another, k . x. Both multiply float16 and add in float32: a number is the sum of a high and a
-low half (22 bits), and of the four products of halves the lowest is left out, an error of 2^-22. Halves reach from
-2^-24 to 65504, so weights are multiplied by 2^SHIFT, and the values of a class by a power of two that brings the
-largest to 2^14: what a class loses beside those 22 bits is 2^-39 of its largest value. tf32x3 would take twice the
-time in the matrix units, and split the values again for every tile that reads them.
+low half (22 bits), and of the four products of halves the lowest is left out, an error of 2^-22. Up to 6 features the
+exponents are one product alone, (t_i, -1/2, -|t_i|^2 / 2) . (t_j, |t_j|^2, 1), whose four products of halves fill 32
+slots: nothing is added to it. Halves reach from 2^-24 to 65504, so weights are multiplied by 2^SHIFT, and the values of
+a class by a power of two that brings the largest to 2^14: what a class loses beside those 22 bits is 2^-39 of its
+largest value. tf32x3 would take twice the time in the matrix units, and split the values again for every tile that
+reads them. A weight in one half alone would save a third of the messages' products, but is off by 2e-4 for values of
+either sign, where errors do not average out.
 
 The product rounds like |t|^2, so where a program's pixels are far apart (WIDE), and between pixels of one block, the
 differences are taken one channel at a time: a pixel's own weight is exactly 1, and can be left out exactly.
@@ -38,8 +41,9 @@ MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not f
 OF_BATCH = OF_SIZE | {"do_not_specialize": ["C"]}
 
 LOG2E = tl.constexpr(math.log2(math.e))  # exp(e) = 2^(LOG2E e)
-WIDE = tl.constexpr(12.5)  # |t|^2 / 2 from where log k is off by more than 2e-6
-FARTHEST = tl.constexpr(1000.0)  # of a t_j that is multiplied: its weight is 0, and a half must hold it
+ROOT = tl.constexpr(math.sqrt(math.log2(math.e)))  # exp(-|f|^2 / 2) = 2^(-|ROOT f|^2 / 2)
+WIDE = tl.constexpr(18.0)  # |t|^2 / 2 from where log k is off by more than 2e-6
+FARTHEST = tl.constexpr(31.0)  # of a t_j that is multiplied: its weight is 0, and a half must hold |t_j|^2
 
 
 def _class_block(classes: int, most: int) -> int:
@@ -55,9 +59,26 @@ def _split(x):
 
 
 @triton.jit
-def _side_by_side(a, b):
+def _cut(k, DP: tl.constexpr):
+    """As `_split`. Of 8 channels, whose log2 k is exact enough for it, the high half is cut off, not rounded: bits are
+    masked in place of a half that is read back, which takes half an instruction more."""
+    if DP == 8:
+        high = (k.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)  # 11 of 24 bits
+        return high.to(tl.float16), (k - high).to(tl.float16)
+    else:
+        return _split(k)
+
+
+@triton.jit
+def _alternating(a, b):
     """Two [P, DP] as [P, 2 DP], column by column."""
     return tl.reshape(tl.join(a, b), (a.shape[0], 2 * a.shape[1]))
+
+
+@triton.jit
+def _side_by_side(a, b):
+    """Two [P, DP] as [P, 2 DP], one after the other."""
+    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (a.shape[0], 2 * a.shape[1]))
 
 
 @triton.jit
@@ -101,9 +122,9 @@ def _channel(f_ptr, d, P: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def _channels(f_ptr, P: tl.constexpr, DP: tl.constexpr):
-    """The features of P pixels, [P, DP]."""
-    return tl.load(f_ptr + tl.arange(0, P)[:, None] * DP + tl.arange(0, DP)[None, :])
+def _matrix(ptr, ROW, P: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where P rows lie, [P, COLUMNS]."""
+    return ptr + tl.arange(0, P)[:, None] * ROW + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit
@@ -117,74 +138,103 @@ def _apart(i_ptr, j_ptr, D, TI: tl.constexpr, TJ: tl.constexpr, DP: tl.constexpr
 
 
 @triton.jit
+def _scaled(f_ptrs, centre):
+    """t, of the features at f_ptrs; one rounding, so that origins far away cost nothing."""
+    f = tl.load(f_ptrs)
+    return tl.fma(f, tl.full(f.shape, ROOT, tl.float32), tl.zeros_like(f) - centre[None, :])
+
+
+@triton.jit
 def _centred(i_ptr, TI: tl.constexpr, DP: tl.constexpr):
-    """Features of a program's pixels: their centre [DP], t = f - centre [TI, DP], |t|^2 / 2 [TI]."""
-    t = _channels(i_ptr, TI, DP)
-    centre = tl.sum(t, 0) / TI
-    t -= centre[None, :]
-    return centre, t, 0.5 * tl.sum(t * t, 1)
+    """Features of a program's pixels: their centre [DP], t [TI, DP], -|t|^2 / 2 [TI]."""
+    i_ptrs = _matrix(i_ptr, DP, TI, DP)
+    centre = tl.sum(tl.load(i_ptrs), 0) * (ROOT / TI)
+    t = _scaled(i_ptrs, centre)
+    return centre, t, -0.5 * tl.sum(t * t, 1)
 
 
 @triton.jit
-def _left(t, DP: tl.constexpr):
-    """The row operand of `_together`: halves of t; of 8 channels the high ones twice, and the low ones beside zeros."""
-    high, low = _split(tl.clamp(t, -FARTHEST, FARTHEST) * LOG2E)
+def _with(t, c, value):
+    """t [P, DP] with another channel c."""
+    return tl.where(tl.arange(0, t.shape[1])[None, :] == c, value, t)
+
+
+@triton.jit
+def _left(t, row, SHIFT: tl.constexpr, DP: tl.constexpr):
+    """The row operand of `_together` and its part of log2 k, -|t|^2 / 2 + SHIFT [TI].
+
+    Of 8 channels the halves of (t, -1/2, row), high ones twice and low ones twice; of the row, which meets
+    (1, 2^-11, 1, 2^-11), three halves: SHIFT, and what is left, high and low."""
+    high, low = _split(t)
     if DP == 8:
-        return _side_by_side(high, high), _side_by_side(low, tl.zeros_like(low))
+        row_high, row_low = _split(row[:, None])
+        zero = tl.zeros_like(row_low)
+        high, low = _with(high, 6, zero - 0.5), _with(low, 6, zero)
+        high, low = (
+            _alternating(_with(high, 7, zero + SHIFT), _with(high, 7, row_low * 2048)),
+            _alternating(_with(low, 7, row_high), _with(low, 7, zero)),
+        )
+        return _side_by_side(high, low), low, row
     else:
-        return high, low
+        return high, low, row + SHIFT
 
 
 @triton.jit
-def _right(j_ptr, centre, TJ: tl.constexpr, DP: tl.constexpr):
-    """The column operand: halves of t, with 8 channels both in one, and their part -|t|^2 / 2 [TJ] of log2 k."""
-    t = _channels(j_ptr, TJ, DP) - centre[None, :]
-    column = tl.sum(t * t, 1) * (-0.5 * LOG2E)
-    high, low = _split(tl.clamp(t, -FARTHEST, FARTHEST))
+def _right(j_ptrs, centre, DP: tl.constexpr):
+    """The column operand, halves of t, and its part of log2 k, -|t|^2 / 2 [TJ]. Of 8 channels (t, |t|^2, 1 + 2^-11),
+    whose halves alternate: the last ones are 1 and 2^-11."""
+    t = tl.clamp(_scaled(j_ptrs, centre), -FARTHEST, FARTHEST)
+    norm = tl.sum(t * t, 1)
     if DP == 8:
-        both = _side_by_side(high, low)
-        return both, both, column
+        high, low = _split(_with(_with(t, 6, norm[:, None]), 7, 1 + 2.0**-11))
+        return _alternating(high, low), low, norm
     else:
-        return high, low, column
+        high, low = _split(t)
+        return high, low, -0.5 * norm
 
 
 @triton.jit
-def _together(i_high, i_low, j_high, j_low, row, column, DP: tl.constexpr):
-    """log2 k, [TI, TJ]. A matrix instruction takes 16 channels: 8 make two products, of both halves at once."""
-    e = row[:, None] + column[None, :]
+def _together(i_high, i_low, row, j_high, j_low, column, DP: tl.constexpr):
+    """log2 k, [TI, TJ]."""
     if DP == 8:
-        e = tl.dot(i_high, tl.trans(j_high), e)
-        return tl.dot(i_low, tl.trans(j_high), e)
+        return tl.dot(i_high, tl.trans(_side_by_side(j_high, j_high)))
     else:
-        return _dot(i_high, i_low, tl.trans(j_high), tl.trans(j_low), e)
+        return _dot(i_high, i_low, tl.trans(j_high), tl.trans(j_low), row[:, None] + column[None, :])
 
 
 @triton.jit
-def _own(turn_ptr, starts_ptr, PADDED, CLASS_BLOCKS, BLOCK: tl.constexpr, TI: tl.constexpr):
-    """A program's image, block of classes and block of pixels, the first of its sorted pixels, its first visit and its
-    last: the first is to itself, and visit v > first is to block columns[v - 1]."""
+def _own(turn_ptr, starts_ptr, columns_ptr, PADDED, CLASS_BLOCKS, BLOCK: tl.constexpr, TI: tl.constexpr):
+    """A program's image, block of classes and block of pixels, the first of its sorted pixels, the other blocks that it
+    visits and their number."""
     tile, b = tile_and_image(PADDED // TI)
     b, c = b // CLASS_BLOCKS, b % CLASS_BLOCKS
     blocks = PADDED // BLOCK
     block = tl.load(turn_ptr + b * blocks + tile // (BLOCK // TI))
     starts_ptr += b * (blocks + 1) + block
+    first = tl.load(starts_ptr)
     i = block.to(tl.int64) * BLOCK + tile % (BLOCK // TI) * TI
-    return b, c, block, i, tl.load(starts_ptr), tl.load(starts_ptr + 1)
+    return b, c, block, i, columns_ptr + first, (tl.load(starts_ptr + 1) - first).to(tl.int32)
 
 
 @triton.jit
-def _visited(columns_ptr, step, first, block, BLOCK: tl.constexpr, P: tl.constexpr):
-    """The first of P sorted pixels in a step through the visits, BLOCK / P steps to each."""
+def _visited(columns_ptr, step, BLOCK: tl.constexpr, P: tl.constexpr):
+    """The first of P sorted pixels in a step through the blocks that a block visits, BLOCK / P steps to each."""
+    j = tl.load(columns_ptr + step // (BLOCK // P)).to(tl.int64) * BLOCK
+    return j + step % (BLOCK // P) * P
+
+
+@triton.jit
+def _visited_or_own(columns_ptr, block, step, BLOCK: tl.constexpr, P: tl.constexpr):
+    """As `_visited`, the block itself coming first."""
     visit = step // (BLOCK // P)
-    j = tl.load(columns_ptr + visit - 1, mask=visit > first, other=block)
-    return j.to(tl.int64) * BLOCK + step % (BLOCK // P) * P
+    j = tl.load(columns_ptr + visit - 1, mask=visit > 0, other=block).to(tl.int64) * BLOCK
+    return j + step % (BLOCK // P) * P
 
 
 @triton.jit
 def _halves(h_ptr, ROW, P: tl.constexpr, CP: tl.constexpr):
     """High and low halves of the values of P pixels, [P, CP]."""
-    o_h = tl.arange(0, P)[:, None] * ROW + tl.arange(0, CP)[None, :]
-    return tl.load(h_ptr + o_h), tl.load(h_ptr + o_h + CP)
+    return tl.load(_matrix(h_ptr, ROW, P, CP)), tl.load(_matrix(h_ptr + CP, ROW, P, CP))
 
 
 @triton.jit(**OF_BATCH)
@@ -199,34 +249,40 @@ def _exact_kernel(
     DOT: tl.constexpr,
 ):  # fmt: skip
     """Each program owns TI sorted pixels of a block of CP classes of one image."""
-    b, c, block, i, first, last = _own(turn_ptr, starts_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
+    b, c, block, i, columns_ptr, visits = _own(turn_ptr, starts_ptr, columns_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
     ROW = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     f_ptr += b * PADDED * DP
     h_ptr += b * PADDED * ROW + c * 2 * CP
 
-    apart = last  # the last visit that is taken by differences
+    apart = visits  # those that are taken by differences, beside the block itself
     if DOT:
-        centre, t, norm = _centred(f_ptr + i * DP, TI, DP)
-        apart = tl.where(tl.max(norm, 0) > WIDE, last, first)
+        centre, t, row = _centred(f_ptr + i * DP, TI, DP)
+        apart = tl.where(tl.min(row, 0) < -WIDE, visits, 0)
     total = tl.zeros((TI, CP), tl.float32)
-    for step in range(first * (BLOCK // TE), (apart + 1) * (BLOCK // TE)):
-        j = _visited(columns_ptr, step, first, block, BLOCK, TE)
+    for step in range(0, (apart + 1) * (BLOCK // TE)):
+        j = _visited_or_own(columns_ptr, block, step, BLOCK, TE)
         k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
         if not SELF:
             k = tl.where((i - j) + o_i[:, None] == tl.arange(0, TE)[None, :], 0.0, k)
-        high, low = _split(k)
         x_high, x_low = _halves(h_ptr + j * ROW, ROW, TE, CP)
+        high, low = _split(k)
         total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
     if DOT:
-        i_high, i_low = _left(t, DP)
-        row = norm * -LOG2E + SHIFT
-        for step in range((apart + 1) * (BLOCK // TJ), (last + 1) * (BLOCK // TJ)):
-            j = _visited(columns_ptr, step, first, block, BLOCK, TJ)
-            x_high, x_low = _halves(h_ptr + j * ROW, ROW, TJ, CP)
-            j_high, j_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
-            high, low = _split(tl.exp2(_together(i_high, i_low, j_high, j_low, row, column, DP)))
-            total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
+        i_high, i_low, row = _left(t, row, SHIFT, DP)
+        x_ptrs, f_ptrs = _matrix(h_ptr, ROW, TJ, CP), _matrix(f_ptr, DP, TJ, DP)
+        for step in range(apart * (BLOCK // (2 * TJ)), visits * (BLOCK // (2 * TJ))):
+            j = _visited(columns_ptr, step, BLOCK, 2 * TJ)
+            x_j_ptrs, f_j_ptrs = x_ptrs + j * ROW, f_ptrs + j * DP
+            for n in tl.static_range(2):
+                x_high, x_low = tl.load(x_j_ptrs + n * TJ * ROW), tl.load(x_j_ptrs + (n * TJ * ROW + CP))
+                j_high, j_low, column = _right(f_j_ptrs + n * TJ * DP, centre, DP)
+                k = tl.exp2(_together(i_high, i_low, row, j_high, j_low, column, DP))
+                if FAST:
+                    total = tl.dot(k.to(tl.float16), x_high, total)
+                else:
+                    high, low = _cut(k, DP)
+                    total = _dot(high, low, x_high, x_low, total)
 
     o_c = c * CP + tl.arange(0, CP)
     m_i, m_c = i + o_i < N, o_c < C
@@ -260,7 +316,7 @@ def _exact_feature_gradient_kernel(
 
     sum_j p_ij (f_j - f_i) = sum_j p_ij t_j - t_i sum_j p_ij, with p_ij = k_ij (<x_i, y_j> + <y_i, x_j>).
     """
-    b, c, block, i, first, last = _own(turn_ptr, starts_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
+    b, c, block, i, columns_ptr, visits = _own(turn_ptr, starts_ptr, columns_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
     ROW = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     o_d = tl.arange(0, DP)
@@ -268,40 +324,42 @@ def _exact_feature_gradient_kernel(
     x_ptr += b * PADDED * ROW + c * 2 * CP
     y_ptr += b * PADDED * ROW + c * 2 * CP
 
-    apart = last
+    apart = visits
     if DOT:
-        centre, t, norm = _centred(f_ptr + i * DP, TI, DP)
-        apart = tl.where(tl.max(norm, 0) > WIDE, last, first)
+        centre, t, row = _centred(f_ptr + i * DP, TI, DP)
+        apart = tl.where(tl.min(row, 0) < -WIDE, visits, 0)
     x_high, x_low = _halves(x_ptr + i * ROW, ROW, TI, CP)
     y_high, y_low = _halves(y_ptr + i * ROW, ROW, TI, CP)
     gradient = tl.zeros((TI, DP), tl.float32)
-    for step in range(first * (BLOCK // TE), (apart + 1) * (BLOCK // TE)):
-        j = _visited(columns_ptr, step, first, block, BLOCK, TE)
+    for step in range(0, (apart + 1) * (BLOCK // TE)):
+        j = _visited_or_own(columns_ptr, block, step, BLOCK, TE)
         k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
         pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
         for d in range(D):
             difference = _channel(f_ptr + j * DP, d, TE, DP)[None, :] - _channel(f_ptr + i * DP, d, TI, DP)[:, None]
             gradient += tl.where(o_d[None, :] == d, tl.sum(pull * difference, 1)[:, None], 0.0)
     if DOT:
-        i_high, i_low = _left(t, DP)
-        row = norm * -LOG2E + SHIFT
+        i_high, i_low, row = _left(t, row, SHIFT, DP)
+        f_ptrs = _matrix(f_ptr, DP, TJ, DP)
         moved = tl.zeros((TI, 16 if DP == 8 else DP), tl.float32)
         pulled = tl.zeros((TI,), tl.float32)
-        for step in range((apart + 1) * (BLOCK // TJ), (last + 1) * (BLOCK // TJ)):
-            j = _visited(columns_ptr, step, first, block, BLOCK, TJ)
-            j_high, j_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
-            k = tl.exp2(_together(i_high, i_low, j_high, j_low, row, column, DP))
+        for step in range(apart * (BLOCK // TJ), visits * (BLOCK // TJ)):
+            j = _visited(columns_ptr, step, BLOCK, TJ)
+            j_high, j_low, column = _right(f_ptrs + j * DP, centre, DP)
+            k = tl.exp2(_together(i_high, i_low, row, j_high, j_low, column, DP))
             pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
-            pulled += tl.sum(pull, 1)
-            high, low = _split(pull)
+            high, low = _cut(pull, DP)
             if DP == 8:
                 moved = tl.dot(low, j_high, tl.dot(high, j_high, moved))
             else:
                 moved = _dot(high, low, j_high, j_low, moved)
-        if DP == 8:
-            gradient += tl.sum(tl.reshape(moved, (TI, 8, 2)), 2) - t * pulled[:, None]
-        else:
-            gradient += moved - t * pulled[:, None]
+                pulled += tl.sum(pull, 1)
+        if DP == 8:  # the last channel of every j is 1
+            halves = tl.reshape(moved, (TI, 8, 2))
+            moved, low = tl.split(halves)
+            pulled = tl.sum(_with(tl.zeros_like(moved), 7, moved), 1)
+            moved += low
+        gradient += (moved - t * pulled[:, None]) * (1 / ROOT)
 
     m_i = i + o_i < N
     pixel = tl.load(order_ptr + b * N + i + o_i, mask=m_i, other=0)
@@ -312,7 +370,8 @@ def _exact_feature_gradient_kernel(
 def _visits(features, order, starts, columns) -> dict:
     """What both kernels need to know of features [B, D, PADDED] in sorted order and of the blocks that are visited."""
     images, dimensions, padded = features.shape
-    stored = triton.next_power_of_2(max(8, dimensions))
+    # Up to 6 channels leave two of 8 to the exponents' product.
+    stored = 8 if dimensions <= 6 else triton.next_power_of_2(max(16, dimensions))
     rows = torch.nn.functional.pad(features.mT, (0, stored - dimensions)).contiguous()
     # The longest rows of blocks first, so that none is left over when the others are done.
     turn = starts.diff(dim=1).argsort(dim=1, descending=True).int()
