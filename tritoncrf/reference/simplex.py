@@ -211,7 +211,8 @@ def connect(codes, simplices, layout: KeyLayout):
         neighbours: [D + 1, V + 1, 2], next and previous along each axis; V, an empty vertex, where there is none.
         sorted_pairs: [E], the pairs in the order of their vertices, and of pixels within one.
         chunk_starts: [chunks + 1], where each chunk of at most CHUNK sorted pairs of one vertex begins.
-        vertex_chunks: [V + 1], where each vertex's chunks begin.
+        group_starts: [groups + 1], where each group of at most CHUNK chunks of one vertex begins.
+        vertex_groups: [V + 1], where each vertex's groups begin.
     """
     d, device = layout.dimensions, codes[0].device
     key = codes[0]
@@ -225,14 +226,30 @@ def connect(codes, simplices, layout: KeyLayout):
         ordered, sorted_pairs = torch.sort(vertices.to(narrow), stable=True)
         starts = torch.searchsorted(ordered, torch.arange(len(starts), dtype=narrow, device=device))
 
-    count, pairs = len(starts), len(sorted_pairs)
-    ends = torch.cat([starts[1:], starts.new_full((min(count, 1),), pairs)])
-    vertex_chunks = torch.zeros(count + 1, dtype=torch.int64, device=device)
-    torch.cumsum((ends - starts + CHUNK - 1) // CHUNK, 0, out=vertex_chunks[1:])
-    chunk_vertex = torch.repeat_interleave(torch.arange(count, device=device), vertex_chunks.diff())
-    within = torch.arange(len(chunk_vertex), device=device) - vertex_chunks[chunk_vertex]
-    chunk_starts = torch.cat([starts[chunk_vertex] + within * CHUNK, starts.new_full((1,), pairs)])
-    return vertices, neighbours, sorted_pairs.int(), chunk_starts.int(), vertex_chunks.int()
+    starts = torch.cat([starts, starts.new_full((1,), len(sorted_pairs))])
+    vertex_chunks = _ends((starts.diff() + CHUNK - 1) // CHUNK)
+    vertex_groups = _ends((vertex_chunks.diff() + CHUNK - 1) // CHUNK)
+    chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
+    chunk_starts = _cut_up(starts, vertex_chunks, chunks)
+    group_starts = _cut_up(vertex_chunks, vertex_groups, groups)
+    tables = vertices, neighbours, sorted_pairs, chunk_starts, group_starts, vertex_groups
+    return tuple(table.int() for table in tables)
+
+
+def _ends(counts):
+    """Where each of consecutive runs begins, [V + 1], from their lengths [V]."""
+    starts = counts.new_zeros(len(counts) + 1)
+    torch.cumsum(counts, 0, out=starts[1:])
+    return starts
+
+
+def _cut_up(starts, run_pieces, pieces: int):
+    """Where pieces of at most CHUNK begin, [pieces + 1], in runs that begin at `starts`, [V + 1]; run_pieces: the first
+    piece of each run, [V + 1]."""
+    runs = torch.arange(len(starts) - 1, device=starts.device)
+    run = torch.repeat_interleave(runs, run_pieces.diff(), output_size=pieces)
+    within = torch.arange(pieces, device=starts.device) - run_pieces[run]
+    return torch.cat([starts[run] + within * CHUNK, starts[-1:]])
 
 
 def _neighbours(codes, layout: KeyLayout):
