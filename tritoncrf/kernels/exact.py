@@ -42,6 +42,7 @@ OF_BATCH = OF_SIZE | {"do_not_specialize": ["C"]}
 
 LOG2E = tl.constexpr(math.log2(math.e))  # exp(e) = 2^(LOG2E e)
 ROOT = tl.constexpr(math.sqrt(math.log2(math.e)))  # exp(-|f|^2 / 2) = 2^(-|ROOT f|^2 / 2)
+ONE = tl.constexpr(1 + 2.0**-11)  # whose halves are 1 and 2^-11
 WIDE = tl.constexpr(18.0)  # |t|^2 / 2 from where log k is off by more than 2e-6
 FARTHEST = tl.constexpr(31.0)  # of a t_j that is multiplied: its weight is 0, and a half must hold |t_j|^2
 
@@ -71,8 +72,11 @@ def _cut(k, DP: tl.constexpr):
 
 @triton.jit
 def _alternating(a, b):
-    """Two [P, DP] as [P, 2 DP], column by column."""
-    return tl.reshape(tl.join(a, b), (a.shape[0], 2 * a.shape[1]))
+    """Two [P, DP] as [P, 2 DP], in turn two columns of each, which lie in one register."""
+    P: tl.constexpr = a.shape[0]
+    DP: tl.constexpr = a.shape[1]
+    pairs = tl.join(tl.reshape(a, (P, DP // 2, 2)), tl.reshape(b, (P, DP // 2, 2)))  # [P, DP / 2, 2, a or b]
+    return tl.reshape(tl.permute(pairs, (0, 1, 3, 2)), (P, 2 * DP))
 
 
 @triton.jit
@@ -160,33 +164,33 @@ def _with(t, c, value):
 
 
 @triton.jit
-def _left(t, row, SHIFT: tl.constexpr, DP: tl.constexpr):
-    """The row operand of `_together` and its part of log2 k, -|t|^2 / 2 + SHIFT [TI].
+def _left(t, row, centre, SHIFT: tl.constexpr, DP: tl.constexpr):
+    """The row operand of `_together`; its part of log2 k, -|t|^2 / 2 + SHIFT [TI]; the centre of the column operand.
 
-    Of 8 channels the halves of (t, -1/2, row), high ones twice and low ones twice; of the row, which meets
-    (1, 2^-11, 1, 2^-11), three halves: SHIFT, and what is left, high and low."""
+    Of 8 channels the halves of (t, -1/2, row), high ones twice and low ones twice; of the row, which meets ONE = 1 and
+    2^-11 twice, three halves: SHIFT, and what is left, high and low. |t_j|^2 will hold ONE^2 too."""
     high, low = _split(t)
     if DP == 8:
-        row_high, row_low = _split(row[:, None])
+        row_high, row_low = _split((row + 0.5 * ONE * ONE)[:, None])
         zero = tl.zeros_like(row_low)
         high, low = _with(high, 6, zero - 0.5), _with(low, 6, zero)
         high, low = (
             _alternating(_with(high, 7, zero + SHIFT), _with(high, 7, row_low * 2048)),
             _alternating(_with(low, 7, row_high), _with(low, 7, zero)),
         )
-        return _side_by_side(high, low), low, row
+        return _side_by_side(high, low), low, row, tl.where(tl.arange(0, 8) == 7, -ONE, centre)
     else:
-        return high, low, row + SHIFT
+        return high, low, row + SHIFT, centre
 
 
 @triton.jit
 def _right(j_ptrs, centre, DP: tl.constexpr):
-    """The column operand, halves of t, and its part of log2 k, -|t|^2 / 2 [TJ]. Of 8 channels (t, |t|^2, 1 + 2^-11),
-    whose halves alternate: the last ones are 1 and 2^-11."""
+    """The column operand, halves of t, and its part of log2 k, -|t|^2 / 2 [TJ]. Of 8 channels (t, |t|^2, ONE), high and
+    low halves in turn."""
     t = tl.clamp(_scaled(j_ptrs, centre), -FARTHEST, FARTHEST)
     norm = tl.sum(t * t, 1)
     if DP == 8:
-        high, low = _split(_with(_with(t, 6, norm[:, None]), 7, 1 + 2.0**-11))
+        high, low = _split(_with(t, 6, norm[:, None]))
         return _alternating(high, low), low, norm
     else:
         high, low = _split(t)
@@ -269,10 +273,13 @@ def _exact_kernel(
         high, low = _split(k)
         total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
     if DOT:
-        i_high, i_low, row = _left(t, row, SHIFT, DP)
+        i_high, i_low, row, centre = _left(t, row, centre, SHIFT, DP)
         x_ptrs, f_ptrs = _matrix(h_ptr, ROW, TJ, CP), _matrix(f_ptr, DP, TJ, DP)
-        for step in range(apart * (BLOCK // (2 * TJ)), visits * (BLOCK // (2 * TJ))):
-            j = _visited(columns_ptr, step, BLOCK, 2 * TJ)
+        STEPS: tl.constexpr = BLOCK // (2 * TJ)  # to a visit
+        columns_ptr += apart
+        for step in range((visits - apart) * STEPS):
+            j = tl.load(columns_ptr).to(tl.int64) * BLOCK + step % STEPS * (2 * TJ)
+            columns_ptr += (step + 1) // STEPS - step // STEPS
             x_j_ptrs, f_j_ptrs = x_ptrs + j * ROW, f_ptrs + j * DP
             for n in tl.static_range(2):
                 x_high, x_low = tl.load(x_j_ptrs + n * TJ * ROW), tl.load(x_j_ptrs + (n * TJ * ROW + CP))
@@ -339,7 +346,7 @@ def _exact_feature_gradient_kernel(
             difference = _channel(f_ptr + j * DP, d, TE, DP)[None, :] - _channel(f_ptr + i * DP, d, TI, DP)[:, None]
             gradient += tl.where(o_d[None, :] == d, tl.sum(pull * difference, 1)[:, None], 0.0)
     if DOT:
-        i_high, i_low, row = _left(t, row, SHIFT, DP)
+        i_high, i_low, row, centre = _left(t, row, centre, SHIFT, DP)
         f_ptrs = _matrix(f_ptr, DP, TJ, DP)
         moved = tl.zeros((TI, 16 if DP == 8 else DP), tl.float32)
         pulled = tl.zeros((TI,), tl.float32)
@@ -354,9 +361,9 @@ def _exact_feature_gradient_kernel(
             else:
                 moved = _dot(high, low, j_high, j_low, moved)
                 pulled += tl.sum(pull, 1)
-        if DP == 8:  # the last channel of every j is 1
-            halves = tl.reshape(moved, (TI, 8, 2))
-            moved, low = tl.split(halves)
+        if DP == 8:  # the last channel of every j is ONE, its high half 1
+            halves = tl.permute(tl.reshape(moved, (TI, 4, 2, 2)), (0, 1, 3, 2))
+            moved, low = tl.split(tl.reshape(halves, (TI, 8, 2)))
             pulled = tl.sum(_with(tl.zeros_like(moved), 7, moved), 1)
             moved += low
         gradient += (moved - t * pulled[:, None]) * (1 / ROOT)
