@@ -74,6 +74,17 @@ def test_sigmas_are_the_references():
         assert [simplex.sigma(k, d) for k in range(1, d + 1)] == reference_simplex.sigmas(d, torch.float32)
 
 
+@pytest.mark.parametrize("name", interpreted([n for n in CASES if n != "features-16"], "batch"))
+def test_neighbours(name, device):
+    f, *_ = built(**CASES[name])
+    layout = reference_simplex.key_layout([-9.0] * f.shape[1], [9.0] * f.shape[1], f.shape[0], f.shape[2])
+    (codes,) = reference_simplex.simplex(f, layout)[1]
+    codes = codes.unique()
+    expected = reference_simplex.neighbours([codes], layout)
+    assert torch.equal(simplex.neighbours([codes.to(device)], layout).cpu(), expected)
+    assert (expected < len(codes)).any() == (len(codes) > 0)
+
+
 def test_groups_of_codes(device):
     """Two integers for twelve axes."""
     f = random_features((9,), 12)

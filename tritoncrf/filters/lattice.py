@@ -246,8 +246,11 @@ def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
     least, most = (ends[0].amin(0), ends[1].amax(0)) if images else ends.new_zeros((2, d))
     layout = simplex.key_layout(least.tolist(), most.tolist(), images, pixels)
     with few_threads(features.device, images * pixels * (d + 1)):
-        weights, codes, simplices = modules(backend).simplex.simplex(features, layout)
-        vertices, *tables = simplex.connect(codes, simplices, layout)
+        module = modules(backend).simplex
+        weights, codes, simplices = module.simplex(features, layout)
+        # Vertices of several groups of codes are looked up by PyTorch in any case.
+        neighbours = module.neighbours if len(codes) == 1 else simplex.neighbours
+        vertices, *tables = simplex.connect(codes, simplices, layout, neighbours)
     return [weights.contiguous(), vertices.view(weights.shape), *tables, shift.to(features.device)]
 
 

@@ -203,8 +203,9 @@ def simplex_gradient(features, d_weights):
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
 
-def connect(codes, simplices, layout: KeyLayout):
-    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave.
+def connect(codes, simplices, layout: KeyLayout, neighbours_of):
+    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave; neighbours_of
+    is `neighbours`, of this module or of the kernels.
 
     Returns int32 tensors:
         vertices: [E], the vertex of each pair, 0 .. V - 1 in the order of the codes.
@@ -219,7 +220,7 @@ def connect(codes, simplices, layout: KeyLayout):
     for code, size in zip(codes[1:], layout.sizes[1:]):
         key = numbered(key)[0].long() * size + code
     vertices, starts, sorted_pairs = numbered(key)
-    neighbours = _neighbours([code[sorted_pairs[starts]] for code in codes], layout)
+    neighbours = neighbours_of([code[sorted_pairs[starts]] for code in codes], layout)
     if simplices is not None:
         vertices = vertices.view(-1, d + 1).index_select(0, simplices).flatten()  # quicker than by brackets
         narrow = torch.int16 if len(starts) < 1 << 15 else torch.int32  # which sorts quicker
@@ -252,7 +253,7 @@ def _cut_up(starts, run_pieces, pieces: int):
     return torch.cat([starts[run] + within * CHUNK, starts[-1:]])
 
 
-def _neighbours(codes, layout: KeyLayout):
+def neighbours(codes, layout: KeyLayout):
     """`connect`'s neighbours, from each group's codes [V] of all vertices, in their order.
 
     A vertex is looked up by one integer: its code, or a hash of the codes of several groups, their sum with factors
@@ -269,7 +270,7 @@ def _neighbours(codes, layout: KeyLayout):
         seen[name & low_bits] = True
     wraps = (codes[0] % (d + 1) == 0).to(name.dtype)
     own = torch.arange(count + 1, dtype=torch.int32, device=device)
-    neighbours = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
+    found = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
     for j in range(d + 1 if count else 0):
         # Next: every coordinate 1 less, but coordinate j d more: r - 1 (or d and u - 1, from r = 0), then u_j + 1.
         steps = [strides[j] if j < d else 0 for strides in layout.strides]
@@ -278,20 +279,20 @@ def _neighbours(codes, layout: KeyLayout):
         wanted = name + _dot(steps, factors)
         wanted.add_(wraps, alpha=_dot(lower, factors))
         if len(codes) == 1:
-            at, found = _find(name, wanted)
-            following = torch.where(found, at, count)
+            at, same = _find(name, wanted)
+            following = torch.where(same, at, count)
         else:
             rows = seen[wanted & low_bits].nonzero().squeeze(1)
-            at, found = _find(table, wanted[rows])
-            at, rows = place[at[found]], rows[found]
+            at, same = _find(table, wanted[rows])
+            at, rows = place[at[same]], rows[same]
             same = [c[at] == c[rows] + s + wraps[rows] * w for c, s, w in zip(codes, steps, lower)]
             true = torch.stack(same).all(0)
             following = torch.full_like(name, count)
             following[rows[true]] = at[true]
-        neighbours[j, :-1, 0] = following
-        neighbours[j, :, 1].scatter_(0, following, own[:-1])
-        neighbours[j, -1, 1] = count
-    return neighbours
+        found[j, :-1, 0] = following
+        found[j, :, 1].scatter_(0, following, own[:-1])
+        found[j, -1, 1] = count
+    return found
 
 
 def _find(table, wanted):
