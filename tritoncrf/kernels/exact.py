@@ -7,32 +7,40 @@ Pixels are sorted so that a block of BLOCK of them is near in feature space (ord
 those that are listed for it (starts, columns). The list is symmetric, so K is, and is its own adjoint.
 
 Form. A program owns TI sorted pixels for a block of classes and walks over the columns that its block visits, TJ
-pixels at a time. Their exponents are a matrix product of features from the centre of the program's pixels,
+pixels at a time. Their exponents are a matrix product of features (exponents.py), and the messages are another, k . x.
+Both multiply float16 and add in float32: a number is the sum of a high and a low half (22 bits), and of the four
+products of halves the lowest is left out, an error of 2^-22. Halves reach from 2^-24 to 65504: weights are multiplied
+by 2^SHIFT, and the values of a class by a power of two that brings the largest to 2^14: what a class loses beside those
+22 bits is 2^-39 of its largest value. tf32x3 would take twice the time in the matrix units, and split the values again
+for every tile that reads them. A weight in one half alone would save a third of the messages' products, but is off by
+2e-4 for values of either sign, where errors do not average out.
 
-    log2 k_ij = t_i . t_j - |t_i|^2 / 2 - |t_j|^2 / 2 ,   t = sqrt(log2 e) (f - centre)
-
-and the messages are another, k . x. Both multiply float16 and add in float32: a number is the sum of a high and a
-low half (22 bits), and of the four products of halves the lowest is left out, an error of 2^-22. Up to 6 features the
-exponents are one product alone, (t_i, -1/2, -|t_i|^2 / 2) . (t_j, |t_j|^2, 1), whose four products of halves fill 32
-slots: nothing is added to it. Halves reach from 2^-24 to 65504, so weights are multiplied by 2^SHIFT, and the values of
-a class by a power of two that brings the largest to 2^14: what a class loses beside those 22 bits is 2^-39 of its
-largest value. tf32x3 would take twice the time in the matrix units, and split the values again for every tile that
-reads them. A weight in one half alone would save a third of the messages' products, but is off by 2e-4 for values of
-either sign, where errors do not average out.
-
-The product rounds like |t|^2, so where a program's pixels are far apart (WIDE), and between pixels of one block, the
-differences are taken one channel at a time: a pixel's own weight is exactly 1, and can be left out exactly.
+Where a program's pixels are far apart, and between pixels of one block, exponents come from differences: a pixel's own
+weight is exactly 1, and can be left out exactly.
 
 Cost O(N^2 (D + C)) for the pairs visited; memory: values in halves, sorted features, the list.
 """
-
-import math
 
 import torch
 import triton
 import triton.language as tl
 
 from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
+from tritoncrf.kernels.exponents import (
+    ROOT,
+    WIDE,
+    centred,
+    channel,
+    cut,
+    dot_halves,
+    from_differences,
+    left_operand,
+    matrix,
+    right_operand,
+    split,
+    together,
+    with_channel,
+)
 
 TILE = 128  # pixels that a program owns; a block is a power of two of them
 MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not fit in shared memory
@@ -40,56 +48,10 @@ MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not f
 # C counts the classes of all images where one image's features serve them.
 OF_BATCH = OF_SIZE | {"do_not_specialize": ["C"]}
 
-LOG2E = tl.constexpr(math.log2(math.e))  # exp(e) = 2^(LOG2E e)
-ROOT = tl.constexpr(math.sqrt(math.log2(math.e)))  # exp(-|f|^2 / 2) = 2^(-|ROOT f|^2 / 2)
-ONE = tl.constexpr(1 + 2.0**-11)  # whose halves are 1 and 2^-11
-WIDE = tl.constexpr(18.0)  # |t|^2 / 2 from where log k is off by more than 2e-6
-FARTHEST = tl.constexpr(31.0)  # of a t_j that is multiplied: its weight is 0, and a half must hold |t_j|^2
-
 
 def _class_block(classes: int, most: int) -> int:
     """Classes of one program: a power of two that a matrix instruction takes."""
     return min(most, triton.next_power_of_2(max(16, classes)))
-
-
-@triton.jit
-def _split(x):
-    """x as the sum of two halves."""
-    high = x.to(tl.float16)
-    return high, (x - high.to(tl.float32)).to(tl.float16)
-
-
-@triton.jit
-def _cut(k, DP: tl.constexpr):
-    """As `_split`. Of 8 channels, whose log2 k is exact enough for it, the high half is cut off, not rounded: bits are
-    masked in place of a half that is read back, which takes half an instruction more."""
-    if DP == 8:
-        high = (k.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)  # 11 of 24 bits
-        return high.to(tl.float16), (k - high).to(tl.float16)
-    else:
-        return _split(k)
-
-
-@triton.jit
-def _alternating(a, b):
-    """Two [P, DP] as [P, 2 DP], in turn two columns of each, which lie in one register."""
-    P: tl.constexpr = a.shape[0]
-    DP: tl.constexpr = a.shape[1]
-    pairs = tl.join(tl.reshape(a, (P, DP // 2, 2)), tl.reshape(b, (P, DP // 2, 2)))  # [P, DP / 2, 2, a or b]
-    return tl.reshape(tl.permute(pairs, (0, 1, 3, 2)), (P, 2 * DP))
-
-
-@triton.jit
-def _side_by_side(a, b):
-    """Two [P, DP] as [P, 2 DP], one after the other."""
-    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (a.shape[0], 2 * a.shape[1]))
-
-
-@triton.jit
-def _dot(a_high, a_low, b_high, b_low, total):
-    total = tl.dot(a_high, b_high, total)
-    total = tl.dot(a_high, b_low, total)
-    return tl.dot(a_low, b_high, total)
 
 
 @triton.jit(**OF_BATCH)
@@ -112,98 +74,11 @@ def _halves_kernel(
     pixel = tl.load(order_ptr + b * N + o_p, mask=m_p, other=0)
     o_x = (b * C + o_c[None, :]) * N + pixel[:, None]
     x = tl.load(x_ptr + o_x, mask=m_p[:, None] & m_c[None, :], other=0.0)
-    high, low = _split(x * tl.load(scale_ptr + b * C + o_c, mask=m_c, other=0.0)[None, :])
+    high, low = split(x * tl.load(scale_ptr + b * C + o_c, mask=m_c, other=0.0)[None, :])
     row = (b * PADDED + o_p) * CLASS_BLOCKS + c
     o_h = row[:, None] * (2 * CP) + o_k[None, :]
     tl.store(h_ptr + o_h, high)
     tl.store(h_ptr + o_h + CP, low)
-
-
-@triton.jit
-def _channel(f_ptr, d, P: tl.constexpr, DP: tl.constexpr):
-    """One channel of the features of P pixels."""
-    return tl.load(f_ptr + tl.arange(0, P) * DP + d)
-
-
-@triton.jit
-def _matrix(ptr, ROW, P: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where P rows lie, [P, COLUMNS]."""
-    return ptr + tl.arange(0, P)[:, None] * ROW + tl.arange(0, COLUMNS)[None, :]
-
-
-@triton.jit
-def _apart(i_ptr, j_ptr, D, TI: tl.constexpr, TJ: tl.constexpr, DP: tl.constexpr):
-    """log2 k, [TI, TJ], from differences."""
-    distance = tl.zeros((TI, TJ), tl.float32)
-    for d in range(D):
-        difference = _channel(i_ptr, d, TI, DP)[:, None] - _channel(j_ptr, d, TJ, DP)[None, :]
-        distance += difference * difference
-    return distance * (-0.5 * LOG2E)
-
-
-@triton.jit
-def _scaled(f_ptrs, centre):
-    """t, of the features at f_ptrs; one rounding, so that origins far away cost nothing."""
-    f = tl.load(f_ptrs)
-    return tl.fma(f, tl.full(f.shape, ROOT, tl.float32), tl.zeros_like(f) - centre[None, :])
-
-
-@triton.jit
-def _centred(i_ptr, TI: tl.constexpr, DP: tl.constexpr):
-    """Features of a program's pixels: their centre [DP], t [TI, DP], -|t|^2 / 2 [TI]."""
-    i_ptrs = _matrix(i_ptr, DP, TI, DP)
-    centre = tl.sum(tl.load(i_ptrs), 0) * (ROOT / TI)
-    t = _scaled(i_ptrs, centre)
-    return centre, t, -0.5 * tl.sum(t * t, 1)
-
-
-@triton.jit
-def _with(t, c, value):
-    """t [P, DP] with another channel c."""
-    return tl.where(tl.arange(0, t.shape[1])[None, :] == c, value, t)
-
-
-@triton.jit
-def _left(t, row, centre, SHIFT: tl.constexpr, DP: tl.constexpr):
-    """The row operand of `_together`; its part of log2 k, -|t|^2 / 2 + SHIFT [TI]; the centre of the column operand.
-
-    Of 8 channels the halves of (t, -1/2, row), high ones twice and low ones twice; of the row, which meets ONE = 1 and
-    2^-11 twice, three halves: SHIFT, and what is left, high and low. |t_j|^2 will hold ONE^2 too."""
-    high, low = _split(t)
-    if DP == 8:
-        row_high, row_low = _split((row + 0.5 * ONE * ONE)[:, None])
-        zero = tl.zeros_like(row_low)
-        high, low = _with(high, 6, zero - 0.5), _with(low, 6, zero)
-        high, low = (
-            _alternating(_with(high, 7, zero + SHIFT), _with(high, 7, row_low * 2048)),
-            _alternating(_with(low, 7, row_high), _with(low, 7, zero)),
-        )
-        return _side_by_side(high, low), low, row, tl.where(tl.arange(0, 8) == 7, -ONE, centre)
-    else:
-        return high, low, row + SHIFT, centre
-
-
-@triton.jit
-def _right(j_ptrs, centre, DP: tl.constexpr):
-    """The column operand, halves of t, and its part of log2 k, -|t|^2 / 2 [TJ]. Of 8 channels (t, |t|^2, ONE), high and
-    low halves in turn."""
-    t = tl.clamp(_scaled(j_ptrs, centre), -FARTHEST, FARTHEST)
-    norm = tl.sum(t * t, 1)
-    if DP == 8:
-        high, low = _split(_with(t, 6, norm[:, None]))
-        return _alternating(high, low), low, norm
-    else:
-        high, low = _split(t)
-        return high, low, -0.5 * norm
-
-
-@triton.jit
-def _together(i_high, i_low, row, j_high, j_low, column, DP: tl.constexpr):
-    """log2 k, [TI, TJ]."""
-    if DP == 8:
-        return tl.dot(i_high, tl.trans(_side_by_side(j_high, j_high)))
-    else:
-        return _dot(i_high, i_low, tl.trans(j_high), tl.trans(j_low), row[:, None] + column[None, :])
 
 
 @triton.jit
@@ -238,7 +113,7 @@ def _visited_or_own(columns_ptr, block, step, BLOCK: tl.constexpr, P: tl.constex
 @triton.jit
 def _halves(h_ptr, ROW, P: tl.constexpr, CP: tl.constexpr):
     """High and low halves of the values of P pixels, [P, CP]."""
-    return tl.load(_matrix(h_ptr, ROW, P, CP)), tl.load(_matrix(h_ptr + CP, ROW, P, CP))
+    return tl.load(matrix(h_ptr, ROW, P, CP)), tl.load(matrix(h_ptr + CP, ROW, P, CP))
 
 
 @triton.jit(**OF_BATCH)
@@ -261,20 +136,20 @@ def _exact_kernel(
 
     apart = visits  # those that are taken by differences, beside the block itself
     if DOT:
-        centre, t, row = _centred(f_ptr + i * DP, TI, DP)
+        centre, t, row = centred(f_ptr + i * DP, TI, DP)
         apart = tl.where(tl.min(row, 0) < -WIDE, visits, 0)
     total = tl.zeros((TI, CP), tl.float32)
     for step in range(0, (apart + 1) * (BLOCK // TE)):
         j = _visited_or_own(columns_ptr, block, step, BLOCK, TE)
-        k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
+        k = tl.exp2(from_differences(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
         if not SELF:
             k = tl.where((i - j) + o_i[:, None] == tl.arange(0, TE)[None, :], 0.0, k)
         x_high, x_low = _halves(h_ptr + j * ROW, ROW, TE, CP)
-        high, low = _split(k)
-        total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
+        high, low = split(k)
+        total = tl.dot(high, x_high, total) if FAST else dot_halves(high, low, x_high, x_low, total)
     if DOT:
-        i_high, i_low, row, centre = _left(t, row, centre, SHIFT, DP)
-        x_ptrs, f_ptrs = _matrix(h_ptr, ROW, TJ, CP), _matrix(f_ptr, DP, TJ, DP)
+        i_high, i_low, row, centre = left_operand(t, row, centre, SHIFT, DP)
+        x_ptrs, f_ptrs = matrix(h_ptr, ROW, TJ, CP), matrix(f_ptr, DP, TJ, DP)
         STEPS: tl.constexpr = BLOCK // (2 * TJ)  # to a visit
         columns_ptr += apart
         for step in range((visits - apart) * STEPS):
@@ -283,13 +158,13 @@ def _exact_kernel(
             x_j_ptrs, f_j_ptrs = x_ptrs + j * ROW, f_ptrs + j * DP
             for n in tl.static_range(2):
                 x_high, x_low = tl.load(x_j_ptrs + n * TJ * ROW), tl.load(x_j_ptrs + (n * TJ * ROW + CP))
-                j_high, j_low, column = _right(f_j_ptrs + n * TJ * DP, centre, DP)
-                k = tl.exp2(_together(i_high, i_low, row, j_high, j_low, column, DP))
+                j_high, j_low, column = right_operand(f_j_ptrs + n * TJ * DP, centre, DP)
+                k = tl.exp2(together(i_high, i_low, row, j_high, j_low, column, DP))
                 if FAST:
                     total = tl.dot(k.to(tl.float16), x_high, total)
                 else:
-                    high, low = _cut(k, DP)
-                    total = _dot(high, low, x_high, x_low, total)
+                    high, low = cut(k, DP)
+                    total = dot_halves(high, low, x_high, x_low, total)
 
     o_c = c * CP + tl.arange(0, CP)
     m_i, m_c = i + o_i < N, o_c < C
@@ -304,8 +179,8 @@ def _pull(k, x_i_high, x_i_low, y_i_high, y_i_low, x_ptr, y_ptr, ROW, CP: tl.con
     x_high, x_low = _halves(x_ptr, ROW, k.shape[1], CP)
     y_high, y_low = _halves(y_ptr, ROW, k.shape[1], CP)
     products = tl.zeros_like(k)
-    products = _dot(x_i_high, x_i_low, tl.trans(y_high), tl.trans(y_low), products)
-    products = _dot(y_i_high, y_i_low, tl.trans(x_high), tl.trans(x_low), products)
+    products = dot_halves(x_i_high, x_i_low, tl.trans(y_high), tl.trans(y_low), products)
+    products = dot_halves(y_i_high, y_i_low, tl.trans(x_high), tl.trans(x_low), products)
     return k * products
 
 
@@ -333,38 +208,38 @@ def _exact_feature_gradient_kernel(
 
     apart = visits
     if DOT:
-        centre, t, row = _centred(f_ptr + i * DP, TI, DP)
+        centre, t, row = centred(f_ptr + i * DP, TI, DP)
         apart = tl.where(tl.min(row, 0) < -WIDE, visits, 0)
     x_high, x_low = _halves(x_ptr + i * ROW, ROW, TI, CP)
     y_high, y_low = _halves(y_ptr + i * ROW, ROW, TI, CP)
     gradient = tl.zeros((TI, DP), tl.float32)
     for step in range(0, (apart + 1) * (BLOCK // TE)):
         j = _visited_or_own(columns_ptr, block, step, BLOCK, TE)
-        k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
+        k = tl.exp2(from_differences(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
         pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
         for d in range(D):
-            difference = _channel(f_ptr + j * DP, d, TE, DP)[None, :] - _channel(f_ptr + i * DP, d, TI, DP)[:, None]
+            difference = channel(f_ptr + j * DP, d, TE, DP)[None, :] - channel(f_ptr + i * DP, d, TI, DP)[:, None]
             gradient += tl.where(o_d[None, :] == d, tl.sum(pull * difference, 1)[:, None], 0.0)
     if DOT:
-        i_high, i_low, row, centre = _left(t, row, centre, SHIFT, DP)
-        f_ptrs = _matrix(f_ptr, DP, TJ, DP)
+        i_high, i_low, row, centre = left_operand(t, row, centre, SHIFT, DP)
+        f_ptrs = matrix(f_ptr, DP, TJ, DP)
         moved = tl.zeros((TI, 16 if DP == 8 else DP), tl.float32)
         pulled = tl.zeros((TI,), tl.float32)
         for step in range(apart * (BLOCK // TJ), visits * (BLOCK // TJ)):
             j = _visited(columns_ptr, step, BLOCK, TJ)
-            j_high, j_low, column = _right(f_ptrs + j * DP, centre, DP)
-            k = tl.exp2(_together(i_high, i_low, row, j_high, j_low, column, DP))
+            j_high, j_low, column = right_operand(f_ptrs + j * DP, centre, DP)
+            k = tl.exp2(together(i_high, i_low, row, j_high, j_low, column, DP))
             pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
-            high, low = _cut(pull, DP)
+            high, low = cut(pull, DP)
             if DP == 8:
                 moved = tl.dot(low, j_high, tl.dot(high, j_high, moved))
             else:
-                moved = _dot(high, low, j_high, j_low, moved)
+                moved = dot_halves(high, low, j_high, j_low, moved)
                 pulled += tl.sum(pull, 1)
         if DP == 8:  # the last channel of every j is ONE, its high half 1
             halves = tl.permute(tl.reshape(moved, (TI, 4, 2, 2)), (0, 1, 3, 2))
             moved, low = tl.split(tl.reshape(halves, (TI, 8, 2)))
-            pulled = tl.sum(_with(tl.zeros_like(moved), 7, moved), 1)
+            pulled = tl.sum(with_channel(tl.zeros_like(moved), 7, moved), 1)
             moved += low
         gradient += (moved - t * pulled[:, None]) * (1 / ROOT)
 
