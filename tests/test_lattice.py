@@ -75,7 +75,7 @@ def test_a_neighbour_found_by_its_hash_alone_is_none(monkeypatch):
     layout = simplex.KeyLayout((0, 0), ((1, 0), (0, 1)), (60, 200), 20)
     monkeypatch.setattr(simplex, "hash_factors", lambda groups, attempt: [1, 1])
     # From the first, along axis 0: codes (6, 5), the second's hash. From the second, along axis 2: (8, 1), the first's.
-    assert (simplex._neighbours(codes, layout) == 2).all()
+    assert (simplex.neighbours(codes, layout) == 2).all()
 
 
 def test_work_grows_with_the_square_of_the_features():
@@ -87,7 +87,7 @@ def test_work_grows_with_the_square_of_the_features():
             least, most = f.amin((0, 2)).tolist(), f.amax((0, 2)).tolist()
             layout = simplex.key_layout(least, most, 1, 50)
             _, *simplices = simplex.simplex(f, layout)
-            simplex.connect(*simplices, layout)
+            simplex.connect(*simplices, layout, simplex.neighbours)
         written.append(work.written)
     assert math.log(written[1] / written[0], 4) < 2.1
 

@@ -11,6 +11,7 @@ from tritoncrf.filters import Lattice
 from tritoncrf.filters.lattice import build
 from tritoncrf.kernels import lattice as kernels
 from tritoncrf.kernels import simplex
+from tritoncrf.kernels.common import record_launches
 from tritoncrf.reference import lattice as reference
 from tritoncrf.reference import simplex as reference_simplex
 
@@ -27,7 +28,7 @@ def built(size, d, classes, batch=1, shared=False, scale=False):
 
 def in_float32(side, device):
     lattice = side.lattice
-    names = "weights", "vertices", "neighbours", "sorted_pairs", "chunk_starts", "vertex_chunks"
+    names = "weights", "vertices", "neighbours", "sorted_pairs", "chunk_starts", "group_starts", "vertex_groups"
     tensors = [getattr(lattice, name) for name in names]
     tensors = [t.to(device, torch.float32) if t.is_floating_point() else t.to(device) for t in tensors]
     factor = None if side.scale is None else side.scale.to(device, torch.float32)
@@ -73,6 +74,17 @@ def test_sigmas_are_the_references():
         assert [simplex.sigma(k, d) for k in range(1, d + 1)] == reference_simplex.sigmas(d, torch.float32)
 
 
+@pytest.mark.parametrize("name", interpreted([n for n in CASES if n != "features-16"], "batch"))
+def test_neighbours(name, device):
+    f, *_ = built(**CASES[name])
+    layout = reference_simplex.key_layout([-9.0] * f.shape[1], [9.0] * f.shape[1], f.shape[0], f.shape[2])
+    (codes,) = reference_simplex.simplex(f, layout)[1]
+    codes = codes.unique()
+    expected = reference_simplex.neighbours([codes], layout)
+    assert torch.equal(simplex.neighbours([codes.to(device)], layout).cpu(), expected)
+    assert (expected < len(codes)).any() == (len(codes) > 0)
+
+
 def test_groups_of_codes(device):
     """Two integers for twelve axes."""
     f = random_features((9,), 12)
@@ -113,11 +125,20 @@ def test_weights_gradient(name, device):
 
 
 @pytest.mark.interpreter
-def test_a_vertex_of_many_chunks(device):
-    """All pixels in one simplex: 300 pairs to a vertex are 19 chunks, more than a program adds up at a time."""
-    f = torch.rand(1, 1, 300) * 1e-3 + 0.1
-    x = torch.randn(1, 2, 300)
-    found = Lattice(f.to(device), backend="triton")(x.to(device))
+@pytest.mark.parametrize("chunk", [16, 4])
+@pytest.mark.parametrize("images, batch", [(1, 1), (1, 2), (2, 2)])
+def test_a_vertex_of_many_chunks(chunk, images, batch, device, monkeypatch):
+    """All pixels but two in one simplex: 300 pairs to a vertex are 19 chunks, more than the other vertices have, and in
+    chunks of 4 they are 19 groups, more than are read at a time."""
+    monkeypatch.setattr(reference_simplex, "CHUNK", chunk)
+    monkeypatch.setattr(reference.Lattice, "chunk", chunk)
+    f = torch.rand(images, 1, 300) * 1e-3 + 0.1
+    f[:, :, 7], f[:, :, 100] = 5, -3
+    x = torch.randn(batch, 2, 300)
+    K = Lattice(f.to(device), backend="triton")
+    with record_launches() as launches:
+        found = K(x.to(device))
+    assert [launch.kernel.__name__ for launch in launches].count("_join_kernel") == 2
     assert_close("K x", found, Lattice(f.double())(x.double()), dtype=torch.float32)
 
 

@@ -28,7 +28,7 @@ from tritoncrf.types import Backend, Normalization, Precision, Theta
 
 ISOLATED = 0.5  # of K_ii: where all other pixels weigh less, what is left of K 1 is mostly the error of K_ii
 CACHE_BYTES = 256 << 20
-TABLES = 6  # tensors of a built lattice
+TABLES = 7  # tensors of a built lattice
 
 # glibc gives freed memory back to the system, page by page to be had again, beyond twice the largest block below 32 MB
 # that was freed: a tenth of the time of a photo with few classes. This one is never touched.
@@ -248,8 +248,11 @@ def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
     least, most = (ends[0].amin(0), ends[1].amax(0)) if images else ends.new_zeros((2, d))
     layout = simplex.key_layout(least.tolist(), most.tolist(), images, pixels)
     with few_threads(features.device, images * pixels * (d + 1)):
-        weights, codes, simplices = modules(backend).simplex.simplex(features, layout)
-        vertices, *tables = simplex.connect(codes, simplices, layout)
+        module = modules(backend).simplex
+        weights, codes, simplices = module.simplex(features, layout)
+        # Vertices of several groups of codes are looked up by PyTorch in any case.
+        neighbours = module.neighbours if len(codes) == 1 else simplex.neighbours
+        vertices, *tables = simplex.connect(codes, simplices, layout, neighbours)
     return [weights.contiguous(), vertices.view(weights.shape), *tables, shift.to(features.device)]
 
 
@@ -274,9 +277,10 @@ def near_features(features: torch.Tensor) -> torch.Tensor:
 @build.register_fake
 def _(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
     (images, d, pixels), new = features.shape, features.new_empty
-    vertices, chunk_starts, shifted = (torch.library.get_ctx().new_dynamic_size() for _ in range(3))
+    vertices, chunks, groups, shifted = (torch.library.get_ctx().new_dynamic_size() for _ in range(4))
     sizes: list[Sequence[int | torch.SymInt]] = [
-        (images, pixels, d + 1), (d + 1, vertices, 2), (images * pixels * (d + 1),), (chunk_starts,), (vertices,),
+        (images, pixels, d + 1), (d + 1, vertices, 2), (images * pixels * (d + 1),), (chunks,), (groups,),
+        (vertices,),
     ]  # fmt: skip
     tables = [new(size, dtype=torch.int32) for size in sizes]
     return [new((images, pixels, d + 1)), *tables, new((shifted, d), dtype=torch.float64)]

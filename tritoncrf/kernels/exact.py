@@ -7,29 +7,40 @@ Pixels are sorted so that a block of BLOCK of them is near in feature space (ord
 those that are listed for it (starts, columns). The list is symmetric, so K is, and is its own adjoint.
 
 Form. A program owns TI sorted pixels for a block of classes and walks over the columns that its block visits, TJ
-pixels at a time. Their exponents are a matrix product of features from the centre of the program's pixels,
+pixels at a time. Their exponents are a matrix product of features (exponents.py), and the messages are another, k . x.
+Both multiply float16 and add in float32: a number is the sum of a high and a low half (22 bits), and of the four
+products of halves the lowest is left out, an error of 2^-22. Halves reach from 2^-24 to 65504: weights are multiplied
+by 2^SHIFT, and the values of a class by a power of two that brings the largest to 2^14: what a class loses beside those
+22 bits is 2^-39 of its largest value. tf32x3 would take twice the time in the matrix units, and split the values again
+for every tile that reads them. A weight in one half alone would save a third of the messages' products, but is off by
+2e-4 for values of either sign, where errors do not average out.
 
-    log k_ij = t_i . t_j - |t_i|^2 / 2 - |t_j|^2 / 2 ,   t = f - centre
-
-and the messages are another, k . x. Both multiply float16 and add in float32: a number is the sum of a high and a
-low half (22 bits), and of the four products of halves the lowest is left out, an error of 2^-22. Halves reach from
-2^-24 to 65504, so weights are multiplied by 2^SHIFT, and the values of a class by a power of two that brings the
-largest to 2^14: what a class loses beside those 22 bits is 2^-39 of its largest value. tf32x3 would take twice the
-time in the matrix units, and split the values again for every tile that reads them.
-
-The product rounds like |t|^2, so where a program's pixels are far apart (WIDE), and between pixels of one block, the
-differences are taken one channel at a time: a pixel's own weight is exactly 1, and can be left out exactly.
+Where a program's pixels are far apart, and between pixels of one block, exponents come from differences: a pixel's own
+weight is exactly 1, and can be left out exactly.
 
 Cost O(N^2 (D + C)) for the pairs visited; memory: values in halves, sorted features, the list.
 """
-
-import math
 
 import torch
 import triton
 import triton.language as tl
 
 from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
+from tritoncrf.kernels.exponents import (
+    ROOT,
+    WIDE,
+    centred,
+    channel,
+    cut,
+    dot_halves,
+    from_differences,
+    left_operand,
+    matrix,
+    right_operand,
+    split,
+    together,
+    with_channel,
+)
 
 TILE = 128  # pixels that a program owns; a block is a power of two of them
 MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not fit in shared memory
@@ -37,34 +48,10 @@ MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not f
 # C counts the classes of all images where one image's features serve them.
 OF_BATCH = OF_SIZE | {"do_not_specialize": ["C"]}
 
-LOG2E = tl.constexpr(math.log2(math.e))  # exp(e) = 2^(LOG2E e)
-WIDE = tl.constexpr(12.5)  # |t|^2 / 2 from where log k is off by more than 2e-6
-FARTHEST = tl.constexpr(1000.0)  # of a t_j that is multiplied: its weight is 0, and a half must hold it
-
 
 def _class_block(classes: int, most: int) -> int:
     """Classes of one program: a power of two that a matrix instruction takes."""
     return min(most, triton.next_power_of_2(max(16, classes)))
-
-
-@triton.jit
-def _split(x):
-    """x as the sum of two halves."""
-    high = x.to(tl.float16)
-    return high, (x - high.to(tl.float32)).to(tl.float16)
-
-
-@triton.jit
-def _side_by_side(a, b):
-    """Two [P, DP] as [P, 2 DP], column by column."""
-    return tl.reshape(tl.join(a, b), (a.shape[0], 2 * a.shape[1]))
-
-
-@triton.jit
-def _dot(a_high, a_low, b_high, b_low, total):
-    total = tl.dot(a_high, b_high, total)
-    total = tl.dot(a_high, b_low, total)
-    return tl.dot(a_low, b_high, total)
 
 
 @triton.jit(**OF_BATCH)
@@ -87,7 +74,7 @@ def _halves_kernel(
     pixel = tl.load(order_ptr + b * N + o_p, mask=m_p, other=0)
     o_x = (b * C + o_c[None, :]) * N + pixel[:, None]
     x = tl.load(x_ptr + o_x, mask=m_p[:, None] & m_c[None, :], other=0.0)
-    high, low = _split(x * tl.load(scale_ptr + b * C + o_c, mask=m_c, other=0.0)[None, :])
+    high, low = split(x * tl.load(scale_ptr + b * C + o_c, mask=m_c, other=0.0)[None, :])
     row = (b * PADDED + o_p) * CLASS_BLOCKS + c
     o_h = row[:, None] * (2 * CP) + o_k[None, :]
     tl.store(h_ptr + o_h, high)
@@ -95,96 +82,38 @@ def _halves_kernel(
 
 
 @triton.jit
-def _channel(f_ptr, d, P: tl.constexpr, DP: tl.constexpr):
-    """One channel of the features of P pixels."""
-    return tl.load(f_ptr + tl.arange(0, P) * DP + d)
-
-
-@triton.jit
-def _channels(f_ptr, P: tl.constexpr, DP: tl.constexpr):
-    """The features of P pixels, [P, DP]."""
-    return tl.load(f_ptr + tl.arange(0, P)[:, None] * DP + tl.arange(0, DP)[None, :])
-
-
-@triton.jit
-def _apart(i_ptr, j_ptr, D, TI: tl.constexpr, TJ: tl.constexpr, DP: tl.constexpr):
-    """log2 k, [TI, TJ], from differences."""
-    distance = tl.zeros((TI, TJ), tl.float32)
-    for d in range(D):
-        difference = _channel(i_ptr, d, TI, DP)[:, None] - _channel(j_ptr, d, TJ, DP)[None, :]
-        distance += difference * difference
-    return distance * (-0.5 * LOG2E)
-
-
-@triton.jit
-def _centred(i_ptr, TI: tl.constexpr, DP: tl.constexpr):
-    """Features of a program's pixels: their centre [DP], t = f - centre [TI, DP], |t|^2 / 2 [TI]."""
-    t = _channels(i_ptr, TI, DP)
-    centre = tl.sum(t, 0) / TI
-    t -= centre[None, :]
-    return centre, t, 0.5 * tl.sum(t * t, 1)
-
-
-@triton.jit
-def _left(t, DP: tl.constexpr):
-    """The row operand of `_together`: halves of t; of 8 channels the high ones twice, and the low ones beside zeros."""
-    high, low = _split(tl.clamp(t, -FARTHEST, FARTHEST) * LOG2E)
-    if DP == 8:
-        return _side_by_side(high, high), _side_by_side(low, tl.zeros_like(low))
-    else:
-        return high, low
-
-
-@triton.jit
-def _right(j_ptr, centre, TJ: tl.constexpr, DP: tl.constexpr):
-    """The column operand: halves of t, with 8 channels both in one, and their part -|t|^2 / 2 [TJ] of log2 k."""
-    t = _channels(j_ptr, TJ, DP) - centre[None, :]
-    column = tl.sum(t * t, 1) * (-0.5 * LOG2E)
-    high, low = _split(tl.clamp(t, -FARTHEST, FARTHEST))
-    if DP == 8:
-        both = _side_by_side(high, low)
-        return both, both, column
-    else:
-        return high, low, column
-
-
-@triton.jit
-def _together(i_high, i_low, j_high, j_low, row, column, DP: tl.constexpr):
-    """log2 k, [TI, TJ]. A matrix instruction takes 16 channels: 8 make two products, of both halves at once."""
-    e = row[:, None] + column[None, :]
-    if DP == 8:
-        e = tl.dot(i_high, tl.trans(j_high), e)
-        return tl.dot(i_low, tl.trans(j_high), e)
-    else:
-        return _dot(i_high, i_low, tl.trans(j_high), tl.trans(j_low), e)
-
-
-@triton.jit
-def _own(turn_ptr, starts_ptr, PADDED, CLASS_BLOCKS, BLOCK: tl.constexpr, TI: tl.constexpr):
-    """A program's image, block of classes and block of pixels, the first of its sorted pixels, its first visit and its
-    last: the first is to itself, and visit v > first is to block columns[v - 1]."""
+def _own(turn_ptr, starts_ptr, columns_ptr, PADDED, CLASS_BLOCKS, BLOCK: tl.constexpr, TI: tl.constexpr):
+    """A program's image, block of classes and block of pixels, the first of its sorted pixels, the other blocks that it
+    visits and their number."""
     tile, b = tile_and_image(PADDED // TI)
     b, c = b // CLASS_BLOCKS, b % CLASS_BLOCKS
     blocks = PADDED // BLOCK
     block = tl.load(turn_ptr + b * blocks + tile // (BLOCK // TI))
     starts_ptr += b * (blocks + 1) + block
+    first = tl.load(starts_ptr)
     i = block.to(tl.int64) * BLOCK + tile % (BLOCK // TI) * TI
-    return b, c, block, i, tl.load(starts_ptr), tl.load(starts_ptr + 1)
+    return b, c, block, i, columns_ptr + first, (tl.load(starts_ptr + 1) - first).to(tl.int32)
 
 
 @triton.jit
-def _visited(columns_ptr, step, first, block, BLOCK: tl.constexpr, P: tl.constexpr):
-    """The first of P sorted pixels in a step through the visits, BLOCK / P steps to each."""
+def _visited(columns_ptr, step, BLOCK: tl.constexpr, P: tl.constexpr):
+    """The first of P sorted pixels in a step through the blocks that a block visits, BLOCK / P steps to each."""
+    j = tl.load(columns_ptr + step // (BLOCK // P)).to(tl.int64) * BLOCK
+    return j + step % (BLOCK // P) * P
+
+
+@triton.jit
+def _visited_or_own(columns_ptr, block, step, BLOCK: tl.constexpr, P: tl.constexpr):
+    """As `_visited`, the block itself coming first."""
     visit = step // (BLOCK // P)
-    j = tl.load(columns_ptr + visit - 1, mask=visit > first, other=block)
-    return j.to(tl.int64) * BLOCK + step % (BLOCK // P) * P
+    j = tl.load(columns_ptr + visit - 1, mask=visit > 0, other=block).to(tl.int64) * BLOCK
+    return j + step % (BLOCK // P) * P
 
 
 @triton.jit
 def _halves(h_ptr, ROW, P: tl.constexpr, CP: tl.constexpr):
     """High and low halves of the values of P pixels, [P, CP]."""
-    o_h = tl.arange(0, P)[:, None] * ROW + tl.arange(0, CP)[None, :]
-    return tl.load(h_ptr + o_h), tl.load(h_ptr + o_h + CP)
+    return tl.load(matrix(h_ptr, ROW, P, CP)), tl.load(matrix(h_ptr + CP, ROW, P, CP))
 
 
 @triton.jit(**OF_BATCH)
@@ -199,34 +128,43 @@ def _exact_kernel(
     DOT: tl.constexpr,
 ):  # fmt: skip
     """Each program owns TI sorted pixels of a block of CP classes of one image."""
-    b, c, block, i, first, last = _own(turn_ptr, starts_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
+    b, c, block, i, columns_ptr, visits = _own(turn_ptr, starts_ptr, columns_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
     ROW = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     f_ptr += b * PADDED * DP
     h_ptr += b * PADDED * ROW + c * 2 * CP
 
-    apart = last  # the last visit that is taken by differences
+    apart = visits  # those that are taken by differences, beside the block itself
     if DOT:
-        centre, t, norm = _centred(f_ptr + i * DP, TI, DP)
-        apart = tl.where(tl.max(norm, 0) > WIDE, last, first)
+        centre, t, row = centred(f_ptr + i * DP, TI, DP)
+        apart = tl.where(tl.min(row, 0) < -WIDE, visits, 0)
     total = tl.zeros((TI, CP), tl.float32)
-    for step in range(first * (BLOCK // TE), (apart + 1) * (BLOCK // TE)):
-        j = _visited(columns_ptr, step, first, block, BLOCK, TE)
-        k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
+    for step in range(0, (apart + 1) * (BLOCK // TE)):
+        j = _visited_or_own(columns_ptr, block, step, BLOCK, TE)
+        k = tl.exp2(from_differences(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
         if not SELF:
             k = tl.where((i - j) + o_i[:, None] == tl.arange(0, TE)[None, :], 0.0, k)
-        high, low = _split(k)
         x_high, x_low = _halves(h_ptr + j * ROW, ROW, TE, CP)
-        total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
+        high, low = split(k)
+        total = tl.dot(high, x_high, total) if FAST else dot_halves(high, low, x_high, x_low, total)
     if DOT:
-        i_high, i_low = _left(t, DP)
-        row = norm * -LOG2E + SHIFT
-        for step in range((apart + 1) * (BLOCK // TJ), (last + 1) * (BLOCK // TJ)):
-            j = _visited(columns_ptr, step, first, block, BLOCK, TJ)
-            x_high, x_low = _halves(h_ptr + j * ROW, ROW, TJ, CP)
-            j_high, j_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
-            high, low = _split(tl.exp2(_together(i_high, i_low, j_high, j_low, row, column, DP)))
-            total = tl.dot(high, x_high, total) if FAST else _dot(high, low, x_high, x_low, total)
+        i_high, i_low, row, centre = left_operand(t, row, centre, SHIFT, DP)
+        x_ptrs, f_ptrs = matrix(h_ptr, ROW, TJ, CP), matrix(f_ptr, DP, TJ, DP)
+        STEPS: tl.constexpr = BLOCK // (2 * TJ)  # to a visit
+        columns_ptr += apart
+        for step in range((visits - apart) * STEPS):
+            j = tl.load(columns_ptr).to(tl.int64) * BLOCK + step % STEPS * (2 * TJ)
+            columns_ptr += (step + 1) // STEPS - step // STEPS
+            x_j_ptrs, f_j_ptrs = x_ptrs + j * ROW, f_ptrs + j * DP
+            for n in tl.static_range(2):
+                x_high, x_low = tl.load(x_j_ptrs + n * TJ * ROW), tl.load(x_j_ptrs + (n * TJ * ROW + CP))
+                j_high, j_low, column = right_operand(f_j_ptrs + n * TJ * DP, centre, DP)
+                k = tl.exp2(together(i_high, i_low, row, j_high, j_low, column, DP))
+                if FAST:
+                    total = tl.dot(k.to(tl.float16), x_high, total)
+                else:
+                    high, low = cut(k, DP)
+                    total = dot_halves(high, low, x_high, x_low, total)
 
     o_c = c * CP + tl.arange(0, CP)
     m_i, m_c = i + o_i < N, o_c < C
@@ -241,8 +179,8 @@ def _pull(k, x_i_high, x_i_low, y_i_high, y_i_low, x_ptr, y_ptr, ROW, CP: tl.con
     x_high, x_low = _halves(x_ptr, ROW, k.shape[1], CP)
     y_high, y_low = _halves(y_ptr, ROW, k.shape[1], CP)
     products = tl.zeros_like(k)
-    products = _dot(x_i_high, x_i_low, tl.trans(y_high), tl.trans(y_low), products)
-    products = _dot(y_i_high, y_i_low, tl.trans(x_high), tl.trans(x_low), products)
+    products = dot_halves(x_i_high, x_i_low, tl.trans(y_high), tl.trans(y_low), products)
+    products = dot_halves(y_i_high, y_i_low, tl.trans(x_high), tl.trans(x_low), products)
     return k * products
 
 
@@ -260,7 +198,7 @@ def _exact_feature_gradient_kernel(
 
     sum_j p_ij (f_j - f_i) = sum_j p_ij t_j - t_i sum_j p_ij, with p_ij = k_ij (<x_i, y_j> + <y_i, x_j>).
     """
-    b, c, block, i, first, last = _own(turn_ptr, starts_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
+    b, c, block, i, columns_ptr, visits = _own(turn_ptr, starts_ptr, columns_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
     ROW = 2 * CP * CLASS_BLOCKS
     o_i = tl.arange(0, TI)
     o_d = tl.arange(0, DP)
@@ -268,40 +206,42 @@ def _exact_feature_gradient_kernel(
     x_ptr += b * PADDED * ROW + c * 2 * CP
     y_ptr += b * PADDED * ROW + c * 2 * CP
 
-    apart = last
+    apart = visits
     if DOT:
-        centre, t, norm = _centred(f_ptr + i * DP, TI, DP)
-        apart = tl.where(tl.max(norm, 0) > WIDE, last, first)
+        centre, t, row = centred(f_ptr + i * DP, TI, DP)
+        apart = tl.where(tl.min(row, 0) < -WIDE, visits, 0)
     x_high, x_low = _halves(x_ptr + i * ROW, ROW, TI, CP)
     y_high, y_low = _halves(y_ptr + i * ROW, ROW, TI, CP)
     gradient = tl.zeros((TI, DP), tl.float32)
-    for step in range(first * (BLOCK // TE), (apart + 1) * (BLOCK // TE)):
-        j = _visited(columns_ptr, step, first, block, BLOCK, TE)
-        k = tl.exp2(_apart(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
+    for step in range(0, (apart + 1) * (BLOCK // TE)):
+        j = _visited_or_own(columns_ptr, block, step, BLOCK, TE)
+        k = tl.exp2(from_differences(f_ptr + i * DP, f_ptr + j * DP, D, TI, TE, DP) + SHIFT)
         pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
         for d in range(D):
-            difference = _channel(f_ptr + j * DP, d, TE, DP)[None, :] - _channel(f_ptr + i * DP, d, TI, DP)[:, None]
+            difference = channel(f_ptr + j * DP, d, TE, DP)[None, :] - channel(f_ptr + i * DP, d, TI, DP)[:, None]
             gradient += tl.where(o_d[None, :] == d, tl.sum(pull * difference, 1)[:, None], 0.0)
     if DOT:
-        i_high, i_low = _left(t, DP)
-        row = norm * -LOG2E + SHIFT
+        i_high, i_low, row, centre = left_operand(t, row, centre, SHIFT, DP)
+        f_ptrs = matrix(f_ptr, DP, TJ, DP)
         moved = tl.zeros((TI, 16 if DP == 8 else DP), tl.float32)
         pulled = tl.zeros((TI,), tl.float32)
-        for step in range((apart + 1) * (BLOCK // TJ), (last + 1) * (BLOCK // TJ)):
-            j = _visited(columns_ptr, step, first, block, BLOCK, TJ)
-            j_high, j_low, column = _right(f_ptr + j * DP, centre, TJ, DP)
-            k = tl.exp2(_together(i_high, i_low, j_high, j_low, row, column, DP))
+        for step in range(apart * (BLOCK // TJ), visits * (BLOCK // TJ)):
+            j = _visited(columns_ptr, step, BLOCK, TJ)
+            j_high, j_low, column = right_operand(f_ptrs + j * DP, centre, DP)
+            k = tl.exp2(together(i_high, i_low, row, j_high, j_low, column, DP))
             pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
-            pulled += tl.sum(pull, 1)
-            high, low = _split(pull)
+            high, low = cut(pull, DP)
             if DP == 8:
                 moved = tl.dot(low, j_high, tl.dot(high, j_high, moved))
             else:
-                moved = _dot(high, low, j_high, j_low, moved)
-        if DP == 8:
-            gradient += tl.sum(tl.reshape(moved, (TI, 8, 2)), 2) - t * pulled[:, None]
-        else:
-            gradient += moved - t * pulled[:, None]
+                moved = dot_halves(high, low, j_high, j_low, moved)
+                pulled += tl.sum(pull, 1)
+        if DP == 8:  # the last channel of every j is ONE, its high half 1
+            halves = tl.permute(tl.reshape(moved, (TI, 4, 2, 2)), (0, 1, 3, 2))
+            moved, low = tl.split(tl.reshape(halves, (TI, 8, 2)))
+            pulled = tl.sum(with_channel(tl.zeros_like(moved), 7, moved), 1)
+            moved += low
+        gradient += (moved - t * pulled[:, None]) * (1 / ROOT)
 
     m_i = i + o_i < N
     pixel = tl.load(order_ptr + b * N + i + o_i, mask=m_i, other=0)
@@ -312,7 +252,8 @@ def _exact_feature_gradient_kernel(
 def _visits(features, order, starts, columns) -> dict:
     """What both kernels need to know of features [B, D, PADDED] in sorted order and of the blocks that are visited."""
     images, dimensions, padded = features.shape
-    stored = triton.next_power_of_2(max(8, dimensions))
+    # Up to 6 channels leave two of 8 to the exponents' product.
+    stored = 8 if dimensions <= 6 else triton.next_power_of_2(max(16, dimensions))
     rows = torch.nn.functional.pad(features.mT, (0, stored - dimensions)).contiguous()
     # The longest rows of blocks first, so that none is left over when the others are done.
     turn = starts.diff(dim=1).argsort(dim=1, descending=True).int()

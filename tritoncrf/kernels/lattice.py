@@ -10,10 +10,11 @@ Coordinates are made once per image (simplex.py); the tables are those of refere
 
 Form. Values are rows, all classes of a pixel or a vertex side by side, padded with zeros to a multiple of four, so
 that what is gathered is gathered in whole sectors. Every kernel keeps the padding zero. The splat reads the pairs of
-pixel and vertex in the order of their vertices: a vertex's pairs are cut into chunks, a thread adds up a chunk for
-four classes, pair after pair, and another launch adds up the chunks of each vertex in the same way. Nothing crosses
-threads and nothing is added by atomics: the same bits every time. Two blurs share a launch, which reads nine rows
-instead of six. How many vertices there are follows from the picture, and no kernel is specialised on it.
+pixel and vertex, their pixels and their scaled weights, in the order of their vertices: a vertex's pairs are cut into
+chunks, a thread adds up a chunk for four classes, pair after pair, and another launch adds up the chunks of each vertex
+in the same way; where a vertex has more than sixteen, one before it adds them up by sixteen. Nothing crosses threads
+and nothing is added by atomics: the same bits every time. Two blurs share a launch, which reads nine rows instead of
+six. How many vertices there are follows from the picture, and no kernel is specialised on it.
 
 Bytes per iteration: 2 (D + 1) N rows gathered, U, Q in and Q out once, and (D + 1) / 2 passes over V vertices.
 """
@@ -31,7 +32,7 @@ MAX_CLASSES = 256  # of the fused step: a pixel's classes are one row of registe
 MAX_MATRIX_CLASSES = 64
 CLASS_BLOCK = 64  # classes at a time where they do not meet
 SUM_TILE = 512  # numbers that a program of the splat adds up, four for each of 128 threads
-JOINED = 8  # chunks of a vertex whose sums are read at a time
+JOINED = 8  # rows of a sum that are read at a time
 TILE = 2048  # numbers of a tile of rows
 
 
@@ -52,11 +53,11 @@ def _rows(x_ptr, index, m_index, CS: tl.constexpr, CB: tl.constexpr):
 @triton.jit(**OF_SIZE)
 def _splat_kernel(
     # pointers
-    x_ptr, weight_ptr, scale_ptr, pair_ptr, start_ptr, y_ptr,
+    x_ptr, weight_ptr, pixel_ptr, start_ptr, y_ptr,
     # sizes
     CHUNKS, N,
     # meta-parameters
-    D1: tl.constexpr, CS: tl.constexpr, CB: tl.constexpr, P: tl.constexpr, CHUNK: tl.constexpr,
+    CS: tl.constexpr, CB: tl.constexpr, P: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the sums of P chunks of at most CHUNK pairs, for one block of classes."""
     tile, image = tile_and_image(tl.cdiv(CHUNKS, P))
@@ -67,9 +68,8 @@ def _splat_kernel(
     total = tl.zeros((P, CB), tl.float32)
     for n in tl.static_range(CHUNK):
         m_n = n < count
-        pair = tl.load(pair_ptr + start + n, mask=m_n, other=0)
-        pixel = pair // D1
-        weight = tl.load(weight_ptr + pair, mask=m_n, other=0.0) * scale(scale_ptr, pixel, m_n)
+        pixel = tl.load(pixel_ptr + start + n, mask=m_n, other=0)
+        weight = tl.load(weight_ptr + start + n, mask=m_n, other=0.0)
         total += weight[:, None] * _rows(x_ptr + image * N * CS, pixel, m_n, CS, CB)
     o_y, o_c, m_c = _row_offsets(image * CHUNKS + p, CS, CB)
     tl.store(y_ptr + o_y[:, None] + o_c[None, :], total, mask=m_p[:, None] & m_c[None, :])
@@ -78,24 +78,24 @@ def _splat_kernel(
 @triton.jit(**OF_SIZE)
 def _join_kernel(
     # pointers
-    chunk_sum_ptr, vertex_chunk_ptr, v_ptr,
-    # sizes
+    x_ptr, start_ptr, y_ptr,
+    # sizes: sums of an image; its rows in x_ptr
     V, CHUNKS,
     # meta-parameters
     CS: tl.constexpr, CB: tl.constexpr, P: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns P vertices, for one block of classes: the sums of their chunks."""
+    """Each program owns P sums of consecutive rows, for one block of classes; one row more follows an image's sums."""
     tile, image = tile_and_image(tl.cdiv(V, P))
     p = tile * P + tl.arange(0, P)
     m_p = p < V
-    start = tl.load(vertex_chunk_ptr + p, mask=m_p, other=0)
-    count = tl.load(vertex_chunk_ptr + p + 1, mask=m_p, other=0) - start
+    start = tl.load(start_ptr + p, mask=m_p, other=0)
+    count = tl.load(start_ptr + p + 1, mask=m_p, other=0) - start
     total = tl.zeros((P, CB), tl.float32)
     for first in range(0, tl.max(count, 0), CHUNK):
         for n in tl.static_range(CHUNK):
-            total += _rows(chunk_sum_ptr + image * CHUNKS * CS, start + first + n, first + n < count, CS, CB)
-    o_v, o_c, m_c = _row_offsets(image * (V + 1) + p, CS, CB)
-    tl.store(v_ptr + o_v[:, None] + o_c[None, :], total, mask=m_p[:, None] & m_c[None, :])
+            total += _rows(x_ptr + image * CHUNKS * CS, start + first + n, first + n < count, CS, CB)
+    o_y, o_c, m_c = _row_offsets(image * (V + 1) + p, CS, CB)
+    tl.store(y_ptr + o_y[:, None] + o_c[None, :], total, mask=m_p[:, None] & m_c[None, :])
 
 
 @triton.jit
@@ -247,23 +247,32 @@ def _classes(rows, most: int) -> tuple[int, dict]:
 def splat(rows, side):
     """splat(scale . x) of rows [B, N, C], as reference.lattice.splat: [B or 1, V + 1, C], vertex V not written."""
     lattice = side.lattice
-    groups = rows.shape[0] if lattice.shared else 1
-    chunks, count = len(lattice.chunk_starts) - 1, lattice.count
+    images = rows.shape[0] if lattice.shared else 1
+    chunks = len(lattice.chunk_starts) - 1
     blocks, arguments = _classes(rows, CLASS_BLOCK)
-    p = SUM_TILE // arguments["CB"]
-    parts, v = _empty_rows(rows, groups, chunks), _empty_rows(rows, groups, count + 1)
+    # Two chunks a thread share addresses; of fewer classes, what a thread reads of them would cross shared memory.
+    p = (SUM_TILE if arguments["CB"] < 16 else 2 * SUM_TILE) // arguments["CB"]
+    parts = _empty_rows(rows, images, chunks)
     launch(
-        _splat_kernel, (ceil_div(chunks, p) * groups, blocks), num_warps=4,
-        x_ptr=rows, weight_ptr=lattice.weights, scale_ptr=side.scale, pair_ptr=lattice.sorted_pairs,
-        start_ptr=lattice.chunk_starts, y_ptr=parts, CHUNKS=chunks, N=rows.shape[1], D1=lattice.corners, **arguments,
-        P=p, CHUNK=lattice.chunk,
+        _splat_kernel, (ceil_div(chunks, p) * images, blocks), num_warps=4,
+        x_ptr=rows, weight_ptr=side.splat_weights, pixel_ptr=lattice.pair_pixels, start_ptr=lattice.chunk_starts,
+        y_ptr=parts, CHUNKS=chunks, N=rows.shape[1], **arguments, P=p, CHUNK=lattice.chunk,
     )  # fmt: skip
+    if len(lattice.group_starts) > len(lattice.vertex_groups):  # a vertex has several groups
+        return _joined(_joined(parts, lattice.group_starts), lattice.vertex_groups)
+    return _joined(parts, lattice.group_starts)
+
+
+def _joined(rows, starts):
+    """Sums of consecutive rows [B, R, C], and one row that is not written: [B, len(starts), C]."""
+    blocks, arguments = _classes(rows, CLASS_BLOCK)
+    images, count, p = len(rows), len(starts) - 1, SUM_TILE // arguments["CB"]
+    sums = _empty_rows(rows, images, count + 1)
     launch(
-        _join_kernel, (ceil_div(count, p) * groups, blocks), num_warps=4,
-        chunk_sum_ptr=parts, vertex_chunk_ptr=lattice.vertex_chunks, v_ptr=v, V=count, CHUNKS=chunks, **arguments,
-        P=p, CHUNK=JOINED,
+        _join_kernel, (ceil_div(count, p) * images, blocks), num_warps=4,
+        x_ptr=rows, start_ptr=starts, y_ptr=sums, V=count, CHUNKS=rows.shape[1], **arguments, P=p, CHUNK=JOINED,
     )  # fmt: skip
-    return v
+    return sums
 
 
 def filtered(rows, side, reverse: bool):

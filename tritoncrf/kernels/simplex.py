@@ -6,7 +6,8 @@
 A pixel lies in a simplex of D + 1 vertices. `cell` rounds e_j / (D + 1), `rank` orders the remainders, and both name
 the vertices: vertex r lies one back along each axis whose rank is above D - r. The weights b add up to 1; their
 gradient is exact between the features where a pixel changes its simplex. Sorting and numbering the vertices is
-torch's work (reference/simplex.py, `connect`).
+torch's work (reference/simplex.py, `connect`); where their codes are one integer each, the D + 1 next ones of a vertex
+are found here, by a binary search in the sorted codes.
 
 Ties between coordinates are common (a pixel on a grid), and a tie broken otherwise is another vertex: so every product
 is rounded before it is added, as in the reference. Cost O(N D^2); reads f, writes D + 1 weights and codes a pixel.
@@ -117,6 +118,40 @@ def _simplex_gradient_kernel(
         tl.store(d_f_ptr + (b * D + k - 1) * N + i, sigma(k, D) * (before - k * own), mask=m_i)
 
 
+@triton.jit(**OF_SIZE)
+def _neighbours_kernel(
+    # pointers
+    code_ptr, stride_ptr, neighbour_ptr,
+    # sizes
+    V,
+    # meta-parameters
+    D1: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Each program owns the next vertices of P vertices along one axis j, and the place of these as the ones before.
+
+    Next: every coordinate 1 less, but coordinate j D more: r - 1 (or D and u - 1, from r = 0), then u_j + 1. Strides:
+    of D + 1 axes, the last 0, and their sum."""
+    p = tl.program_id(0) * P + tl.arange(0, P)
+    m_p = p < V
+    code = tl.load(code_ptr + p, mask=m_p, other=0).to(tl.int64)
+    wanted = code + D1 * tl.load(stride_ptr + tl.program_id(1)) - 1
+    wanted += tl.where(code % D1 == 0, D1 * (1 - tl.load(stride_ptr + D1)), 0)
+    at = tl.zeros((P,), tl.int32)  # of the first code that is not below, between at and end
+    end = at + V
+    size = V
+    while size > 0:
+        middle = (at + end) // 2
+        m_middle = at < end
+        below = tl.load(code_ptr + middle, mask=m_middle, other=0).to(tl.int64) < wanted
+        at, end = tl.where(m_middle & below, middle + 1, at), tl.where(m_middle & ~below, middle, end)
+        size //= 2
+    found = m_p & (at < V)
+    found &= tl.load(code_ptr + at, mask=found, other=0).to(tl.int64) == wanted
+    neighbour_ptr += tl.program_id(1).to(tl.int64) * (V + 1) * 2
+    tl.store(neighbour_ptr + 2 * p.to(tl.int64), at, mask=found)
+    tl.store(neighbour_ptr + 2 * at.to(tl.int64) + 1, p, mask=found)
+
+
 def _launch_simplex(kernel, features, **arguments):
     images, channels, pixels = features.shape
     padded = triton.next_power_of_2(channels + 1)
@@ -152,3 +187,16 @@ def simplex_gradient(features, d_weights):
     gradient = torch.empty_like(features)
     _launch_simplex(_simplex_gradient_kernel, features, d_weight_ptr=d_weights.contiguous(), d_f_ptr=gradient)
     return gradient
+
+
+def neighbours(codes, layout):
+    """As reference.simplex.neighbours, of one group of codes: a binary search for every vertex and axis."""
+    (codes,) = codes
+    count, corners = len(codes), layout.dimensions + 1
+    strides = torch.tensor([*layout.strides[0], 0, sum(layout.strides[0])], device=codes.device)
+    found = torch.full((corners, count + 1, 2), count, dtype=torch.int32, device=codes.device)
+    launch(
+        _neighbours_kernel, (ceil_div(count, 128), corners), num_warps=4,
+        code_ptr=codes, stride_ptr=strides, neighbour_ptr=found, V=count, D1=corners, P=128,
+    )  # fmt: skip
+    return found

@@ -33,7 +33,8 @@ class Lattice:
     neighbours: torch.Tensor
     sorted_pairs: torch.Tensor
     chunk_starts: torch.Tensor
-    vertex_chunks: torch.Tensor
+    group_starts: torch.Tensor
+    vertex_groups: torch.Tensor
 
     @property
     def shared(self) -> bool:
@@ -54,9 +55,14 @@ class Lattice:
         return 1 / (1 + 2.0 ** (1 - self.corners))
 
     @functools.cached_property
-    def segments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pixel of each entry, and where each vertex's sorted_pairs begin; vertex V has none."""
-        return self.sorted_pairs // self.corners, self.chunk_starts[self.vertex_chunks]
+    def pair_pixels(self) -> torch.Tensor:
+        """The pixel of each of the sorted pairs, [E]"""
+        return self.sorted_pairs // self.corners
+
+    @functools.cached_property
+    def segments(self) -> torch.Tensor:
+        """Where each vertex's sorted_pairs begin, [V + 1]; vertex V has none."""
+        return self.chunk_starts[self.group_starts[self.vertex_groups]]
 
     @functools.cached_property
     def around(self):
@@ -103,7 +109,7 @@ def splat(rows, scaled: ScaledLattice):
     """splat(scale . x) of rows [B, N, C]: [B or 1, V + 1, C], B if the lattice is shared; the last vertex is empty."""
     lattice = scaled.lattice
     rows = rows if lattice.shared else rows.flatten(0, 1)[None]
-    return summed_groups(rows, *lattice.segments, scaled.splat_weights)
+    return summed_groups(rows, lattice.pair_pixels, lattice.segments, scaled.splat_weights)
 
 
 def filtered(rows, scaled: ScaledLattice, reverse: bool):

@@ -203,39 +203,57 @@ def simplex_gradient(features, d_weights):
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
 
-def connect(codes, simplices, layout: KeyLayout):
-    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave.
+def connect(codes, simplices, layout: KeyLayout, neighbours_of):
+    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave; neighbours_of
+    is `neighbours`, of this module or of the kernels.
 
     Returns int32 tensors:
         vertices: [E], the vertex of each pair, 0 .. V - 1 in the order of the codes.
         neighbours: [D + 1, V + 1, 2], next and previous along each axis; V, an empty vertex, where there is none.
         sorted_pairs: [E], the pairs in the order of their vertices, and of pixels within one.
         chunk_starts: [chunks + 1], where each chunk of at most CHUNK sorted pairs of one vertex begins.
-        vertex_chunks: [V + 1], where each vertex's chunks begin.
+        group_starts: [groups + 1], where each group of at most CHUNK chunks of one vertex begins.
+        vertex_groups: [V + 1], where each vertex's groups begin.
     """
     d, device = layout.dimensions, codes[0].device
     key = codes[0]
     for code, size in zip(codes[1:], layout.sizes[1:]):
         key = numbered(key)[0].long() * size + code
     vertices, starts, sorted_pairs = numbered(key)
-    neighbours = _neighbours([code[sorted_pairs[starts]] for code in codes], layout)
+    neighbours = neighbours_of([code[sorted_pairs[starts]] for code in codes], layout)
     if simplices is not None:
         vertices = vertices.view(-1, d + 1).index_select(0, simplices).flatten()  # quicker than by brackets
         narrow = torch.int16 if len(starts) < 1 << 15 else torch.int32  # which sorts quicker
         ordered, sorted_pairs = torch.sort(vertices.to(narrow), stable=True)
         starts = torch.searchsorted(ordered, torch.arange(len(starts), dtype=narrow, device=device))
 
-    count, pairs = len(starts), len(sorted_pairs)
-    ends = torch.cat([starts[1:], starts.new_full((min(count, 1),), pairs)])
-    vertex_chunks = torch.zeros(count + 1, dtype=torch.int64, device=device)
-    torch.cumsum((ends - starts + CHUNK - 1) // CHUNK, 0, out=vertex_chunks[1:])
-    chunk_vertex = torch.repeat_interleave(torch.arange(count, device=device), vertex_chunks.diff())
-    within = torch.arange(len(chunk_vertex), device=device) - vertex_chunks[chunk_vertex]
-    chunk_starts = torch.cat([starts[chunk_vertex] + within * CHUNK, starts.new_full((1,), pairs)])
-    return vertices, neighbours, sorted_pairs.int(), chunk_starts.int(), vertex_chunks.int()
+    starts = torch.cat([starts, starts.new_full((1,), len(sorted_pairs))])
+    vertex_chunks = _ends((starts.diff() + CHUNK - 1) // CHUNK)
+    vertex_groups = _ends((vertex_chunks.diff() + CHUNK - 1) // CHUNK)
+    chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
+    chunk_starts = _cut_up(starts, vertex_chunks, chunks)
+    group_starts = _cut_up(vertex_chunks, vertex_groups, groups)
+    tables = vertices, neighbours, sorted_pairs, chunk_starts, group_starts, vertex_groups
+    return tuple(table.int() for table in tables)
 
 
-def _neighbours(codes, layout: KeyLayout):
+def _ends(counts):
+    """Where each of consecutive runs begins, [V + 1], from their lengths [V]."""
+    starts = counts.new_zeros(len(counts) + 1)
+    torch.cumsum(counts, 0, out=starts[1:])
+    return starts
+
+
+def _cut_up(starts, run_pieces, pieces: int):
+    """Where pieces of at most CHUNK begin, [pieces + 1], in runs that begin at `starts`, [V + 1]; run_pieces: the first
+    piece of each run, [V + 1]."""
+    runs = torch.arange(len(starts) - 1, device=starts.device)
+    run = torch.repeat_interleave(runs, run_pieces.diff(), output_size=pieces)
+    within = torch.arange(pieces, device=starts.device) - run_pieces[run]
+    return torch.cat([starts[run] + within * CHUNK, starts[-1:]])
+
+
+def neighbours(codes, layout: KeyLayout):
     """`connect`'s neighbours, from each group's codes [V] of all vertices, in their order.
 
     A vertex is looked up by one integer: its code, or a hash of the codes of several groups, their sum with factors
@@ -252,7 +270,7 @@ def _neighbours(codes, layout: KeyLayout):
         seen[name & low_bits] = True
     wraps = (codes[0] % (d + 1) == 0).to(name.dtype)
     own = torch.arange(count + 1, dtype=torch.int32, device=device)
-    neighbours = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
+    found = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
     for j in range(d + 1 if count else 0):
         # Next: every coordinate 1 less, but coordinate j d more: r - 1 (or d and u - 1, from r = 0), then u_j + 1.
         steps = [strides[j] if j < d else 0 for strides in layout.strides]
@@ -261,20 +279,20 @@ def _neighbours(codes, layout: KeyLayout):
         wanted = name + _dot(steps, factors)
         wanted.add_(wraps, alpha=_dot(lower, factors))
         if len(codes) == 1:
-            at, found = _find(name, wanted)
-            following = torch.where(found, at, count)
+            at, same = _find(name, wanted)
+            following = torch.where(same, at, count)
         else:
             rows = seen[wanted & low_bits].nonzero().squeeze(1)
-            at, found = _find(table, wanted[rows])
-            at, rows = place[at[found]], rows[found]
+            at, same = _find(table, wanted[rows])
+            at, rows = place[at[same]], rows[same]
             same = [c[at] == c[rows] + s + wraps[rows] * w for c, s, w in zip(codes, steps, lower)]
             true = torch.stack(same).all(0)
             following = torch.full_like(name, count)
             following[rows[true]] = at[true]
-        neighbours[j, :-1, 0] = following
-        neighbours[j, :, 1].scatter_(0, following, own[:-1])
-        neighbours[j, -1, 1] = count
-    return neighbours
+        found[j, :-1, 0] = following
+        found[j, :, 1].scatter_(0, following, own[:-1])
+        found[j, -1, 1] = count
+    return found
 
 
 def _find(table, wanted):
