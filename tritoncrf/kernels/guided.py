@@ -261,7 +261,9 @@ class GuidedStep(Step):
     def _run(self, x, adjoint: bool, epilogue: str, y, message=None, **step):
         """The step of K x, or of K^T x, into y, and the messages by themselves into `message` if there is one."""
         z = _coefficients(to_3d(x.contiguous()), self.guide, adjoint)
-        _messages(z, self.guide, adjoint, epilogue, y, y if message is None else message, PRECISION=self.precision, **step)
+        _messages(
+            z, self.guide, adjoint, epilogue, y, y if message is None else message, PRECISION=self.precision, **step
+        )
         return y
 
 

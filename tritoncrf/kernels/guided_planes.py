@@ -31,11 +31,26 @@ from tritoncrf.kernels.epilogue import end_step
 SHORT = 7  # longest radius: beyond, two passes along an axis each move fewer bytes through the cache
 
 LANES = tl.constexpr(32)  # pairs of columns of a warp
-THREADS = tl.constexpr(128)
+WARPS = 2048
 
 SIZES = {
-    "do_not_specialize": ["C", "channels", "NY", "NX", "ROW", "pitch", "origin", "stride_p", "stride_gb", "stride_mb", "stride_lb",
-                          "stride_x", "stride_ml", "stride_mk", "stride_a"],
+    "do_not_specialize": [
+        "C",
+        "NY",
+        "NX",
+        "ROW",
+        "ROWS",
+        "pitch",
+        "origin",
+        "stride_p",
+        "stride_gb",
+        "stride_mb",
+        "stride_lb",
+        "stride_x",
+        "stride_ml",
+        "stride_mk",
+        "stride_a",
+    ],
 }
 
 
@@ -98,46 +113,40 @@ def _fields(x, guide, PLANE, D: tl.constexpr, R: tl.constexpr, SCALED: tl.conste
 
 
 @triton.jit
-def _boxes(
-    x, guide, ROW, PLANE, D: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr, K: tl.constexpr, SCALED: tl.constexpr
-):
-    """box(x) and box(I x) of a thread's pixels: of row k what `_fields` gives begins at 2 (1 + D) k."""
-    W: tl.constexpr = 2 * (1 + D)
-    rows = ()
-    for k in tl.static_range(K - 1):
-        rows = rows + _fields(x + k * ROW, guide + k * ROW, PLANE, D, RX, SCALED)
-    before = ()
-    for k in tl.static_range(K - 2, -1, -1):
-        longer = ()
+def _no_rows(like, COUNT: tl.constexpr):
+    found = ()
+    for _ in tl.static_range(COUNT):
+        found = found + (tl.zeros(like.shape, tl.float32),)
+    return found
+
+
+@triton.jit
+def _windows(kept, above, below, R: tl.constexpr, W: tl.constexpr):
+    """From the sums of two more rows, those of two windows, W numbers each, and what to keep for the next: of the last
+    R pairs of rows both their sum and the lower row's, the oldest pair first."""
+    if R == 0:
+        return above + below
+    else:
+        first = ()
+        second = ()
+        both = ()
         for w in tl.static_range(W):
-            longer = longer + (rows[k * W + w] + before[w] if k < K - 2 else rows[k * W + w],)
-        before = longer + before
-    x += (K - 1) * ROW
-    guide += (K - 1) * ROW
-    common = _fields(x, guide, PLANE, D, RX, SCALED)
-    for _ in range(2 * RY + 1 - K):
-        x += ROW
-        guide += ROW
-        row = _fields(x, guide, PLANE, D, RX, SCALED)
-        longer = ()
-        for w in tl.static_range(W):
-            longer = longer + (common[w] + row[w],)
-        common = longer
-    boxes = ()
-    after = common
-    for k in tl.static_range(K):
-        if k > 0:
-            row = _fields(x + k * ROW, guide + k * ROW, PLANE, D, RX, SCALED)
-        longer = ()
-        for w in tl.static_range(W):
-            box = before[k * W + w] + common[w] if k < K - 1 else common[w]
-            if k > 0:
-                longer = longer + (row[w] if k == 1 else after[w] + row[w],)
-                box += longer[w]
-            boxes = boxes + (box,)
-        if k > 0:
-            after = longer
-    return boxes
+            pair = above[w] + below[w]
+            both = both + (pair,)
+            upper = kept[w]
+            lower = kept[W + w]
+            if R > 1:
+                common = kept[2 * W + w]
+                for n in tl.static_range(2, R):
+                    common += kept[2 * n * W + w]
+                upper += common
+                lower += common
+            first = first + (upper + above[w],)
+            second = second + (lower + pair,)
+        rest = ()
+        for n in tl.static_range(2 * W, 2 * R * W):
+            rest = rest + (kept[n],)
+        return first + second + rest + both + below
 
 
 @triton.jit
@@ -170,14 +179,13 @@ def fit(sums, share, mean, cholesky, D: tl.constexpr):
 
 
 @triton.jit
-def _clear_frame(ptr, first, step, left, width, NX, NY, RY: tl.constexpr):
+def _clear_frame(ptr, lane, first, step, left, width, NX, NY, PLANE, RY: tl.constexpr):
     """Zeros around the NX columns of an image that begin at column `left` of a plane `width` wide, by every `step`-th
     program, this one being the `first`."""
-    o = tl.arange(0, THREADS)
     head = RY * width + left
-    cells = (NY + 2 * RY) * width - NY * NX
-    for q in range(first * THREADS, cells, step * THREADS):
-        q = q + o
+    cells = (PLANE - NY * NX).to(tl.int32)
+    for q in range(first * LANES, cells, step * LANES):
+        q = q + lane
         rows = tl.where(q < head, 0, tl.minimum(1 + (q - head) // (width - NX), NY))  # of the image, before this zero
         tl.store(ptr + (q + rows.to(tl.int64) * NX), (q * 0).to(ptr.dtype.element_ty), mask=q < cells)
 
@@ -186,144 +194,170 @@ def _clear_frame(ptr, first, step, left, width, NX, NY, RY: tl.constexpr):
 def _fit_kernel(
     # pointers; x, guide and z as pairs, mean and cholesky if EVEN; what the second pass will write, as numbers
     x_ptr, guide_ptr, mean_ptr, cholesky_ptr, z_ptr, y_ptr,
-    # sizes: ROW pairs of a padded row
-    C, NY, NX, ROW,
+    # sizes: ROW pairs of a padded row, ROWS of a program's
+    C, NY, NX, ROW, ROWS,
     # strides: the batch of guide, mean, and cholesky (0: one serves all)
     stride_gb, stride_mb, stride_lb,
     # meta-parameters
-    D: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr, K: tl.constexpr, SCALED: tl.constexpr, EVEN: tl.constexpr,
+    D: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr, G: tl.constexpr, SCALED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns offset and slope, z, of 64 x 4 K pixels of one class of one image, and a share of the frames of
-    z and of the next state, which the second pass will not write."""
-    tiles_x = tl.cdiv(NX, 2 * LANES)
-    tiles = tiles_x * tl.cdiv(NY, 4 * K)
-    tile, plane = tile_and_image(tiles)
-    b, c = plane // C, plane % C
-    PLANE = tl.full((), 1, tl.int64) * (NY + 2 * RY) * ROW
-    o = tl.arange(0, THREADS)
-    last = (NX - 1) // 2
-    own, y = tile % tiles_x * LANES + o % LANES, (tile // tiles_x * 4 + o // LANES) * K
-    # Threads beyond the image repeat its last pixels, and rows before `low` are another thread's.
-    xp, first = tl.minimum(own, last), tl.minimum(y, NY - K)
-    low = tl.where(own <= last, y - first, K)
-    m_right = 2 * xp + 1 < NX
-    corner = first * ROW + xp
-    boxes = _boxes(
-        x_ptr + plane * PLANE + corner, guide_ptr + b * stride_gb + corner, ROW, PLANE, D, RY, RX, K, SCALED
-    )
+    """Each program owns offset and slope, z, of 64 x ROWS pixels of G classes of one image, and a share of the frames
+    of z and of y, which the second pass will not write."""
     W: tl.constexpr = 2 * (1 + D)
+    tiles_x = tl.cdiv(NX, 2 * LANES)
+    tiles = tiles_x * tl.cdiv(NY, ROWS)
+    blocks = tl.cdiv(C, G)
+    program, b = tile_and_image(tiles * blocks)
+    tile = program // blocks
+    o = tl.arange(0, LANES * G)
+    c = program % blocks * G + o // LANES
+    own, first = tile % tiles_x * LANES + o % LANES, tile // tiles_x * ROWS
+    xp = tl.minimum(own, (NX - 1) // 2)  # threads beyond the image read its last pixels
+    m_z = (own == xp) & (c < C)
+    c = tl.minimum(c, C - 1).to(tl.int64)
+    m_right = 2 * xp + 1 < NX
+    rows = tl.minimum(ROWS, NY - first)
+    PLANE = tl.full((), 1, tl.int64) * (NY + NY % 2 + 2 * RY) * ROW
     N = tl.full((), 1, tl.int64) * NY * NX
+    corner = first * ROW + xp
+    i = first * NX + 2 * xp
+    step = NX
     if EVEN:
         N //= 2
+        i //= 2
+        step //= 2
+    x = x_ptr + b * C * PLANE + c * PLANE + corner
+    guide = guide_ptr + b * stride_gb + corner
     mean_ptr += b * stride_mb
     cholesky_ptr += b * stride_lb
-    guide_ptr += b * stride_gb
-    z_own = z_ptr + (b * (D + 1) * C + c) * PLANE + (corner + RY * ROW + (RX + 1) // 2)
-    for k in tl.static_range(K):
-        i = (first + k) * NX + 2 * xp
-        if EVEN:
-            i //= 2
-        shares = ()
-        for right in tl.static_range(2):
-            shares = shares + (
-                _halves(tl.load(guide_ptr + corner + (RY + k) * ROW + (RX + right) // 2))[(RX + right) % 2],
-            )
-        means = ()
-        for d in tl.static_range(D):
-            means = means + _own(mean_ptr + d * N, i, m_right, EVEN)
-        factors = ()
-        for n in tl.static_range(D * (D + 1) // 2):
-            factors = factors + _own(cholesky_ptr + n * N, i, m_right, EVEN)
-        found = ()
-        for right in tl.static_range(2):
-            sums = ()
-            mean = ()
-            cholesky = ()
-            for f in tl.static_range(D + 1):
-                sums = sums + (boxes[k * W + 2 * f + right],)
-            for d in tl.static_range(D):
-                mean = mean + (means[2 * d + right],)
-            for n in tl.static_range(D * (D + 1) // 2):
-                cholesky = cholesky + (factors[2 * n + right],)
-            found = found + fit(sums, shares[right], mean, cholesky, D)
-        for f in tl.static_range(D + 1):
-            right = tl.where(m_right, found[D + 1 + f], 0.0)
-            tl.store(z_own + f * C * PLANE + k * ROW, _pair(found[f], right), mask=low <= k)
+    z = z_ptr + (b * (D + 1) * C + c) * PLANE + (corner + RY * ROW + (RX + 1) // 2)
+    kept = _no_rows(o, 2 * RY * W)
+    for row in range(0, rows + 2 * RY, 2):
+        above = _fields(x, guide, PLANE, D, RX, SCALED)
+        below = _fields(x + ROW, guide + ROW, PLANE, D, RX, SCALED)
+        boxes = _windows(kept, above, below, RY, W)
+        longer = ()
+        for n in tl.static_range(2 * RY * W):
+            longer = longer + (boxes[2 * W + n],)
+        kept = longer
+        if row >= 2 * RY:
+            for k in tl.static_range(2):
+                there = row - 2 * RY + k < rows
+                i_k = i + tl.where(there, k * step, 0)
+                shares = ()
+                for right in tl.static_range(2):
+                    share = tl.load(guide + ((k - RY) * ROW + (RX + right) // 2))
+                    shares = shares + (_halves(share)[(RX + right) % 2],)
+                means = ()
+                for d in tl.static_range(D):
+                    means = means + _own(mean_ptr + d * N, i_k, m_right, EVEN)
+                factors = ()
+                for n in tl.static_range(D * (D + 1) // 2):
+                    factors = factors + _own(cholesky_ptr + n * N, i_k, m_right, EVEN)
+                found = ()
+                for right in tl.static_range(2):
+                    sums = ()
+                    mean = ()
+                    cholesky = ()
+                    for f in tl.static_range(D + 1):
+                        sums = sums + (boxes[k * W + 2 * f + right],)
+                    for d in tl.static_range(D):
+                        mean = mean + (means[2 * d + right],)
+                    for n in tl.static_range(D * (D + 1) // 2):
+                        cholesky = cholesky + (factors[2 * n + right],)
+                    found = found + fit(sums, shares[right], mean, cholesky, D)
+                for f in tl.static_range(D + 1):
+                    last = tl.where(m_right, found[D + 1 + f], 0.0)
+                    tl.store(z + f * C * PLANE + k * ROW, _pair(found[f], last), mask=m_z & there)
+            z += 2 * ROW
+            i += 2 * step
+        x += 2 * ROW
+        guide += 2 * ROW
 
     z_ptr += (b * (D + 1) * C + c) * PLANE
     for f in tl.static_range(D + 1):
-        _clear_frame(z_ptr + f * C * PLANE, tile, tiles, (RX + 1) // 2, ROW, (NX + 1) // 2, NY, RY)
+        _clear_frame(z_ptr + f * C * PLANE, o % LANES, tile, tiles, (RX + 1) // 2, ROW, (NX + 1) // 2, NY, PLANE, RY)
     if y_ptr is not None:
-        _clear_frame(y_ptr + plane * 2 * PLANE, tile, tiles, RX, 2 * ROW, NX, NY, RY)
+        _clear_frame(y_ptr + (b * C + c) * (2 * PLANE), o % LANES, tile, tiles, RX, 2 * ROW, NX, NY, 2 * PLANE, RY)
 
 
 @triton.jit(**SIZES)
 def _planes_step_kernel(
     # pointers; z and guide as pairs; messages [B, C, *], which may be y
     z_ptr, guide_ptr, mix_ptr, unary_ptr, a_ptr, q_ptr, message_ptr, y_ptr,
-    # sizes: ROW pairs of a padded row; of messages, q and y a row's numbers, and where the image begins
-    C, channels, NY, NX, ROW, pitch, origin,
+    # sizes: ROW pairs of a padded row, ROWS of a program's; of messages, q and y a row's numbers, the image's first
+    C, NY, NX, ROW, ROWS, pitch, origin,
     # strides: a class of messages, q and y; the batch of the guide (0: one serves all), a's and A's
     stride_p, stride_gb, stride_a, stride_ml, stride_mk,
     # meta-parameters
-    RY: tl.constexpr, RX: tl.constexpr, K: tl.constexpr, G: tl.constexpr, SCALED: tl.constexpr,
+    D: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr, G: tl.constexpr, SCALED: tl.constexpr,
     EPILOGUE: tl.constexpr, MATRIX: tl.constexpr, PRECISION: tl.constexpr, CP: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns all classes of 64 x 4 K / G pixels of one image, and ends the step for P of them at a time."""
-    V: tl.constexpr = 4 // G
+    """Each program owns all classes of 64 x ROWS pixels of one image, G at a time, and ends the step for P of them at a
+    time."""
+    W: tl.constexpr = 2 * (1 + D)
     S: tl.constexpr = RX % 2
     tiles_x = tl.cdiv(NX + S, 2 * LANES)
-    tile, b = tile_and_image(tiles_x * tl.cdiv(NY, V * K))
-    PLANE = tl.full((), 1, tl.int64) * (NY + 2 * RY) * ROW
-    o = tl.arange(0, THREADS)
-    last = (NX - 1 + S) // 2
-    own, y = tile % tiles_x * LANES + o % LANES, (tile // tiles_x * V + o // LANES % V) * K
-    xp, first = tl.minimum(own, last), tl.minimum(y, NY - K)  # as above
+    tile, b = tile_and_image(tiles_x * tl.cdiv(NY, ROWS))
+    PLANE = tl.full((), 1, tl.int64) * (NY + NY % 2 + 2 * RY) * ROW
+    o = tl.arange(0, LANES * G)
+    own, first = tile % tiles_x * LANES + o % LANES, tile // tiles_x * ROWS
+    xp = tl.minimum(own, (NX - 1 + S) // 2)  # as above
     left = 2 * xp - S
-    low = tl.where(own <= last, y - first, K)
+    rows = tl.minimum(ROWS, NY - first)
     corner = first * ROW + xp
-    z_ptr += b * (channels + 1) * C * PLANE
-    guide_ptr += b * stride_gb + corner + (RY * ROW + RX // 2)
+    z_ptr += b * (D + 1) * C * PLANE
+    guide_ptr += b * stride_gb + (corner + RY * ROW + RX // 2)
     image = b * C * stride_p + origin
-    o_y = first.to(tl.int64) * pitch + left
     for start in range(0, C, G):
-        c = start + o // (LANES * V)
-        m_c = c < C
+        c = start + o // LANES
+        m_left = (own == xp) & (c < C) & (left >= 0)
+        m_right = (own == xp) & (c < C) & (left + 1 < NX)
         c = tl.minimum(c, C - 1).to(tl.int64)
         z = z_ptr + c * PLANE + corner
-        total = _boxes(z, z, ROW, PLANE, 0, RY, RX, K, False)
         guide = guide_ptr
-        for _ in range(channels):
-            z += C * PLANE
-            guide += PLANE
-            boxes = _boxes(z, z, ROW, PLANE, 0, RY, RX, K, False)
+        message = message_ptr + (image + c * stride_p + first.to(tl.int64) * pitch + left)
+        kept = _no_rows(o, 2 * RY * W)
+        for row in range(0, rows + 2 * RY, 2):
+            above = ()
+            below = ()
+            for d in tl.static_range(D + 1):
+                above = above + _two_sums(_numbers(z + d * C * PLANE, RX), RX)
+                below = below + _two_sums(_numbers(z + d * C * PLANE + ROW, RX), RX)
+            boxes = _windows(kept, above, below, RY, W)
             longer = ()
-            for k in tl.static_range(K):
-                channel = _halves(tl.load(guide + k * ROW))
-                longer = longer + (total[2 * k] + boxes[2 * k] * channel[0],)
-                longer = longer + (total[2 * k + 1] + boxes[2 * k + 1] * channel[1],)
-            total = longer
-        low_left = tl.where(m_c & (left >= 0), low, K)
-        low_right = tl.where(m_c & (left + 1 < NX), low, K)
-        message = message_ptr + (image + c * stride_p + o_y)
-        for k in tl.static_range(K):
-            sums = (total[2 * k], total[2 * k + 1])
-            if SCALED:
-                share = _halves(tl.load(guide_ptr + k * ROW))
-                sums = (sums[0] * share[0], sums[1] * share[1])
-            tl.store(message + k * pitch, sums[0], mask=low_left <= k)
-            tl.store(message + k * pitch + 1, sums[1], mask=low_right <= k)
+            for n in tl.static_range(2 * RY * W):
+                longer = longer + (boxes[2 * W + n],)
+            kept = longer
+            if row >= 2 * RY:
+                for k in tl.static_range(2):
+                    there = row - 2 * RY + k < rows
+                    own_guide = guide + k * ROW
+                    total = boxes[k * W], boxes[k * W + 1]
+                    for d in tl.static_range(D):
+                        channel = _halves(tl.load(own_guide + (d + 1) * PLANE))
+                        total = (
+                            total[0] + boxes[k * W + 2 * d + 2] * channel[0],
+                            total[1] + boxes[k * W + 2 * d + 3] * channel[1],
+                        )
+                    if SCALED:
+                        share = _halves(tl.load(own_guide))
+                        total = total[0] * share[0], total[1] * share[1]
+                    tl.store(message + k * pitch, total[0], mask=m_left & there)
+                    tl.store(message + k * pitch + 1, total[1], mask=m_right & there)
+                message += 2 * pitch
+                guide += 2 * ROW
+            z += 2 * ROW
 
     if EPILOGUE != "sum":
         tl.debug_barrier()  # the messages that this program's other threads have written
         N = tl.full((), 1, tl.int64) * NY * NX
         stride_y = tl.full((), 1, tl.int64) * stride_p
-        for p in range(0, V * K * 2 * LANES, P):
-            o = p + tl.arange(0, P)
-            row = tile // tiles_x * V * K + o // (2 * LANES)
-            column = tile % tiles_x * 2 * LANES - S + o % (2 * LANES)
-            m_p = (o < V * K * 2 * LANES) & (row < NY) & (column >= 0) & (column < NX)
-            row = row.to(tl.int64)
+        for p in range(0, rows * 2 * LANES, P):
+            row = p // (2 * LANES) + tl.arange(0, P) // (2 * LANES)
+            column = tile % tiles_x * 2 * LANES - S + tl.arange(0, P) % (2 * LANES)
+            m_p = (row < rows) & (column >= 0) & (column < NX)
+            row = (first + row).to(tl.int64)
             end_step(
                 message_ptr, mix_ptr, unary_ptr, a_ptr, q_ptr, y_ptr, image, b * C * N,
                 row * pitch + column, row * NX + column, m_p, C, stride_y, N, stride_a, stride_ml, stride_mk,
@@ -337,7 +371,7 @@ def _pad_kernel(
     COUNT: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns P numbers of one padded plane. SHARE: the first of each image's C planes is 1 / area."""
-    width, rows = 2 * ROW, NY + 2 * RY
+    width, rows = 2 * ROW, NY + NY % 2 + 2 * RY
     tile, plane = tile_and_image(tl.cdiv(rows * width, P))
     o = tile * P + tl.arange(0, P)
     y, x = o // width - RY, o % width - RX
@@ -375,7 +409,7 @@ class Planes:
         (_, ny, nx), (_, ry, rx) = size, radii
         self.size, self.radii, self.box = (ny, nx), (ry, rx), box
         self.row = (nx + 1 + rx % 2) // 2 + rx  # pairs
-        self.shape = ny + 2 * ry, 2 * self.row
+        self.shape = ny + ny % 2 + 2 * ry, 2 * self.row
 
     def padded(self, x, share: bool = False):
         """x [B, C, 1, NY, NX] in planes [B, C, *shape]; with `share`, 1 / area before its channels."""
@@ -404,45 +438,48 @@ def _pairs(x):
     return x.view(torch.int64)
 
 
-def _rows(planes: Planes, fields: int) -> int:
-    """Rows of a thread: at most so many that all their windows share one, and `before` fits in registers."""
-    return min(8, 2 * planes.radii[0] + 1, planes.size[0], 1 + 24 // fields)
+def _groups(classes: int) -> int:
+    """Classes of a program at a time, each a warp's: as many as leave at most a sixteenth of the warps idle."""
+    return max(g for g in (1, 2, 4) if 16 * (-classes % g) <= classes)
+
+
+def _tiles(width: int, height: int, warps: int) -> tuple[int, int]:
+    """Rows of a program, of `warps` for each tile of 64 columns, and tiles: long ones read fewer rows twice, but a large
+    GPU wants WARPS."""
+    across = ceil_div(width, 2 * LANES.value)
+    rows = max([8, *(r for r in (16, 32) if across * ceil_div(height, r) * warps >= WARPS)])
+    return rows, across * ceil_div(height, rows)
 
 
 def fitted(x, planes: Planes, guide, mean, cholesky, adjoint: bool, y=None):
     """z of x, or of x / area, in planes [B, 1 + D, C, *shape]; x and guide in planes of their own. Of y, planes that
     the second pass will write, the frame is made zero."""
     batch, classes = x.shape[:2]
-    d, even, k = guide.shape[1] - 1, planes.size[1] % 2 == 0, _rows(planes, guide.shape[1])
+    d, even, groups = guide.shape[1] - 1, planes.size[1] % 2 == 0, _groups(classes)
+    blocks = ceil_div(classes, groups) * batch
+    rows, tiles = _tiles(planes.size[1], planes.size[0], groups * blocks)
     z = x.new_empty((batch, 1 + d, classes, *planes.shape))
     mean, cholesky = (t.contiguous() for t in (mean, cholesky))
-    tiles = ceil_div(planes.size[1], 64) * ceil_div(planes.size[0], 4 * k)
     launch(
-        _fit_kernel, (tiles * classes * batch,), num_warps=4,
+        _fit_kernel, (tiles * blocks,), num_warps=groups,
         x_ptr=_pairs(x), guide_ptr=_pairs(guide), mean_ptr=_pairs(mean) if even else mean,
         cholesky_ptr=_pairs(cholesky) if even else cholesky, z_ptr=_pairs(z), y_ptr=y, C=classes,
         **planes.arguments(), stride_gb=batch_stride(guide) // 2, stride_mb=batch_stride(mean) // (1 + even),
-        stride_lb=batch_stride(cholesky) // (1 + even), D=d, K=k, SCALED=adjoint, EVEN=even,
+        stride_lb=batch_stride(cholesky) // (1 + even), ROWS=rows, D=d, G=groups, SCALED=adjoint, EVEN=even,
     )  # fmt: skip
     return z
-
-
-def _groups(classes: int) -> int:
-    """Groups of warps that take turns with the classes: as many as leave at most a sixteenth of the turns idle."""
-    return max(g for g in (1, 2, 4) if 16 * (-classes % g) <= classes)
 
 
 def combined(z, planes: Planes, guide, adjoint: bool, epilogue: str, y, message, **step) -> None:
     """K x or K^T x, from z of x, into `message`, and the step into `y`, both planes or both images."""
     batch, fields, classes = z.shape[:3]
-    groups, k = _groups(classes), _rows(planes, 1)
-    padded = y.shape[-2:] == planes.shape
-    pitch, origin = (planes.shape[1], planes.radii[0] * planes.shape[1] + planes.radii[1]) if padded else (planes.size[1], 0)
+    (ny, nx), (ry, rx), groups = planes.size, planes.radii, _groups(classes)
+    rows, tiles = _tiles(nx + rx % 2, ny, groups * batch)
+    pitch, origin = (planes.shape[1], ry * planes.shape[1] + rx) if y.shape[-2:] == planes.shape else (nx, 0)
     launch(
-        _planes_step_kernel,
-        (ceil_div(planes.size[1] + planes.radii[1] % 2, 64) * ceil_div(planes.size[0], 4 // groups * k) * batch,),
-        num_warps=4, z_ptr=_pairs(z), guide_ptr=_pairs(guide), message_ptr=message, y_ptr=y, C=classes,
-        channels=fields - 1, **planes.arguments(), pitch=pitch, origin=origin,
-        stride_p=math.prod(y.shape[-2:]), stride_gb=batch_stride(guide) // 2, K=k, G=groups, SCALED=not adjoint,
-        EPILOGUE=epilogue, **(NO_STEP | step), **step_tile(classes, 4, step),
+        _planes_step_kernel, (tiles * batch,), num_warps=groups,
+        z_ptr=_pairs(z), guide_ptr=_pairs(guide), message_ptr=message, y_ptr=y, C=classes, **planes.arguments(),
+        ROWS=rows, pitch=pitch, origin=origin, stride_p=math.prod(y.shape[-2:]), stride_gb=batch_stride(guide) // 2,
+        D=fields - 1, G=groups, SCALED=not adjoint, EPILOGUE=epilogue, **(NO_STEP | step),
+        **step_tile(classes, groups, step),
     )  # fmt: skip
