@@ -85,6 +85,7 @@ class Guided(Filter):
             radius=tuple(expect_radii(radius, len(self.size))),
             box=checks.expect_choice("box", box, BOXES),
             subsample=checks.expect_int("subsample", subsample, 1),
+            channels=guide.shape[1],
             **execution(precision, backend),
         )
         eps = checks.expect_positive_number("eps", eps)
@@ -235,6 +236,7 @@ class GuidedPlan(Plan):
     radius: tuple[int, ...]
     box: str
     subsample: int
+    channels: int  # of the guide
 
     @property
     def tensor_count(self) -> int:
@@ -253,7 +255,7 @@ class GuidedPlan(Plan):
         reach = _capped(self.low_radii, unary)
         fits = mixing[0].ndim < 2 or unary.shape[1] <= kernels.guided.MAX_MATRIX_CLASSES
         if len(plans) == 1 and self.subsample == 1 and has_kernels(self.backend, reach) and fits:
-            found: type[Step] = kernels.guided.step_of(to_3d(unary).shape[2:], reach)
+            found: type[Step] = kernels.guided.step_of(to_3d(unary).shape[2:], reach, self.channels)
             return found
         return Step
 

@@ -62,8 +62,9 @@ def end_step(
     stride_a, stride_row, stride_column,
     EPILOGUE: tl.constexpr, MATRIX: tl.constexpr, PRECISION: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
-    """The step of pixels whose messages lie class by class in memory: messages, q and y at o_y, unary at o_u, [P], a
-    class every `stride`, of an image that begins at `base`. The classes are walked over twice, so that any number fits; a matrix takes all at once."""
+    """The step of pixels whose messages lie class by class in memory: messages, q and y at base_y + o_y, unary at
+    base_u + o_u, o [P], a class every `stride`. The classes are walked over twice, so that any number fits; a matrix
+    takes all at once."""
     LOG2E: tl.constexpr = 1.4426950408889634
     message_ptr += base_y
     y_ptr += base_y
@@ -94,10 +95,10 @@ def end_step(
             value = tl.load(mix_ptr + c * stride_row) * tl.load(message_ptr + c * stride_y + o_y, mask=m_p, other=0.0)
             if EPILOGUE == "softmax" or EPILOGUE == "scores":
                 value += tl.load(a_ptr + c * stride_a) * tl.load(unary_ptr + c * stride_u + o_u, mask=m_p, other=0.0)
-            if EPILOGUE == "softmax":
-                higher = tl.maximum(top, value)
-                total = total * tl.exp2((top - higher) * LOG2E) + tl.exp2((value - higher) * LOG2E)
-                top = higher
+            if EPILOGUE == "softmax":  # total: of exp(value - top), over the classes so far
+                e = tl.exp2(tl.abs(value - top) * -LOG2E)
+                total = tl.where(value > top, total * e + 1.0, total + e)
+                top = tl.maximum(top, value)
             if EPILOGUE == "softmax_adjoint":
                 total += value * tl.load(q_ptr + c * stride_y + o_y, mask=m_p, other=0.0)
             tl.store(y_ptr + c * stride_y + o_y, value, mask=m_p)

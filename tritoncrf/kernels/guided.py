@@ -39,7 +39,7 @@ from tritoncrf.kernels.box import (
 )
 from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
 from tritoncrf.kernels.epilogue import end_step
-from tritoncrf.kernels.guided_planes import NO_STEP, SHORT, Planes, combined, fit, fitted, step_tile
+from tritoncrf.kernels.guided_planes import NO_STEP, Planes, combined, fit, fitted, is_short, step_tile
 from tritoncrf.step import Step, stacked, to_3d
 
 __all__ = ["MAX_RADIUS", "GuidedStep", "guided_filter", "statistics", "step_of"]
@@ -213,15 +213,11 @@ def _mixing(mix) -> dict:
     return {"mix_ptr": mix, "MATRIX": mix.ndim == 2, "stride_ml": strides[0], "stride_mk": strides[1]}
 
 
-def _is_short(size, radii) -> bool:
-    return size[0] == 1 and max(radii) <= SHORT
-
-
 def guided_filter(x, guide, adjoint: bool):
-    """K x for x [B, C, Z, Y, X] and a reference.guided.Guide, or K^T x: 2 launches and 2 that pad; 4 for long windows, 6
-    in 3-D."""
+    """K x for x [B, C, Z, Y, X] and a reference.guided.Guide, or K^T x: 2 launches and 2 that pad; 4 for long windows,
+    6 in 3-D."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if _is_short(x.shape[2:], guide.radii):
+    if is_short(x.shape[2:], guide.radii, guide.image.shape[1]):
         planes = Planes(x.shape[2:], guide.radii, guide.box)
         image = planes.padded(guide.image, share=True)
         z = fitted(planes.padded(x), planes, image, guide.mean, guide.cholesky, adjoint)
@@ -254,7 +250,8 @@ class GuidedStep(Step):
         y, back = torch.empty_like(g), torch.empty_like(g) if messages else None
         self._run(
             g, True, "softmax_adjoint" if through_softmax else "weighted", y, back,
-            **_mixing(self.mix.mT if self.mix.ndim == 2 else self.mix), q_ptr=q.contiguous() if through_softmax else None,
+            **_mixing(self.mix.mT if self.mix.ndim == 2 else self.mix),
+            q_ptr=q.contiguous() if through_softmax else None,
         )  # fmt: skip
         return y, None if back is None else [back]
 
@@ -297,6 +294,6 @@ class PlanesStep(GuidedStep):
         return y
 
 
-def step_of(size, radii) -> type[GuidedStep]:
-    """The step for windows of these radii on an image [Z, Y, X]."""
-    return type("PlanesStep", (PlanesStep,), {"radii": radii}) if _is_short(size, radii) else GuidedStep
+def step_of(size, radii, channels: int) -> type[GuidedStep]:
+    """The step for windows of these radii on an image [Z, Y, X], for a guide of so many channels."""
+    return type("PlanesStep", (PlanesStep,), {"radii": radii}) if is_short(size, radii, channels) else GuidedStep

@@ -1,21 +1,21 @@
 """The guided filter of images with short windows, in padded planes: equations and symbols of guided.py.
 
-Planes. Values, guide and z lie in planes of NY + 2 RY rows, padded with zeros as far as a window reaches: a window needs
-no mask, and two neighbours of a row are one 64-bit number, a pair. Pixel x of a row lies in column x + RX of values and
-guide, x + RX + RX % 2 of z: so both the windows that a pass reads and the pixels that it writes begin at a pair, those
-of the second pass RX % 2 columns earlier. The guide's first plane holds 1 / area, zeros around it.
+Planes. Values, guide and z lie in planes, padded with zeros as far as a window reaches: a window needs no mask, and two
+neighbours of a row are one 64-bit number, a pair. Pixel x of a row lies in column x + RX of values and guide,
+x + RX + RX % 2 of z: so the windows that a pass reads begin at a pair, and so do the pixels that it owns, those of the
+second pass RX % 2 columns earlier. The guide's first plane holds 1 / area. A plane has an even number of rows.
 
-Form. A thread owns 2 columns of K rows. Of a row its two windows share 2 RX numbers, and of a column all K share
-2 RY + 2 - K rows, which are summed once; rows before these are summed from the last one on, rows behind them from the
-first one on, as in box.py:
+Form. A thread owns 2 columns of some rows, a warp 64, and walks down them, two rows at a time. Of a row its two windows
+share 2 RX numbers, and of a column two windows share 2 RY rows, which are summed once. With a_t, b_t the sums of the
+t-th pair of rows that it reads and s_t = a_t + b_t, the next two windows are
 
-    box_k = before_k + common + after_k     before_k: rows k .. K - 2 of the thread's K + 2 RY,  after_k: as many behind
+    (s_{t-R} + ... + s_{t-1}) + a_t      and      (b_{t-R} + s_{t-R+1} + ... + s_{t-1}) + s_t
 
-about 2 RX + 1 additions for each row that is read, and three a pixel. Nothing is ever subtracted. A warp owns 64
-columns; of the second pass G groups of warps own every G-th class each, so that few pixels still occupy a GPU.
+about RX + 1 / 2 additions for each number of a row, and R / 2 + 3 / 2 a pixel; it keeps the last R of s and of b.
+Nothing is ever subtracted. The warps of a program take its classes in turn, so that few pixels occupy a GPU too.
 
-K is P^T fit P with P x = [x, I x] in the windows, so K^T, which scales its values by 1 / area as they are read, and not
-the messages, needs no other form. Cost O(N C D R), memory (1 + D) Q. Exact but for rounding.
+K^T scales its values by 1 / area as they are read, and not its messages. The first pass writes the zeros around z and
+around the planes that the second one writes. Cost O(N C D R), memory (1 + D) Q. Exact but for rounding.
 """
 
 import math
@@ -28,10 +28,12 @@ from tritoncrf.kernels.box import area_of, batch_stride
 from tritoncrf.kernels.common import ceil_div, launch, tile_and_image
 from tritoncrf.kernels.epilogue import end_step
 
-SHORT = 7  # longest radius: beyond, two passes along an axis each move fewer bytes through the cache
+SHORT = 7  # longest radius
+MOST_KEPT = 24  # RY (1 + D), a quarter of the numbers that a thread keeps from row to row: more would spill
+MOST_CHANNELS = 4  # of a guide: beyond, compiling takes long
 
 LANES = tl.constexpr(32)  # pairs of columns of a warp
-WARPS = 2048
+WARPS = 1024  # that make the most of a large GPU: eight on each of 132 multiprocessors
 
 SIZES = {
     "do_not_specialize": [
@@ -94,7 +96,7 @@ def _sums(pairs, R: tl.constexpr):
 
 @triton.jit
 def _fields(x, guide, PLANE, D: tl.constexpr, R: tl.constexpr, SCALED: tl.constexpr):
-    """Of a row of x, and of each of D channels times it, its sums over both windows, 2 (1 + D); of x / area if SCALED."""
+    """Of a row of x (of x / area if SCALED), and of each of D channels times it, the sums over both windows."""
     values = _numbers(x, R)
     if SCALED:
         share = _numbers(guide, R)
@@ -353,15 +355,14 @@ def _planes_step_kernel(
         tl.debug_barrier()  # the messages that this program's other threads have written
         N = tl.full((), 1, tl.int64) * NY * NX
         stride_y = tl.full((), 1, tl.int64) * stride_p
+        top = tl.full((), 1, tl.int64) * first
         for p in range(0, rows * 2 * LANES, P):
-            row = p // (2 * LANES) + tl.arange(0, P) // (2 * LANES)
-            column = tile % tiles_x * 2 * LANES - S + tl.arange(0, P) % (2 * LANES)
-            m_p = (row < rows) & (column >= 0) & (column < NX)
-            row = (first + row).to(tl.int64)
+            row = (p + tl.arange(0, P)) // (2 * LANES)
+            column = tile % tiles_x * 2 * LANES - S + (p + tl.arange(0, P)) % (2 * LANES)
             end_step(
-                message_ptr, mix_ptr, unary_ptr, a_ptr, q_ptr, y_ptr, image, b * C * N,
-                row * pitch + column, row * NX + column, m_p, C, stride_y, N, stride_a, stride_ml, stride_mk,
-                EPILOGUE, MATRIX, PRECISION, CP,
+                message_ptr, mix_ptr, unary_ptr, a_ptr, q_ptr, y_ptr, image + top * pitch, b * C * N + top * NX,
+                row * pitch + column, row * NX + column, (row < rows) & (column >= 0) & (column < NX),
+                C, stride_y, N, stride_a, stride_ml, stride_mk, EPILOGUE, MATRIX, PRECISION, CP,
             )  # fmt: skip
 
 
@@ -402,6 +403,11 @@ def step_tile(classes: int, warps: int, step: dict) -> dict:
     return {"CP": columns, "P": max(16, min(128, 128 * warps // columns))}
 
 
+def is_short(size, radii, channels: int) -> bool:
+    """Whether windows of these radii on an image [Z, Y, X] are summed in planes."""
+    return size[0] == 1 and max(radii) <= SHORT and channels <= MOST_CHANNELS and radii[1] * (1 + channels) <= MOST_KEPT
+
+
 class Planes:
     """How an image [1, NY, NX] lies in padded planes, for windows of these radii."""
 
@@ -438,14 +444,14 @@ def _pairs(x):
     return x.view(torch.int64)
 
 
-def _groups(classes: int) -> int:
-    """Classes of a program at a time, each a warp's: as many as leave at most a sixteenth of the warps idle."""
-    return max(g for g in (1, 2, 4) if 16 * (-classes % g) <= classes)
+def _groups(classes: int, idle: float) -> int:
+    """Classes of a program at a time, each a warp's: as many as leave at most that share of the warps idle."""
+    return max(g for g in (1, 2, 4) if -classes % g <= idle * classes)
 
 
 def _tiles(width: int, height: int, warps: int) -> tuple[int, int]:
-    """Rows of a program, of `warps` for each tile of 64 columns, and tiles: long ones read fewer rows twice, but a large
-    GPU wants WARPS."""
+    """Rows of a program, of `warps` for each tile of 64 columns, and tiles: tall ones read fewer rows twice, but a
+    large GPU wants WARPS."""
     across = ceil_div(width, 2 * LANES.value)
     rows = max([8, *(r for r in (16, 32) if across * ceil_div(height, r) * warps >= WARPS)])
     return rows, across * ceil_div(height, rows)
@@ -455,7 +461,7 @@ def fitted(x, planes: Planes, guide, mean, cholesky, adjoint: bool, y=None):
     """z of x, or of x / area, in planes [B, 1 + D, C, *shape]; x and guide in planes of their own. Of y, planes that
     the second pass will write, the frame is made zero."""
     batch, classes = x.shape[:2]
-    d, even, groups = guide.shape[1] - 1, planes.size[1] % 2 == 0, _groups(classes)
+    d, even, groups = guide.shape[1] - 1, planes.size[1] % 2 == 0, _groups(classes, 1 / 16)
     blocks = ceil_div(classes, groups) * batch
     rows, tiles = _tiles(planes.size[1], planes.size[0], groups * blocks)
     z = x.new_empty((batch, 1 + d, classes, *planes.shape))
@@ -473,7 +479,7 @@ def fitted(x, planes: Planes, guide, mean, cholesky, adjoint: bool, y=None):
 def combined(z, planes: Planes, guide, adjoint: bool, epilogue: str, y, message, **step) -> None:
     """K x or K^T x, from z of x, into `message`, and the step into `y`, both planes or both images."""
     batch, fields, classes = z.shape[:3]
-    (ny, nx), (ry, rx), groups = planes.size, planes.radii, _groups(classes)
+    (ny, nx), (ry, rx), groups = planes.size, planes.radii, _groups(classes, 1 / 4)
     rows, tiles = _tiles(nx + rx % 2, ny, groups * batch)
     pitch, origin = (planes.shape[1], ry * planes.shape[1] + rx) if y.shape[-2:] == planes.shape else (nx, 0)
     launch(
