@@ -104,11 +104,12 @@ def end_step(
             tl.store(y_ptr + c * stride_y + o_y, value, mask=m_p)
         if EPILOGUE == "softmax" or EPILOGUE == "softmax_adjoint":
             tl.debug_barrier()  # a thread may read what another has written
-            share = 1.0 / total
+            if EPILOGUE == "softmax":
+                total = 1.0 / total
             for c in range(0, C):
                 value = tl.load(y_ptr + c * stride_y + o_y, mask=m_p, other=0.0)
                 if EPILOGUE == "softmax":
-                    value = tl.exp2((value - top) * LOG2E) * share
+                    value = tl.exp2((value - top) * LOG2E) * total
                 else:
                     value = tl.load(q_ptr + c * stride_y + o_y, mask=m_p, other=0.0) * (value - total)
                 tl.store(y_ptr + c * stride_y + o_y, value, mask=m_p)

@@ -221,7 +221,7 @@ def guided_filter(x, guide, adjoint: bool):
         planes = Planes(x.shape[2:], guide.radii, guide.box)
         image = planes.padded(guide.image, share=True)
         z = fitted(planes.padded(x), planes, image, guide.mean, guide.cholesky, adjoint)
-        combined(z, planes, image, adjoint, "sum", y, y)
+        combined(z, planes, image, adjoint, "sum", y, y, in_planes=False)
     else:
         _messages(_coefficients(x.contiguous(), guide, adjoint), guide, adjoint, "sum", y, y)
     return y
@@ -285,12 +285,10 @@ class PlanesStep(GuidedStep):
         return self.planes.cropped(x).reshape(self.unary.shape)
 
     def _run(self, x, adjoint: bool, epilogue: str, y, message=None, **step):
-        frame = y if y.shape == x.shape else None
-        z = fitted(x, self.planes, self.padded_guide, self.guide.mean, self.guide.cholesky, adjoint, frame)
-        combined(
-            z, self.planes, self.padded_guide, adjoint, epilogue, y, y if message is None else message,
-            PRECISION=self.precision, **step,
-        )  # fmt: skip
+        in_planes, guide = y.shape == x.shape, (self.planes, self.padded_guide)
+        z = fitted(x, *guide, self.guide.mean, self.guide.cholesky, adjoint, y if in_planes else None)
+        message = y if message is None else message
+        combined(z, *guide, adjoint, epilogue, y, message, in_planes, PRECISION=self.precision, **step)
         return y
 
 

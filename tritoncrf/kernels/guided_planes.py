@@ -188,7 +188,9 @@ def _clear_frame(ptr, lane, first, step, left, width, NX, NY, PLANE, RY: tl.cons
     cells = (PLANE - NY * NX).to(tl.int32)
     for q in range(first * LANES, cells, step * LANES):
         q = q + lane
-        rows = tl.where(q < head, 0, tl.minimum(1 + (q - head) // (width - NX), NY))  # of the image, before this zero
+        rows = tl.where(
+            q < head, 0, tl.minimum(1 + (q - head) // tl.maximum(width - NX, 1), NY)
+        )  # of the image, before this zero
         tl.store(ptr + (q + rows.to(tl.int64) * NX), (q * 0).to(ptr.dtype.element_ty), mask=q < cells)
 
 
@@ -476,16 +478,16 @@ def fitted(x, planes: Planes, guide, mean, cholesky, adjoint: bool, y=None):
     return z
 
 
-def combined(z, planes: Planes, guide, adjoint: bool, epilogue: str, y, message, **step) -> None:
-    """K x or K^T x, from z of x, into `message`, and the step into `y`, both planes or both images."""
+def combined(z, planes: Planes, guide, adjoint: bool, epilogue: str, y, message, in_planes: bool, **step) -> None:
+    """K x or K^T x, from z of x, into `message`, and the step into `y`: both planes or both images."""
     batch, fields, classes = z.shape[:3]
     (ny, nx), (ry, rx), groups = planes.size, planes.radii, _groups(classes, 1 / 4)
     rows, tiles = _tiles(nx + rx % 2, ny, groups * batch)
-    pitch, origin = (planes.shape[1], ry * planes.shape[1] + rx) if y.shape[-2:] == planes.shape else (nx, 0)
+    shape = planes.shape if in_planes else planes.size
     launch(
         _planes_step_kernel, (tiles * batch,), num_warps=groups,
         z_ptr=_pairs(z), guide_ptr=_pairs(guide), message_ptr=message, y_ptr=y, C=classes, **planes.arguments(),
-        ROWS=rows, pitch=pitch, origin=origin, stride_p=math.prod(y.shape[-2:]), stride_gb=batch_stride(guide) // 2,
-        D=fields - 1, G=groups, SCALED=not adjoint, EPILOGUE=epilogue, **(NO_STEP | step),
-        **step_tile(classes, groups, step),
+        ROWS=rows, pitch=shape[1], origin=ry * shape[1] + rx if in_planes else 0, stride_p=math.prod(shape),
+        stride_gb=batch_stride(guide) // 2, D=fields - 1, G=groups, SCALED=not adjoint, EPILOGUE=epilogue,
+        **(NO_STEP | step), **step_tile(classes, groups, step),
     )  # fmt: skip
