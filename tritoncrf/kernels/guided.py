@@ -187,6 +187,7 @@ def _coefficients(x, guide, adjoint: bool):
     z = image.new_empty((batch, 1 + d, classes, *size))
     launch(
         _coefficients_kernel, _grid(guide, tiling, classes * batch), num_warps=warps * (1 if d <= 4 else 2),
+        registers=168 if tiling["TN"] == 1 else None,
         x_ptr=x, guide_ptr=image, mean_ptr=guide.mean.contiguous(), cholesky_ptr=cholesky, z_ptr=z,
         C=classes, **geometry, **tiling, stride_gb=batch_stride(image), stride_lb=batch_stride(cholesky), D=d,
     )  # fmt: skip

@@ -29,8 +29,7 @@ from tritoncrf.kernels.common import ceil_div, launch, tile_and_image
 from tritoncrf.kernels.epilogue import end_step
 
 SHORT = 7  # longest radius
-MOST_KEPT = 24  # RY (1 + D), a quarter of the numbers that a thread keeps from row to row: more would spill
-MOST_CHANNELS = 4  # of a guide: beyond, compiling takes long
+MOST = 80  # RY (1 + D)^2: beyond, a thread keeps more numbers than it has registers for, or compiling takes long
 
 LANES = tl.constexpr(32)  # pairs of columns of a warp
 WARPS = 1024  # that make the most of a large GPU: eight on each of 132 multiprocessors
@@ -407,7 +406,7 @@ def step_tile(classes: int, warps: int, step: dict) -> dict:
 
 def is_short(size, radii, channels: int) -> bool:
     """Whether windows of these radii on an image [Z, Y, X] are summed in planes."""
-    return size[0] == 1 and max(radii) <= SHORT and channels <= MOST_CHANNELS and radii[1] * (1 + channels) <= MOST_KEPT
+    return size[0] == 1 and max(radii) <= SHORT and radii[1] * (1 + channels) ** 2 <= MOST
 
 
 class Planes:
