@@ -15,7 +15,6 @@ from tritoncrf.filters.plan import (
     Context,
     Plan,
     contiguous_like,
-    fits_in_registers,
     operator,
     refuse_second_derivative,
 )
@@ -86,6 +85,7 @@ class Guided(Filter):
             radius=tuple(expect_radii(radius, len(self.size))),
             box=checks.expect_choice("box", box, BOXES),
             subsample=checks.expect_int("subsample", subsample, 1),
+            channels=guide.shape[1],
             **execution(precision, backend),
         )
         eps = checks.expect_positive_number("eps", eps)
@@ -236,6 +236,7 @@ class GuidedPlan(Plan):
     radius: tuple[int, ...]
     box: str
     subsample: int
+    channels: int  # of the guide
 
     @property
     def tensor_count(self) -> int:
@@ -251,10 +252,11 @@ class GuidedPlan(Plan):
 
     def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
         """A single guided filter runs as one step in Triton, its second box carrying the rest of the step."""
-        reach, kind = _capped(self.low_radii, unary), Step
-        if len(plans) == 1 and self.subsample == 1 and has_kernels(self.backend, reach):
-            kind = kernels.guided.GuidedStep
-            return kind if fits_in_registers(kernels.guided, mixing, unary.shape[1]) else Step
+        reach = _capped(self.low_radii, unary)
+        fits = mixing[0].ndim < 2 or unary.shape[1] <= kernels.guided.MAX_MATRIX_CLASSES
+        if len(plans) == 1 and self.subsample == 1 and has_kernels(self.backend, reach) and fits:
+            found: type[Step] = kernels.guided.step_of(to_3d(unary).shape[2:], reach, self.channels)
+            return found
         return Step
 
 
