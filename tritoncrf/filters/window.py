@@ -134,6 +134,7 @@ class WindowOperator(GaussianOperator):
         self.radii, self.dilation = per_axis(plan.window_size // 2, self.axes, 0), plan.dilation
         self.factors = per_axis(plan.blur, self.axes, 1)
         self.module = modules(plan.backend).window
+        self.positions = False
         self.keeps_weights = plan.backend == "torch" and plan.affords(budget, self.axes)
 
     @functools.cached_property
