@@ -53,7 +53,8 @@ def spatial(
     size = [checks.expect_int("size", n, 1) for n in size]
     checks.expect_dtype("dtype", dtype, (torch.float32, torch.float64))
     device = None if device is None else expect_device(device)
-    return _spatial("theta", size, theta, spacing, device, dtype)
+    positions = _spatial("theta", size, theta, spacing, device, dtype)
+    return positions if positions.is_inference() else evenly_spaced(positions)  # those do not tell when they change
 
 
 def color(image: torch.Tensor, theta_color: Theta) -> torch.Tensor:
@@ -107,6 +108,28 @@ def bilateral(
     size = colors.shape[2:]
     positions = _spatial("theta_space", size, theta_space, spacing, colors.device, colors.dtype)
     return torch.cat([positions.expand(colors.shape[0], -1, *size), colors], dim=1)
+
+
+def evenly_spaced(positions: torch.Tensor) -> torch.Tensor:
+    """[1, D, *S], said to be positions: channel a counts along axis a, in even steps. A window need not read those.
+
+    The tensor itself carries that, as long as it does not change; where PyTorch cannot tell, none may change it.
+    """
+    if not torch.compiler.is_compiling():
+        positions._evenly_spaced = _identity(positions)  # type: ignore[attr-defined]
+    return positions
+
+
+def are_evenly_spaced(features: torch.Tensor) -> bool:
+    """Whether these are positions that `evenly_spaced` has seen, unchanged since."""
+    if torch.compiler.is_compiling():
+        return False
+    seen = getattr(features, "_evenly_spaced", None)
+    return seen is not None and seen == _identity(features)
+
+
+def _identity(tensor: torch.Tensor) -> tuple[int, int]:
+    return id(tensor), -1 if tensor.is_inference() else tensor._version
 
 
 def _spatial(

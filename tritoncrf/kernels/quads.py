@@ -281,7 +281,9 @@ def _window_quads_kernel(
     x_ptr += image * (C * PLANE)
     first = 0.0
     if MERGE:
-        coefficients = _coefficients(tl.load(numbers_ptr + C * PIXELS), tl.load(numbers_ptr + 2 * C * PIXELS), REFERENCE)
+        coefficients = _coefficients(
+            tl.load(numbers_ptr + C * PIXELS), tl.load(numbers_ptr + 2 * C * PIXELS), REFERENCE
+        )
         first = coefficients[0]
 
     i_y = ()  # of the left and the right pixel of a pair

@@ -330,7 +330,11 @@ def window_sum(x, features, radii, dilation: int, include_self: bool, positions:
         blocks = x.split(MAX_CLASSES, 1)
         return torch.cat([window_sum(b, features, radii, dilation, include_self, positions) for b in blocks], 1)
     windows = _windows(
-        x.shape[2:], radii, dilation, [WindowFilter(features.contiguous(), include_self, positions=positions)], x.shape[1]
+        x.shape[2:],
+        radii,
+        dilation,
+        [WindowFilter(features.contiguous(), include_self, positions=positions)],
+        x.shape[1],
     )
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     windows.run(windows.state(x), y, "sum")
@@ -364,7 +368,9 @@ class WindowStep(Step):
         super().__init__(operators, mixing, unary.contiguous(), unary_weight.expand(unary.shape[1]))
         classes, first = unary.shape[1], operators[0]
         filters = [
-            WindowFilter(K.features.contiguous(), K.include_self, contiguous(K.scale_in), contiguous(K.scale_out), K.positions)
+            WindowFilter(
+                K.features.contiguous(), K.include_self, contiguous(K.scale_in), contiguous(K.scale_out), K.positions
+            )
             for K in operators
         ]
         self.windows = _windows(
