@@ -254,7 +254,7 @@ def test_positions(name, device):
     [
         ("matrix", 1, 1, 1),
         ("costs-class", 1, 1, 2),
-        ("two-scalars-mixed", 1, 1, 2),
+        ("two-scalars-mixed", 1, 1, 1),
         ("two-classes-mixed", 1, 1, 2),
         ("volume", 1, 1, 2),
         ("classes-256", 1, 1, 1),
@@ -267,7 +267,8 @@ def test_positions(name, device):
     ],
 )
 def test_launches_per_iteration(name, forward, backward, of_features, device):
-    """One more launch for the features of each filter; the scales of a normalisation filter once more, composed."""
+    """One more launch for the features of each filter, or of all if one product serves them; the scales of a normalisation
+    filter once more, composed."""
     setting = Setting(**SETTINGS[name])
     assert launches(setting, "logits", device) == (forward, backward)
     scaled = sum({"none": 0, "symmetric": 2}.get(w.get("normalization", "none"), 1) for w in SETTINGS[name]["windows"])

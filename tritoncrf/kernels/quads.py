@@ -1,40 +1,47 @@
-"""Window sums of images with few classes, and the ConvCRF step that ends with them: 2 x 2 pixels a thread
-(symbols of docs/symbols.md; equations and adjoint stand in window.py).
+"""Window sums of images with few classes, and the ConvCRF step that ends with them: 2 x 2 pixels a thread (ConvCRF
+paper, section 4; symbols of docs/symbols.md; adjoint and feature gradient stand in window.py).
 
     (K x)_i = sum_j k_ij x_j ,  k_ij = 2^(-|f_i - f_j|^2 / (2 ln 2))
-    S = a U + sum_m c_m out_m . K_m (in_m . Q)
-      = a U + s W out_r . sum_j (2^(log2 |c_r| / W - ..) in_r,j + rho_i in_m,j k_m,ij) Q_j ,   W = max |c|, s = sign c_r
+    F_m = out_m . K_m (in_m . Q) ,  S = a U + sum_m A_m F_m
 
-Form. States and features lie in planes padded by zeros, as wide as the window reaches: nothing is masked, and one path
-serves the inside and the border. A thread owns ROWS x 2 pixels and all their classes. Two neighbours of a row are read
-as one integer of 64 bits, whose halves are floats at no cost; each meets all the pixels of the thread whose windows hold
-it. Classes come in blocks of powers of two (21 = 16 + 4 + 1), so that none is padded. The rows of the window are a loop:
-one that a pixel does not have gets weights 2^-inf. The columns are unrolled, or a loop over parts of them where that
-would be long. Positions need no exponential: their weight is the product of one of the row and one of the column.
+and where the A_m are two numbers c_m, one weight meets the classes: with W = max |c_m|, s the sign of c_r,
 
-Taps STEP pixels apart see only every STEP-th pixel along either axis: these STEP^2 grids, the phases, are images by
-themselves, in planes of their own. Cost O(N (D + C)) for each tap of the window, memory O(B C N).
+    sum_m c_m F_m = s W out_r . sum_j (2^(log2 |c_r| / W - ..) in_r,j + rho_i k_o,ij in_o,j) Q_j ,
+    rho = c_o / (s W) out_o / out_r            r: the filter whose coefficient is in its exponent, o: the other
+
+Form. States and features lie in padded planes (planes.py). A thread owns ROWS x 2 pixels and all their classes, so that
+a pair of neighbours is read once for all of them, and its weights are formed once for all classes. Classes come in
+blocks of powers of two (21 = 16 + 4 + 1): none is padded. The rows of the window are a loop; its columns are unrolled,
+or a loop over parts of them where that would be long. Of two rows of pixels the upper has a first row of its window to
+itself, and the lower a last one: these two are read together. Positions need no exponential: their weight is a row's
+times a column's. Cost O(N (D + C)) for each tap of the window, memory O(B C N).
 """
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, launch, product, scale, tile_and_image
+from tritoncrf.kernels.common import ceil_div, launch, product, scale
+from tritoncrf.kernels.planes import (
+    COLUMNS,
+    KAPPA,
+    MAX_STEP,
+    PIXELS,
+    UNKNOWN,
+    WARPS,
+    Planes,
+    by_pixel,
+    channels,
+    exponent,
+    halves,
+    inside,
+    neighbour_there,
+    own_channels,
+    part_of_row,
+    quad_tile,
+)
 
 MAX_REGISTERS = 170  # by `_registers`: beyond, some kernel spills
-MAX_STEP = 8  # beyond, the phases' halos outgrow the image
-WHOLE_ROW = 7  # pairs of a window's row that are unrolled at once: more take long to compile
-
-WARPS = 4
-PIXELS = tl.constexpr(32 * WARPS)  # threads of a program, each with pixels of two columns
-COLUMNS = tl.constexpr(32)  # pairs of columns in a program's tile: those of a warp, which reads a row
-KAPPA = tl.constexpr(0.7213475204444817)  # 1 / (2 ln 2)
-
-# Nothing is known of these, so that neither a new size makes a new binary, nor a thread gets neighbouring classes.
-UNKNOWN = ["NY", "NX", "EACH_0", "EACH_1", "ZERO", "stride_tm"]
 
 
 @triton.constexpr_function
@@ -55,12 +62,6 @@ def first_class(C, n):
 
 
 @triton.constexpr_function
-def inside(t, R):
-    """Whether a window has a column t: the pairs at its ends hold a neighbour too many."""
-    return 0 <= t <= 2 * R
-
-
-@triton.constexpr_function
 def distance(t, R):
     return abs(t - R)
 
@@ -72,24 +73,6 @@ def reference(D):
 
 
 @triton.jit
-def _halves(pair):
-    """The two floats of an integer of 64 bits."""
-    return pair.to(tl.int32).to(tl.float32, bitcast=True), (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _channels(ptr, p, D: tl.constexpr, PLANE: tl.constexpr):
-    """D channels of the pairs p: of their left pixels, and of their right ones."""
-    left = ()
-    right = ()
-    for d in tl.static_range(D):
-        halves = _halves(tl.load(ptr + d * PLANE + p))
-        left = left + (halves[0],)
-        right = right + (halves[1],)
-    return left, right
-
-
-@triton.jit
 def _offsets(first, stride, i, C: tl.constexpr, c: tl.constexpr):
     """Of pixels i in the classes of block c, `stride` apart, class 0 at `first` strides."""
     o_c = first + first_class(C, c) + tl.arange(0, block(C, c)).to(tl.int64)
@@ -97,43 +80,10 @@ def _offsets(first, stride, i, C: tl.constexpr, c: tl.constexpr):
 
 
 @triton.jit
-def _by_pixel(i, ZERO):
-    """i, so that lanes of a warp hold pixels and a thread all classes, as it does sums: contiguous, in Triton's eyes
-    (3.6.0 gives classes to lanes where neither axis is), but of no known alignment, and thus in no vectors."""
-    return tl.max_contiguous(i + ZERO, (1, 1, 2))
-
-
-@triton.jit
-def _exponent(start, a, b, D: tl.constexpr):
-    """start - |b - a|^2 / (2 ln 2)."""
-    t = b[0] - a[0]
-    square = t * t
-    for d in tl.static_range(1, D):
-        t = b[d] - a[d]
-        square += t * t
-    return start - KAPPA * square
-
-
-@triton.jit
 def _of_steps(t, spacing):
     """The weight of two positions t steps apart."""
     t = t * spacing
     return tl.exp2(t * t * -KAPPA)
-
-
-@triton.jit
-def _there(T: tl.constexpr, t0, here, SELF: tl.constexpr, R: tl.constexpr, PART: tl.constexpr):
-    """Whether column t0 + T of a row of a window of i is one, and not i itself unless it sees itself; here: whether i is
-    in the row. None where that is known: only the row's ends hold a neighbour too many."""
-    there = None
-    if PART <= R and T == -1:
-        there = t0 > 0
-    if PART <= R and T == 2 * PART - 1:
-        there = t0 + T <= 2 * R
-    if not SELF and (PART <= R or T == R):
-        other = (t0 + T != R) | (not here)
-        there = other if there is None else there & other
-    return there
 
 
 @triton.jit
@@ -155,7 +105,7 @@ def _weight(
     else:
         if there is not None:
             start = tl.where(there, start, float("-inf"))
-        w = tl.exp2(_exponent(start, own, features, D))
+        w = tl.exp2(exponent(start, own, features, D))
         if SCALED:
             w = w * scale
         return w * rho
@@ -171,15 +121,16 @@ def _part_of_row(
     for k in tl.static_range(PART):
         values = ()
         for c in tl.static_range(blocks(C)):
-            values = values + (_halves(tl.load(x_ptr + _offsets(0, PLANE, p + k, C, c))),)
+            o_c = (first_class(C, c) + tl.arange(0, block(C, c)).to(tl.int64)) * PLANE + k
+            values = values + (halves(tl.load(x_ptr + p + o_c[None, :, None])),)
         features = ()
         scales = ()
         for m in tl.static_range(len(D)):
-            features = features + (_channels(f_ptrs[m] + bases[m] * D[m], p + k, D[m], PLANE),)
+            features = features + (channels(f_ptrs[m] + bases[m] * D[m] + p, k, D[m], PLANE),)
             if in_ptrs[m] is None:
                 scales = scales + ((1.0, 1.0),)
             else:
-                scales = scales + (_halves(tl.load(in_ptrs[m] + bases[m] + p + k)),)
+                scales = scales + (halves(tl.load(in_ptrs[m] + bases[m] + p + k)),)
         for h in tl.static_range(2):
             new = ()
             for s in tl.static_range(2):
@@ -188,7 +139,7 @@ def _part_of_row(
                 else:
                     weights = ()
                     for m in tl.static_range(len(D)):
-                        there = _there(2 * k + h - s, t0, here, SELF[m], R, PART)
+                        there = neighbour_there(2 * k + h - s, t0, here, SELF[m], R, PART)
                         w = _weight(
                             2 * k + h - s, t0, there, own[m][s], features[m][h], scales[m][h], rho[m][s], starts[m],
                             gy[m], gx[m], spacings[m][1], D[m], in_ptrs[m] is not None, R, PART == R + 1,
@@ -253,8 +204,8 @@ def _coefficients(c0, c1, REFERENCE: tl.constexpr):
 
 @triton.jit(do_not_specialize=UNKNOWN)
 def _window_quads_kernel(
-    # pointers: planes of x; of each filter: planes of features, or positions [2, N]; planes of in; out; a and A, repeated
-    # for each thread, [1 + M, C, P], as the compiler reads them without exchange between threads
+    # pointers: planes of x; of each filter: planes of features, or positions [2, N]; planes of in; out; a and A, each
+    # number P times, [1 + M, C, P], so that no thread gets it from another
     x_ptr, f_ptrs, in_ptrs, out_ptrs, numbers_ptr, unary_ptr, q_ptr, y_ptr, filtered_ptr,
     # sizes; ROW in pairs; EACH: 1 if a filter has features for each image, 0 if one image's serve all; ZERO: 0
     NY, NX, STEP, ROW, EACH_0, EACH_1, ZERO,
@@ -266,18 +217,10 @@ def _window_quads_kernel(
 ):  # fmt: skip
     """Each program owns all classes of one tile of one phase of one image."""
     REFERENCE: tl.constexpr = reference(D)
-    TILE: tl.constexpr = ROWS * (PIXELS // COLUMNS)
     N = tl.full((), 1, tl.int64) * NY * NX
-    tiles_x = tl.cdiv(tl.cdiv(NX, STEP), 2 * COLUMNS)
-    tile, image = tile_and_image(tiles_x * tl.cdiv(tl.cdiv(NY, STEP), TILE))
-    b = image // (STEP * STEP)
-    phase = image % (STEP * STEP)
-    # Axes as those of sums, [ROWS, CB, P]: a 1-D tensor would change its layout wherever it meets them.
+    b, phase, image, x, y, corner, i_y, m_y = quad_tile(NY, NX, STEP, ROW, ZERO, R, ROWS)
     o_p = tl.arange(0, PIXELS)[None, None, :]
     o_r = tl.arange(0, ROWS)[:, None, None]
-    x = tile % tiles_x * COLUMNS + o_p % COLUMNS  # a pair of columns
-    y = tile // tiles_x * TILE + o_p // COLUMNS * ROWS
-    corner = y * ROW + x + ZERO  # ZERO is 0, which the compiler must not know: it would give a thread several pairs
     x_ptr += image * (C * PLANE)
     first = 0.0
     if MERGE:
@@ -286,13 +229,6 @@ def _window_quads_kernel(
         )
         first = coefficients[0]
 
-    i_y = ()  # of the left and the right pixel of a pair
-    m_y = ()
-    for s in tl.static_range(2):
-        row = (y + o_r) * STEP + (phase // STEP).to(tl.int32)
-        column = (2 * x + s) * STEP + (phase % STEP).to(tl.int32)
-        i_y = i_y + (_by_pixel(row * NX + column, ZERO),)
-        m_y = m_y + ((row < NY) & (column < NX),)
     bases = ()
     out_bases = (b * EACH_0 * N, b * EACH_1 * N)
     own = ()
@@ -305,8 +241,7 @@ def _window_quads_kernel(
         features = ()
         relative = ()
         for s in tl.static_range(2):
-            p = corner + (R + o_r) * ROW + (R + s) // 2
-            features = features + (_channels(f_ptrs[m] + bases[m] * D[m], p, D[m], PLANE)[(R + s) % 2],)
+            features = features + (own_channels(f_ptrs[m] + bases[m] * D[m], corner, s, ROW, D[m], R, ROWS, PLANE),)
             r = 1.0
             if MERGE and m != REFERENCE:
                 r = coefficients[1 + m] * scale(out_ptrs[m], i_y[s], m_y[s], out_bases[m])
@@ -329,9 +264,9 @@ def _window_quads_kernel(
         spacings = spacings + (spacing,)
 
     sums = ()
-    for s in tl.static_range(2):
+    for _s in tl.static_range(2):
         zeros = ()
-        for m in tl.static_range(1 if MERGE else len(D)):
+        for _m in tl.static_range(1 if MERGE else len(D)):
             for c in tl.static_range(blocks(C)):
                 zeros = zeros + (tl.zeros((ROWS, block(C, c), PIXELS), tl.float32),)
         sums = sums + (zeros,)
@@ -385,7 +320,7 @@ def _window_quads_kernel(
             result = result + (total,)
         if EPILOGUE == "softmax":
             result = _softmax(result)
-            at = _by_pixel(2 * ((y + o_r + R) * ROW + x) + R + s, ZERO)
+            at = by_pixel(2 * ((y + o_r + R) * ROW + x) + R + s, ZERO)
         if EPILOGUE == "softmax_adjoint":
             q = ()
             along = tl.zeros((ROWS, 1, PIXELS), tl.float32)
@@ -411,67 +346,6 @@ def _rows(*needs) -> int:
     """Rows of pixels in a thread, or 0 where even one does not fit."""
     classes, sums, *rest = needs
     return max((n for n in (1, 2) if _registers(classes, sums, n, *rest) <= MAX_REGISTERS), default=0)
-
-
-def _ladder(n: int) -> int:
-    """n or somewhat more, eight sizes an octave from 2^15 on, and no smaller ones: many sizes share a binary."""
-    step = 1 << max(15, n.bit_length() - 1) >> 3
-    return max(1 << 13, ceil_div(n, step) * step)
-
-
-class Planes:
-    """Where the pixels of an image [NY, NX] lie in planes that a window's reach of zeros surrounds, one for each
-    phase."""
-
-    def __init__(self, size, radius: int, dilation: int):
-        self.size, self.radius, self.step = size, radius, min(dilation, max(size))
-        self.low = [ceil_div(n, self.step) for n in size]  # of a phase
-        rows, columns = (ceil_div(n, t) * t + 2 * radius for n, t in zip(self.low, (2 * WARPS, 2 * COLUMNS.value)))
-        self.row = ceil_div(columns, 32) * 16  # pairs; rows begin where lines of the cache do
-        self.plane = _ladder(rows * self.row)
-
-    def empty(self, like):
-        """Planes for a tensor [B, C, ..]: zeros [B, phases, C, plane]."""
-        return like.new_zeros((len(like), self.step**2, like.shape[1], 2 * self.plane))
-
-    def inner(self, planes):
-        """The pixels of planes, [B, STEP, STEP, C, NY / STEP, NX / STEP], the last two rounded up."""
-        strides = (*planes.stride()[:3], 2 * self.row, 1)
-        inner = planes.as_strided((*planes.shape[:3], *self.low), strides, self.radius * (2 * self.row + 1))
-        return inner.unflatten(1, (self.step, self.step))
-
-    def fill(self, planes, x):
-        """x [B, C, Z, NY, NX], Z being 1, into planes whose halo is zero."""
-        x, step = x.reshape(*x.shape[:2], *self.size), self.step
-        if step > 1:
-            missing = [n * step - whole for n, whole in zip(self.low, self.size)]
-            x = torch.nn.functional.pad(x, (0, missing[1], 0, missing[0]))
-        x = x.unflatten(3, (self.low[1], step)).unflatten(2, (self.low[0], step))
-        self.inner(planes).copy_(x.permute(0, 3, 5, 1, 2, 4))
-        return planes
-
-    def of(self, x):
-        return self.fill(self.empty(x), x)
-
-    def image(self, planes):
-        """The pixels of planes, [B, C, NY, NX]."""
-        whole = self.inner(planes).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
-        return whole[:, :, : self.size[0], : self.size[1]].contiguous()
-
-
-@dataclass(frozen=True)
-class WindowFilter:
-    """What a kernel sums by; positions: features are those of pixels at even distances, by which nothing is read."""
-
-    features: torch.Tensor  # [Bf, D, Z, Y, X]
-    include_self: bool
-    scale_in: torch.Tensor | None = None
-    scale_out: torch.Tensor | None = None
-    positions: bool = False
-
-    @property
-    def channels(self) -> int:
-        return 0 if self.positions else self.features.shape[1]
 
 
 class State:
@@ -541,7 +415,6 @@ class Quads:
         sums = 1 if merge else len(channels)
         layout, (ny, nx) = self.layout, self.layout.size
         rows = _rows(classes, sums, channels, any(s is not None for s in (*ins, *outs)))
-        pairs = layout.radius + 1
         tiles = ceil_div(layout.low[0], rows * WARPS) * ceil_div(layout.low[1], 2 * COLUMNS.value)
         each = [int(len(f.features) > 1) for f in self.filters]
         launch(
@@ -552,6 +425,6 @@ class Quads:
             filtered_ptr=filtered, NY=ny, NX=nx, STEP=layout.step, ROW=layout.row, EACH_0=each[0], EACH_1=each[-1],
             ZERO=0, stride_tm=0 if filtered is None else filtered.stride(0), C=classes, D=channels,
             SELF=tuple(f.include_self for f in self.filters), R=layout.radius, MERGE=merge, EPILOGUE=epilogue,
-            ROWS=rows, PART=pairs if pairs <= WHOLE_ROW else max(n for n in range(1, WHOLE_ROW) if pairs % n == 0),
+            ROWS=rows, PART=part_of_row(layout.radius),
             PLANE=layout.plane,
         )  # fmt: skip

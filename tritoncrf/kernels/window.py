@@ -23,10 +23,12 @@ import torch
 import triton
 import triton.language as tl
 
+from tritoncrf.kernels import quads_gradient
 from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
-from tritoncrf.kernels.quads import Quads, WindowFilter
-from tritoncrf.step import Step, contiguous, stacked, to_3d
+from tritoncrf.kernels.planes import WindowFilter
+from tritoncrf.kernels.quads import Quads
+from tritoncrf.step import Step, contiguous, from_3d, mix_adjoint, stacked, to_3d
 
 MAX_CLASSES = 256  # of one pass: beyond, the accumulators do not fit in registers
 MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot push the sums out of registers
@@ -309,7 +311,8 @@ class Taps:
             mix_ptr=mix, unary_ptr=unary, a_ptr=a, q_ptr=q, y_ptr=y, filtered_ptr=filtered,
             C=classes, **geometry, stride_xb=state.stride(0), stride_xc=state.stride(1),
             stride_tm=0 if filtered is None else filtered.stride(0), stride_a=0 if a is None else a.stride(0),
-            stride_mm=strides[0], stride_ml=0 if mix is None or mix.shape[1] == 1 else strides[1], stride_mk=strides[2] if matrix else 0,
+            stride_mm=strides[0], stride_ml=0 if mix is None or mix.shape[1] == 1 else strides[1],
+            stride_mk=strides[2] if matrix else 0,
             D=channels, SHARED=tuple(len(f.features) == 1 for f in self.filters),
             SELF=tuple(f.include_self for f in self.filters),
             MERGE=merge, MATRIX=matrix, EPILOGUE=epilogue, PRECISION=self.precision, CP=padded,
@@ -324,18 +327,13 @@ def _windows(size, radii, dilation: int, filters, classes: int, mix=None, unary_
     return Taps(size, radii, dilation, filters, mix, unary_weight, precision)
 
 
-def window_sum(x, features, radii, dilation: int, include_self: bool, positions: bool = False):
+def window_sum(x, features, radii, dilation: int, include_self: bool):
     """K x: x [B, C, Z, Y, X], features [Bf, D, Z, Y, X]; Bf is B or 1."""
     if x.shape[1] > MAX_CLASSES:
         blocks = x.split(MAX_CLASSES, 1)
-        return torch.cat([window_sum(b, features, radii, dilation, include_self, positions) for b in blocks], 1)
-    windows = _windows(
-        x.shape[2:],
-        radii,
-        dilation,
-        [WindowFilter(features.contiguous(), include_self, positions=positions)],
-        x.shape[1],
-    )
+        return torch.cat([window_sum(b, features, radii, dilation, include_self) for b in blocks], 1)
+    filters = [WindowFilter(features.contiguous(), include_self)]
+    windows = _windows(x.shape[2:], radii, dilation, filters, x.shape[1])
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     windows.run(windows.state(x), y, "sum")
     return y
@@ -343,6 +341,8 @@ def window_sum(x, features, radii, dilation: int, include_self: bool, positions:
 
 def window_feature_gradient(x, y, features, radii, dilation: int):
     """The gradient of <y, K x> with respect to the features, [Bf, D, Z, Y, X]."""
+    if quads_gradient.serves(x.shape[2:], radii, dilation, [features.shape[1]]):
+        return quads_gradient.feature_gradients(x, y, [features], radii, dilation)[0]
     if x.shape[1] > MAX_CLASSES:
         blocks = zip(x.split(MAX_CLASSES, 1), y.split(MAX_CLASSES, 1), strict=True)
         return sum(window_feature_gradient(*block, features, radii, dilation) for block in blocks)
@@ -373,8 +373,9 @@ class WindowStep(Step):
             )
             for K in operators
         ]
+        self.mix = stacked(mixing, classes)
         self.windows = _windows(
-            to_3d(unary).shape[2:], first.radii, first.dilation, filters, classes, stacked(mixing, classes),
+            to_3d(unary).shape[2:], first.radii, first.dilation, filters, classes, self.mix,
             self.unary_weight, first.precision,
         )  # fmt: skip
 
@@ -400,3 +401,18 @@ class WindowStep(Step):
             q=q.contiguous() if through_softmax else None, filtered=back, adjoint=True,
         )  # fmt: skip
         return y, back
+
+    def gradients(self, q, g, needs):
+        K = self.operators
+        window = to_3d(q).shape[2:], K[0].radii, K[0].dilation
+        alike = all(k.scale_in is k.scale_out or (k.scale_in is not None and k.scale_out is not None) for k in K)
+        served = quads_gradient.serves(*window, [k.features.shape[1] for k in K])
+        if not (all(needs) and self.mix.shape[1:] == (1,) and alike and served):
+            return super().gradients(q, g, needs)
+        found = quads_gradient.feature_gradients(
+            q, g, [k.features for k in K], *window[1:], [k.scale_in for k in K], self.mix
+        )
+        return [
+            [from_3d(f, k.axes), *k.scale_gradients(q, mix_adjoint(a, g))]
+            for f, k, a in zip(found, K, self.mixing, strict=True)
+        ]
