@@ -43,7 +43,7 @@ def halves(pair):
 
 @triton.jit
 def channels(p_ptr, k: tl.constexpr, D: tl.constexpr, PLANE: tl.constexpr):
-    """D channels of the k-th pairs after those at p_ptr: of their left pixels, and of their right ones. The constant that
+    """D channels of the k-th pairs after those at p_ptr: of their left pixels, and of their right ones. A constant that
     is added last is part of the instruction."""
     left = ()
     right = ()
@@ -123,9 +123,9 @@ def neighbour_there(T: tl.constexpr, t0, here, SELF: tl.constexpr, R: tl.constex
 
 
 def _ladder(n: int) -> int:
-    """n or somewhat more, eight sizes an octave from 2^15 on, and no smaller ones: many sizes share a binary."""
-    step = 1 << max(15, n.bit_length() - 1) >> 3
-    return max(1 << 13, ceil_div(n, step) * step)
+    """n or somewhat more: four sizes an octave, and few small ones, so that many images share a binary."""
+    step = 1 << max(13, n.bit_length() - 3)
+    return ceil_div(n, step) * step
 
 
 class Planes:

@@ -69,8 +69,8 @@ def _pulled(
     gradients, sums, f_ptrs, scale_ptrs, bases, own, p, begin, t0,
     D: tl.constexpr, R: tl.constexpr, PART: tl.constexpr, PLANE: tl.constexpr,
 ):  # fmt: skip
-    """Adds s_j k_ij S_ij (f_j - f_i) of PART pairs from p and column t0 on to each filter's gradients, of the left pixels
-    and of the right ones; begin: of the exponent, by rows of pixels."""
+    """Adds s_j k_ij S_ij (f_j - f_i) of PART pairs from p and column t0 on to each filter's gradients, of the left and
+    of the right pixels; begin: of the exponent, by rows of pixels."""
     for k in tl.static_range(PART):
         features = ()
         scales = ()
