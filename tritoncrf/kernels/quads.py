@@ -41,7 +41,8 @@ from tritoncrf.kernels.planes import (
     quad_tile,
 )
 
-MAX_REGISTERS = 170  # by `_registers`: beyond, some kernel spills
+MAX_CLASSES = 24
+MAX_REGISTERS = 168  # by `_registers`: beyond either, some kernel spills
 
 
 @triton.constexpr_function
@@ -369,7 +370,8 @@ class Quads:
         image = size[0] == 1 and radii[0] == 0 and radii[1] == radii[2] > 0
         scaled = any(f.scale_in is not None or f.scale_out is not None for f in filters)
         needs = classes, len(filters), [f.channels for f in filters], scaled
-        return image and not matrix and min(dilation, max(size)) <= MAX_STEP and _rows(*needs) > 0
+        few = classes <= MAX_CLASSES and _rows(*needs) > 0
+        return image and few and not matrix and min(dilation, max(size)) <= MAX_STEP
 
     def __init__(self, size, radii, dilation: int, filters, mix=None, unary_weight=None):
         self.filters, self.merges = filters, mix is not None and len(filters) == 2 and mix.shape[1] == 1
