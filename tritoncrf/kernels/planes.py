@@ -62,7 +62,7 @@ def exponent(start, a, b, D: tl.constexpr):
     for d in tl.static_range(1, D):
         t = b[d] - a[d]
         square += t * t
-    return start - KAPPA * square
+    return start - square * KAPPA
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def neighbour_there(T: tl.constexpr, t0, here, SELF: tl.constexpr, R: tl.constex
     if PART <= R and T == 2 * PART - 1:
         there = t0 + T <= 2 * R
     if not SELF and (PART <= R or T == R):
-        other = (t0 + T != R) | (not here)
+        other = (t0 + T != R) | (here == 0)
         there = other if there is None else there & other
     return there
 

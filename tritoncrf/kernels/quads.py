@@ -246,8 +246,8 @@ def _window_quads_kernel(
             r = 1.0
             if MERGE and m != REFERENCE:
                 r = coefficients[1 + m] * scale(out_ptrs[m], i_y[s], m_y[s], out_bases[m])
-                if REFERENCE >= 0:
-                    r /= scale(out_ptrs[REFERENCE], i_y[s], m_y[s], out_bases[REFERENCE])
+                if REFERENCE >= 0 and out_ptrs[REFERENCE] is not None:
+                    r /= tl.load(out_ptrs[REFERENCE] + out_bases[REFERENCE] + i_y[s], mask=m_y[s], other=1.0)
             relative = relative + (r,)
         own = own + (features,)
         rho = rho + (relative,)
