@@ -54,7 +54,7 @@ def spatial(
     checks.expect_dtype("dtype", dtype, (torch.float32, torch.float64))
     device = None if device is None else expect_device(device)
     positions = _spatial("theta", size, theta, spacing, device, dtype)
-    return positions if positions.is_inference() else evenly_spaced(positions)  # those do not tell when they change
+    return evenly_spaced(positions, may_change=True)
 
 
 def color(image: torch.Tensor, theta_color: Theta) -> torch.Tensor:
@@ -110,12 +110,12 @@ def bilateral(
     return torch.cat([positions.expand(colors.shape[0], -1, *size), colors], dim=1)
 
 
-def evenly_spaced(positions: torch.Tensor) -> torch.Tensor:
+def evenly_spaced(positions: torch.Tensor, may_change: bool = False) -> torch.Tensor:
     """[1, D, *S], said to be positions: channel a counts along axis a, in even steps. A window need not read those.
 
-    The tensor itself carries that, as long as it does not change; where PyTorch cannot tell, none may change it.
+    The tensor itself carries that, as long as it does not change. Tensors of inference mode do not tell when they do.
     """
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not (may_change and positions.is_inference()):
         positions._evenly_spaced = _identity(positions)  # type: ignore[attr-defined]
     return positions
 
