@@ -238,8 +238,8 @@ def launched(launch) -> Work:
     exact sum the pairs of the blocks that it visits.
 
     operations    forward and adjoint: 2 C pairs per filter, one filter if merged; feature gradient: 4 C pairs, since
-                  the program that owns a pixel computes both <y_i, x_j> and <y_j, x_i>
-    exponentials  one per pair and filter
+                  the program that owns a pixel computes both <y_i, x_j> and <y_j, x_i>, of all filters at once
+    exponentials  one per pair and filter, none where features are positions
     products      of the exact sum: 2 (C + D) pairs, of its feature gradient twice as many
     """
     arguments = launch.arguments
@@ -253,12 +253,15 @@ def launched(launch) -> Work:
         return Work(moved, 0, p, 2 * terms * p * (2 if "gradient_ptr" in arguments else 1))
     if "STEP" not in arguments:  # the windows of boxes have no pairs, whatever their radius
         return Work(moved, 0, 0)
-    size = [arguments[name] for name in ("NZ", "NY", "NX")]
+    size = [arguments.get(name, 1) for name in ("NZ", "NY", "NX")]
     batch = len(arguments["x_ptr"])
-    p = batch * pairs(size, arguments["R"], [arguments["STEP"]] * 3)
-    filters = len(arguments.get("f_ptrs", (0,)))
-    sums = 2 if "gradient_ptr" in arguments else 1 if arguments["MERGE"] else filters
-    return Work(moved, 2 * sums * arguments["C"] * p, filters * p)
+    radii, channels = arguments["R"], arguments["D"]
+    p = batch * pairs(size, radii if isinstance(radii, tuple) else (0, radii, radii), [arguments["STEP"]] * 3)
+    channels = channels if isinstance(channels, tuple) else (channels,)
+    gradient = arguments.keys() & {"gradient_ptr", "gradient_ptrs"}
+    sums = 2 if gradient else 1 if arguments["MERGE"] else len(channels)
+    classes = arguments["C"] if "C" in arguments else arguments["CLASSES"]
+    return Work(moved, 2 * sums * classes * p, p * sum(d > 0 for d in channels))
 
 
 def measured_rates(device: torch.device) -> Rates | None:

@@ -408,11 +408,11 @@ def test_kernels_are_told_apart_by_what_they_are_for():
     work = ConvCRFWork(3, normalization="symmetric", size=SIZE, classes=3)
     found = profile.kernels(Inputs(work, "cpu", learns="features", backend="triton"), run=False)
     of_name = {kernel.name: kernel for kernel in found}
-    assert of_name["_window_kernel softmax"].launches == {"loop": 4}
-    assert of_name["_window_kernel scores"].purpose == "loop 1"
-    assert of_name["_window_kernel softmax_adjoint"].launches == {"backward": 5}
+    assert of_name["_window_quads_kernel softmax"].launches == {"loop": 4}
+    assert of_name["_window_quads_kernel scores"].purpose == "loop 1"
+    assert of_name["_window_quads_kernel softmax_adjoint"].launches == {"backward": 5}
     assert sum((kernel.launches for kernel in found), Counter())["build"] == 2
-    gradients = [name for name in profile.names(found) if name.startswith("_window_feature_gradient_kernel")]
+    gradients = [name for name in profile.names(found) if name.startswith("_window_quads_feature_gradient_kernel")]
     assert len(set(gradients)) == len(gradients) > 1 and all("D=" in name for name in gradients)
 
 
@@ -423,7 +423,7 @@ def test_a_profile_without_a_gpu(tmp_path, monkeypatch, capsys):
     assert found.read_text() in capsys.readouterr().out
     lines = tables(found.read_text())
     assert all(int(line["registers"]) > 0 and int(line["programs"]) > 0 and int(line["ldg"]) > 0 for line in lines)
-    assert lines[0]["kernel"] == "_window_kernel softmax" and lines[0]["launches"] == "loop 4"
+    assert lines[0]["kernel"] == "_window_quads_kernel softmax" and lines[0]["launches"] == "loop 4"
 
 
 def test_a_compile_report(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Features: values by hand, units, gradients to thetas, compilation, and every argument error."""
 
+import copy
 import math
 
 import hypothesis.strategies as st
@@ -213,3 +214,25 @@ def test_thetas_live_with_the_image_or_on_the_cpu(device):
     assert features.color(image.to(device), torch.tensor(255.0)).unique().tolist() == [1.0]
     with pytest.raises(ValueError, match="^theta_color: expected a tensor on cpu"):
         features.color(image, torch.tensor(1.0, device=device))
+
+
+# Positions that a window need not read -----------------------------------------------------------------------------
+
+
+def seen_as_positions(f, **options) -> bool:
+    return tc.filters.Window(f, 3, **options).plan.positions
+
+
+def test_windows_know_positions_until_they_change():
+    f = features.spatial((4, 5), 2.0)
+    assert seen_as_positions(f) and seen_as_positions(f.requires_grad_()) and not seen_as_positions(f, blur=2)
+    for other in (f.clone(), f * 2, f[:, :1], copy.deepcopy(f), features.bilateral(torch.rand(1, 3, 4, 5), 3.0, 13.0)):
+        assert not seen_as_positions(other)
+    f.requires_grad_(False)[0, 0, 1, 2] += 0.3
+    assert not seen_as_positions(f)
+
+
+def test_positions_that_cannot_tell_whether_they_change_are_read():
+    with torch.inference_mode():
+        f = features.spatial((4, 5), 2.0)
+        assert not seen_as_positions(f) and seen_as_positions(features.evenly_spaced(f))

@@ -56,7 +56,8 @@ def spatial(
     size = [checks.expect_int("size", n, 1) for n in size]
     checks.expect_dtype("dtype", dtype, (torch.float32, torch.float64))
     device = None if device is None else expect_device(device)
-    return _spatial("theta", size, theta, spacing, device, dtype)
+    positions = _spatial("theta", size, theta, spacing, device, dtype)
+    return evenly_spaced(positions, may_change=True)
 
 
 def color(image: torch.Tensor, theta_color: Theta) -> torch.Tensor:
@@ -135,6 +136,28 @@ def bandwidths(
         raise ValueError(f"{name}: expected {wanted}, got {checks.shown(theta)}")
     sides = (n * float(s) for n, s in zip(size, spacings or [1.0] * len(size), strict=True))
     return [share * math.hypot(*sides)] * len(size)
+
+
+def evenly_spaced(positions: torch.Tensor, may_change: bool = False) -> torch.Tensor:
+    """[1, D, *S], said to be positions: channel a counts along axis a, in even steps. A window need not read those.
+
+    The tensor itself carries that, as long as it does not change. Tensors of inference mode do not tell when they do.
+    """
+    if not torch.compiler.is_compiling() and not (may_change and positions.is_inference()):
+        positions._evenly_spaced = _identity(positions)  # type: ignore[attr-defined]
+    return positions
+
+
+def are_evenly_spaced(features: torch.Tensor) -> bool:
+    """Whether these are positions that `evenly_spaced` has seen, unchanged since."""
+    if torch.compiler.is_compiling():
+        return False
+    seen = getattr(features, "_evenly_spaced", None)
+    return seen is not None and seen == _identity(features)
+
+
+def _identity(tensor: torch.Tensor) -> tuple[int, int]:
+    return id(tensor), -1 if tensor.is_inference() else tensor._version
 
 
 def _spatial(

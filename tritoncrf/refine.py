@@ -8,7 +8,7 @@ import torch
 
 from tritoncrf import checks, diagnostics, filters
 from tritoncrf.devices import device_found
-from tritoncrf.features import bandwidths, bilateral, color, spatial
+from tritoncrf.features import bandwidths, bilateral, color, evenly_spaced, spatial
 from tritoncrf.filters.base import Filter
 from tritoncrf.mean_field import NOT_FINITE, mean_field
 from tritoncrf.options import METHODS, settings
@@ -338,7 +338,8 @@ def _smoothness(
     device, dtype = unary.device, unary.dtype
     if method == "lattice":
         return filters.Lattice.spatial(size, thetas, normalization="symmetric", device=device, dtype=dtype)
-    return _gaussian(method, spatial(size, thetas, device=device, dtype=dtype), window_size, blur)
+    positions = evenly_spaced(spatial(size, thetas, device=device, dtype=dtype))
+    return _gaussian(method, positions, window_size, blur)
 
 
 def _image(value: Image, device: torch.device) -> tuple[torch.Tensor, str]:

@@ -5,9 +5,10 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from cases import Setting, interpreted, random_features, strided
+from cases import Setting, interpreted, random_features, random_logits, strided
 from filter_catalogue import assert_loop_within_budget, launches
 from tritoncrf.kernels import window as kernels
+from tritoncrf.kernels.common import record_launches
 from tritoncrf.reference import window as reference
 
 Window = tc.filters.Window
@@ -21,7 +22,9 @@ def case(size, k, *, dilation=1, classes=3, channels=2, batch=1, shared=True, in
     return x, y, features, radii, dilation, include_self
 
 
-# A tile is 4 x 32 pixels, 128 of a signal; from 65 numbers per pixel on it has fewer rows, from 257 on 16 columns.
+# Of images with few classes and features: a tile is 8 x 64 pixels, of more 4 x 64, and a window's row comes in parts
+# from k = 15 on. Else a tile is 4 x 32 pixels, 128 of a signal; from 65 numbers per pixel on it has fewer rows, from
+# 257 on 16 columns.
 CASES = {
     "pixel": dict(size=(1, 1, 1), k=3),
     "signal": dict(size=(1, 1, 129), k=5, channels=1),
@@ -51,10 +54,19 @@ CASES = {
     "classes-300": dict(size=(1, 3, 5), k=3, classes=300, batch=2),
     "features-17": dict(size=(1, 5, 7), k=3, classes=21, channels=17, batch=2),
     "empty-batch": dict(size=(1, 5, 7), k=3, batch=0),
+    "wide-tile": dict(size=(1, 8, 64), k=3, classes=2),
+    "wide-tile-less-one": dict(size=(1, 7, 63), k=5, classes=1, batch=2, shared=False),
+    "wide-tile-and-one": dict(size=(1, 9, 65), k=3, classes=7, channels=3),
+    "wide-tiles-by-rows": dict(size=(1, 9, 65), k=3, classes=36, channels=3),
+    "row-in-parts": dict(size=(1, 3, 9), k=15, classes=3),
+    "row-in-parts-not-self": dict(size=(1, 12, 5), k=21, include_self=False),
+    "dilated-2": dict(size=(1, 19, 131), k=3, dilation=2, classes=2, batch=2, shared=False),
+    "dilated-past-9": dict(size=(1, 11, 12), k=3, dilation=9),
+    "channels-many": dict(size=(1, 5, 7), k=3, classes=2, channels=20),
 }
 
 
-@pytest.mark.parametrize("name", interpreted(CASES, "tile-less-one", "inside-not-self", "volume", "classes-300"))
+@pytest.mark.parametrize("name", interpreted(CASES, "tile-less-one", "inside-not-self", "volume", "classes-33"))
 def test_window_sum_and_feature_gradient(name, device):
     x, y, features, *window, include_self = case(**CASES[name])
     x32, y32, f32 = (t.to(device, torch.float32) for t in (x, y, features))
@@ -184,6 +196,56 @@ def test_one_step_from_the_same_q_keeps_float32s_accuracy(name, device):
     assert_close("scores", found, setting.run(*setting.inputs), dtype=torch.float32)
 
 
+# Positions: their weights are not read, but made of the distance between pixels ----------------------------------------
+
+POSITIONS = {
+    "alone": dict(size=(9, 10), k=5, options=[SELF]),
+    "two-scalars": dict(size=(9, 65), k=5, options=[SELF, SELF]),
+    "two-scalars-symmetric": dict(size=(8, 7), k=3, options=[SYMMETRIC, SYMMETRIC], batch=2),
+    "scaled-otherwise": dict(size=(5, 7), k=5, options=[BEFORE, AFTER], weights=(-0.7, 0.4)),
+    "appearance-first": dict(size=(5, 7), k=3, options=[NOT_SELF, SYMMETRIC], turned=True, weights=(0.6, -0.9)),
+    "not-self": dict(size=(5, 7), k=5, options=[NOT_SELF, NOT_SELF]),
+    "by-class": dict(size=(5, 7), k=3, options=[SYMMETRIC, NOT_SELF], weights="class"),
+    "weight-zero": dict(size=(5, 7), k=3, options=[SELF, SELF], weights=(0.8, 0.0)),
+    "weights-zero": dict(size=(5, 7), k=3, options=[SELF, SELF], weights=(0.0, 0.0)),
+    "one-row": dict(size=(1, 9), k=5, options=[SELF, SYMMETRIC]),
+    "one-column": dict(size=(9, 1), k=5, options=[AFTER, SELF]),
+    "dilated": dict(size=(7, 9), k=3, options=[{**SYMMETRIC, "dilation": 2}, {"dilation": 2}]),
+    "row-in-parts": dict(size=(6, 9), k=15, options=[NOT_SELF, SYMMETRIC]),
+    "positions-twice": dict(size=(6, 9), k=3, options=[SELF, SYMMETRIC], positions=2, weights=(-0.3, 0.8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", interpreted(POSITIONS, "two-scalars-symmetric", "by-class"))
+def test_positions(name, device):
+    size, k, options, classes = POSITIONS[name]["size"], POSITIONS[name]["k"], POSITIONS[name]["options"], 5
+    weights, batch = POSITIONS[name].get("weights", (0.9, 0.5)), POSITIONS[name].get("batch", 1)
+    if weights == "class":
+        weights = 0.5 + torch.rand(2, classes, dtype=torch.float64)
+    appearance = random_features(size, 3, batch)
+    logits = random_logits(size, classes, batch)
+    cotangent = torch.randn_like(logits)
+
+    def run(device, dtype, **backend):
+        known = [tc.features.spatial(size, t, dtype=dtype, device=device) for t in ((1.3, 2.1), 1.7)]
+        known = known[: POSITIONS[name].get("positions", 1)]
+        features = [*known, appearance.to(device, dtype)][: len(options)]
+        if POSITIONS[name].get("turned"):
+            features.reverse()
+        filters = [Window(f, k, **given, **backend) for f, given in zip(features, options, strict=True)]
+        u = logits.to(device, dtype).requires_grad_()
+        ws = [torch.as_tensor(w).to(device, dtype) for w, _ in zip(weights, options)]
+        scores = tc.mean_field(u, filters, ws, iterations=2, output="logits")
+        return scores, torch.autograd.grad(scores, u, cotangent.to(device, dtype))[0]
+
+    with record_launches() as launched:
+        found = run(device, torch.float32, backend="triton")
+    steps = [x.arguments for x in launched if x.arguments["EPILOGUE"] != "sum"]
+    assert len(steps) == 4 and all(0 in x["D"] for x in steps)
+    for what, one, other in zip(("scores", "gradient"), found, run("cpu", torch.float64, backend="torch")):
+        assert_close(what, one, other, dtype=torch.float32)
+
+
 # Launches ---------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +254,7 @@ def test_one_step_from_the_same_q_keeps_float32s_accuracy(name, device):
     [
         ("matrix", 1, 1, 1),
         ("costs-class", 1, 1, 2),
-        ("two-scalars-mixed", 1, 1, 2),
+        ("two-scalars-mixed", 1, 1, 1),
         ("two-classes-mixed", 1, 1, 2),
         ("volume", 1, 1, 2),
         ("classes-256", 1, 1, 1),
@@ -205,7 +267,8 @@ def test_one_step_from_the_same_q_keeps_float32s_accuracy(name, device):
     ],
 )
 def test_launches_per_iteration(name, forward, backward, of_features, device):
-    """One more launch for the features of each filter; the scales of a normalisation filter once more, composed."""
+    """One more launch for the features of each filter, or of all if one product serves them; the scales of a normalisation
+    filter once more, composed."""
     setting = Setting(**SETTINGS[name])
     assert launches(setting, "logits", device) == (forward, backward)
     scaled = sum({"none": 0, "symmetric": 2}.get(w.get("normalization", "none"), 1) for w in SETTINGS[name]["windows"])

@@ -196,6 +196,19 @@ class GaussianOperator:
 
     def gradients(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         found, forward, back = self.bare_gradients(scaled(x, self.scale_in), scaled(y, self.scale_out))
+        return found + self._of_scales(x, y, forward, back)
+
+    def scale_gradients(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        """Those of `gradients` with respect to the scales."""
+        return self._of_scales(
+            x, y, lambda: self.bare(scaled(x, self.scale_in), adjoint=False),
+            lambda: self.bare(scaled(y, self.scale_out), adjoint=True),
+        )  # fmt: skip
+
+    def _of_scales(
+        self, x: torch.Tensor, y: torch.Tensor, forward: Callable[[], torch.Tensor], back: Callable[[], torch.Tensor]
+    ) -> list[torch.Tensor]:
+        found = []
         if self.scale_in is not None:
             found.append(summed(x * back(), self.shared))
         if self.scale_out is not None:

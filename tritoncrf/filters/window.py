@@ -8,6 +8,7 @@ import torch
 
 from tritoncrf import checks, kernels, reference
 from tritoncrf.backends import modules
+from tritoncrf.features import are_evenly_spaced
 from tritoncrf.filters.base import (
     Gaussian,
     GaussianOperator,
@@ -70,11 +71,13 @@ class Window(Gaussian):
         self, features: torch.Tensor, window_size: int, dilation: int = 1, blur: int = 1, include_self: bool = True,
         normalization: Normalization = "none", precision: Precision = "default", backend: Backend = "auto",
     ) -> None:  # fmt: skip
+        positions = blur == 1 and are_evenly_spaced(features)
         features = centred(checked_features(features))
         plan = WindowPlan(
             window_size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             dilation=checks.expect_int("dilation", dilation, 1),
             blur=checks.expect_int("blur", blur, 1),
+            positions=positions,
             **gaussian_fields(features, include_self, normalization, precision, backend),
         )
         self.prepare(plan, features, [pooled(features, plan.blur)])
@@ -82,11 +85,15 @@ class Window(Gaussian):
 
 @dataclass(frozen=True)
 class WindowPlan(GaussianPlan):
-    """The static half of `Window`; its tensors are low-resolution features and the scales in use."""
+    """The static half of `Window`; its tensors are low-resolution features and the scales in use.
+
+    positions: the features are evenly spaced positions.
+    """
 
     window_size: int
     dilation: int
     blur: int
+    positions: bool
 
     @property
     def tensor_count(self) -> int:
@@ -134,6 +141,7 @@ class WindowOperator(GaussianOperator):
         self.radii, self.dilation = per_axis(plan.window_size // 2, self.axes, 0), plan.dilation
         self.factors = per_axis(plan.blur, self.axes, 1)
         self.module = modules(plan.backend).window
+        self.positions = plan.positions
         self.keeps_weights = plan.backend == "torch" and plan.affords(budget, self.axes)
 
     @functools.cached_property

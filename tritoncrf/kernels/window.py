@@ -23,9 +23,12 @@ import torch
 import triton
 import triton.language as tl
 
+from tritoncrf.kernels import quads_gradient
 from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
-from tritoncrf.step import Step, contiguous, stacked, to_3d
+from tritoncrf.kernels.planes import WindowFilter
+from tritoncrf.kernels.quads import Quads
+from tritoncrf.step import Step, contiguous, from_3d, mix_adjoint, stacked, to_3d
 
 MAX_CLASSES = 256  # of one pass: beyond, the accumulators do not fit in registers
 MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot push the sums out of registers
@@ -263,50 +266,83 @@ def _flat(x):
     return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
 
 
-def _launch_window(x, y, size, radii, dilation, filters, *, precision="default", epilogue="sum", mix=None,
-                   q=None, unary=None, a=None, filtered=None):  # fmt: skip
-    """x [B, C, N]; y, q, unary with or without their spatial axes; filters: one or two of (features, include_self,
-    scale_in, scale_out)."""
-    batch, classes, _ = x.shape
-    features, selves, scales_in, scales_out = zip(*filters)
-    channels = tuple(f.shape[1] for f in features)
-    matrix = mix is not None and mix.ndim == 3
-    padded = triton.next_power_of_2(max(classes, 16 if matrix else 1))  # a matrix instruction takes 16
-    merge = mix is not None and mix.ndim == 2 and mix.shape[1] == 1
-    sums = 1 if merge else len(filters)
-    registers = (sums + matrix) * padded + 2 * sum(map(triton.next_power_of_2, channels))
-    tile, warps = _tile(size, registers)
-    tiles, geometry = _geometry(size, radii, dilation, tile)
-    # Unrolled, a row's reads share addresses and are in flight together, which takes registers for each.
-    light = registers <= 64 and sums == 1 and radii[2] <= 6
-    strides = (*(mix.stride() if mix is not None else ()), 0, 0, 0)
-    launch(
-        _window_kernel, (tiles * batch,), num_warps=warps,
-        x_ptr=x, f_ptrs=features, in_ptrs=scales_in, out_ptrs=scales_out, mix_ptr=mix,
-        unary_ptr=unary, a_ptr=a, q_ptr=q, y_ptr=y, filtered_ptr=filtered,
-        C=classes, **geometry, stride_xb=x.stride(0), stride_xc=x.stride(1),
-        stride_tm=0 if filtered is None else filtered.stride(0), stride_a=0 if a is None else a.stride(0),
-        stride_mm=strides[0], stride_ml=strides[1], stride_mk=strides[2] if matrix else 0,
-        D=channels, SHARED=tuple(len(f) == 1 for f in features), SELF=selves,
-        MERGE=merge, MATRIX=matrix, EPILOGUE=epilogue, PRECISION=precision, CP=padded,
-        UNROLL=2 * radii[2] + 1 if light else 1,
-    )  # fmt: skip
+class Taps:
+    """The windows of one or two filters, tap by tap: what `quads.Quads` does, for any windows, classes and channels."""
+
+    def __init__(self, size, radii, dilation: int, filters, mix=None, unary_weight=None, precision="default"):
+        self.window, self.filters = (size, radii, dilation), filters
+        self.mix, self.unary_weight, self.precision = mix, unary_weight, precision
+
+    def state(self, x):
+        """x [B, C, ..] as `run` reads it."""
+        return _flat(x)
+
+    def image(self, state):
+        return state.contiguous()
+
+    def next(self, state, unary):
+        """The state of softmax(a U + sum_m A_m F_m)."""
+        y = torch.empty_like(unary)
+        self.run(state, y, "softmax", unary=unary)
+        return self.state(y)
+
+    def run(self, state, y, epilogue: str, unary=None, q=None, filtered=None, adjoint: bool = False):
+        """F_m of a state [B, C, N], or of its adjoint, to y as `epilogue` says, and each by itself to `filtered`."""
+        size, radii, dilation = self.window
+        batch, classes, _ = state.shape
+        mix, ins, outs = self.mix, [f.scale_in for f in self.filters], [f.scale_out for f in self.filters]
+        matrix = mix is not None and mix.ndim == 3
+        if adjoint:
+            ins, outs, mix = outs, ins, mix.mT if matrix else mix
+        merge = mix is not None and mix.ndim == 2 and mix.shape[1] == 1 and filtered is None
+        channels = tuple(f.features.shape[1] for f in self.filters)
+        padded = triton.next_power_of_2(max(classes, 16 if matrix else 1))  # a matrix instruction takes 16
+        sums = 1 if merge else len(self.filters)
+        registers = (sums + matrix) * padded + 2 * sum(map(triton.next_power_of_2, channels))
+        tile, warps = _tile(size, registers)
+        tiles, geometry = _geometry(size, radii, dilation, tile)
+        # Unrolled, a row's reads share addresses and are in flight together, which takes registers for each.
+        light = registers <= 64 and sums == 1 and radii[2] <= 6
+        a = self.unary_weight
+        strides = (0, 0, 0) if mix is None else (*mix.stride(), 0)
+        launch(
+            _window_kernel, (tiles * batch,), num_warps=warps,
+            x_ptr=state, f_ptrs=tuple(f.features for f in self.filters), in_ptrs=tuple(ins), out_ptrs=tuple(outs),
+            mix_ptr=mix, unary_ptr=unary, a_ptr=a, q_ptr=q, y_ptr=y, filtered_ptr=filtered,
+            C=classes, **geometry, stride_xb=state.stride(0), stride_xc=state.stride(1),
+            stride_tm=0 if filtered is None else filtered.stride(0), stride_a=0 if a is None else a.stride(0),
+            stride_mm=strides[0], stride_ml=0 if mix is None or mix.shape[1] == 1 else strides[1],
+            stride_mk=strides[2] if matrix else 0,
+            D=channels, SHARED=tuple(len(f.features) == 1 for f in self.filters),
+            SELF=tuple(f.include_self for f in self.filters),
+            MERGE=merge, MATRIX=matrix, EPILOGUE=epilogue, PRECISION=self.precision, CP=padded,
+            UNROLL=2 * radii[2] + 1 if light else 1,
+        )  # fmt: skip
+
+
+def _windows(size, radii, dilation: int, filters, classes: int, mix=None, unary_weight=None, precision="default"):
+    """The form that serves these windows: 2 x 2 pixels a thread, or tap by tap."""
+    if Quads.serve(size, radii, dilation, classes, filters, mix is not None and mix.ndim == 3):
+        return Quads(size, radii, dilation, filters, mix, unary_weight)
+    return Taps(size, radii, dilation, filters, mix, unary_weight, precision)
 
 
 def window_sum(x, features, radii, dilation: int, include_self: bool):
     """K x: x [B, C, Z, Y, X], features [Bf, D, Z, Y, X]; Bf is B or 1."""
-    size, flat = x.shape[2:], _flat(x)
+    if x.shape[1] > MAX_CLASSES:
+        blocks = x.split(MAX_CLASSES, 1)
+        return torch.cat([window_sum(b, features, radii, dilation, include_self) for b in blocks], 1)
+    filters = [WindowFilter(features.contiguous(), include_self)]
+    windows = _windows(x.shape[2:], radii, dilation, filters, x.shape[1])
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    filters = [(features.contiguous(), include_self, None, None)]
-    if x.shape[1] <= MAX_CLASSES:
-        _launch_window(flat, y.flatten(2), size, radii, dilation, filters)
-        return y
-    blocks = [window_sum(block, features, radii, dilation, include_self) for block in x.split(MAX_CLASSES, 1)]
-    return torch.cat(blocks, 1)
+    windows.run(windows.state(x), y, "sum")
+    return y
 
 
 def window_feature_gradient(x, y, features, radii, dilation: int):
     """The gradient of <y, K x> with respect to the features, [Bf, D, Z, Y, X]."""
+    if quads_gradient.serves(x.shape[2:], radii, dilation, [features.shape[1]]):
+        return quads_gradient.feature_gradients(x, y, [features], radii, dilation)[0]
     if x.shape[1] > MAX_CLASSES:
         blocks = zip(x.split(MAX_CLASSES, 1), y.split(MAX_CLASSES, 1), strict=True)
         return sum(window_feature_gradient(*block, features, radii, dilation) for block in blocks)
@@ -330,36 +366,53 @@ class WindowStep(Step):
 
     def __init__(self, operators, mixing, unary, unary_weight):
         super().__init__(operators, mixing, unary.contiguous(), unary_weight.expand(unary.shape[1]))
-        self.mix, self.precision = stacked(mixing, unary.shape[1]), operators[0].precision
-        self.window = to_3d(unary).shape[2:], operators[0].radii, operators[0].dilation
-        self.filters = [
-            (K.features.contiguous(), K.include_self, contiguous(K.scale_in), contiguous(K.scale_out))
+        classes, first = unary.shape[1], operators[0]
+        filters = [
+            WindowFilter(
+                K.features.contiguous(), K.include_self, contiguous(K.scale_in), contiguous(K.scale_out), K.positions
+            )
             for K in operators
         ]
+        self.mix = stacked(mixing, classes)
+        self.windows = _windows(
+            to_3d(unary).shape[2:], first.radii, first.dilation, filters, classes, self.mix,
+            self.unary_weight, first.precision,
+        )  # fmt: skip
+
+    def start(self, q):
+        return self.windows.state(q)
 
     def next(self, state):
-        return self._run(state, "softmax")
+        return self.windows.next(state, self.unary)
 
     def scores(self, state):
-        return self._run(state, "scores")
-
-    def _run(self, q, epilogue):
         y = torch.empty_like(self.unary)
-        _launch_window(
-            q.contiguous().flatten(2), y, *self.window, self.filters, precision=self.precision, epilogue=epilogue,
-            mix=self.mix, unary=self.unary, a=self.unary_weight,
-        )  # fmt: skip
+        self.windows.run(state, y, "scores", unary=self.unary)
         return y
 
+    def probabilities(self, state):
+        return self.windows.image(state).view_as(self.unary)
+
     def backward(self, q, g, through_softmax: bool, messages: bool):
-        filters = [(f, include_self, scale_out, scale_in) for f, include_self, scale_in, scale_out in self.filters]
-        y, mix = torch.empty_like(self.unary), self.mix.mT if self.mix.ndim == 3 else self.mix
-        q = q.contiguous() if through_softmax else None
-        back = y.new_empty((len(filters), *y.shape)) if messages else None
-        if messages and mix.ndim == 2:  # each G_m by itself: no merging of scalars
-            mix = mix.expand(-1, max(2, g.shape[1]))
-        _launch_window(
-            g.contiguous().flatten(2), y, *self.window, filters, precision=self.precision, mix=mix, filtered=back,
-            epilogue="weighted" if q is None else "softmax_adjoint", q=q,
+        y = torch.empty_like(self.unary)
+        back = y.new_empty((len(self.operators), *y.shape)) if messages else None
+        self.windows.run(
+            self.windows.state(g), y, "softmax_adjoint" if through_softmax else "weighted",
+            q=q.contiguous() if through_softmax else None, filtered=back, adjoint=True,
         )  # fmt: skip
         return y, back
+
+    def gradients(self, q, g, needs):
+        K = self.operators
+        window = to_3d(q).shape[2:], K[0].radii, K[0].dilation
+        alike = all(k.scale_in is k.scale_out or (k.scale_in is not None and k.scale_out is not None) for k in K)
+        served = quads_gradient.serves(*window, [k.features.shape[1] for k in K])
+        if not (all(needs) and self.mix.shape[1:] == (1,) and alike and served):
+            return super().gradients(q, g, needs)
+        found = quads_gradient.feature_gradients(
+            q, g, [k.features for k in K], *window[1:], [k.scale_in for k in K], self.mix
+        )
+        return [
+            [from_3d(f, k.axes), *k.scale_gradients(q, mix_adjoint(a, g))]
+            for f, k, a in zip(found, K, self.mixing, strict=True)
+        ]

@@ -9,6 +9,7 @@ from torch import nn
 
 from tritoncrf import checks, features, filters
 from tritoncrf.backends import compute_dtype
+from tritoncrf.features import evenly_spaced
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
 from tritoncrf.filters.window import MAX_WINDOW
 from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, expect_update, placed
@@ -187,6 +188,8 @@ class ConvCRF(Layer):
             assert image is not None
             appearance = self._appearance(image, positions)
         smooth = self._over(positions, "theta_smooth")
+        if self.positions is None:
+            smooth = evenly_spaced(smooth)
         kernels = [filters.Window(f, **self.window) for f in (smooth, appearance)]
         weights: list[torch.Tensor] = [self.weight_smooth, self.weight_appearance]
         cost: Compatibility = "potts"

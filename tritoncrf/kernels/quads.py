@@ -1,0 +1,432 @@
+"""Window sums of images with few classes, and the ConvCRF step that ends with them: 2 x 2 pixels a thread (ConvCRF
+paper, section 4; symbols of docs/symbols.md; adjoint and feature gradient stand in window.py).
+
+    (K x)_i = sum_j k_ij x_j ,  k_ij = 2^(-|f_i - f_j|^2 / (2 ln 2))
+    F_m = out_m . K_m (in_m . Q) ,  S = a U + sum_m A_m F_m
+
+and where the A_m are two numbers c_m, one weight meets the classes: with W = max |c_m|, s the sign of c_r,
+
+    sum_m c_m F_m = s W out_r . sum_j (2^(log2 |c_r| / W - ..) in_r,j + rho_i k_o,ij in_o,j) Q_j ,
+    rho = c_o / (s W) out_o / out_r            r: the filter whose coefficient is in its exponent, o: the other
+
+Form. States and features lie in padded planes (planes.py). A thread owns ROWS x 2 pixels and all their classes, so that
+a pair of neighbours is read once for all of them, and its weights are formed once for all classes. Classes come in
+blocks of powers of two (21 = 16 + 4 + 1): none is padded. The rows of the window are a loop; its columns are unrolled,
+or a loop over parts of them where that would be long. Of two rows of pixels the upper has a first row of its window to
+itself, and the lower a last one: these two are read together. Positions need no exponential: their weight is a row's
+times a column's. Cost O(N (D + C)) for each tap of the window, memory O(B C N).
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from tritoncrf.kernels.common import ceil_div, launch, product, scale
+from tritoncrf.kernels.planes import (
+    COLUMNS,
+    KAPPA,
+    MAX_STEP,
+    PIXELS,
+    UNKNOWN,
+    WARPS,
+    Planes,
+    by_pixel,
+    channels,
+    exponent,
+    halves,
+    inside,
+    neighbour_there,
+    own_channels,
+    part_of_row,
+    quad_tile,
+)
+
+MAX_CLASSES = 24
+MAX_REGISTERS = 168  # by `_registers`: beyond either, some kernel spills
+
+
+@triton.constexpr_function
+def blocks(C):
+    """Of how many powers of two C is made."""
+    return bin(C).count("1")
+
+
+@triton.constexpr_function
+def block(C, n):
+    """The n-th of them, the largest first."""
+    return [1 << bit for bit in range(C.bit_length() - 1, -1, -1) if C >> bit & 1][n]
+
+
+@triton.constexpr_function
+def first_class(C, n):
+    return sum([1 << bit for bit in range(C.bit_length() - 1, -1, -1) if C >> bit & 1][:n])
+
+
+@triton.constexpr_function
+def distance(t, R):
+    return abs(t - R)
+
+
+@triton.constexpr_function
+def reference(D):
+    """The filter whose coefficient is in its exponent: the last that is none of positions, or -1."""
+    return max([m for m in range(len(D)) if D[m] > 0], default=-1)
+
+
+@triton.jit
+def _offsets(first, stride, i, C: tl.constexpr, c: tl.constexpr):
+    """Of pixels i in the classes of block c, `stride` apart, class 0 at `first` strides."""
+    o_c = first + first_class(C, c) + tl.arange(0, block(C, c)).to(tl.int64)
+    return (o_c * stride)[None, :, None] + i
+
+
+@triton.jit
+def _of_steps(t, spacing):
+    """The weight of two positions t steps apart."""
+    t = t * spacing
+    return tl.exp2(t * t * -KAPPA)
+
+
+@triton.jit
+def _weight(
+    T: tl.constexpr, t0, there, own, features, scale, rho, start, gy, gx, spacing,
+    D: tl.constexpr, SCALED: tl.constexpr, R: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """rho in_j k_ij of one filter, j in column t0 + T of the window of i, if it is there."""
+    if D == 0:
+        w = rho * gy
+        if there is not None:
+            w = tl.where(there, w, 0.0)
+        if SCALED:
+            w = w * scale
+        if WHOLE:
+            return w * gx[distance(T, R)]
+        else:
+            return w * _of_steps(t0 + T - R, spacing)
+    else:
+        if there is not None:
+            start = tl.where(there, start, float("-inf"))
+        w = tl.exp2(exponent(start, own, features, D))
+        if SCALED:
+            w = w * scale
+        return w * rho
+
+
+@triton.jit
+def _part_of_row(
+    x_ptr, f_ptrs, in_ptrs, bases, p, here, t0, sums, own, rho, starts, gy, gx, spacings,
+    C: tl.constexpr, D: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr, MERGE: tl.constexpr, PART: tl.constexpr,
+    PLANE: tl.constexpr,
+):  # fmt: skip
+    """Adds what PART pairs of a row of the window, from p and its column t0 on, give to each of a thread's pixels."""
+    for k in tl.static_range(PART):
+        values = ()
+        for c in tl.static_range(blocks(C)):
+            o_c = (first_class(C, c) + tl.arange(0, block(C, c)).to(tl.int64)) * PLANE + k
+            values = values + (halves(tl.load(x_ptr + p + o_c[None, :, None])),)
+        features = ()
+        scales = ()
+        for m in tl.static_range(len(D)):
+            features = features + (channels(f_ptrs[m] + bases[m] * D[m] + p, k, D[m], PLANE),)
+            if in_ptrs[m] is None:
+                scales = scales + ((1.0, 1.0),)
+            else:
+                scales = scales + (halves(tl.load(in_ptrs[m] + bases[m] + p + k)),)
+        for h in tl.static_range(2):
+            new = ()
+            for s in tl.static_range(2):
+                if PART == R + 1 and not inside(2 * k + h - s, R):
+                    new = new + (sums[s],)
+                else:
+                    weights = ()
+                    for m in tl.static_range(len(D)):
+                        there = neighbour_there(2 * k + h - s, t0, here, SELF[m], R, PART)
+                        w = _weight(
+                            2 * k + h - s, t0, there, own[m][s], features[m][h], scales[m][h], rho[m][s], starts[m],
+                            gy[m], gx[m], spacings[m][1], D[m], in_ptrs[m] is not None, R, PART == R + 1,
+                        )  # fmt: skip
+                        weights = weights + (w,)
+                    if MERGE:
+                        weights = (weights[0] + weights[1],)
+                    longer = ()
+                    for m in tl.static_range(len(weights)):
+                        for c in tl.static_range(blocks(C)):
+                            longer = longer + (sums[s][m * blocks(C) + c] + weights[m] * values[c][h],)
+                    new = new + (longer,)
+            sums = new
+    return sums
+
+
+@triton.jit
+def _row_weights(dy, spacings, D: tl.constexpr):
+    """Of positions: the weight of a row that is dy rows from a pixel's; for each filter, else 0."""
+    gy = ()
+    for m in tl.static_range(len(D)):
+        gy = gy + (_of_steps(dy, spacings[m][0]) if D[m] == 0 else 0.0,)
+    return gy
+
+
+@triton.jit
+def _per_class(ptr, row, o_p, C: tl.constexpr):
+    """A number of each class from a table's row, in blocks [1, CB, P]: every thread holds them all, as it does sums."""
+    found = ()
+    for c in tl.static_range(blocks(C)):
+        found = found + (tl.load(ptr + _offsets(row * C, PIXELS, o_p, C, c)),)
+    return found
+
+
+@triton.jit
+def _softmax(scores):
+    """Softmax over the classes of blocks [ROWS, CB, P]."""
+    top = tl.max(scores[0], 1, keep_dims=True)
+    for c in tl.static_range(1, len(scores)):
+        top = tl.maximum(top, tl.max(scores[c], 1, keep_dims=True))
+    powers = ()
+    total = tl.zeros_like(top)
+    for c in tl.static_range(len(scores)):
+        power = tl.exp(scores[c] - top)
+        total += tl.sum(power, 1, keep_dims=True)
+        powers = powers + (power,)
+    q = ()
+    for c in tl.static_range(len(scores)):
+        q = q + (powers[c] / total,)
+    return q
+
+
+@triton.jit
+def _coefficients(c0, c1, REFERENCE: tl.constexpr):
+    """Of two weights c_m: log2 |c_r| / W, c_0 / (s W), c_1 / (s W) and s W, for filter r; without sign s if r is -1."""
+    most = tl.maximum(tl.abs(c0), tl.abs(c1))
+    most = tl.where(most > 0, most, 1.0)
+    c = c0 if REFERENCE == 0 else c1
+    factor = most if REFERENCE == -1 else tl.where(c < 0, -most, most)
+    return tl.log2(tl.abs(c) / most), c0 / factor, c1 / factor, factor
+
+
+@triton.jit(do_not_specialize=UNKNOWN)
+def _window_quads_kernel(
+    # pointers: planes of x; of each filter: planes of features, or positions [2, N]; planes of in; out; a and A, each
+    # number P times, [1 + M, C, P], so that no thread gets it from another
+    x_ptr, f_ptrs, in_ptrs, out_ptrs, numbers_ptr, unary_ptr, q_ptr, y_ptr, filtered_ptr,
+    # sizes; ROW in pairs; EACH: 1 if a filter has features for each image, 0 if one image's serve all; ZERO: 0
+    NY, NX, STEP, ROW, EACH_0, EACH_1, ZERO,
+    # strides: filter of filtered
+    stride_tm,
+    # meta-parameters; PLANE in pairs; of each filter: channels, 0 of positions, and whether a pixel sees itself
+    C: tl.constexpr, D: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr, MERGE: tl.constexpr, EPILOGUE: tl.constexpr,
+    ROWS: tl.constexpr, PART: tl.constexpr, PLANE: tl.constexpr,
+):  # fmt: skip
+    """Each program owns all classes of one tile of one phase of one image."""
+    REFERENCE: tl.constexpr = reference(D)
+    N = tl.full((), 1, tl.int64) * NY * NX
+    b, phase, image, x, y, corner, i_y, m_y = quad_tile(NY, NX, STEP, ROW, ZERO, R, ROWS)
+    o_p = tl.arange(0, PIXELS)[None, None, :]
+    o_r = tl.arange(0, ROWS)[:, None, None]
+    x_ptr += image * (C * PLANE)
+    first = 0.0
+    if MERGE:
+        coefficients = _coefficients(
+            tl.load(numbers_ptr + C * PIXELS), tl.load(numbers_ptr + 2 * C * PIXELS), REFERENCE
+        )
+        first = coefficients[0]
+
+    bases = ()
+    out_bases = (b * EACH_0 * N, b * EACH_1 * N)
+    own = ()
+    rho = ()
+    gx = ()
+    spacings = ()
+    starts = ()
+    for m in tl.static_range(len(D)):
+        bases = bases + ((b * (EACH_0 if m == 0 else EACH_1) * (STEP * STEP) + phase) * PLANE,)
+        features = ()
+        relative = ()
+        for s in tl.static_range(2):
+            features = features + (own_channels(f_ptrs[m] + bases[m] * D[m], corner, s, ROW, D[m], R, ROWS, PLANE),)
+            r = 1.0
+            if MERGE and m != REFERENCE:
+                r = coefficients[1 + m] * scale(out_ptrs[m], i_y[s], m_y[s], out_bases[m])
+                if REFERENCE >= 0 and out_ptrs[REFERENCE] is not None:
+                    r /= tl.load(out_ptrs[REFERENCE] + out_bases[REFERENCE] + i_y[s], mask=m_y[s], other=1.0)
+            relative = relative + (r,)
+        own = own + (features,)
+        rho = rho + (relative,)
+        starts = starts + (first if m == REFERENCE else 0.0,)
+        spacing = (0.0, 0.0)
+        of_columns = ()
+        if D[m] == 0:  # evenly spaced
+            spacing = (
+                STEP * (tl.load(f_ptrs[m] + N - 1) - tl.load(f_ptrs[m])) / tl.maximum(NY - 1, 1),
+                STEP * (tl.load(f_ptrs[m] + 2 * N - 1) - tl.load(f_ptrs[m] + N)) / tl.maximum(NX - 1, 1),
+            )
+            for t in tl.static_range(R + 1):
+                of_columns = of_columns + (_of_steps(t, spacing[1]),)
+        gx = gx + (of_columns,)
+        spacings = spacings + (spacing,)
+
+    sums = ()
+    for _s in tl.static_range(2):
+        zeros = ()
+        for _m in tl.static_range(1 if MERGE else len(D)):
+            for c in tl.static_range(blocks(C)):
+                zeros = zeros + (tl.zeros((ROWS, block(C, c), PIXELS), tl.float32),)
+        sums = sums + (zeros,)
+    # Rows that lie in the windows of all rows of pixels; then the first one of the upper and the last one of the lower.
+    for j in range(ROWS - 1, 2 * R + 1):
+        gy = _row_weights(j - o_r - R, spacings, D)
+        for part in range(0, R + 1, PART):
+            sums = _part_of_row(
+                x_ptr, f_ptrs, in_ptrs, bases, corner + j * ROW + part, j == R + o_r, 2 * part, sums, own, rho, starts,
+                gy, gx, spacings, C, D, SELF, R, MERGE, PART, PLANE,
+            )  # fmt: skip
+    if ROWS == 2:
+        gy = _row_weights(R, spacings, D)
+        ends = corner + o_r * (2 * R + 1) * ROW
+        for part in range(0, R + 1):
+            sums = _part_of_row(
+                x_ptr, f_ptrs, in_ptrs, bases, ends + part, False, 2 * part, sums, own, rho, starts,
+                gy, gx, spacings, C, D, SELF, R, MERGE, 1, PLANE,
+            )  # fmt: skip
+
+    if EPILOGUE == "softmax" or EPILOGUE == "scores":
+        a = _per_class(numbers_ptr, 0, o_p + ZERO, C)
+    mix = ()
+    if not MERGE and EPILOGUE != "sum":
+        for m in tl.static_range(len(D)):
+            mix = mix + (_per_class(numbers_ptr, 1 + m, o_p + ZERO, C),)
+    for s in tl.static_range(2):
+        messages = ()
+        for m in tl.static_range(1 if MERGE else len(D)):
+            if not MERGE:
+                factor = scale(out_ptrs[m], i_y[s], m_y[s], out_bases[m])
+            elif REFERENCE >= 0:
+                factor = coefficients[3] * scale(out_ptrs[REFERENCE], i_y[s], m_y[s], out_bases[REFERENCE])
+            else:
+                factor = coefficients[3]
+            for c in tl.static_range(blocks(C)):
+                messages = messages + (sums[s][m * blocks(C) + c] * factor,)
+        result = ()
+        for c in tl.static_range(blocks(C)):
+            o_y = _offsets(b * C, N, i_y[s], C, c)
+            for m in tl.static_range(len(messages) // blocks(C)):
+                if filtered_ptr is not None:
+                    tl.store(filtered_ptr + m * stride_tm + o_y, messages[m * blocks(C) + c], mask=m_y[s])
+            total = messages[c]
+            if not MERGE and EPILOGUE != "sum":
+                total = messages[c] * mix[0][c]
+                if len(D) == 2:
+                    total += messages[blocks(C) + c] * mix[1][c]
+            if EPILOGUE == "softmax" or EPILOGUE == "scores":
+                total += a[c] * tl.load(unary_ptr + o_y, mask=m_y[s], other=0.0)
+            result = result + (total,)
+        if EPILOGUE == "softmax":
+            result = _softmax(result)
+            at = by_pixel(2 * ((y + o_r + R) * ROW + x) + R + s, ZERO)
+        if EPILOGUE == "softmax_adjoint":
+            q = ()
+            along = tl.zeros((ROWS, 1, PIXELS), tl.float32)
+            for c in tl.static_range(blocks(C)):
+                q = q + (tl.load(q_ptr + _offsets(b * C, N, i_y[s], C, c), mask=m_y[s], other=0.0),)
+                along += tl.sum(product(q[c], result[c]), 1, keep_dims=True)
+        for c in tl.static_range(blocks(C)):
+            value = result[c]
+            if EPILOGUE == "softmax":
+                tl.store(y_ptr + _offsets(image * C, 2 * PLANE, at, C, c), value, mask=m_y[s])
+            else:
+                if EPILOGUE == "softmax_adjoint":
+                    value = q[c] * (value - along)
+                tl.store(y_ptr + _offsets(b * C, N, i_y[s], C, c), value, mask=m_y[s])
+
+
+def _registers(classes: int, sums: int, rows: int, channels, scaled: bool) -> int:
+    """Of a thread, about: its sums, a pair's values, its own features and the pair's, scales."""
+    return 2 * classes * (rows * sums + 1) + 2 * (rows + 1) * sum(channels) + 8 * scaled
+
+
+def _rows(*needs) -> int:
+    """Rows of pixels in a thread, or 0 where even one does not fit."""
+    classes, sums, *rest = needs
+    return max((n for n in (1, 2) if _registers(classes, sums, n, *rest) <= MAX_REGISTERS), default=0)
+
+
+class State:
+    """Planes [B, phases, C, plane] of a Q; when nobody has it any more they go back to `spare`, their halos still zero,
+    so that a loop needs two and fills no others."""
+
+    def __init__(self, planes, spare: list):
+        self.planes, self.spare = planes, spare
+
+    def __del__(self):
+        self.spare.append(self.planes)
+
+
+class Quads:
+    """The windows of one or two filters over images of one size, and the mean-field step that ends with them."""
+
+    @staticmethod
+    def serve(size, radii, dilation: int, classes: int, filters, matrix: bool) -> bool:
+        """Whether these are windows of images, of which a thread can hold all classes and features. The others have
+        neighbours along other axes, or classes in several threads."""
+        image = size[0] == 1 and radii[0] == 0 and radii[1] == radii[2] > 0
+        scaled = any(f.scale_in is not None or f.scale_out is not None for f in filters)
+        needs = classes, len(filters), [f.channels for f in filters], scaled
+        few = classes <= MAX_CLASSES and _rows(*needs) > 0
+        return image and few and not matrix and min(dilation, max(size)) <= MAX_STEP
+
+    def __init__(self, size, radii, dilation: int, filters, mix=None, unary_weight=None):
+        self.filters, self.merges = filters, mix is not None and len(filters) == 2 and mix.shape[1] == 1
+        self.layout = Planes(size[1:], radii[2], dilation)
+        self.spare: list = []
+        self.features = [f.features if f.positions else self._pairs(f.features) for f in filters]
+        self.scales = {}
+        if mix is not None:
+            rows = torch.cat([unary_weight[None], mix.expand(-1, len(unary_weight))])
+            self.numbers = rows[:, :, None].expand(-1, -1, PIXELS.value).contiguous()
+
+    def _pairs(self, x):
+        return self.layout.of(x).view(torch.int64)
+
+    def _scale_pairs(self, scale):
+        """Planes of a filter's scales, made once."""
+        if scale is None:
+            return None
+        if id(scale) not in self.scales:
+            self.scales[id(scale)] = self._pairs(scale)
+        return self.scales[id(scale)]
+
+    def state(self, x):
+        """x [B, C, ..] as `run` reads it."""
+        planes = self.spare.pop() if self.spare else self.layout.empty(x)
+        return State(self.layout.fill(planes, x), self.spare)
+
+    def image(self, state):
+        return self.layout.image(state.planes)
+
+    def next(self, state, unary):
+        """The state of softmax(a U + sum_m A_m F_m)."""
+        found = State(self.spare.pop() if self.spare else torch.zeros_like(state.planes), self.spare)
+        self.run(state, found.planes, "softmax", unary=unary)
+        return found
+
+    def run(self, state, y, epilogue: str, unary=None, q=None, filtered=None, adjoint: bool = False):
+        """F_m of a state, or of its adjoint, to y as `epilogue` says, and each by itself to `filtered`."""
+        batch, _, classes, _ = state.planes.shape
+        ins, outs = zip(*((f.scale_out, f.scale_in) if adjoint else (f.scale_in, f.scale_out) for f in self.filters))
+        merge = self.merges and filtered is None
+        channels = tuple(f.channels for f in self.filters)
+        sums = 1 if merge else len(channels)
+        layout, (ny, nx) = self.layout, self.layout.size
+        rows = _rows(classes, sums, channels, any(s is not None for s in (*ins, *outs)))
+        tiles = ceil_div(layout.low[0], rows * WARPS) * ceil_div(layout.low[1], 2 * COLUMNS.value)
+        each = [int(len(f.features) > 1) for f in self.filters]
+        launch(
+            _window_quads_kernel, (tiles * layout.step**2 * batch,), num_warps=WARPS,
+            x_ptr=state.planes.view(torch.int64), f_ptrs=tuple(self.features),
+            in_ptrs=tuple(self._scale_pairs(s) for s in ins), out_ptrs=outs,
+            numbers_ptr=None if epilogue == "sum" else self.numbers, unary_ptr=unary, q_ptr=q, y_ptr=y,
+            filtered_ptr=filtered, NY=ny, NX=nx, STEP=layout.step, ROW=layout.row, EACH_0=each[0], EACH_1=each[-1],
+            ZERO=0, stride_tm=0 if filtered is None else filtered.stride(0), C=classes, D=channels,
+            SELF=tuple(f.include_self for f in self.filters), R=layout.radius, MERGE=merge, EPILOGUE=epilogue,
+            ROWS=rows, PART=part_of_row(layout.radius),
+            PLANE=layout.plane,
+        )  # fmt: skip
