@@ -9,12 +9,14 @@ border count for as many as there are.
 import contextlib
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from bench.compiled.compilation import Binary, compile_launch, signature
 from bench.compiled.sass import Sass, disassembled, weights
+from bench.floors import visited_pairs
 from ptx.formats import WIDTH, u64
 from ptx.launch import SCALARS, allocated, flat
 from ptx.run import Run
@@ -23,7 +25,9 @@ from tritoncrf.kernels.common import Launch
 
 WARP = 32
 LANES = 8192  # threads side by side in the emulator
-STEPS = 20000  # instructions of a thread after which no further programs are run
+FIRST_LANES = 1024
+WORK = 1.6e8  # instructions of threads after which no further programs are run
+VISITS = 4, 12  # of a block of an exact filter: from what two short lists execute, what the whole one does
 GOLDEN = (math.sqrt(5) - 1) / 2
 BANKS = 32
 TAGS = 4  # lines of 128 bytes that one wavefront reads from: assumed, not measured
@@ -99,8 +103,8 @@ class Counting(Run):
         return min(16, vector * WIDTH[parts[-1]] // 8) if parts[0] in ("ld", "st") else 4
 
 
-def run_programs(launch: Launch, binary: Binary, steps: float = math.inf) -> tuple[Counting, np.ndarray, float]:
-    """In the emulator, until a thread has executed `steps` instructions on average, or all have run: the run, how many
+def run_programs(launch: Launch, binary: Binary, work: float = math.inf) -> tuple[Counting, np.ndarray, float]:
+    """In the emulator, until threads have executed `work` instructions, or all programs have run: the run, how many
     warps ran each block of PTX, and the share of the programs that ran."""
     program = binary.program
     arguments = [part for name, kind in signature(launch, binary.target).items()
@@ -117,24 +121,57 @@ def run_programs(launch: Launch, binary: Binary, steps: float = math.inf) -> tup
     run = Counting(program, (*map(int, launch.grid), 1, 1)[:3], parameters, list(allocations.values()), profiled=True)
 
     total = math.prod(run.grid)
-    order = np.argsort(np.arange(1, total + 1) * GOLDEN % 1) if steps < math.inf else np.arange(total)
+    order = np.argsort(np.arange(1, total + 1) * GOLDEN % 1) if work < math.inf else np.arange(total)
     lengths = np.array([len(block) for block in program.blocks])
-    warps, done, count, taken = np.zeros(len(lengths)), 0, max(1, LANES // program.threads), 0.0
+    warps, done, taken = np.zeros(len(lengths)), 0, 0.0
     with np.errstate(all="ignore"):
-        while done < total and taken < steps:
-            some = np.sort(order[done : done + count])
+        while done < total and taken < work:
+            lanes = LANES if done or work == math.inf else FIRST_LANES  # few, since programs may be long
+            some = np.sort(order[done : done + max(1, lanes // program.threads)])
             run._begin(some)
             found = run._execute()
             warps += found
             done += len(some)
-            taken += float(found @ lengths) * WARP / (len(some) * program.threads)
+            taken += float(found @ lengths) * WARP
             if run.faults:
                 raise RuntimeError(f"{launch.kernel.__name__}: {run.faults[0]}")
     return run, warps, done / total
 
 
-def executed(launch: Launch, binary: Binary, steps: float = STEPS) -> Executed:
-    run, warps, share = run_programs(launch, binary, steps)
+def executed(launch: Launch, binary: Binary, work: float = WORK) -> Executed:
+    """Of an exact filter whose blocks visit many others, by two launches that visit few: what is executed grows
+    linearly with the pairs of blocks visited."""
+    pairs = visited_pairs(launch)
+    few, more = (shortened(launch, visits) for visits in VISITS) if pairs else (launch, launch)
+    if visited_pairs(more) == pairs:
+        return _executed(launch, binary, work)
+    low, high = (_executed(short, binary, work) for short in (few, more))
+    beyond = (pairs - visited_pairs(few)) / (visited_pairs(more) - visited_pairs(few))
+
+    def at(a, b):
+        return a + (b - a) * beyond
+
+    opcodes = Counter({name: at(low.opcodes[name], count) for name, count in high.opcodes.items()})
+    return Executed(opcodes, at(low.wavefronts, high.wavefronts), at(low.sectors, high.sectors), high.share)
+
+
+def shortened(launch: Launch, visits: int) -> Launch:
+    """The same launch of an exact filter, in which a block visits at most the first `visits` of its list."""
+    starts = launch.arguments["starts_ptr"]
+    counts = starts.diff(dim=-1).clamp(max=visits)
+    kept = torch.cat(
+        [torch.arange(n) + s for s, n in zip(starts[..., :-1].flatten().tolist(), counts.flatten().tolist())]
+    )
+    ends = counts.flatten().cumsum(0).view_as(counts).to(starts.dtype)
+    tables = {
+        "starts_ptr": torch.cat([ends[..., :1] - counts[..., :1].to(starts.dtype), ends], -1),
+        "columns_ptr": launch.arguments["columns_ptr"][kept],
+    }
+    return replace(launch, arguments=launch.arguments | tables)
+
+
+def _executed(launch: Launch, binary: Binary, work: float) -> Executed:
+    run, warps, share = run_programs(launch, binary, work)
     sass = Sass(disassembled(binary.code))
     opcodes = Counter()
     for block, weight in zip(sass.blocks, weights(sass, binary.program, list(warps / share))):

@@ -120,22 +120,21 @@ def names(chosen: list[Kernel]) -> list[str]:
 
 
 def unit(kernel: Kernel, work: CRFWork) -> tuple[str, int]:
-    """What a launch does so and so often, for instructions to be counted by: its name, and how often."""
+    """What a launch's instructions are told by: a name, and how many of it there are. A lattice's rows lie across
+    threads, so pairs of pixel and vertex, and vertices, are told by instructions of warps."""
     launch, pixels = kernel.launch, work.batch * math.prod(work.size)
     arguments, module = launch.arguments, floors.module_of(launch)
-    classes = arguments.get("C", work.classes)
-    fours = arguments.get("CS", -(-classes // 4) * 4) // 4
     if module == "window":
         return "pixel, tap", work.batch * math.prod(floors.low_size(work)) * work.window_size ** len(work.size)
     if module == "exact" and (pairs := floors.visited_pairs(launch)):
         return "pair", pairs
-    if "D1" in arguments and "N" in arguments:
+    if module == "lattice" and "D1" in arguments:
         corners = arguments["D1"]
-        return "pair, 4 classes", pixels * fours * (sum(corners) if isinstance(corners, tuple) else corners)
+        return "pair, by warps", WARP * pixels * (sum(corners) if isinstance(corners, tuple) else corners)
     if module == "lattice" and "V" in arguments:
-        return "vertex, 4 classes", arguments["V"] * fours
+        return "vertex, by warps", WARP * arguments["V"]
     if module in ("blur", "exact") or module in ("guided", "box") and set(kernel.launches) != {"build"}:
-        return "pixel, class", pixels * (work.classes if module == "exact" else classes)
+        return "pixel, class", pixels * work.classes
     return "pixel", pixels
 
 
