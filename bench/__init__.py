@@ -4,4 +4,5 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
 sys.path.append(str(ROOT / "tests"))  # the emulator, `ptx`, is there

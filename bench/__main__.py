@@ -5,13 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import ROOT, gpu
+from bench import RESULTS, gpu
 from bench.compare import compare
 from bench.exercise import exercise
 from bench.suite import run_suite
 from tritoncrf.commands import CommandError, Parser, check_output, make_folder, run
-
-RESULTS = ROOT / "bench" / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

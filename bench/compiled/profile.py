@@ -166,6 +166,24 @@ class Row:
         }  # fmt: skip
 
 
+def predictions(folder: Path, target: str, triton: str) -> dict[str, list[dict]]:
+    """The rows of each work that `run` wrote last for this target and Triton; else none."""
+    written = sorted(folder.glob(f"compiled-{target}-triton-{triton}-*.json"))
+    found: dict[str, list[dict]] = {}
+    for row in json.loads(written[-1].read_text())["rows"] if written else ():
+        found.setdefault(row["work"], []).append(row)
+    return found
+
+
+def predicted_of(rows: list[dict], found: list[Kernel]) -> list[float | None]:
+    """Seconds predicted of each kernel, where the same kernels were counted: what numbers of vertices are in their
+    names may differ a little."""
+    counted = [row["kernel"].split()[0] for row in rows]
+    if counted != [kernel.launch.kernel.__name__ for kernel in found]:
+        return [None] * len(found)
+    return [row["predicted"] for row in rows]
+
+
 def resources(target: str, num_warps: int, registers: int, spills: int, shared: int) -> list[str]:
     """Cells of the columns `RESOURCES`; no occupancy of a multiprocessor that is not in the table."""
     cells = [str(n) for n in (num_warps, registers, spills, shared)]
@@ -198,7 +216,7 @@ def run(targets: list[str], out: Path | None, works: str = "", chosen: str = "",
         text = markdown(target, environment, rows)
         print(text)
         if out:
-            file = f"compiled-{target}-{environment['date']}"
+            file = f"compiled-{target}-triton-{environment['triton']}-{environment['date']}"
             data = {"environment": environment, "rows": [row.data for row in rows]}
             write(out / f"{file}.md", text.encode())
             write(out / f"{file}.json", (json.dumps(data, indent=1) + "\n").encode())

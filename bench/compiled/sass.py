@@ -21,9 +21,14 @@ LINE = re.compile(r"\s*\.loc\s")
 STATEMENT = re.compile(r"\s*(@!?%\w+\s+)?[a-z][\w.:]*\s")
 INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?(U?P\w+)\s+)?([A-Z][A-Z0-9]*)([\w.]*)\s*(.*?);")
 TARGET = re.compile(r"`\((\.L[\w]*)\)")
-# Statements that SASS has one instruction for, which is neither dropped nor moved out of a loop.
-KEPT = re.compile(r"(?:ld|st|red|atom)\.(?:volatile\.|relaxed\.|acquire\.|gpu\.)*(?:global|shared)|bar\.sync|mma")
-OPCODES = {"LDG", "STG", "LDS", "STS", "RED", "ATOM", "ATOMG", "REDG", "BAR", "HMMA"}
+# Statements that SASS has one instruction for, which is neither dropped nor moved out of a loop: where a loop has none
+# of the first, the second serve, and then any.
+KEPT = [
+    (re.compile(r"(ld|st|red|atom)\.(\w+\.)*(global|shared)|bar\.sync|mma"),
+     {"LDG", "STG", "LDS", "STS", "RED", "ATOM", "ATOMG", "REDG", "BAR", "HMMA"}),
+    (re.compile(r"(fma|add|sub|mul|ex2)\.(\w+\.)*f32"), {"FFMA", "FADD", "FMUL", "MUFU"}),
+    (re.compile(""), None),
+]  # fmt: skip
 
 
 def marked(ptx: str) -> str:
@@ -172,82 +177,89 @@ def disassembled(cubin: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def weights(sass: Sass, program: Program, executed: list[int]) -> list[float]:
+def weights(sass: Sass, program: Program, executed: list[float]) -> list[float]:
     """How many warps run each block of SASS, where `executed` says it of the blocks of `program`, from marked PTX.
 
     A block of SASS runs as often as that block of PTX from which most of its instructions come, of those blocks that
     stand in the same loop: what was moved there out of deeper loops says nothing. A loop of SASS is that of PTX whose
     jump back it has. Where ptxas unrolled a loop, its copies share what the loop of PTX runs.
     """
-    graph = graph_of(program)
-    block_of = {int(i.where): b for b, block in enumerate(program.blocks) for i in block}
-    kept = {int(i.where) for block in program.blocks for i in block if KEPT.match(i.op)}
-    inside = [graph.innermost(b) for b in range(len(program.blocks))]
-    places = [sass.graph.innermost(b) for b in range(len(sass.blocks))]
-    loop_of = {None: None} | {header: _loop(sass, header, places, inside, block_of) for header in sass.graph.loops}
+    return _Weights(sass, program, executed).found
 
-    found: list[float | None] = [0.0] * len(sass.blocks)
-    largest_first = sorted(sass.graph.loops, key=lambda header: -len(sass.graph.loops[header][0]))
-    of_loop = {None: [None]}
-    for header in largest_first:
-        of_loop.setdefault(loop_of[header], []).append(header)
-    for loop, headers in of_loop.items():
-        members = [b for b in sorted(sass.graph.reached) if places[b] in headers]
+
+class _Weights:
+    def __init__(self, sass: Sass, program: Program, executed: list[float]):
+        self.sass, self.executed = sass, executed
+        graph = graph_of(program)
+        inside = [graph.innermost(b) for b in range(len(program.blocks))]
+        statements = [(i, b) for b, block in enumerate(program.blocks) for i in block]
+        self.block_of = {int(i.where): b for i, b in statements}  # of PTX, by line
+        self.loop_of = {line: inside[b] for line, b in self.block_of.items()}
+        self.kept = [({int(i.where) for i, _ in statements if kept.match(i.op)}, some) for kept, some in KEPT]
+        self.places = [sass.graph.innermost(b) for b in range(len(sass.blocks))]
+        self.found = [0.0] * len(sass.blocks)
+        self.filled: set[int] = set()
+
+        loops = {None: [None]}  # of PTX: those of SASS, the outer ones first
+        for header in sorted(sass.graph.loops, key=lambda header: -len(sass.graph.loops[header][0])):
+            loops.setdefault(self._loop(header), []).append(header)
+        for loop, headers in loops.items():
+            members = [b for b in sorted(sass.graph.reached) if self.places[b] in headers]
+            self._vote(loop, members)
+            if loop is not None:
+                self._share(loop, members)
+
+    def _loop(self, header: int) -> int | None:
+        """The loop of PTX that a loop of SASS is."""
+        blocks, latches = self.sass.graph.loops[header]
+        back = [self.sass.blocks[b][-1] for b in latches]
+        own = [i for b in blocks if self.places[b] == header for i in self.sass.blocks[b]]
+        for some in back, own:
+            votes = Counter(self.loop_of[i.line] for i in some if i.line in self.loop_of)
+            votes.pop(None, None)
+            if votes:
+                return votes.most_common(1)[0][0]
+        return None
+
+    def _vote(self, loop: int | None, members: list[int]):
+        """What the blocks of a loop run if it is not unrolled. Those that ptxas made, or that are copies of a deeper
+        loop, run as often as what comes before them."""
+        silent = set()
         for b in members:
-            votes = Counter(
-                block_of[i.line] for i in sass.blocks[b] if i.line in block_of and inside[block_of[i.line]] == loop
-            )
-            most = max(votes.values(), default=0)
-            found[b] = max((executed[p] for p, n in votes.items() if n == most), default=None)
-        _fill(sass, found, members)
-        if loop is not None:
-            share = _share(sass, found, members, executed, kept, block_of, inside, loop)
-            for b in members:
-                found[b] *= share
-    return found
+            lines = [i.line for i in self.sass.blocks[b] if i.line in self.block_of]
+            votes = Counter(self.block_of[line] for line in lines if self.loop_of[line] == loop)
+            if votes:
+                most = max(votes.values())
+                self.found[b] = max(self.executed[p] for p, n in votes.items() if n == most)
+            else:
+                silent.add(b)
+        self.filled |= silent
+        while silent:
+            ready = {b for b in silent if set(self.sass.graph.before[b]) - silent} or silent
+            for b in ready:
+                self.found[b] = max((self.found[a] for a in self.sass.graph.before[b]), default=0.0)
+            silent -= ready
 
-
-def _loop(sass, header, places, inside, block_of) -> int | None:
-    """The loop of PTX that a loop of SASS is."""
-    blocks, latches = sass.graph.loops[header]
-    back = [sass.blocks[b][-1] for b in latches]
-    own = [i for b in blocks if places[b] == header for i in sass.blocks[b]]
-    for some in back, own:
-        votes = Counter(inside[block_of[i.line]] for i in some if i.line in block_of)
-        votes.pop(None, None)
-        if votes:
-            return votes.most_common(1)[0][0]
-    return None
-
-
-def _fill(sass, found, members):
-    """Blocks that ptxas made run as often as what comes before them."""
-    for _ in members:
-        for b in members:
-            if found[b] is None:
-                before = [found[a] for a in sass.graph.before[b] if a in sass.graph.reached and found[a] is not None]
-                found[b] = max(before, default=None)
-    for b in members:
-        found[b] = found[b] or 0.0
-
-
-def _share(sass, found, members, executed, kept, block_of, inside, loop) -> float:
-    """What part of the trips of a loop of PTX each of its copies takes; copies outside loops take theirs first."""
-    shares = {}
-    for lines, opcodes in (kept, OPCODES), (block_of.keys(), None):
-        seen, outside = Counter(), Counter()
-        for b in sass.graph.reached:
-            for i in sass.blocks[b]:
-                if i.line in lines and inside[block_of[i.line]] == loop and (opcodes is None or i.opcode in opcodes):
-                    if b in members:
-                        seen[i.line] += 1
-                    elif opcodes:
-                        outside[i.line] += found[b] or 0.0
-        shares = {
-            line: (1 - outside[line] / executed[block_of[line]]) / n
-            for line, n in seen.items()
-            if executed[block_of[line]]
-        }
-        if shares:
-            break
-    return max(0.0, median(shares.values())) if shares else 1.0
+    def _share(self, loop: int, members: list[int]):
+        """What of the trips of a loop of PTX each of its copies takes. Copies that ptxas put outside loops, for what
+        the unrolled trips leave, take theirs first, all of them as far as there are as many."""
+        for lines, opcodes in self.kept:
+            inner, outer = Counter(), Counter()
+            for b in self.sass.graph.reached:
+                for i in self.sass.blocks[b]:
+                    if i.line in lines and self.loop_of[i.line] == loop and (not opcodes or i.opcode in opcodes):
+                        if b in members:
+                            inner[i.line] += 1
+                        elif opcodes:
+                            outer[i.line] += (
+                                self.found[b] / self.executed[self.block_of[i.line]] if self.found[b] else 0
+                            )
+            if inner:
+                taken = median(outer[line] for line in inner)
+                if taken > 1:
+                    for b in self.filled - {*members}:
+                        if any(self.loop_of.get(i.line) == loop for i in self.sass.blocks[b]):
+                            self.found[b] /= taken
+                for b in members:
+                    self.found[b] *= max(0.0, 1 - taken) / median(inner.values())
+                return
