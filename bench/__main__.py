@@ -1,11 +1,11 @@
-"""`python -m bench run | compare | profile | compile | gpu | exercise`: see README.md beside this file."""
+"""`python -m bench run | compare | profile | compile | gpu | first | exercise`: see README.md beside this file."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import RESULTS, gpu
+from bench import RESULTS, first, gpu
 from bench.compare import compare
 from bench.exercise import exercise
 from bench.suite import run_suite
@@ -57,7 +57,12 @@ def _parser() -> Parser:
 
     command = commands.add_parser("exercise", help="run what a sanitizer or a profiler watches, and time nothing")
     command.add_argument("--large", action="store_true", help="short training steps of W4, W1, W2 and W3")
-    command.set_defaults(run=lambda options: exercise(options.large))
+    command.add_argument("--work", help="this work of the profile alone, by its name: forward, and its training steps")
+    command.set_defaults(run=lambda options: exercise(options.large, options.work))
+
+    command = commands.add_parser("first", help="one part of the GPU's stage `first`, in this process")
+    command.add_argument("part", choices=first.PARTS)
+    command.set_defaults(run=lambda options: first.run_part(options.part))
 
     return parser
 
