@@ -233,27 +233,29 @@ def _within(filters: list[Work]) -> Work:
     return sum((replace(f, bytes=0) for f in filters), NOTHING)
 
 
-def launched(launch, work, facts: dict | None = None) -> Work:
-    """What one launch of a work's step needs: its tensors once, and for the kernels whose sums bound them
+def launched(launch, work) -> Work:
+    """What one launch of a work's step needs: its tensors once, and for the kernels that are bound by their sums
 
     window  2 C operations a pair of pixels of the window, 4 C for the features' gradient, whose program computes both
             <y_i, x_j> and <y_j, x_i>; one exponential, that of the colours
     exact   one exponential and 2 (C + D) operations of products a pair that is visited, for the gradient twice as many
     """
-    moved, module = Work(bytes_of(launch), 0, 0), module_of(launch)
-    gradient, classes = 2 if "gradient" in launch.kernel.__name__ else 1, launch.arguments.get("C", work.classes)
-    if module == "window":
+    moved, name = Work(bytes_of(launch), 0, 0), launch.kernel.__name__
+    gradient, classes = 2 if "gradient" in name else 1, classes_of(launch, work)
+    if work.filter == "window" and "window" in name:
         p = work.batch * pairs(low_size(work), (work.window_size // 2,) * len(work.size))
-        return moved + Work(0, 2 * gradient * classes * p, p)
-    if module == "exact" and (p := visited_pairs(launch)):
-        terms = work.classes if gradient == 2 else classes
-        return moved + Work(0, 0, p, 2 * (terms + launch.arguments["D"]) * p * gradient)
+        channels = launch.arguments.get("D", 1)  # none where features are positions
+        colours = any(channels) if isinstance(channels, tuple) else channels > 0
+        return moved + Work(0, 2 * gradient * classes * p, p * colours)
+    if p := visited_pairs(launch):
+        return moved + Work(0, 0, p, 2 * (classes + launch.arguments["D"]) * p * gradient)
     return moved
 
 
-def module_of(launch) -> str:
-    """The kernel file: window, blur, lattice, ..."""
-    return launch.kernel.fn.__module__.rpartition(".")[2]
+def classes_of(launch, work) -> int:
+    """Of a launch: the work's, or 1, of the sums that normalise a filter."""
+    found = launch.arguments.get("CLASSES", launch.arguments.get("C"))
+    return found if isinstance(found, int) else work.classes
 
 
 def bytes_of(launch) -> int:

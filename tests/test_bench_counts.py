@@ -12,7 +12,7 @@ from bench import floors
 from bench.compiled import compilation, profile
 from bench.compiled import executed as counting
 from bench.compiled.compilation import TARGETS, compile_launch, pretended, specialise
-from bench.compiled.executed import Executed, executed, launches_emulated, run_programs
+from bench.compiled.executed import Executed, executed, launches_emulated
 from bench.compiled.prediction import MACHINES, predicted, product_operations
 from bench.compiled.sass import INSTRUCTION, disassembled
 from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
@@ -135,19 +135,6 @@ def test_statements_as_lines_leave_the_code_as_it_is(monkeypatch):
     assert len(found) > 100 and found == expected
 
 
-def test_memory_instructions_of_sass_are_those_of_ptx():
-    """The same number two ways, in a kernel of nested loops which ptxas unrolls."""
-    work = GuidedWork(size=(40, 50), classes=5)
-    kernels = profile.compiled_kernels(work, "weights")
-    (kernel,) = [k for k in kernels if "_coefficients_kernel" in k.name and "loop" in k.launches]
-    binary = compile_launch(kernel.launch, "sm_90")
-    _, warps, _ = run_programs(kernel.launch, binary)
-    found = executed(kernel.launch, binary)
-    for opcode, kind in ("LDG", "ld.global"), ("STG", "st.global"):
-        count = sum(n for name, n in found.opcodes.items() if name.startswith(opcode))
-        assert count == pytest.approx(sum(n * of[kind] for n, of in zip(warps, binary.program.counts)), rel=1e-6)
-
-
 def test_a_launch_out_of_bounds_is_not_counted():
     with pytest.raises(RuntimeError, match="reading_kernel: bounds"):
         counted(reading_kernel, programs=1, x_ptr=torch.zeros(64), y_ptr=torch.zeros(128), FIRST=0, STEP=1)
@@ -213,7 +200,7 @@ def test_the_floor_of_a_window_launch():
     work = ConvCRFWork(5, size=(9, 11), classes=3)
     kernels = profile.compiled_kernels(work, "features")
     pairs = floors.pairs((9, 11), (2, 2))
-    (step,) = [k for k in kernels if k.name == "_window_kernel softmax"]
+    (step,) = [k for k in kernels if k.name.endswith("softmax")]
     counted = floors.launched(step.launch, work)
     assert counted.operations == 2 * 3 * pairs and counted.exponentials == pairs
     assert counted.bytes == floors.bytes_of(step.launch) > 3 * 3 * 99 * 4

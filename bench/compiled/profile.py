@@ -123,19 +123,19 @@ def unit(kernel: Kernel, work: CRFWork) -> tuple[str, int]:
     """What a launch's instructions are told by: a name, and how many of it there are. A lattice's rows lie across
     threads, so pairs of pixel and vertex, and vertices, are told by instructions of warps."""
     launch, pixels = kernel.launch, work.batch * math.prod(work.size)
-    arguments, module = launch.arguments, floors.module_of(launch)
-    if module == "window":
+    arguments, name = launch.arguments, launch.kernel.__name__
+    if work.filter == "window" and "window" in name:
         return "pixel, tap", work.batch * math.prod(floors.low_size(work)) * work.window_size ** len(work.size)
-    if module == "exact" and (pairs := floors.visited_pairs(launch)):
+    if pairs := floors.visited_pairs(launch):
         return "pair", pairs
-    if module == "lattice" and "D1" in arguments:
+    if work.filter == "lattice" and "D1" in arguments:
         corners = arguments["D1"]
         return "pair, by warps", WARP * pixels * (sum(corners) if isinstance(corners, tuple) else corners)
-    if module == "lattice" and "V" in arguments:
+    if work.filter == "lattice" and "V" in arguments:
         return "vertex, by warps", WARP * arguments["V"]
-    if module in ("blur", "exact") or module in ("guided", "box") and set(kernel.launches) != {"build"}:
-        return "pixel, class", pixels * work.classes
-    return "pixel", pixels
+    if work.filter == "lattice" or set(kernel.launches) == {"build"}:
+        return "pixel", pixels
+    return "pixel, class", pixels * work.classes
 
 
 @dataclass(frozen=True)
