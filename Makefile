@@ -10,7 +10,7 @@
 #   make docs        the pages and the reference, docs/_build/html/index.html
 #   make clean       remove all that these targets made
 # and on a GPU machine, with the packages already there and no network:
-#   make gpu STAGE=tests|sanitize|bench|profile|TABLE OUT=folder COMMIT=hash DATA=folder MINUTES=9
+#   make gpu STAGE=first|tests|sanitize|bench|profile|TABLE OUT=folder COMMIT=hash DATA=folder MINUTES=9
 
 PYTHON3 ?= python3
 VENV := .venv

@@ -1,18 +1,15 @@
-"""`python -m bench run | compare | profile | compile | gpu | exercise`: see README.md beside this file."""
+"""`python -m bench run | compare | profile | compile | gpu | first | exercise`: see README.md beside this file."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import ROOT, gpu
+from bench import RESULTS, first, gpu
 from bench.compare import compare
-from bench.compiled.occupancy import MULTIPROCESSORS
 from bench.exercise import exercise
 from bench.suite import run_suite
 from tritoncrf.commands import CommandError, Parser, check_output, make_folder, run
-
-RESULTS = ROOT / "bench" / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +31,14 @@ def _parser() -> Parser:
     command.add_argument("after", type=Path)
     command.set_defaults(run=_compare)
 
-    command = commands.add_parser("profile", help="the kernels of W1 to W4, compiled: resources and instructions")
-    command.add_argument("--target", choices=MULTIPROCESSORS, default="sm_90")
-    command.add_argument("--out", type=Path, help="folder for the report; without it it is only printed")
+    command = commands.add_parser(
+        "profile", help="the kernels of W1 to W4: what they execute, resources, predicted times"
+    )
+    command.add_argument("--targets", default="sm_90", help="of sm_80 and sm_90, with commas (%(default)s)")
+    command.add_argument("--works", default="", help="a pattern of their names: 'W3$' is W3 at radius 3 (all)")
+    command.add_argument("--kernels", default="", help="a pattern of their names: 'step.*softmax$' (all)")
+    command.add_argument("--jobs", type=int, default=1, help="processes that count (%(default)s)")
+    command.add_argument("--out", type=Path, help="folder for the reports; without it they are only printed")
     command.set_defaults(run=_profile)
 
     command = commands.add_parser("compile", help="registers, spills and instructions of every launched configuration")
@@ -55,7 +57,12 @@ def _parser() -> Parser:
 
     command = commands.add_parser("exercise", help="run what a sanitizer or a profiler watches, and time nothing")
     command.add_argument("--large", action="store_true", help="short training steps of W4, W1, W2 and W3")
-    command.set_defaults(run=lambda options: exercise(options.large))
+    command.add_argument("--work", help="this work of the profile alone, by its name: forward, and its training steps")
+    command.set_defaults(run=lambda options: exercise(options.large, options.work))
+
+    command = commands.add_parser("first", help="one part of the GPU's stage `first`, in this process")
+    command.add_argument("part", choices=first.PARTS)
+    command.set_defaults(run=lambda options: first.run_part(options.part))
 
     return parser
 
@@ -86,7 +93,7 @@ def _profile(options: argparse.Namespace) -> int:
 
     if options.out is not None:
         make_folder("--out", options.out)
-    return run(options.target, options.out)
+    return run(options.targets.split(","), options.out, options.works, options.kernels, options.jobs)
 
 
 def _compile(options: argparse.Namespace) -> int:

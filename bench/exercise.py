@@ -7,8 +7,15 @@ from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeW
 from tritoncrf.devices import device_found
 
 
-def exercise(large: bool) -> int:
+def exercise(large: bool, work: str | None = None) -> int:
     device = device_found()
+    if work is not None:
+        from bench.first import works
+
+        chosen, learns = works()[work]
+        for kind in dict.fromkeys((None, "weights", learns)):
+            runner("tritoncrf", Inputs(chosen, device, learns=kind))()
+        return 0
     if large:
         short = {"size": (500, 500), "iterations": 2}
         for work in ExactWork(**short), ConvCRFWork(11, **short), LatticeWork(**short), GuidedWork(**short):

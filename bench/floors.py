@@ -233,35 +233,49 @@ def _within(filters: list[Work]) -> Work:
     return sum((replace(f, bytes=0) for f in filters), NOTHING)
 
 
-def launched(launch) -> Work:
-    """What one launch needs: its tensors once; for a window kernel of Gaussians the pairs of its window, for one of the
-    exact sum the pairs of the blocks that it visits.
+def launched(launch, work) -> Work:
+    """What one launch of a work's step needs: its tensors once, and for the kernels that are bound by their sums
 
-    operations    forward and adjoint: 2 C pairs per filter, one filter if merged; feature gradient: 4 C pairs, since
-                  the program that owns a pixel computes both <y_i, x_j> and <y_j, x_i>, of all filters at once
-    exponentials  one per pair and filter, none where features are positions
-    products      of the exact sum: 2 (C + D) pairs, of its feature gradient twice as many
+    window  2 C operations a pair of pixels of the window, 4 C for the features' gradient, whose program computes both
+            <y_i, x_j> and <y_j, x_i>; one exponential, that of the colours
+    exact   one exponential and 2 (C + D) operations of products a pair that is visited, for the gradient twice as many
     """
-    arguments = launch.arguments
-    entries = [e for a in arguments.values() for e in (a if isinstance(a, tuple) else (a,))]
+    moved, name = Work(bytes_of(launch), 0, 0), launch.kernel.__name__
+    gradient, classes = 2 if "gradient" in name else 1, classes_of(launch, work)
+    if work.filter == "window" and "window" in name:
+        p = work.batch * pairs(low_size(work), (work.window_size // 2,) * len(work.size))
+        channels = launch.arguments.get("D", 1)  # none where features are positions
+        colours = any(channels) if isinstance(channels, tuple) else channels > 0
+        return moved + Work(0, 2 * gradient * classes * p, p * colours)
+    if p := visited_pairs(launch):
+        return moved + Work(0, 0, p, 2 * (classes + launch.arguments["D"]) * p * gradient)
+    return moved
+
+
+def classes_of(launch, work) -> int:
+    """Of a launch: the work's, or 1, of the sums that normalise a filter."""
+    found = launch.arguments.get("CLASSES", launch.arguments.get("C"))
+    return found if isinstance(found, int) else work.classes
+
+
+def bytes_of(launch) -> int:
+    """Of its tensors, each once."""
+    entries = [e for a in launch.arguments.values() for e in (a if isinstance(a, tuple) else (a,))]
     tensors = {(t.data_ptr(), t.shape): t for t in entries if isinstance(t, torch.Tensor)}
-    moved = sum(t.nbytes for t in tensors.values())
-    if "columns_ptr" in arguments:
-        blocks = arguments["columns_ptr"].numel() + arguments["turn_ptr"].numel()  # every block visits itself too
-        p = blocks * arguments["BLOCK"] ** 2
-        terms = arguments.get("C", arguments["CP"] * arguments["CLASS_BLOCKS"]) + arguments["D"]
-        return Work(moved, 0, p, 2 * terms * p * (2 if "gradient_ptr" in arguments else 1))
-    if "STEP" not in arguments:  # the windows of boxes have no pairs, whatever their radius
-        return Work(moved, 0, 0)
-    size = [arguments.get(name, 1) for name in ("NZ", "NY", "NX")]
-    batch = len(arguments["x_ptr"])
-    radii, channels = arguments["R"], arguments["D"]
-    p = batch * pairs(size, radii if isinstance(radii, tuple) else (0, radii, radii), [arguments["STEP"]] * 3)
-    channels = channels if isinstance(channels, tuple) else (channels,)
-    gradient = arguments.keys() & {"gradient_ptr", "gradient_ptrs"}
-    sums = 2 if gradient else 1 if arguments["MERGE"] else len(channels)
-    classes = arguments["C"] if "C" in arguments else arguments["CLASSES"]
-    return Work(moved, 2 * sums * classes * p, p * sum(d > 0 for d in channels))
+    return sum(t.nbytes for t in tensors.values())
+
+
+def low_size(work) -> list[int]:
+    """The pixels that a ConvCRF's window is over."""
+    return [-(-n // work.blur) for n in work.size]
+
+
+def visited_pairs(launch) -> int:
+    """Pairs of pixels of the blocks that an exact kernel visits, each block with itself among them; 0 of others."""
+    arguments = launch.arguments
+    if "columns_ptr" not in arguments:
+        return 0
+    return (arguments["columns_ptr"].numel() + arguments["turn_ptr"].numel()) * arguments["BLOCK"] ** 2
 
 
 def measured_rates(device: torch.device) -> Rates | None:

@@ -10,11 +10,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from bench import ROOT, floors
+from bench import RESULTS, ROOT, floors
+from bench.first import first
 from bench.suite import PYTEST, outcome, run_boxed, run_suite
 from bench.timing import seconds_on_gpu
 from tritoncrf import reports
@@ -22,6 +24,7 @@ from tritoncrf.devices import device_found
 from tritoncrf.files import write
 
 MINUTES = 9.0
+FIRST_MINUTES = 6.0  # of the stage `first`, which is to fit where little time is lent
 RESERVE = 30  # seconds of these, for starting and for writing reports
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 WATCHED = "window|exact|simplex|splat|join|blur|slice|weights_gradient|products|coefficients|_step|box"  # by ncu
@@ -52,6 +55,7 @@ class Stage:
 
 def run(name: str, out: Path, commit: str, data: Path | None, minutes: float) -> int:
     out.mkdir(parents=True, exist_ok=True)
+    minutes = min(minutes, FIRST_MINUTES) if name == "first" else minutes
     return STAGES[name](Stage(name, out.resolve(), commit, data, time.monotonic() + 60 * minutes - RESERVE))
 
 
@@ -109,9 +113,9 @@ def bench(stage: Stage) -> int:
 
 
 def profile(stage: Stage) -> int:
-    """Every kernel of the training steps by itself: time between events, counted work, achieved rates, what a
-    multiprocessor holds of it; then ncu."""
-    from bench.compiled.profile import RESOURCES, WORKS, held, kernels, names
+    """Every kernel of the training steps by itself: time between events, beside it what was predicted where there was
+    no GPU, counted work, achieved rates, what a multiprocessor holds of it; then ncu."""
+    from bench.compiled.profile import RESOURCES, WORKS, held, kernels, names, predicted_of, predictions
     from bench.providers import runner
     from bench.workloads import Inputs
 
@@ -121,9 +125,10 @@ def profile(stage: Stage) -> int:
         return 0
     rates = floors.measured_rates(device)
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    told = predictions(RESULTS, target, version("triton"))
     lines = []
-    header = ["work", "kernel", "launches", "us", "floor us", "x floor", "MB", "TB/s", "Gop", "TFLOP/s", "Gexp/s"]
-    header += RESOURCES
+    header = ["work", "kernel", "launches", "us", "predicted us", "x predicted", "floor us", "x floor", "MB", "TB/s"]
+    header += ["Gop", "TFLOP/s", "Gexp/s", *RESOURCES]
     traces = stage.out / "traces.txt"
     traces.unlink(missing_ok=True)
     for name, (work, learns) in WORKS.items():
@@ -131,17 +136,18 @@ def profile(stage: Stage) -> int:
         step = runner("tritoncrf", inputs)
         step()
         found = kernels(inputs)
-        for title, kernel in zip(names(found), found):
-            launch, counted = kernel.launch, floors.launched(kernel.launch)
+        for title, kernel, predicted in zip(names(found), found, predicted_of(told.get(name, []), found)):
+            launch, counted = kernel.launch, floors.launched(kernel.launch, work)
             compiled, seconds, floor = launch.run(), seconds_on_gpu(launch.run), counted.floor(rates)
             operations = counted.operations + counted.products
             measured = (
-                seconds * 1e6, floor * 1e6, seconds / floor, counted.bytes * 1e-6, counted.bytes * 1e-12 / seconds,
-                operations * 1e-9, operations * 1e-12 / seconds, counted.exponentials * 1e-9 / seconds,
+                seconds * 1e6, predicted and predicted * 1e6, predicted and seconds / predicted, floor * 1e6,
+                seconds / floor, counted.bytes * 1e-6, counted.bytes * 1e-12 / seconds, operations * 1e-9,
+                operations * 1e-12 / seconds, counted.exponentials * 1e-9 / seconds,
             )  # fmt: skip
             # Of lattices, guided filters and blurs only bytes are counted, which is what bounds them.
-            told = (reports.number(value or None) for value in measured)
-            lines.append([name, title, kernel.purpose, *told, *held(compiled, target)])
+            cells = (reports.number(value or None) for value in measured)
+            lines.append([name, title, kernel.purpose, *cells, *held(compiled, target)])
         with traces.open("a") as file:
             file.write(f"{name}\n\n{trace(step)}\n\n")
         stage.finish(header, lines)
@@ -165,7 +171,8 @@ def table(stage: Stage) -> int:
 
 
 TABLES = ("synthetic", "decoupled", "end_to_end", "segmodel")
-STAGES = {"tests": tests, "sanitize": sanitize, "bench": bench, "profile": profile} | dict.fromkeys(TABLES, table)
+STAGES = {"first": first, "tests": tests, "sanitize": sanitize, "bench": bench, "profile": profile}
+STAGES |= dict.fromkeys(TABLES, table)
 
 
 def trace(call) -> str:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
@@ -418,12 +419,38 @@ def test_kernels_are_told_apart_by_what_they_are_for():
 
 def test_a_profile_without_a_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(profile, "WORKS", {"W1": (ConvCRFWork(3, size=SIZE, classes=3), "weights")})
-    assert profile.run("sm_90", tmp_path) == 0
-    (found,) = tmp_path.glob("compiled-sm_90-*.md")
-    assert found.read_text() in capsys.readouterr().out
-    lines = tables(found.read_text())
-    assert all(int(line["registers"]) > 0 and int(line["programs"]) > 0 and int(line["ldg"]) > 0 for line in lines)
-    assert lines[0]["kernel"] == "_window_quads_kernel softmax" and lines[0]["launches"] == "loop 4"
+    monkeypatch.setattr(sys, "argv", ["bench", "profile", "--targets", "sm_90,sm_80", "--out", str(tmp_path)])
+    assert command.main() == 0
+    printed = capsys.readouterr().out
+    for target in "sm_90", "sm_80":
+        (found,) = tmp_path.glob(f"compiled-{target}-*.md")
+        assert found.read_text() in printed
+        lines = tables(found.read_text())
+        counts, kinds = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+        assert [line["kernel"] for line in counts] == [line["kernel"] for line in kinds]
+        assert all(int(line["registers"]) > 0 and int(line["programs"]) > 0 for line in counts)
+        assert all(float(line["x floor"]) >= 1 and line["per"] == "pixel, tap" for line in counts)
+        assert counts[0]["kernel"].endswith("softmax") and counts[0]["launches"] == "loop 4"
+        assert all(float(kind["ldg"]) > 0 and kind["share"] == "1" for kind in kinds)
+        for line, kind in zip(counts, kinds):
+            parts = [float(kind[f"{part} us"]) for part in ("issue", "fma", "int", "mufu", "L1", "matrix", "bytes")]
+            assert max(parts) == float(line["predicted us"])
+    (found,) = tmp_path.glob("compiled-sm_90-*.json")
+    rows = json.loads(found.read_text())["rows"]
+    read = profile.predictions(tmp_path, "sm_90", version("triton"))
+    assert read == {"W1": rows} and profile.predictions(tmp_path, "sm_90", "2.0") == {}
+    kernels = profile.compiled_kernels(*profile.WORKS["W1"])
+    assert profile.predicted_of(rows, kernels) == [row["predicted"] for row in rows]
+    assert profile.predicted_of(rows[1:], kernels) == [None] * len(kernels)
+
+
+def test_a_profile_of_some_kernels_counted_by_two_processes(monkeypatch, capsys):
+    work = GuidedWork(size=SIZE, classes=3)
+    monkeypatch.setattr(profile, "WORKS", {"W3": (work, "weights"), "W2": (LatticeWork(size=SIZE), "weights")})
+    assert profile.run(["sm_90"], None, "W3", "step.*(softmax|scores)$", jobs=2) == 0
+    lines = tables(capsys.readouterr().out)
+    assert {line["kernel"].split()[1] for line in lines} == {"softmax", "scores"}
+    assert all(line["per"] == "pixel, class" for line in lines if "per" in line)
 
 
 def test_a_compile_report(tmp_path, monkeypatch, capsys):

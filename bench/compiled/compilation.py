@@ -20,6 +20,8 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.driver import driver
 from triton.runtime.jit import create_function_from_signature
 
+from bench.compiled.sass import marked
+from ptx.program import Program
 from tritoncrf.kernels.common import Launch
 
 TARGETS = {
@@ -49,6 +51,11 @@ MIX = {
 _COLUMN = {opcode: column for column, opcodes in MIX.items() for opcode in opcodes}
 
 
+def column(opcode: str) -> str:
+    """Of `MIX`, or "other"."""
+    return _COLUMN.get(opcode, "other")
+
+
 @dataclass(frozen=True)
 class Binary:
     """One compiled kernel. `stack` and `local` in bytes per thread; `shared` in bytes per program.
@@ -65,6 +72,7 @@ class Binary:
     local: int
     shared: int
     code: bytes = field(repr=False)
+    ptx: str = field(repr=False, default="")
 
     @property
     def spills(self) -> bool:
@@ -82,6 +90,11 @@ class Binary:
         """Instructions by column of `MIX`; empty on AMD. Disassembling takes longer than compiling, so on demand."""
         return Counter() if TARGETS[self.target].backend == "hip" else instruction_mix(_cuobjdump("-sass", self.code))
 
+    @cached_property
+    def program(self) -> Program:
+        """Its PTX, for the emulator; each statement's line is its number."""
+        return Program(self.ptx, self.shared)
+
     def __str__(self):
         return (
             f"{self.kernel}({self.options}) warps={self.num_warps} on {self.target}: {self.registers} registers, "
@@ -97,6 +110,11 @@ def specialise(launch: Launch, target: GPUTarget):
     bound, specialization, _ = bind(**launch.arguments, **keywords)
     options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialization, keywords)
     return ASTSource(kernel, signature, constants, attributes), options
+
+
+def signature(launch: Launch, target: str) -> dict:
+    """The types of its arguments by their names, as Triton compiles it for this target."""
+    return specialise(launch, TARGETS[target])[0].signature
 
 
 def identity(launch: Launch) -> tuple:
@@ -125,13 +143,26 @@ class _Pretended:
 
 @contextlib.contextmanager
 def pretended(target: GPUTarget):
-    """For all threads alike: one target at a time."""
-    before = driver._active
+    """For all threads alike: one target at a time. What is compiled inside has the numbers of its PTX's statements as
+    its lines."""
+    before, hook = driver._active, triton.knobs.runtime.add_stages_inspection_hook
     driver.set_active(_Pretended(target))
+    triton.knobs.runtime.add_stages_inspection_hook = _marking
     try:
         yield
     finally:
         driver._active = before
+        triton.knobs.runtime.add_stages_inspection_hook = hook
+
+
+def _marking(*arguments):
+    """Triton's hook on its stages of compilation: a name for its cache, and `marked` between PTX and ptxas."""
+    if not arguments:
+        return "marked", "marked"
+    stages = arguments[1]
+    if "ptx" in stages:
+        make = stages["ptx"]
+        stages["ptx"] = lambda source, metadata: marked(make(source, metadata))
 
 
 def compile_launch(launch: Launch, target: str) -> Binary:
@@ -171,7 +202,7 @@ def compile_all(launches: Iterable[Launch], target: str, mixes: bool = False) ->
 def _read_nvidia(compiled) -> dict:
     usage = _cuobjdump("-res-usage", compiled.asm["cubin"])
     fields = {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    return {"registers": fields.pop("reg"), "code": compiled.asm["cubin"], **fields}
+    return {"registers": fields.pop("reg"), "code": compiled.asm["cubin"], "ptx": compiled.asm["ptx"], **fields}
 
 
 def _read_amd(compiled) -> dict:
@@ -194,4 +225,4 @@ def _cuobjdump(option: str, cubin: bytes) -> str:
 def instruction_mix(sass: str) -> Counter:
     """Instructions per column of `MIX`, and "other"."""
     opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", sass, re.MULTILINE)
-    return Counter(_COLUMN.get(opcode, "other") for opcode in opcodes)
+    return Counter(map(column, opcodes))

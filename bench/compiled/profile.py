@@ -1,21 +1,32 @@
-"""The kernels that the training steps of W1 to W4 launch: what each is for, and what a multiprocessor can hold of it.
+"""The kernels that the training steps of W1 to W4 launch: what each is for, what it executes, what a multiprocessor can
+hold of it, and how long it is predicted to take.
 
 On a GPU the stage `profile` of `make gpu` times them. Anywhere, `python -m bench profile` compiles them for a GPU that
-need not be here, and tells registers, spills, shared memory, occupancy and the instruction mix.
+need not be here, and runs a share of each launch in the tests' emulator.
 """
 
+import contextlib
+import json
+import math
+import re
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from bench.compiled.compilation import MIX, Binary, compile_all, identity, unique
+from bench import floors
+from bench.compiled.compilation import MIX, Binary, column, compile_all, identity
+from bench.compiled.executed import WARP, Executed, executed, launches_emulated
 from bench.compiled.occupancy import MULTIPROCESSORS, occupancy
+from bench.compiled.prediction import MACHINES, Prediction, predicted
 from bench.providers import Tritoncrf
-from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
+from bench.workloads import ConvCRFWork, CRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
 from tritoncrf import reports
+from tritoncrf.commands import CommandError
 from tritoncrf.files import write
 from tritoncrf.kernels.common import Launch, record_launches
 
@@ -32,11 +43,15 @@ WORKS = {
     "W4": (ExactWork(size=SIZE), "weights"),
 }
 RESOURCES = ["warps", "registers", "spills", "shared", "programs", "resident", "limit"]
+PHASES = ("build", "loop", "backward")
+# Their filters are built from tables that PyTorch makes: what their kernels do there is to apply them to ones.
+WITHOUT_TABLES = ("exact",)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One of a step's kernels, as Triton compiles it once: its first launch, and how often each pass launches it."""
+    """One of a step's kernels, as Triton compiles it once and for one shape: its first launch, and how often each pass
+    launches it."""
 
     launch: Launch
     launches: Counter
@@ -50,24 +65,46 @@ class Kernel:
         return ", ".join(f"{name} {count}" for name, count in self.launches.items())
 
 
-def kernels(inputs: Inputs, run: bool = True) -> list[Kernel]:
-    """Of one training step, in the order of their first launches; without `run` nothing is launched."""
+def kernels(inputs: Inputs, run: bool = True, building=contextlib.nullcontext) -> list[Kernel]:
+    """Of one training step, in the order of their first launches. Without `run` nothing is launched, but while the
+    filters are built if `building` launches."""
     provider = Tritoncrf(inputs)
-    with record_launches(run) as build:
+    with building() as launching, record_launches(run or launching) as build:
         filters = provider.build()
     with record_launches(run) as loop:
         scores = provider.loop(filters)
     with record_launches(run) as backward:
         torch.autograd.grad(scores, inputs.learnt, inputs.cotangent)
     found = {}
-    for name, launches in ("build", build), ("loop", loop), ("backward", backward):
+    for name, launches in zip(PHASES, (build, loop, backward)):
         for launch in launches:
-            found.setdefault(identity(launch), Kernel(launch, Counter())).launches[name] += 1
+            key = identity(launch), launch.grid, _shapes(launch)
+            found.setdefault(key, Kernel(launch, Counter())).launches[name] += 1
     return list(found.values())
 
 
+def _shapes(launch: Launch) -> tuple:
+    values = [e for a in launch.arguments.values() for e in (a if isinstance(a, tuple) else (a,))]
+    return tuple(tuple(v.shape) for v in values if isinstance(v, torch.Tensor))
+
+
+def compiled_kernels(work: CRFWork, learns: str) -> list[Kernel]:
+    """Of a work on a GPU that is not here. What follows the picture is built in the emulator, so that the tables are
+    those of the picture; no other launch runs."""
+
+    @contextlib.contextmanager
+    def building():
+        if not work.follows_picture:
+            yield False
+            return
+        with launches_emulated("sm_90", but=WITHOUT_TABLES):
+            yield True
+
+    return kernels(Inputs(work, "cpu", learns=learns, backend="triton"), run=False, building=building)
+
+
 def names(chosen: list[Kernel]) -> list[str]:
-    """Their names, with the sizes and constants in which those of one name differ."""
+    """Their names, with the sizes and constants in which those of one name differ, and else a number."""
     found = []
     for kernel in chosen:
         alike = [other.launch.arguments for other in chosen if other.name == kernel.name]
@@ -77,7 +114,74 @@ def names(chosen: list[Kernel]) -> list[str]:
             if name.isupper() and len({str(arguments[name]) for arguments in alike}) > 1
         ]
         found.append(" ".join([kernel.name, *differing]))
+    return [
+        name if found.count(name) == 1 else f"{name} ({found[: n + 1].count(name)})" for n, name in enumerate(found)
+    ]
+
+
+def unit(kernel: Kernel, work: CRFWork) -> tuple[str, int]:
+    """What a launch's instructions are told by: a name, and how many of it there are. A lattice's rows lie across
+    threads, so pairs of pixel and vertex, and vertices, are told by instructions of warps."""
+    launch, pixels = kernel.launch, work.batch * math.prod(work.size)
+    arguments, name = launch.arguments, launch.kernel.__name__
+    if work.filter == "window" and "window" in name:
+        return "pixel, tap", work.batch * math.prod(floors.low_size(work)) * work.window_size ** len(work.size)
+    if pairs := floors.visited_pairs(launch):
+        return "pair", pairs
+    if work.filter == "lattice" and "D1" in arguments:
+        corners = arguments["D1"]
+        return "pair, by warps", WARP * pixels * (sum(corners) if isinstance(corners, tuple) else corners)
+    if work.filter == "lattice" and "V" in arguments:
+        return "vertex, by warps", WARP * arguments["V"]
+    if work.filter == "lattice" or set(kernel.launches) == {"build"}:
+        return "pixel", pixels
+    return "pixel, class", pixels * work.classes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the report."""
+
+    work: str
+    title: str
+    kernel: Kernel
+    binary: Binary
+    executed: Executed
+    prediction: Prediction
+    floor: float
+    unit: str
+    units: int
+
+    def per_unit(self, warps: float) -> float:
+        """Instructions of threads, from those of warps."""
+        return warps * WARP / self.units
+
+    @property
+    def data(self) -> dict:
+        return {
+            "work": self.work, "kernel": self.title, "launches": dict(self.kernel.launches), "unit": self.unit,
+            "executed": self.per_unit(self.executed.instructions), "registers": self.binary.registers,
+            "spills": spilled(self.binary), "predicted": self.prediction.seconds, "times": self.prediction.times,
+            "floor": self.floor, "share": self.executed.share,
+        }  # fmt: skip
+
+
+def predictions(folder: Path, target: str, triton: str) -> dict[str, list[dict]]:
+    """The rows of each work that `run` wrote last for this target and Triton; else none."""
+    written = sorted(folder.glob(f"compiled-{target}-triton-{triton}-*.json"))
+    found: dict[str, list[dict]] = {}
+    for row in json.loads(written[-1].read_text())["rows"] if written else ():
+        found.setdefault(row["work"], []).append(row)
     return found
+
+
+def predicted_of(rows: list[dict], found: list[Kernel]) -> list[float | None]:
+    """Seconds predicted of each kernel, where the same kernels were counted: what numbers of vertices are in their
+    names may differ a little."""
+    counted = [row["kernel"].split()[0] for row in rows]
+    if counted != [kernel.launch.kernel.__name__ for kernel in found]:
+        return [None] * len(found)
+    return [row["predicted"] for row in rows]
 
 
 def resources(target: str, num_warps: int, registers: int, spills: int, shared: int) -> list[str]:
@@ -96,36 +200,119 @@ def held(compiled, target: str) -> list[str]:
     return resources(target, meta.num_warps, compiled.n_regs, 4 * compiled.n_spills, meta.shared)
 
 
-def run(target: str, out: Path | None) -> int:
-    """Print the report, and write it into the folder `out`."""
+def spilled(binary: Binary) -> int:
+    return binary.stack + binary.local if binary.spills else 0
+
+
+def run(targets: list[str], out: Path | None, works: str = "", chosen: str = "", jobs: int = 1) -> int:
+    """Print the reports, and write them into the folder `out`. `works`, `chosen`: patterns of the works' names and of
+    the kernels'."""
+    if unknown := set(targets) - set(MACHINES):
+        raise CommandError(f"--targets: expected some of {', '.join(MACHINES)}, got {', '.join(unknown)}")
     environment, started = reports.environment(), time.monotonic()
-    found = {
-        name: kernels(Inputs(work, "cpu", learns=learns, backend="triton"), run=False)
-        for name, (work, learns) in WORKS.items()
-    }
-    launches = unique(kernel.launch for chosen in found.values() for kernel in chosen)
-    binaries = dict(zip(map(identity, launches), compile_all(launches, target, mixes=True)))
-    text = markdown(target, environment, found, binaries)
-    print(text)
-    print(f"{len(launches)} kernels compiled in {time.monotonic() - started:.0f} s")
-    if out:
-        write(out / f"compiled-{target}-{environment['date']}.md", text.encode())
+    found = {name: compiled_kernels(work, learns) for name, (work, learns) in WORKS.items() if re.search(works, name)}
+    for target in targets:
+        rows = counted(found, target, chosen, jobs)
+        text = markdown(target, environment, rows)
+        print(text)
+        if out:
+            file = f"compiled-{target}-triton-{environment['triton']}-{environment['date']}"
+            data = {"environment": environment, "rows": [row.data for row in rows]}
+            write(out / f"{file}.md", text.encode())
+            write(out / f"{file}.json", (json.dumps(data, indent=1) + "\n").encode())
+    print(f"Compiled and counted in {time.monotonic() - started:.0f} s.")
     return 0
 
 
-def markdown(target: str, environment: dict, found: dict[str, list[Kernel]], binaries: dict[tuple, Binary]) -> str:
-    lines = [f"# Kernels compiled for {target}, {environment['date']}", "", reports.versions(environment)]
-    for name, chosen in found.items():
-        compiled = [binaries[identity(kernel.launch)] for kernel in chosen]
-        columns = [column for column in (*MIX, "other") if any(binary.mix[column] for binary in compiled)]
-        cells = [
-            [title, kernel.purpose, *resources_of(binary), *(str(binary.mix[c]) for c in columns)]
-            for title, kernel, binary in zip(names(chosen), chosen, compiled)
-        ]
-        lines += ["", f"## {name}", "", reports.table(["kernel", "launches", *RESOURCES, *columns], cells).rstrip()]
+def counted(found: dict[str, list[Kernel]], target: str, chosen: str = "", jobs: int = 1) -> list[Row]:
+    """A row for each kernel whose name has the pattern `chosen`; `jobs` processes count."""
+    named = [
+        (work, title, kernel)
+        for work, some in found.items()
+        for title, kernel in zip(names(some), some)
+        if re.search(chosen, title)
+    ]
+    launches = [kernel.launch for *_, kernel in named]
+    binaries = compile_all(launches, target)
+    if jobs == 1:
+        counts = [executed(*pair) for pair in zip(launches, binaries)]
+    else:
+        # A fork has the launches' tensors, and only numbers come back.
+        fork = get_context("fork")
+        with ProcessPoolExecutor(
+            jobs, fork, initializer=_TO_COUNT.extend, initargs=([*zip(launches, binaries)],)
+        ) as pool:
+            counts = list(pool.map(_count, range(len(launches))))
+    rows, machine = [], MACHINES[target]
+    for (name, title, kernel), binary, count in zip(named, binaries, counts):
+        work = WORKS[name][0]
+        needed = floors.launched(kernel.launch, work)
+        prediction = predicted(count, needed.bytes, machine)
+        rows.append(
+            Row(name, title, kernel, binary, count, prediction, needed.floor(machine.rates), *unit(kernel, work))
+        )
+    return rows
+
+
+_TO_COUNT: list[tuple[Launch, Binary]] = []  # of a process that counts
+
+
+def _count(index: int) -> Executed:
+    return executed(*_TO_COUNT[index])
+
+
+def markdown(target: str, environment: dict, rows: list[Row]) -> str:
+    """Two tables for each work: what its kernels execute and are predicted to take, and the instructions' kinds."""
+    lines = [f"# Kernels compiled for {target}, {environment['date']}", "", reports.versions(environment), ""]
+    lines += [f"Times are predicted from what is executed, not measured, for {MACHINES[target]}."]
+    for work in dict.fromkeys(row.work for row in rows):
+        some = [row for row in rows if row.work == work]
+        lines += ["", f"## {work}", "", executed_table(some), "", mix_table(some), "", sums(some)]
     return "\n".join(lines) + "\n"
 
 
+def executed_table(rows: list[Row]) -> str:
+    header = ["kernel", "launches", "executed", "per", *RESOURCES, "predicted us", "bound by", "floor us", "x floor"]
+    cells = [
+        [
+            row.title, row.kernel.purpose, reports.number(row.per_unit(row.executed.instructions)), row.unit,
+            *resources_of(row.binary), reports.number(row.prediction.seconds, 1e6), row.prediction.bound,
+            reports.number(row.floor, 1e6), reports.number(row.prediction.seconds / row.floor),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return reports.table(header, cells).rstrip()
+
+
+def mix_table(rows: list[Row]) -> str:
+    """Of each unit of work, instructions by kind, wavefronts and sectors of a warp's worth of units; microseconds that
+    each part of the machine is busy; the share of the programs that ran in the emulator."""
+    kinds = [{name: 0.0 for name in (*MIX, "other")} for _ in rows]
+    for row, found in zip(rows, kinds):
+        for opcode, count in row.executed.opcodes.items():
+            found[column(opcode.split(".")[0])] += row.per_unit(count)
+    shown = [name for name in (*MIX, "other") if any(found[name] >= 0.005 for found in kinds)]
+    parts = [*rows[0].prediction.times]
+    cells = [
+        [
+            row.title, *(reports.number(found[name]) for name in shown),
+            reports.number(row.per_unit(row.executed.wavefronts)), reports.number(row.per_unit(row.executed.sectors)),
+            *(reports.number(row.prediction.times[part], 1e6) for part in parts), f"{row.executed.share:.2g}",
+        ]
+        for row, found in zip(rows, kinds)
+    ]  # fmt: skip
+    header = ["kernel", *shown, "wavefronts", "sectors", *(f"{part} us" for part in parts), "share"]
+    return reports.table(header, cells).rstrip()
+
+
+def sums(rows: list[Row]) -> str:
+    """The predicted times of all launches of each pass, one after the other, and the floor of their work."""
+    work, _ = WORKS[rows[0].work]
+    passes = {phase: sum(row.prediction.seconds * row.kernel.launches[phase] for row in rows) * 1e6 for phase in PHASES}
+    told = ", ".join(f"{phase} {reports.number(seconds)}" for phase, seconds in passes.items())
+    iteration = reports.number(passes["loop"] / work.iterations)
+    return f"Predicted, all launches one after the other: {told} us; an iteration {iteration} us."
+
+
 def resources_of(binary: Binary) -> list[str]:
-    spills = binary.stack + binary.local if binary.spills else 0
-    return resources(binary.target, binary.num_warps, binary.registers, spills, binary.shared)
+    return resources(binary.target, binary.num_warps, binary.registers, spilled(binary), binary.shared)

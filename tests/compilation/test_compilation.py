@@ -80,11 +80,8 @@ def test_new_sizes_make_few_new_binaries(steps, changes):
     assert not more
 
 
-def test_the_work_of_every_launch_is_counted(launches):
-    for launch in launches:
-        counted = floors.launched(launch)
-        assert counted.bytes > 0
-        assert (counted.operations > 0) == ("window" in launch.kernel.__name__)
+def test_every_launch_has_bytes_that_it_moves(launches):
+    assert all(floors.bytes_of(launch) > 0 for launch in launches)
 
 
 @pytest.mark.slow
