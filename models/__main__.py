@@ -13,11 +13,13 @@ from typing import Any
 from tritoncrf.commands import Parser, add_device, run
 from tritoncrf.models import BUNDLED
 from tritoncrf.models.experiments.tables import EXPERIMENTS
+from tritoncrf.options import METHODS, SCORES
 
 __all__ = ["NAMES", "add_commands", "main"]
 
-NAMES = ("train", "evaluate", "predict", "experiments")
+NAMES = ("train", "evaluate", "predict", "tune", "experiments")
 FUSIONS = ("mean", "max_mean")
+MEASURES = ("miou", "boundary", "accuracy")  # of `tune`
 ON_PHOTOS = {
     "synthetic": "noisy scores of label maps, refined by every filter",
     "lattice": "how far the lattice is from the exact sum",
@@ -66,6 +68,27 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument("--no-crf", action="store_true", help="the network's own labels")
     _add_testing(command)
     command.set_defaults(run=_run, action="predict")
+
+    command = commands.add_parser("tune", help="find settings of refine for scores like these")
+    command.add_argument("images", type=Path, metavar="IMAGES", help="a folder of photos")
+    scores = command.add_mutually_exclusive_group(required=True)
+    for kind in SCORES:
+        scores.add_argument(f"--{kind}", type=Path, metavar="FOLDER", help="of files as of refine, one for each photo")
+    command.add_argument("--truth", type=Path, required=True, metavar="FOLDER", help="label maps, 255 where unknown")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="tuned.toml, for --parameters")
+    command.add_argument("--method", choices=METHODS, default="lattice", help="whose parameters (lattice)")
+    command.add_argument("--measure", choices=MEASURES, default="miou", help="what is to become largest (miou)")
+    for name, default, text in (
+        ("budget", 100, "trials for each fold"), ("folds", 2, "each is judged by a search without it"),
+        ("seed", 0, "of the search"), ("jobs", 0, "processes that share the images of a trial; 0 is this one"),
+    ):  # fmt: skip
+        command.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} ({default})")
+    command.add_argument("--num-classes", type=int, metavar="N", help="with --labels: number of classes")
+    command.add_argument("--study", type=Path, metavar="FILE", help="keep trials in; goes on with what is there")
+    command.add_argument("--figure", type=Path, metavar="FILE", help="the measure against each parameter")
+    command.add_argument("--resize", action="store_true", help="bring scores to the photos' size")
+    command.add_argument("--as-stored", action="store_true", help="leave pictures as stored")
+    command.set_defaults(run=_run, action="tune")
 
     command = commands.add_parser("experiments", help="the papers' tables, at a small size")
     tables = command.add_subparsers(required=True, metavar=" | ".join((*ON_PHOTOS, *EXPERIMENTS)))

@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
+from tritoncrf.actions import FIGURES, read_scores
 from tritoncrf.checks import renamed
-from tritoncrf.commands import CommandError, make_folder
+from tritoncrf.commands import CommandError, check_output, make_folder
 from tritoncrf.devices import device_found
-from tritoncrf.files import expect_apart, save_figure, write
+from tritoncrf.files import expect_apart, read_image, read_labels, save_figure, write
 from tritoncrf.layers import Layer
-from tritoncrf.models import checkpoints, config, data, evaluation, network_figures, prediction
+from tritoncrf.models import checkpoints, config, data, evaluation, network_figures, prediction, tuning
 from tritoncrf.models.augment import VOID, Augment
 from tritoncrf.models.distributed import world
 from tritoncrf.models.experiments import lattice_error, synthetic_task, trained
@@ -25,8 +28,9 @@ from tritoncrf.models.metrics import Evaluation, Result
 from tritoncrf.models.segmenter import Segmenter
 from tritoncrf.models.training import Trainer
 from tritoncrf.models.weights import some
+from tritoncrf.options import SCORES
 
-__all__ = ["evaluate", "make_table", "measure", "predict", "train"]
+__all__ = ["evaluate", "make_table", "measure", "predict", "train", "tune"]
 
 
 def train(options: argparse.Namespace) -> None:
@@ -179,6 +183,61 @@ def predict(options: argparse.Namespace) -> None:
     resize = network.config.data.resize
     prediction.predict(network.model, paths, options.out, output, device, resize, **_testing(options))
     print(f"wrote {len(paths)} x labels and overlays in {options.out}")
+
+
+def tune(options: argparse.Namespace) -> None:
+    """`tritoncrf tune`."""
+    check_output("--out", options.out, (".toml",))
+    if options.figure is not None:
+        check_output("--figure", options.figure, FIGURES)
+    kind = next(kind for kind in SCORES if getattr(options, kind) is not None)
+    folder = getattr(options, kind)
+    photos = prediction.photos(options.images)
+    files = {name: _by_stem(name, path) for name, path in ((f"--{kind}", folder), ("--truth", options.truth))}
+    for name, found in files.items():
+        if missing := next((path for path in photos if path.stem not in found), None):
+            raise CommandError(f"{name}: expected a file for each photo, got none for {missing.name}")
+    outputs = [path for path in (options.out, options.figure, options.study) if path is not None]
+    expect_apart(outputs, [*photos, *(path for found in files.values() for path in found.values())])
+    images, scores, truths = [], [], []
+    for path in photos:
+        images.append(np.asarray(read_image(path, upright=not options.as_stored)))
+        scores.append(read_scores(kind, files[f"--{kind}"][path.stem], path, images[-1].shape[:2], options))
+        truths.append(read_labels(files["--truth"][path.stem], upright=not options.as_stored))
+        if truths[-1].shape != images[-1].shape[:2]:
+            got, wanted = (" x ".join(map(str, x.shape[:2])) for x in (truths[-1], images[-1]))
+            raise CommandError(f"--truth: expected the size of {path}, {wanted}, got {got}")
+    given: dict[str, Any] = {kind: scores}
+    if options.num_classes is not None:
+        given["num_classes"] = options.num_classes
+    with tqdm(desc="tune", unit="trial", total=options.folds * options.budget, disable=None) as bar:
+
+        def said(line: str) -> None:
+            bar.set_postfix_str(line, refresh=False)
+            bar.update("trial" in line)
+
+        tuned = tuning.tune(
+            images, truths=truths, method=options.method, budget=options.budget, measure=options.measure,
+            folds=options.folds, seed=options.seed, jobs=options.jobs, study=options.study, progress=said, **given,
+        )  # fmt: skip
+    if options.figure is not None:
+        save_figure(options.figure, tuned.figure())
+    write(options.out, tuned.toml().encode())
+    print(tuned)
+    print(f"wrote {options.out}")
+
+
+def _by_stem(name: str, folder: Path) -> dict[str, Path]:
+    """The files of a folder by their names without endings."""
+    if not folder.is_dir():
+        raise CommandError(f"{name}: expected a folder, got {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            if path.stem in found:
+                raise CommandError(f"{name}: expected one file of a name, got {found[path.stem].name} and {path.name}")
+            found[path.stem] = path
+    return found
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -31,7 +31,9 @@ from tritoncrf.models.metrics import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["compatibility", "confusion", "curves", "overlay_picture", "panel", "trimap"]
+    from tritoncrf.models.tuning import Tuned
+
+__all__ = ["compatibility", "confusion", "curves", "overlay_picture", "panel", "searched", "trimap"]
 
 LINES = palette()[[5, 6, 3, 7, 1, 2, 8]] / 255  # those that are seen on white
 MOST_NUMBERS = 24  # classes; more leave no space for a number in every cell
@@ -307,3 +309,37 @@ def _right(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> str:
     known = sum((truth >= 0).sum() for truth in truths)
     right = sum(((labels == truth) & (truth >= 0)).sum() for labels, truth in zip(maps, truths))
     return f"{right / known:.1%} right" if known else ""
+
+
+def searched(tuned: "Tuned") -> "Figure":
+    """A search for settings: the measure of every trial against each parameter, a colour for each fold.
+
+    Args:
+        tuned: what `tritoncrf.tune` gives. A line marks each fold's choice, where it is a trial.
+    """
+    from matplotlib.figure import Figure
+
+    trials = [trial for fold in tuned.folds for trial in fold.trials]
+    names = [name for name in trials[0].parameters if name != "method"]
+    width, height = PANEL_WIDTH * min(3, len(names)), 2.3 * -(-len(names) // 3)
+    figure = Figure(figsize=(width, height), dpi=110, facecolor="white", layout="constrained")
+    for n, name in enumerate(names):
+        axes = figure.add_subplot(-(-len(names) // 3), min(3, len(names)), n + 1)
+        for k, fold in enumerate(tuned.folds):
+            color = LINES[k % len(LINES)]
+            axes.plot(
+                [_setting(trial.parameters[name]) for trial in fold.trials], [100 * t.value for t in fold.trials], "o",
+                color=color, markersize=3, alpha=0.6,
+            )  # fmt: skip
+            if name in fold.parameters and fold.chosen.startswith("trial"):
+                axes.axvline(_setting(fold.parameters[name]), color=color, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xlabel(name, color=MUTED)
+        axes.tick_params(colors=MUTED, labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supylabel("percent", color=MUTED, fontsize=9)
+    return figure
+
+
+def _setting(value: float | str) -> float:
+    return float(value.removesuffix("%")) if isinstance(value, str) else float(value)

@@ -160,8 +160,9 @@ def dense_apply(matrix, x) -> torch.Tensor:
 
 
 def dense_scores(logits, matrices, weights, compatibility="potts", iterations=5, unary_weight=1.0,
-                 initial="softmax") -> torch.Tensor:  # fmt: skip
-    """S_T of mean field by the general formula S = a U - mu sum_m W_m K_m Q, all in [C, C] matrices."""
+                 initial="softmax", damping=0.0, temperature=1.0) -> torch.Tensor:  # fmt: skip
+    """S_T / tau of mean field by the general formula S = a U - mu sum_m W_m K_m Q, all in [C, C] matrices; damped the
+    logarithm of Q."""
     classes = logits.shape[1]
     eye = torch.eye(classes, dtype=logits.dtype)
 
@@ -175,9 +176,9 @@ def dense_scores(logits, matrices, weights, compatibility="potts", iterations=5,
     q = torch.softmax(scores, 1) if initial == "softmax" else torch.log_softmax(scores, 1)
     for _ in range(iterations):
         messages = sum(square(w) @ dense_apply(k, q).flatten(2) for w, k in zip(weights, matrices))
-        scores = (unary - mu @ messages).view(logits.shape)
-        q = torch.softmax(scores, 1)
-    return scores
+        scores = (unary - mu @ messages).view(logits.shape) / temperature
+        q = (1 - damping) * torch.softmax(scores, 1) + damping * q
+    return q.log() if damping and iterations else scores
 
 
 # Mean field, described once and run anywhere ----------------------------------------------------------------------
@@ -188,12 +189,12 @@ class Setting:
 
     `windows` are keyword arguments of `kind`, a filter, one dict per filter; `weight` is "scalar", "class" or
     "matrix" (or one of these per filter); `channels` the features of each filter. `shared`: one image's features
-    serve the batch, for all filters or one by one. `dense` makes the matrices of `kind`.
+    serve the batch, for all filters or one by one. `dense` makes the matrices of `kind`. A temperature is a tensor too.
     """
 
     def __init__(self, size, windows, *, classes=3, batch=1, shared=True, channels=(2, 3), weight="scalar",
                  compatibility=False, unary="scalar", initial="softmax", iterations=2, strength=0.7,
-                 kind=tc.filters.Window, dense=dense_window):  # fmt: skip
+                 kind=tc.filters.Window, dense=dense_window, damping=0.0, temperature=None):  # fmt: skip
         weight = [weight] * len(windows) if isinstance(weight, str) else weight
         shared = [shared] * len(windows) if isinstance(shared, bool) else shared
         self.windows, self.initial, self.iterations, self.kind, self.dense = windows, initial, iterations, kind, dense
@@ -202,24 +203,30 @@ class Setting:
         self.weights = [random_weight(form, classes, strength) for form in weight]
         self.unary_weight = random_weight(unary, classes, 0.9)
         self.compatibility = [torch.randn(classes, classes, dtype=torch.float64)] if compatibility else []
+        self.temperature = [] if temperature is None else [torch.tensor(temperature, dtype=torch.float64)]
+        self.damping = damping
 
     @property
     def names(self) -> list[str]:
         count = range(len(self.windows))
         names = ["logits", *(f"features[{m}]" for m in count), *(f"weights[{m}]" for m in count), "unary_weight"]
-        return names + ["compatibility"] * len(self.compatibility)
+        return names + ["compatibility"] * len(self.compatibility) + ["temperature"] * len(self.temperature)
 
     @property
     def inputs(self) -> list[torch.Tensor]:
-        return [self.logits, *self.features, *self.weights, self.unary_weight, *self.compatibility]
+        own = [self.unary_weight, *self.compatibility, *self.temperature]
+        return [self.logits, *self.features, *self.weights, *own]
 
     def unpack(self, inputs):
         """logits, features, and the loop's other arguments by name."""
         logits, *rest = inputs
         m = len(self.windows)
-        features, weights, (unary_weight, *mu) = rest[:m], rest[m : 2 * m], rest[2 * m :]
-        options = {"weights": weights, "unary_weight": unary_weight, "compatibility": mu[0] if mu else "potts"}
-        return logits, features, {**options, "iterations": self.iterations, "initial": self.initial}
+        features, weights, own = rest[:m], rest[m : 2 * m], iter(rest[2 * m :])
+        options = {"weights": weights, "iterations": self.iterations, "initial": self.initial, "damping": self.damping}
+        options["unary_weight"] = next(own)
+        for name in self.names[1 + 2 * m + 1 :]:
+            options[name] = next(own)
+        return logits, features, options
 
     def run(self, *inputs, backend="torch", output="logits"):
         """The library."""

@@ -411,6 +411,10 @@ SETTINGS = {
     "batch": dict(count=2, batch=2, weight="class"),
     "batch-own-features": dict(batch=2, shared=False),
     "batch-mixed": dict(count=2, batch=3, shared=[True, False], weight=["scalar", "matrix"]),
+    "hot": dict(weight="class", unary="class", temperature=1.7),
+    "damped": dict(weight="class", damping=0.4),
+    "damped-hot-matrix": dict(count=2, weight=["matrix", "scalar"], damping=0.3, temperature=0.8, classes=5),
+    "one-iteration-damped": dict(iterations=1, damping=0.5),
     "one-iteration": dict(iterations=1, count=2, weight="class"),
     "no-iteration": dict(iterations=0),
 }

@@ -327,6 +327,7 @@ CONV_CRF = Layer(
         "theta-per-axis": {"theta_smooth": (2, 3), "theta_space": (20, 30), "theta_color": (10, 15, 20)},
         "no-position": {"appearance_position": False},
         "not-self-after": {"include_self": False, "normalization": "after"},
+        "damped": {"damping": 0.4, "temperature": 1.3},
         "released": {"preset": "released"},
         "released-symmetric": {
             "preset": "released", "normalization": "symmetric", "appearance_position": True, "theta_space": 40,
@@ -356,6 +357,7 @@ CRF_RNN = Layer(
         "spacing": {"spacing": (0.5, 2.0)},
         "symmetric-not-self": {"include_self": False, "normalization": "symmetric"},
         "before": {"normalization": "before"},
+        "damped": {"damping": 0.4, "temperature": 1.3},
         "released": {"preset": "released"},
         "released-keras": {"preset": "released-keras"},
         "released-pytorch": {"preset": "released-pytorch"},
@@ -377,6 +379,7 @@ GUIDANCE_CRF = Layer(
             "subsample": 2, "box": "constant", "compatibility": True, "strength": -1.5, "iterations": 2,
         },
         "at-the-scores-size": {"upsample": False},
+        "damped": {"damping": 0.4, "temperature": 1.3, "compatibility": True},
         "released": {"preset": "released"},
     },
     size=(5, 6), large=(11, 14), colors=(0, 256),

@@ -182,13 +182,15 @@ def test_additions_grow_with_the_logarithm_of_the_box(radius, dilation):
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("size, radii", [((7,), [2]), ((5, 6), [1, 3]), ((1, 1), [1, 1]), ((2, 3, 4), [1, 1, 1])])
 def test_opcheck(size, radii, requires_grad):
-    torch.library.opcheck(box_sum, (torch.randn(2, 3, *size, requires_grad=requires_grad), radii, 1, "torch"))
+    torch.library.opcheck(
+        box_sum.registered, (torch.randn(2, 3, *size, requires_grad=requires_grad), radii, 1, "torch")
+    )
 
 
 def test_opcheck_of_an_input_in_any_memory_order():
     """The fake operator promises a contiguous result, whatever came in."""
     x = torch.randn(2, 3, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
-    torch.library.opcheck(box_sum, (x, [1, 2], 2, "torch"))
+    torch.library.opcheck(box_sum.registered, (x, [1, 2], 2, "torch"))
 
 
 @both_boxes

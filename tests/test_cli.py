@@ -42,6 +42,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+# Of the default bandwidth in a picture as small as this one.
+WIDE = "tritoncrf: warning: --theta-space 80 is more than half of the image's 30 pixels: positions hardly count\n"
+
+
 def run(*arguments):
     return cli.main([str(a) for a in arguments])
 
@@ -57,7 +61,7 @@ def error_of(capsys, *arguments) -> str:
 def said(capsys) -> str:
     """What a working command printed, as one line."""
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err in ("", WIDE)
     return " ".join(out.split())
 
 
@@ -82,7 +86,7 @@ def test_labels_to_labels(folder):
 def test_every_parameter_arrives(folder):
     values = {
         "theta_space": 60.0, "theta_color": 20.0, "weight_appearance": 7.0, "theta_smooth": 4.0, "weight_smooth": 2.0,
-        "iterations": 3, "window_size": 7, "blur": 3, "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5,
+        "iterations": 3, "damping": 0.25, "temperature": 1.5, "window_size": 7, "blur": 3, "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5,
         "unknown": 2,
     }  # fmt: skip
     assert set(values) == set(cli.SETTINGS) == set(ARGUMENTS)
@@ -132,7 +136,7 @@ def test_trace(folder, capsys):
     table, summary = out.split(str(trace.summary))
     head, *rows = table.splitlines()
     assert (
-        err == ""
+        err == WIDE
         and summary.startswith("\nwrote out.npy: ")
         and head.split() == ["iteration", "energy", "free", "energy", "entropy", "changed"]
     )
@@ -210,11 +214,42 @@ def test_a_mask_to_a_mask(folder, capsys):
     assert run("image.png", "--mask", "mask.png", *SMALL) == 0
     q = refine(IMAGE, mask=BOX, method="window", window_size=5, blur=2)
     changed = np.mean((q > 0.5) != (BOX > 0))
-    assert re.fullmatch(rf"wrote image_refined.png: {changed:.2%} of the pixels changed, [\d.]+ s", said(capsys))
+    shares = f"foreground from {np.mean(BOX > 0):.2%} to {np.mean(q > 0.5):.2%}"
+    wanted = rf"wrote image_refined.png: {changed:.2%} of the pixels changed, {shares}, [\d.]+ s"
+    assert re.fullmatch(wanted, said(capsys))
     with Image.open("image_refined.png") as picture:
         assert picture.mode == "L" and np.array_equal(np.array(picture), (q > 0.5) * 255)
     assert run("image.png", "--mask", "mask.png", "-o", "out.npy", "--figure", "figure.png", *SMALL) == 0
     assert np.array_equal(np.load("out.npy"), q)
+
+
+def test_shares_of_the_image(folder, capsys):
+    given = "image.png", "--labels", "labels.png", "-o", "out.npy"
+    assert run("refine", *given, "--theta-space", "30%", "--theta-smooth", "2%") == 0
+    assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, theta_space="30%", theta_smooth="2%"))
+    said(capsys)
+    assert "--theta-space: expected a number, or a share such as 16%, got 'wide'" in error_of(
+        capsys, "refine", *given, "--theta-space", "wide"
+    )
+    assert "--theta-space: expected numbers above 0, or a share" in error_of(
+        capsys, "refine", *given, "--theta-space", "0%"
+    )
+
+
+def test_what_looks_wrong_is_told(folder, capsys):
+    """A spot that everything around it outvotes; and one that nothing does."""
+    labels = np.zeros((H, W), np.uint8)
+    labels[10:13, 10:14] = 3
+    save_labels("spot.png", labels)
+    given = "image.png", "--labels", "spot.png", "-o", "out.png", "--theta-space", "15"
+    assert run(*given, "--theta-color", "500", "--weight-appearance", "30") == 0
+    out, err = capsys.readouterr()
+    assert ", class 3 from 1.67% to 0.00%, " in out
+    assert (
+        err.startswith("tritoncrf: warning: class 3 had 1.67% of the pixels and keeps 0.00%; ") and err.count("\n") == 1
+    )
+    assert run(*given, "--iterations", "0") == 0
+    assert ": 0.00% of the pixels changed, " in said(capsys)
 
 
 @pytest.mark.parametrize("name", ["p.npy", "p.png"])
@@ -348,7 +383,7 @@ def test_as_a_module(folder):
         return done.returncode, done.stdout, done.stderr
 
     code, out, err = run_apart("logits.npy")
-    assert (code, err) == (0, "") and out.startswith("wrote out.png: ") and out.count("\n") == 1
+    assert (code, err) == (0, WIDE) and out.startswith("wrote out.png: ") and out.count("\n") == 1
     assert run_apart("gone.npy") == (2, "", "tritoncrf: error: gone.npy: expected an array, got no such file\n")
 
 
@@ -383,18 +418,18 @@ def test_networks_have_their_commands_here_too(capsys):
             "refine image.png --logits logits.npy -o out.png --method x",
             "method: expected one of 'lattice', 'exact', 'window', 'guided', got 'x'",
         ),
-        ("refine image.png --logits logits.npy -o out.png --parameters x", "--parameters: invalid choice: 'x'"),
+        ("refine image.png --logits logits.npy -o out.png --parameters x", "cutler or a .toml file, got 'x'"),
         (
             "refine image.png --logits logits.npy -o out.png --method guided --theta-color 5",
-            "theta_color: expected none with method='guided', where it plays no part, got 5.0",
+            "--theta-color: expected none with --method='guided', where it plays no part, got 5.0",
         ),
         (
             "refine image.png --logits logits.npy -o out.png --label-confidence 0.6",
-            "label_confidence: expected none with logits=",
+            "--label-confidence: expected none with --logits",
         ),
         (
             "refine image.png --logits logits.npy -o out.png --theta-color 1e-5",
-            "theta_space, theta_color: expected lattice",
+            "--theta-space, --theta-color: expected lattice",
         ),
         ("refine image.png --logits logits.npy -o out.png --blur many", "--blur: invalid int value: 'many'"),
         ("demo --size 3", "unrecognized arguments: --size 3"),
@@ -409,21 +444,21 @@ def test_bad_commands(folder, capsys, arguments, message):
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("--window-size", "4", "window_size: expected an odd int"),
-        ("--window-size", "-5", "window_size: expected an odd int"),
-        ("--theta-space", "0", "theta_space: expected a finite number above 0"),
-        ("--theta-color", "-1", "theta_color: expected a finite number above 0"),
-        ("--theta-smooth", "nan", "theta_smooth: expected a finite number above 0"),
-        ("--weight-smooth", "inf", "weight_smooth: expected a finite number"),
+        ("--window-size", "4", "--window-size: expected an odd int"),
+        ("--window-size", "-5", "--window-size: expected an odd int"),
+        ("--theta-space", "0", "--theta-space: expected a finite number above 0"),
+        ("--theta-color", "-1", "--theta-color: expected a finite number above 0"),
+        ("--theta-smooth", "nan", "--theta-smooth: expected a finite number above 0"),
+        ("--weight-smooth", "inf", "--weight-smooth: expected a finite number"),
         ("--iterations", "-1", "iterations: expected an int from 0 to 10000"),
         ("--blur", "0", "blur: expected an int of at least 1"),
         ("--radius", "0", "radius: expected an int of at least 1"),
         ("--eps", "0", "eps: expected a finite number above 0"),
-        ("--num-classes", "99999999999999999999", "num_classes: expected an int from 2 to 65536"),
-        ("--weight-appearance", "1e39", "weight_appearance: expected a finite number in the range of float32"),
+        ("--num-classes", "99999999999999999999", "--num-classes: expected an int from 2 to 65536"),
+        ("--weight-appearance", "1e39", "--weight-appearance: expected a finite number in the range of float32"),
         ("--iterations", "1000000000", "iterations: expected an int from 0 to 10000"),
-        ("--num-classes", "2", "labels: expected 0 to 1, or 255 where unknown, got 0 to 2"),
-        ("--label-confidence", "2", "label_confidence: expected a probability"),
+        ("--num-classes", "2", "--labels: expected 0 to 1, or 255 where unknown, got 0 to 2"),
+        ("--label-confidence", "2", "--label-confidence: expected a probability"),
     ],
 )
 def test_bad_parameters(folder, capsys, option, value, message):
@@ -460,9 +495,9 @@ def broken(source, target):
         ("--labels", "broken.png", "broken.png: expected a .png of labels, unreadable: "),
         ("--labels", "image.png", "image.png: expected label indices, one channel or a palette, got RGB"),
         ("--labels", "labels.jpg", "labels.jpg: expected a file ending in .png or .npy or .npz"),
-        ("--labels", "nan.npy", "labels: expected integers"),
+        ("--labels", "nan.npy", "--labels: expected integers"),
         ("--labels", "small.png", "--labels: expected the size of image.png, 24 x 30, got 23 x 30; --resize"),
-        ("--labels", "negative.npy", "labels: expected 0 or more, or 255 where unknown, got -1 to 1; unknown=-1"),
+        ("--labels", "negative.npy", "--labels: expected 0 or more, or 255 where unknown, got -1 to 1; --unknown=-1"),
     ],
 )
 def test_bad_scores(folder, capsys, option, name, message):

@@ -71,3 +71,20 @@ def test_large_photos_do_not_warn(capsys):
         warnings.warn(pillow, stacklevel=1)
 
     assert outcome(capsys, action) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        ("num_classes: expected 2, got 1", "--num-classes: expected 2, got 1"),
+        ("mask: use foreground= or num_classes=3", "mask: use foreground= or --num-classes=3"),
+        ("labels: expected 0, got -1; num_classes=-1", "labels: expected 0, got -1; --num-classes=-1"),
+        ("num_classes, other: wrong", "--num-classes, other: wrong"),
+        ("beside num_classes=, got a/num_classes=3", "beside --num-classes, got a/num_classes=3"),
+    ],
+)
+def test_arguments_are_named_as_options(capsys, said, expected):
+    parser = Parser(prog="python -m tool")
+    parser.add_argument("--num-classes")
+    parser.set_defaults(run=raising(ValueError(said)))
+    assert run(parser, []) == 2 and capsys.readouterr().err == f"tool: error: {expected}\n"

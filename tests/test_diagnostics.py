@@ -154,6 +154,27 @@ def test_the_free_energy_may_rise_elsewhere():
     assert [r.changed for r in records] == [0, 1, 1, 1, 1]
 
 
+def test_damping_ends_what_swings():
+    """Like pixels that repel each other, and are sure of little: undamped they swap for ever, damped they settle."""
+    logits = torch.tensor([[[1.0, 0.9], [0.0, 0.0]]], dtype=torch.float64)
+    f, mu = torch.zeros(1, 1, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    filters = [whole(f, include_self=False)]
+    swinging, settled = (
+        values(tc.trace(logits, filters, [4.0], mu, iterations=40, damping=d)[1], "free_energy") for d in (0.0, 0.5)
+    )
+    assert swinging.diff().max() > 0.5 and (settled.diff() <= 1e-12).all() and settled[-1] < swinging[-1]
+
+
+def test_a_temperature_weighs_the_entropy():
+    logits, f = random_logits((5, 6), 3), random_features((5, 6), 2)
+    kernels, tau = [whole(f), whole(2 * f)], 1.7
+    q, records = tc.trace(logits, kernels, [2.0, 0.5], iterations=3, temperature=tau)
+    entropy = -torch.special.xlogy(q, q).sum().item()
+    assert records[-1].free_energy == pytest.approx(records[-1].energy - tau * entropy, rel=1e-12)
+    assert records[-1].entropy == pytest.approx(entropy / 30, rel=1e-12)
+    assert (values(records, "free_energy").diff() <= 1e-12).all()
+
+
 def test_pydensecrfs_number_is_that_of_the_densecrf_face():
     logits, f = random_logits((30,), 3).float(), random_features((30,), 2).float()
     crf = DenseCRF(30, 3)
@@ -192,6 +213,14 @@ def test_the_last_q_is_that_of_mean_field(kind, weight, costs, initial, iteratio
     q, records = tc.trace(logits, filters, *arguments, initial)
     assert_close("Q", q, tc.mean_field(logits, filters, *arguments, initial))
     assert len(records) == iterations + 1
+
+
+@pytest.mark.parametrize("damping, temperature", [(0.5, 1.0), (0.0, 1.5), (0.3, torch.tensor(0.8))])
+def test_the_last_q_is_that_of_a_damped_and_heated_loop(damping, temperature):
+    logits, options = random_logits((5, 6), 3).float(), {"damping": damping, "temperature": temperature}
+    filters = [Window(random_features((5, 6), dtype=torch.float32), 3)]
+    q, _ = tc.trace(logits, filters, [2.0], **options)
+    assert_close("Q", q, tc.mean_field(logits, filters, [2.0], **options))
 
 
 def test_every_record_is_the_last_of_a_shorter_run():

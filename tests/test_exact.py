@@ -213,7 +213,7 @@ def test_some_rows_are_those_of_the_matrix(size, monkeypatch):
 
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_opcheck_visited(images):
-    torch.library.opcheck(visited, (torch.randn(images, 3, 300), 1e-4))
+    torch.library.opcheck(visited.registered, (torch.randn(images, 3, 300), 1e-4))
 
 
 # Bad input --------------------------------------------------------------------------------------------------------

@@ -135,7 +135,22 @@ def test_thetas_come_alone_or_one_per_axis(bad):
         features.color(torch.rand(1, 4, 5), bad)
 
 
-@pytest.mark.parametrize("bad", ["3", None, True, torch.tensor(3)])
+def test_shares_of_the_diagonal():
+    assert features.spatial((30, 40), "16%").equal(features.spatial((30, 40), 8.0))
+    assert features.spatial((30, 40), "2.5%", spacing=(2, 2)).equal(features.spatial((30, 40), 2.5, spacing=2.0))
+    assert features.spatial((3, 4), "10%", spacing=(4, 2.25)).equal(features.spatial((3, 4), 1.5, spacing=(4, 2.25)))
+    assert features.spatial((2, 3, 6), "50%").equal(features.spatial((2, 3, 6), 3.5))
+    image = torch.randint(0, 256, (1, 3, 30, 40), dtype=torch.uint8)
+    assert features.bilateral(image, "20%", 13).equal(features.bilateral(image, 10.0, 13))
+
+
+@pytest.mark.parametrize("bad", ["16", "%", "sixteen%", "-3%", "0%", "nan%", "inf%", ""])
+def test_what_is_no_share_of_the_diagonal(bad):
+    with pytest.raises(ValueError, match="^theta: expected numbers above 0, or a share of the image's diagonal.*got '"):
+        features.spatial((3, 4), bad)
+
+
+@pytest.mark.parametrize("bad", [None, True, torch.tensor(3)])
 def test_thetas_are_numbers(bad):
     with pytest.raises(TypeError, match="^theta: expected a finite number above 0"):
         features.spatial((4, 5), bad)

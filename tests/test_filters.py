@@ -384,32 +384,32 @@ def filter_inputs(case, variant, requires_grad):
 
 @each_planned
 def test_opcheck_filter(case):
-    torch.library.opcheck(filter_apply, filter_inputs(case, case.pair[0], False))
+    torch.library.opcheck(filter_apply.registered, filter_inputs(case, case.pair[0], False))
     for variant in {*case.pair, [*case.variants][-1]}:
-        torch.library.opcheck(filter_apply, filter_inputs(case, variant, True))
+        torch.library.opcheck(filter_apply.registered, filter_inputs(case, variant, True))
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 @each_planned
 def test_opcheck_filter_backward(case, needs):
     x, tensors, plan = filter_inputs(case, case.pair[0], False)
-    torch.library.opcheck(filter_backward, (x, torch.randn_like(x), tensors, plan, *needs))
+    torch.library.opcheck(filter_backward.registered, (x, torch.randn_like(x), tensors, plan, *needs))
 
 
 @each_planned
 def test_opcheck_mean_field(case):
     x, tensors, plan = filter_inputs(case, case.pair[1], True)
     a = torch.ones((), requires_grad=True)
-    torch.library.opcheck(iterate, (x, a, [a], tensors, plan, 2, "softmax", True))
+    torch.library.opcheck(iterate.registered, (x, a, [a], tensors, plan, 2, "softmax", 0.0, True))
 
 
 @each_planned
 def test_opcheck_mean_field_backward(case):
     x, tensors, plan = filter_inputs(case, list(case.variants)[-1], False)
     loop = x, torch.ones(()), [torch.ones(3)], tensors
-    scores, *states = iterate(*loop, plan, 2, "softmax", True)
-    arguments = (torch.randn_like(scores), *loop, states, plan, "softmax", [True] * 4)
-    torch.library.opcheck(iterate_backward, arguments)
+    scores, *states = iterate(*loop, plan, 2, "softmax", 0.0, True)
+    arguments = (torch.randn_like(scores), *loop, states, plan, "softmax", 0.0, [True] * 4)
+    torch.library.opcheck(iterate_backward.registered, arguments)
 
 
 @each_planned

@@ -401,17 +401,17 @@ def statistics_inputs(guide, requires_grad=False):
 @pytest.mark.parametrize("size", [(6,), (4, 5), (1, 1), (2, 3, 4)])
 def test_opcheck_guided(size, requires_grad):
     guide = random_features(size, 2, dtype=torch.float32)
-    torch.library.opcheck(statistics, statistics_inputs(guide, requires_grad))
+    torch.library.opcheck(statistics.registered, statistics_inputs(guide, requires_grad))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_opcheck_guided_backward(memory_format):
     guide = random_features((4, 5), 3, 2, dtype=torch.float32).to(memory_format=memory_format)
     inputs = statistics_inputs(guide)
-    torch.library.opcheck(statistics, inputs)
+    torch.library.opcheck(statistics.registered, inputs)
     mean, cholesky = statistics(*inputs)
     cotangents = torch.randn_like(mean), torch.randn_like(cholesky)
-    torch.library.opcheck(statistics_backward, (guide, mean, *cotangents, *inputs[2:]))
+    torch.library.opcheck(statistics_backward.registered, (guide, mean, *cotangents, *inputs[2:]))
 
 
 # Bad input --------------------------------------------------------------------------------------------------------

@@ -466,10 +466,10 @@ def test_threads_come_back_after_an_error(two_threads):
 
 def test_opcheck_build():
     for f in random_features((6,), 2), random_features((5,), 3, batch=2).requires_grad_():
-        torch.library.opcheck(build, (f, "torch"))
+        torch.library.opcheck(build.registered, (f, "torch"))
     f = random_features((6,), 2)
     for shift in torch.zeros(0, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64):
-        torch.library.opcheck(build_backward, (f, shift, torch.randn(1, 6, 3, dtype=torch.float64), "torch"))
+        torch.library.opcheck(build_backward.registered, (f, shift, torch.randn(1, 6, 3, dtype=torch.float64), "torch"))
 
 
 # torch's own, where a graph goes on after a break.

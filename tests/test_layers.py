@@ -537,6 +537,8 @@ BAD_ARGUMENTS = [  # of which layers
         ("iterations", -1, ValueError), ("iterations", 2.5, TypeError), ("iterations", True, TypeError),
         ("preset", "release", ValueError), ("preset", "caffe", ValueError), ("preset", True, ValueError),
         ("precision", "high", ValueError), ("backend", "cuda", ValueError), ("backend", "triton", ValueError),
+        ("damping", 1.0, ValueError), ("damping", -0.5, ValueError), ("damping", "0.5", TypeError),
+        ("temperature", 0, ValueError), ("temperature", math.inf, ValueError), ("temperature", None, TypeError),
         ("dtype", torch.int32, TypeError), ("dtype", torch.complex64, TypeError), ("dtype", "float32", TypeError),
     ]),
     ([CONV_CRF, CRF_RNN], [
@@ -593,6 +595,13 @@ def test_bad_arguments(layer, name, value, error, preset):
     """What the layer cannot know without an image, such as the number of axes, it says at the first call."""
     with pytest.raises(error, match=rf"^{name}: .*(expected|runs on).*got "):
         layer.make(**{"preset": preset, name: value})(*layer.problem(dtype=torch.float32))
+
+
+@pytest.mark.parametrize("name, value", [("damping", 0.5), ("temperature", 2.0)])
+@pytest.mark.parametrize("layer", LAYERS, ids=named)
+def test_presets_update_as_published(layer, name, value):
+    with pytest.raises(ValueError, match=f"^{name}: expected . with preset='released', which has none, got {value}"):
+        layer.make(preset="released", **{name: value})
 
 
 @pytest.mark.parametrize("make", [torch.tensor, np.array], ids=["torch", "numpy"])

@@ -48,6 +48,12 @@ SETTINGS = {
     "matrix-costs": dict(windows=ONE, weight="matrix", compatibility=True, unary="class"),
     "unary-class": dict(windows=ONE, unary="class"),
     "logarithms": dict(windows=ONE, initial="log_softmax"),
+    "hot": dict(windows=ONE, temperature=1.7),
+    "logarithms-cold": dict(windows=TWO, initial="log_softmax", temperature=0.6),
+    "damped": dict(windows=ONE, damping=0.4),
+    "damped-hot": dict(windows=TWO, damping=0.7, temperature=1.7, weight="class"),
+    "damped-costs": dict(windows=ONE, damping=0.4, weight="matrix", compatibility=True, unary="class"),
+    "damped-blurred": dict(windows=[{"window_size": 3, "blur": 2}], damping=0.4),
     "logarithms-unary-class": dict(windows=ONE, initial="log_softmax", unary="class", weight="class"),
     **{n: dict(windows=[{"window_size": 3, "normalization": n}], weight="class") for n in NORMALIZATIONS[1:]},
     **{
@@ -203,6 +209,39 @@ def test_gradients_vanish_along_what_changes_nothing():
     d_logits, d_mu = gradients_of_probabilities()
     assert_close("sum_l dU", d_logits.sum(1), torch.zeros_like(d_logits[:, 0]), scale=d_logits.abs().max().item())
     assert_close("sum_l dmu", d_mu.sum(0), torch.zeros_like(d_mu[0]), scale=d_mu.abs().max().item())
+
+
+@pytest.mark.parametrize("options", [dict(damping=0.6), dict(temperature=2.5), dict(damping=0.6, temperature=0.4)])
+def test_damping_and_temperature_by_hand(options):
+    """One pixel, whose only message is its own."""
+    d, tau = options.get("damping", 0.0), options.get("temperature", 1.0)
+    u, w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), 1.7
+    K = Window(torch.zeros(1, 1, 1, dtype=torch.float64), 3)
+    q = torch.softmax(u, 0)
+    for iterations in range(4):
+        found = tc.mean_field(u.view(1, 3, 1), [K], [w], iterations=iterations, **options)
+        assert_close("Q", found[0, :, 0], q)
+        q = (1 - d) * torch.softmax((u + w * q) / tau, 0) + d * q
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_outputs_at_any_temperature_are_of_one_q(damping):
+    logits, f = random_logits((4, 5)), random_features((4, 5))
+    q, s, log_q = (
+        tc.mean_field(logits, [window(f)], [2.0], damping=damping, temperature=1.9, output=output)
+        for output in ("probabilities", "logits", "log_probabilities")
+    )
+    assert_close("softmax of logits", torch.softmax(s, 1), q)
+    assert_close("exp of log Q", log_q.exp(), q)
+
+
+def test_damped_certain_scores_stay_finite():
+    logits = (1e4 * random_logits((4, 5))).float().requires_grad_()
+    logits.data[:, 0, 0] = -math.inf
+    for output in "probabilities", "log_probabilities":
+        refined = tc.mean_field(logits, [window(random_features((4, 5)).float())], [3.0], damping=0.5, output=output)
+        (gradient,) = torch.autograd.grad(refined, logits, torch.randn_like(refined))
+        assert torch.isfinite(refined).all() and torch.isfinite(gradient).all()
 
 
 def test_rows_sum_to_one_and_stay_between_zero_and_one():
@@ -450,6 +489,14 @@ LOGITS = torch.zeros(1, 3, 4, 5)
         ({"unary_weight": torch.eye(3)}, ValueError, r"^unary_weight: expected a shape of \[\], \[3\], got \[3, 3\]"),
         ({"unary_weight": torch.ones(3) / 0}, ValueError, "^unary_weight: expected finite values"),
         ({"initial": "uniform"}, ValueError, "^initial: expected one of 'softmax', 'log_softmax', got 'uniform'"),
+        ({"damping": 1.0}, ValueError, "^damping: expected a number from 0 to below 1, got 1.0"),
+        ({"damping": -0.1}, ValueError, "^damping: expected a number from 0 to below 1, got -0.1"),
+        ({"damping": "0.5"}, TypeError, "^damping: expected a finite number, got '0.5'"),
+        ({"damping": 0.5, "initial": "log_softmax"}, ValueError, "^damping: expected 0 with initial='log_softmax'"),
+        ({"temperature": 0.0}, ValueError, "^temperature: expected a finite number above 0, got 0.0"),
+        ({"temperature": torch.tensor(-1.0)}, ValueError, "^temperature: expected a finite number above 0, got -1.0"),
+        ({"temperature": torch.ones(3)}, ValueError, "^temperature: expected a finite number above 0, got .*shape"),
+        ({"temperature": None}, TypeError, "^temperature: expected a finite number above 0, got None"),
         ({"output": "scores"}, ValueError, "^output: expected one of 'probabilities', .* got 'scores'"),
         ({"output": 1}, ValueError, "^output: expected one of 'probabilities', .* got 1"),
     ],

@@ -2,9 +2,12 @@
 
 import math
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritoncrf as tc
 from assertions import assert_close
@@ -35,17 +38,20 @@ def loop_inputs(requires_grad: bool):
     return unary, a, mixing, tensors, encode([f.resolved(unary) for f in filters])
 
 
-@pytest.mark.parametrize("initial", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("initial, damping", [("softmax", 0.0), ("log_softmax", 0.0), ("softmax", 0.5)])
 @pytest.mark.parametrize("keep", [False, True])
-def test_opcheck_mean_field(keep, initial):
-    torch.library.opcheck(iterate, (*loop_inputs(keep), 2, initial, keep))
+def test_opcheck_mean_field(keep, initial, damping):
+    torch.library.opcheck(iterate.registered, (*loop_inputs(keep), 2, initial, damping, keep))
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.5])
 @pytest.mark.parametrize("needs", [[True] * 5, [False, True, False, True, False], [True, False, True, False, False]])
-def test_opcheck_mean_field_backward(needs):
+def test_opcheck_mean_field_backward(needs, damping):
     *inputs, plans = loop_inputs(False)
-    scores, *states = iterate(*inputs, plans, 2, "softmax", True)
-    torch.library.opcheck(iterate_backward, (torch.randn_like(scores), *inputs, states, plans, "softmax", needs))
+    scores, *states = iterate(*inputs, plans, 2, "softmax", damping, True)
+    states += [scores] if damping else []
+    arguments = (torch.randn_like(scores), *inputs, states, plans, "softmax", damping, needs)
+    torch.library.opcheck(iterate_backward.registered, arguments)
 
 
 def test_opcheck_of_inputs_in_any_memory_order():
@@ -53,11 +59,11 @@ def test_opcheck_of_inputs_in_any_memory_order():
     unary, a, mixing, tensors, plans = loop_inputs(False)
     unary = unary.to(memory_format=torch.channels_last)
     mixing = [w.mT.contiguous().mT if w.ndim == 2 else w for w in mixing]
-    scores, *states = iterate(unary, a, mixing, tensors, plans, 2, "softmax", True)
-    torch.library.opcheck(iterate, (unary, a, mixing, tensors, plans, 2, "softmax", True))
+    scores, *states = iterate(unary, a, mixing, tensors, plans, 2, "softmax", 0.0, True)
+    torch.library.opcheck(iterate.registered, (unary, a, mixing, tensors, plans, 2, "softmax", 0.0, True))
     cotangent = torch.randn_like(scores)
-    arguments = (cotangent, unary, a, mixing, tensors, states, plans, "softmax", [True] * 5)
-    torch.library.opcheck(iterate_backward, arguments)
+    arguments = (cotangent, unary, a, mixing, tensors, states, plans, "softmax", 0.0, [True] * 5)
+    torch.library.opcheck(iterate_backward.registered, arguments)
 
 
 # Compilation and export -------------------------------------------------------------------------------------------
@@ -228,3 +234,40 @@ def test_values_without_memory_are_not_looked_at():
     assert not checks.values_checked(torch.empty(3, device="meta"))
     with torch._subclasses.FakeTensorMode():
         assert not checks.values_checked(torch.empty(3))
+
+
+CALL = """
+import sys
+import numpy as np
+import tritoncrf as tc
+p = np.random.default_rng(0).dirichlet(np.ones(3), (9, 11)).transpose(2, 0, 1)
+tc.refine(np.zeros((9, 11, 3), np.uint8), probabilities=p, method={!r})
+brought = [name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules]
+assert not brought, brought
+"""
+
+
+@pytest.mark.parametrize("method", ["lattice", "guided"])
+def test_refine_brings_no_compiler(method):
+    """Which the first call of an operator imports."""
+    done = subprocess.run([sys.executable, "-c", CALL.format(method)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_operators_are_registered_once_watched():
+    x, features = torch.rand(1, 2, 4, 5), torch.rand(1, 2, 4, 5)
+    K = Window(features, 3)
+    seen = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function._schema.name)
+            return function(*args, **(kwargs or {}))
+
+    with Watching():
+        watched = K(x)
+    assert "tritoncrf::filter" in seen and torch.equal(watched, K(x))
+    wanted = x.clone().requires_grad_()
+    assert K(wanted).requires_grad and torch.equal(K(wanted), K(x))
+    with torch.no_grad():
+        assert not K(wanted).requires_grad

@@ -23,9 +23,11 @@ NAMES = [
     "features",
     "filters",
     "guided_filter",
+    "load_parameters",
     "mean_field",
     "refine",
     "trace",
+    "tune",
 ]
 FEATURES = ["bilateral", "color", "spatial"]
 FILTERS = ["Exact", "Filter", "Function", "Guided", "Lattice", "Window"]

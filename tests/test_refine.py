@@ -49,6 +49,21 @@ def test_it_is_mean_field_over_two_windows():
     assert_close("refined", tensor(actual), expected)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("method", ["lattice", "exact", "window", "guided"])
+def test_damping_and_temperature_reach_the_loop(method, traced):
+    options = {"method": method, "iterations": 3, "return_trace": traced, "logits": LOGITS}
+
+    def outcome(**changes):
+        found = refine(IMAGE, **options, **changes)
+        return tensor(found[0] if traced else found)
+
+    plain, damped, hot = outcome(), outcome(damping=0.6), outcome(temperature=50.0)
+    q0 = torch.softmax(tensor(LOGITS), 0)
+    assert (damped - plain).abs().max() > 0.1 and (damped - q0).abs().mean() < (plain - q0).abs().mean()
+    assert hot.max() < 0.6 and outcome(damping=0.0, temperature=1.0).equal(plain)
+
+
 METHODS = {
     "lattice": filters.Lattice,
     "exact": filters.Exact,
@@ -630,7 +645,7 @@ def test_bad_features(bad, error, message):
         ("theta_color", -1, ValueError),
         ("theta_smooth", math.nan, ValueError),
         ("theta_smooth", (1, 2, 3), ValueError),
-        ("theta_space", "80", TypeError),
+        ("theta_space", "80", ValueError),
         ("weight_appearance", math.inf, ValueError),
         ("weight_smooth", "3", TypeError),
         ("iterations", -1, ValueError),

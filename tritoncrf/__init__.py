@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what `load_lazily` is told below
     from tritoncrf.filters.lattice import clear_cache
     from tritoncrf.layers import CRFRNN, ConvCRF, GuidanceCRF
     from tritoncrf.mean_field import mean_field
+    from tritoncrf.models.tuning import load_parameters, tune
     from tritoncrf.options import PARAMETERS
     from tritoncrf.refine import refine
 
@@ -39,9 +40,11 @@ __all__ = [
     "features",
     "filters",
     "guided_filter",
+    "load_parameters",
     "mean_field",
     "refine",
     "trace",
+    "tune",
 ]
 
 load_lazily(
@@ -55,9 +58,11 @@ load_lazily(
         "check_values": "checks",
         "clear_cache": "filters.lattice",
         "guided_filter": "filters.guided",
+        "load_parameters": "models.tuning",
         "mean_field": "mean_field",
         "refine": "refine",
         "trace": "diagnostics",
+        "tune": "models.tuning",
         "densecrf": "densecrf",
         "diagnostics": "diagnostics",
         "features": "features",

@@ -5,8 +5,9 @@ import contextlib
 import math
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from tritoncrf.checks import MOST_CLASSES
 from tritoncrf.commands import CommandError, check_output
 from tritoncrf.devices import device_found
 from tritoncrf.diagnostics import Record
+from tritoncrf.features import bandwidths
 from tritoncrf.files import (
     read_array,
     read_image,
@@ -39,9 +41,11 @@ from tritoncrf.scores import as_stored, mask_values, resized, upright
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_demo", "print_info", "refine_file"]
+__all__ = ["FIGURES", "draw_demo", "print_info", "read_scores", "refine_file"]
 
 FIGURES = (".png", ".pdf", ".svg")
+NOTICEABLE = 0.005  # the share of the pixels from which on a class is missed
+VANISHED = 0.05  # and what is left of such a class
 
 
 def draw_demo(options: argparse.Namespace) -> None:
@@ -70,13 +74,13 @@ def refine_file(options: argparse.Namespace) -> None:
             check_output(option, path, FIGURES)
     _check_distinct(options.image, source, out, options.figure, options.trace_figure)
     given = {name: getattr(options, name) for name in ("method", *ARGUMENTS) if getattr(options, name) is not None}
-    settings: dict[str, Any] = {**PARAMETERS.get(options.parameters, {}), **given}
+    settings: dict[str, Any] = {**_parameters(options.parameters), **given}
     device, trace = device_found(options.device), None
     traced = options.trace or options.trace_figure is not None
 
     with _steps("load", "refine", "write") as step:
         image = np.asarray(read_image(options.image, upright=not options.as_stored))
-        scores = _read(kind, source, image.shape[:2], options)
+        scores = read_scores(kind, source, options.image, image.shape[:2], options)
         _check_png(out, kind, scores, settings)
         step()
         start = time.perf_counter()
@@ -101,7 +105,61 @@ def refine_file(options: argparse.Namespace) -> None:
     if trace is not None and options.trace:
         print(_table(trace.records))
         print(trace.summary)
-    print(f"wrote {out}: {np.mean(before != after):.2%} of the pixels changed, {seconds:.2f} s")
+    shares = _shares(before, after)
+    print(f"wrote {out}: {np.mean(before != after):.2%} of the pixels changed{_moved(shares, kind)}, {seconds:.2f} s")
+    for line in _doubts(shares, kind, settings, image.shape[:2]):
+        print(f"tritoncrf: warning: {line}", file=sys.stderr)
+
+
+def _shares(before: np.ndarray, after: np.ndarray) -> dict[int, tuple[float, float]]:
+    """Each class's share of all pixels before and after; of none where a label is unknown, -1."""
+    classes = np.union1d(before, after)
+    return {int(c): (float(np.mean(before == c)), float(np.mean(after == c))) for c in classes if c >= 0}
+
+
+def _class(label: int, kind: str) -> str:
+    return ("background", "foreground")[label] if kind in BINARY else f"class {label}"
+
+
+def _moved(shares: dict[int, tuple[float, float]], kind: str) -> str:
+    """The object, or the class whose share has changed most; of two that have changed alike the one that lost."""
+
+    def change(label: int) -> tuple[float, bool]:
+        old, new = shares[label]
+        return round(abs(new - old), 6), old > new
+
+    label = 1 if kind in BINARY else max(shares, key=change)
+    old, new = shares.get(label, (0.0, 0.0))
+    return f", {_class(label, kind)} from {old:.2%} to {new:.2%}" if old != new else ""
+
+
+def _doubts(
+    shares: dict[int, tuple[float, float]], kind: str, settings: dict[str, Any], size: tuple[int, ...]
+) -> Iterator[str]:
+    """What looks as if the settings do not fit the picture, a line each."""
+    for label, (old, new) in shares.items():
+        if old > NOTICEABLE and new < VANISHED * old:
+            yield (
+                f"{_class(label, kind)} had {old:.2%} of the pixels and keeps {new:.2%}; a lower "
+                "--weight-appearance or --theta-color keeps more"
+            )
+    theta, longest = settings.get("theta_space", ARGUMENTS["theta_space"].default), max(size)
+    pixels = bandwidths("theta_space", theta, size)[0]
+    if settings.get("method", "lattice") in ARGUMENTS["theta_space"].methods and pixels > longest / 2:
+        yield f"--theta-space {theta} is more than half of the image's {longest} pixels: positions hardly count"
+
+
+def _parameters(name: str | None) -> Mapping[str, Any]:
+    """Those of a known pipeline, or of a file."""
+    if name is None:
+        return {}
+    if name.endswith(".toml"):
+        from tritoncrf.models.tuning import load_parameters
+
+        return load_parameters(name)
+    if name not in PARAMETERS:
+        raise CommandError(f"--parameters: expected {', '.join(PARAMETERS)} or a .toml file, got {name!r}")
+    return PARAMETERS[name]
 
 
 def _output(options: argparse.Namespace) -> Path:
@@ -115,8 +173,10 @@ def _output(options: argparse.Namespace) -> Path:
     return out
 
 
-def _read(kind: str, source: Path, size: tuple[int, ...], options: argparse.Namespace) -> np.ndarray:
-    """The scores of a file, at the image's size where they are to be resized."""
+def read_scores(
+    kind: str, source: Path, image: Path, size: tuple[int, ...], options: argparse.Namespace
+) -> np.ndarray:  # fmt: skip
+    """The scores of a file for an image of that size, brought to it where they are to be resized."""
     turn = not options.as_stored
     if kind in BINARY and source.suffix.lower() not in (".npy", ".npz"):
         picture = read_picture(source)
@@ -132,7 +192,7 @@ def _read(kind: str, source: Path, size: tuple[int, ...], options: argparse.Name
     if scores.shape[-2:] != size and 2 <= scores.ndim <= 3 and scores.shape[:2] != size:
         got, wanted = (" x ".join(map(str, shape)) for shape in (scores.shape[-2:], size))
         raise CommandError(
-            f"--{kind}: expected the size of {options.image}, {wanted}, got {got}; --resize brings them together, and "
+            f"--{kind}: expected the size of {image}, {wanted}, got {got}; --resize brings them together, and "
             "--as-stored leaves pictures unturned"
         )
     return scores

@@ -30,6 +30,14 @@ def _unknown(text: str) -> tuple[int, ...] | str:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between, none or auto, got {text!r}") from None
 
 
+def _theta(text: str) -> float | str:
+    """A bandwidth of positions: a number, or a share of the image, which `refine` looks at."""
+    try:
+        return text if text.endswith("%") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, or a share such as 16%, got {text!r}") from None
+
+
 FILES = {
     "labels": "label indices, 255 unknown; .png, .npy or .npz",
     "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy or .npz",
@@ -37,12 +45,14 @@ FILES = {
     "scores": "[C, H, W] floats; .npy, or .npz of one array",
 }
 SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "theta_space": (float, "bandwidth of positions in the appearance kernel, in pixels"),
+    "theta_space": (_theta, "bandwidth of positions in the appearance kernel, in pixels, or 16%% of the diagonal"),
     "theta_color": (float, "bandwidth of colours, in 0..255 units"),
     "weight_appearance": (float, "weight of the appearance kernel, or of the guided filter"),
-    "theta_smooth": (float, "bandwidth of the smoothness kernel, in pixels"),
+    "theta_smooth": (_theta, "bandwidth of the smoothness kernel, in pixels, or 1%% of the diagonal"),
     "weight_smooth": (float, "weight of the smoothness kernel"),
     "iterations": (int, "mean-field steps"),
+    "damping": (float, "share of the old probabilities that each step keeps, from 0 to below 1"),
+    "temperature": (float, "above 1 the result is less certain, below 1 more"),
     "window_size": (int, "with --method window: side of the neighbourhood, odd, in blurred pixels"),
     "blur": (int, "with --method window: blur x blur pixels are averaged for the messages"),
     "radius": (int, "with --method guided: radius of the filter's windows, in pixels"),
@@ -102,8 +112,9 @@ def _parser() -> Parser:
     command.add_argument("--trace-figure", type=Path, metavar="FILE", help="draw the iterations: .png, .pdf or .svg")
     command.add_argument("--method", help=f"which pixels see each other: {', '.join(METHODS)} (lattice)")
     command.add_argument(
-        "--parameters", choices=list(PARAMETERS), metavar="NAME",
-        help=f"what a known pipeline passes: {', '.join(PARAMETERS)}; what else is given wins",
+        "--parameters", metavar="NAME",
+        help=f"what a known pipeline passes: {', '.join(PARAMETERS)}; or a .toml file of `tritoncrf tune`; what else "
+        "is given wins",
     )  # fmt: skip
     for name, (number, text) in SETTINGS.items():
         default = ARGUMENTS[name].default

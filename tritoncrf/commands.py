@@ -20,18 +20,6 @@ class CommandError(Exception):
     """What the user gave does not work; the message is the one line to print."""
 
 
-def _refusal(error: Exception) -> str | None:
-    """The line that tells of bad input, or of too small a machine; None for a bug, which shows its traceback."""
-    said = " ".join(str(error).split())
-    torch = sys.modules.get("torch")  # which a command that only parses does not import
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
-        return f"out of memory: {said}" if said else "out of memory"
-    if isinstance(error, (CommandError, ValueError, TypeError, OSError)):
-        return said or type(error).__name__
-    full = FULL.search(said) if isinstance(error, RuntimeError) else None
-    return full and full[0].replace("DefaultCPUAllocator: ", "out of memory: ")
-
-
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, without the usage, and name what may have been meant."""
 
@@ -51,6 +39,33 @@ def _names(parser: argparse.ArgumentParser) -> list[str]:
     return found
 
 
+def _refusal(error: Exception, parser: Parser) -> str | None:
+    """The line that tells of bad input, or of too small a machine; None for a bug, which shows its traceback."""
+    said = " ".join(str(error).split())
+    torch = sys.modules.get("torch")  # which a command that only parses does not import
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return f"out of memory: {said}" if said else "out of memory"
+    if isinstance(error, (ValueError, TypeError)):
+        said = _by_options(said, _names(parser))
+    if isinstance(error, (CommandError, ValueError, TypeError, OSError)):
+        return said or type(error).__name__
+    full = FULL.search(said) if isinstance(error, RuntimeError) else None
+    return full and full[0].replace("DefaultCPUAllocator: ", "out of memory: ")
+
+
+def _by_options(message: str, names: Sequence[str]) -> str:
+    """What a function says of its arguments, "name, other: ..." or "name=value", in the words of the command line."""
+
+    def option(match: re.Match[str]) -> str:
+        found = f"--{match[1].replace('_', '-')}"
+        return match[0] if found not in names else found if match[2] == "=" else found + match[2]
+
+    begin = re.match("[a-z_]+(?:, [a-z_]+)*:|", message)
+    end = begin.end() if begin else 0
+    said = re.sub("([a-z_]+)([,:])", option, message[:end]) + message[end:]
+    return re.sub(r"(?<![\w/.-])([a-z_]+)(=[\w'\"(\[{-]|=)", option, said)
+
+
 def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     """Parse, and call `options.run(options)`; its status, 0 if it gives none, and 2 if what was asked does not work."""
     try:
@@ -62,7 +77,7 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        message = _refusal(error)
+        message = _refusal(error, parser)
         if message is None:
             raise
         print(f"{parser.prog.split()[-1]}: error: {message}", file=sys.stderr)

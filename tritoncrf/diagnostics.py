@@ -3,10 +3,11 @@ r"""What mean field minimises, iteration by iteration.
 With logits U, mixing A_m = -mu W_m and messages F_m = K_m Q, the field Q of independent pixels has
 
     energy       <E>  = -sum_i Q_i . a U_i - 1/2 sum_i Q_i . sum_m A_m F_m,i
-    free energy  F    = <E> + sum_i Q_i . log Q_i,      KL(Q || P) = F + log Z,   P = exp(-E) / Z
+    free energy  F    = <E> + tau sum_i Q_i . log Q_i,      tau KL(Q || P) = F + tau log Z,   P = exp(-E / tau) / Z
 
-the half because every pair of pixels is met from both ends (Krähenbühl and Koltun 2011, section 3; CRF-as-RNN,
-section 4). log Z does not depend on Q and is not known, so F is the KL divergence up to a constant.
+at the temperature tau; the half because every pair of pixels is met from both ends (Krähenbühl and Koltun 2011, section
+3; CRF-as-RNN, section 4). log Z does not depend on Q and is not known, so F is tau times the KL divergence up to a
+constant.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import torch
 
 from tritoncrf.backends import without_autocast
 from tritoncrf.filters import Filter
-from tritoncrf.mean_field import checked, possible, started
+from tritoncrf.mean_field import checked, damped, expect_update, possible, started
 from tritoncrf.step import mix
 from tritoncrf.types import Compatibility, Initial
 
@@ -30,7 +31,7 @@ class Record:
     Attributes:
         iteration: how many updates came before.
         energy: the expected energy <E> under Q.
-        free_energy: <E> minus the entropy, which is KL(Q || P) - log Z.
+        free_energy: <E> minus temperature times the entropy, which at 1 is KL(Q || P) - log Z.
         pydensecrf_kl: what pydensecrf's klDivergence gives: without the half, so each pair counts twice.
         entropy: of a pixel's labels in nats, the mean over pixels; from 0 (certain) to log C.
         changed: the share of pixels whose best label is another than one iteration before; 0 at iteration 0.
@@ -48,23 +49,25 @@ class Record:
 def trace(
     logits: torch.Tensor, filters: Sequence[Filter], weights: Sequence[float | torch.Tensor],
     compatibility: Compatibility = "potts", iterations: int = 5, unary_weight: float | torch.Tensor = 1.0,
-    initial: Initial = "softmax",
+    initial: Initial = "softmax", damping: float = 0.0, temperature: float | torch.Tensor = 1.0,
 ) -> tuple[torch.Tensor, list[Record]]:  # fmt: skip
     r"""Mean-field inference that tells how it went: `mean_field`, and a record of every iteration.
 
     .. math::
-        F(Q) = \sum_i Q_i \cdot (\log Q_i - a\,U_i) + \tfrac12 \sum_i Q_i \cdot \mu \sum_m W_m (K_m Q)_i
+        F(Q) = \sum_i Q_i \cdot (\tau \log Q_i - a\,U_i) + \tfrac12 \sum_i Q_i \cdot \mu \sum_m W_m (K_m Q)_i
 
     F falls with every update where all A_m = -mu W_m and all K_m are symmetric and positive semidefinite: the pairwise
     term is then concave, and an update is a step of the concave-convex procedure (Krähenbühl and Koltun 2013).
     mu = -I with weights above 0 and exact Gaussians of all pixels, each pixel itself included, with normalization
-    "none" or "symmetric", are such; the lattice nearly is. Elsewhere F may rise, since all pixels move at once.
+    "none" or "symmetric", are such; the lattice nearly is. Elsewhere F may rise, since all pixels move at once, and
+    falls with enough damping.
 
     F is KL(Q || P) - log Z of the CRF's own energy, a sum over pairs i < j, where the filters are symmetric and leave
     out each pixel itself (`include_self=False`); with it, K_ii adds 1/2 Q_i . mu W_m K_ii Q_i for each pixel.
 
     Args:
-        logits, filters, weights, compatibility, iterations, unary_weight, initial: as `mean_field` takes them.
+        logits, filters, weights, compatibility, iterations, unary_weight, initial, damping, temperature: as
+            `mean_field` takes them.
 
     Returns:
         The probabilities [B, C, *S] that `mean_field` gives (to rounding; no gradients), and a list of `iterations` + 1
@@ -84,6 +87,7 @@ def trace(
         True
     """
     mixing, scale = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
+    damping, tau = expect_update(damping, temperature, logits, initial)
     unary = possible(logits).contiguous()
     with without_autocast(unary):
         operators = [f.operator(unary) for f in filters]
@@ -100,10 +104,11 @@ def trace(
             if t < iterations:
                 if t == 0 and initial == "log_softmax":
                     found = messages(started(unary, initial))
-                q = torch.softmax(weighted + found, 1)
+                scores = weighted + found
+                q = damped(torch.softmax(scores if tau is None else scores / tau, 1), q, damping)
 
-    pixels = max(unary[:, 0].numel(), 1)
-    records = [_record(t, pixels, *row) for t, row in enumerate(torch.stack(rows).tolist())]
+    pixels, heat = max(unary[:, 0].numel(), 1), 1.0 if tau is None else tau.item()
+    records = [_record(t, pixels, heat, *row) for t, row in enumerate(torch.stack(rows).tolist())]
     return q.to(logits.dtype), records
 
 
@@ -113,13 +118,15 @@ def _sums(q: torch.Tensor, weighted: torch.Tensor, found: torch.Tensor) -> list[
     return [term.sum(dtype=torch.float64) for term in terms]
 
 
-def _record(iteration: int, pixels: int, logarithms: float, unary: float, pairwise: float, changed: float) -> Record:
+def _record(
+    iteration: int, pixels: int, temperature: float, logarithms: float, unary: float, pairwise: float, changed: float
+) -> Record:  # fmt: skip
     energy = -unary - pairwise / 2
     return Record(
         iteration=iteration,
         energy=energy,
-        free_energy=energy + logarithms,
-        pydensecrf_kl=logarithms - unary - pairwise,
+        free_energy=energy + temperature * logarithms,
+        pydensecrf_kl=temperature * logarithms - unary - pairwise,
         entropy=-logarithms / pixels,
         changed=changed / pixels,
     )

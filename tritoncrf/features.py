@@ -5,9 +5,11 @@ over theta (Krähenbühl and Koltun 2011, ConvCRF and CRF-RNN use it alike), the
 Positions are in (row, column) order, in pixels or in the unit of `spacing`; colours are in 0..255 units.
 
 A theta is a float, a 0-d tensor, or one per axis or channel (a sequence or a 1-d tensor). Tensors may require
-gradients, which then flow from the features to them.
+gradients, which then flow from the features to them. One of positions may also be a share of the image, "16%" of its
+diagonal, so that what suits a picture suits a smaller copy of it.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +33,8 @@ def spatial(
 
     Args:
         size: the 1 to 3 spatial sizes S, such as (height, width).
-        theta: bandwidth in pixels, or in the unit of `spacing`; one number or one per axis, above 0.
+        theta: bandwidth in pixels, or in the unit of `spacing`; one number or one per axis, above 0. Or a string such
+            as "16%", of the image's diagonal.
         spacing: distance of two neighbours, one number or one per axis; 1 if left out.
         device: where the result lives; that of the first tensor among the thetas, else the CPU, if left out.
         dtype: torch.float32 or torch.float64.
@@ -89,7 +92,8 @@ def bilateral(
 
     Args:
         image: [B, C, *S], as in `color`.
-        theta_space: bandwidth in pixels or in the unit of `spacing`, one number or one per axis.
+        theta_space: bandwidth in pixels or in the unit of `spacing`, one number or one per axis, or "16%" of the
+            diagonal.
         theta_color: bandwidth in 0..255 units, one number or one per channel.
         spacing: distance of two neighbours, one number or one per axis; 1 if left out.
 
@@ -109,6 +113,30 @@ def bilateral(
     return torch.cat([positions.expand(colors.shape[0], -1, *size), colors], dim=1)
 
 
+def bandwidths(
+    name: str, theta: Theta, size: Sequence[int], spacings: Sequence[float | torch.Tensor] | None = None
+) -> list[float | torch.Tensor]:  # fmt: skip
+    """A bandwidth of positions, one for each axis, or an error that names it.
+
+    Args:
+        name: of the argument.
+        theta: in pixels, or in the unit of `spacings`; or a share of the diagonal, "16%".
+        size: of the image.
+        spacings: distances of two neighbours, one for each axis; 1 if left out.
+    """
+    if not isinstance(theta, str):
+        return checks.expect_positive(name, theta, len(size))
+    wanted = 'numbers above 0, or a share of the image\'s diagonal above 0 such as "16%"'
+    try:
+        share = float(theta.removesuffix("%")) / 100 if theta.endswith("%") else math.nan
+    except ValueError:
+        share = math.nan
+    if not 0 < share < math.inf:
+        raise ValueError(f"{name}: expected {wanted}, got {checks.shown(theta)}")
+    sides = (n * float(s) for n, s in zip(size, spacings or [1.0] * len(size), strict=True))
+    return [share * math.hypot(*sides)] * len(size)
+
+
 def _spatial(
     name: str,
     size: Sequence[int],
@@ -117,8 +145,8 @@ def _spatial(
     device: torch.device | str | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    thetas = checks.expect_positive(name, theta, len(size))
     spacings = checks.expect_positive("spacing", 1.0 if spacing is None else spacing, len(size))
+    thetas = bandwidths(name, theta, size, spacings)
     if device is None:
         devices = [t.device for t in [*thetas, *spacings] if isinstance(t, torch.Tensor)]
         device = devices[0] if devices else None

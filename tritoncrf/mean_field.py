@@ -9,6 +9,12 @@ per iteration. Going back from G = dL/dS_{t+1}, everything follows from G_m = K_
 
 because K_m acts on pixels and A_m on classes. Autograd splits dA_m into those of W_m and mu. A filter's
 own tensors get the gradient of <A_m^T G, K_m Q_t>.
+
+A temperature divides a and all A_m. Damped by d, with P_t = softmax(S_t),
+
+    Q_t = (1 - d) P_t + d Q_{t-1} ;   dS_t = (1 - d) P_t (dQ_t - <P_t, dQ_t>) ,   dQ_{t-1} = sum_m A_m^T G_m + d dQ_t
+
+and P_t is what Q_t and Q_{t-1}, which are kept, leave it: to rounding, also where it is next to nothing.
 """
 
 import math
@@ -31,25 +37,35 @@ from tritoncrf.filters.plan import (
     operator,
     refuse_second_derivative,
 )
-from tritoncrf.step import KEPT_STATES, Step, mix, outer
+from tritoncrf.step import KEPT_STATES, State, Step, mix, outer, softmax_adjoint
 from tritoncrf.types import Compatibility, Initial, Output
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 LEAST_LOGARITHM = -1e5  # of probabilities that the first messages are made of
+LEAST_PROBABILITY = 1e-30  # of which a damped loop gives the logarithm: the gradient is then at most 1e30
 INITIALS: tuple[Initial, ...] = get_args(Initial)
+NOT_FINITE = "logits, filters, weights: expected values whose sums float32 holds, got NaN or infinity"
 
 
 def mean_field(
     logits: torch.Tensor, filters: Sequence[Filter], weights: Sequence[float | torch.Tensor],
     compatibility: Compatibility = "potts", iterations: int = 5, unary_weight: float | torch.Tensor = 1.0,
-    initial: Initial = "softmax", output: Output = "probabilities",
+    initial: Initial = "softmax", output: Output = "probabilities", damping: float = 0.0,
+    temperature: float | torch.Tensor = 1.0,
 ) -> torch.Tensor:  # fmt: skip
     r"""Mean-field inference in a dense CRF.
 
     .. math::
-        Q \leftarrow \mathrm{softmax}\Big(a\,U - \mu \sum_m W_m K_m Q\Big)
+        Q \leftarrow (1 - d)\, \mathrm{softmax}\Big(\frac{1}{\tau}\Big(a\,U - \mu \sum_m W_m K_m Q\Big)\Big) + d\,Q
 
     `iterations` times from Q = softmax(U) (Krähenbühl and Koltun 2011; CRF-as-RNN, section 4).
+
+    All pixels move at once. Where each update lowers the free energy (see `trace`) that settles. Where it does not,
+    with costs that are not semidefinite or kernels that leave out the pixel itself, Q may swing between two states for
+    ever. A damping d > 0 is then a cure: with temperature 1 the damped update is that of a regularised Frank-Wolfe
+    method with the entropy as its regulariser, a step of 1 - d towards the minimum of the linearised free energy
+    (Lê-Huu and Alahari 2021), and small enough steps descend. Krähenbühl and Koltun (2013) show that undamped ones
+    descend where the pairwise term is concave.
 
     Args:
         logits: U, minus the unary energies, [B, C, *S] with C >= 2 and 1 to 3 spatial axes; floating. Half
@@ -63,12 +79,14 @@ def mean_field(
         unary_weight: a, a float or [C].
         initial: what the first messages are computed from: "softmax" of U, or its "log_softmax" itself
             (the released ConvCRF).
-        output: "probabilities", "logits" (the scores before the last softmax; only defined up to a
-            constant per pixel) or "log_probabilities".
+        output: "probabilities", "logits" (what the last softmax is of; only defined up to a constant per pixel) or
+            "log_probabilities". Damped, both are log Q, of probabilities of at least 1e-30.
+        damping: d, the share of the old Q that stays, from 0 to below 1; above 0 only with initial="softmax".
+        temperature: tau, a number above 0 or a 0-d tensor: above 1 Q is less certain than the scores say.
 
     Returns:
         [B, C, *S], dtype and device of `logits`. Gradients reach logits, the filters' features, weights,
-        compatibility and unary_weight; once.
+        compatibility, unary_weight and temperature; once.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -81,17 +99,23 @@ def mean_field(
     """
     checks.expect_choice("output", output, OUTPUTS)
     mixing, scale = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
+    damping, tau = expect_update(damping, temperature, logits, initial)
+    if tau is not None:
+        mixing, scale = [a / tau for a in mixing], scale / tau
 
     scores = possible(logits)
     if iterations > 0 and any(f.plan is None for f in filters):
-        scores = _unrolled(scores, scale, mixing, filters, iterations, initial)
+        scores = _unrolled(scores, scale, mixing, filters, iterations, initial, damping)
     elif iterations > 0:
         tensors = [t for f in filters for t in f.tensors_in(scores.dtype)]
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in (logits, scale, *mixing, *tensors))
         plans = encode([f.resolved(scores) for f in filters])
-        scores, *_ = iterate(scores, scale, mixing, tensors, plans, iterations, initial, keep)
+        scores, *_ = iterate(scores, scale, mixing, tensors, plans, iterations, initial, damping, keep)
     if checks.values_checked(scores) and launches_run() and not checks.all_finite(scores):
-        raise ValueError("logits, filters, weights: expected values whose sums float32 holds, got NaN or infinity")
+        raise ValueError(NOT_FINITE)
+    if damping and iterations > 0:
+        found = scores if output == "probabilities" else scores.clamp_min(LEAST_PROBABILITY).log()
+        return found.to(logits.dtype)
     if output == "probabilities":
         scores = torch.softmax(scores, 1)
     elif output == "log_probabilities":
@@ -120,6 +144,27 @@ def checked(
             checks.expect_finite("compatibility times weights", a)
     checks.expect_no_tangents(logits, *mixing, scale)
     return mixing, scale
+
+
+def expect_damping(damping: float) -> float:
+    """A loop's damping, or an error."""
+    number = checks.expect_number("damping", damping)
+    if not 0 <= number < 1:
+        raise ValueError(f"damping: expected a number from 0 to below 1, got {damping}")
+    return number
+
+
+def expect_update(
+    damping: float, temperature: float | torch.Tensor, logits: torch.Tensor, initial: Initial
+) -> tuple[float, torch.Tensor | None]:
+    """A loop's damping, and its temperature [] beside the logits, None for 1; or an error."""
+    damping = expect_damping(damping)
+    if damping and initial != "softmax":
+        raise ValueError(f"damping: expected 0 with initial={initial!r}, whose first messages are no Q, got {damping}")
+    checks.expect_positive_number("temperature", temperature)
+    if not isinstance(temperature, torch.Tensor) and temperature == 1:
+        return damping, None
+    return damping, _class_weight("temperature", temperature, logits, ndim=0)
 
 
 def _check_filters(filters: Sequence[Filter], weights: Sequence[float | torch.Tensor], logits: torch.Tensor) -> None:
@@ -183,17 +228,29 @@ def started(unary: torch.Tensor, initial: str) -> torch.Tensor:
 
 def _unrolled(
     unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], filters: Sequence[Filter],
-    iterations: int, initial: Initial,
+    iterations: int, initial: Initial, damping: float,
 ) -> torch.Tensor:  # fmt: skip
-    """S_T by operations that autograd records, for filters that only a function knows."""
+    """What `iterate` gives first, by operations that autograd records, for filters that only a function knows."""
     with without_autocast(unary):
-        scores, weighted = unary, mix(unary_weight, unary)
+        q, weighted = started(unary, initial), mix(unary_weight, unary)
         for t in range(iterations):
-            q = started(scores, initial) if t == 0 else torch.softmax(scores, 1)
             scores = weighted
             for a, f in zip(mixing, filters, strict=True):
                 scores = scores + mix(a, f.filtered(q))
-        return scores
+            if damping:
+                q = torch.lerp(torch.softmax(scores, 1), q, damping)
+            elif t < iterations - 1:
+                q = torch.softmax(scores, 1)
+        return q if damping else scores
+
+
+def damped(new: State, old: State, damping: float) -> State:
+    """(1 - d) new + d old, of states, which are linear in Q."""
+    if not damping:
+        return new
+    if isinstance(new, tuple):
+        return tuple(torch.lerp(a, b, damping) for a, b in zip(new, old, strict=True))
+    return torch.lerp(new, old, damping)
 
 
 def _start(
@@ -209,25 +266,29 @@ def _start(
 @operator("mean_field")
 def iterate(
     unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], tensors: list[torch.Tensor],
-    plans: str, iterations: int, initial: str, keep: bool,
+    plans: str, iterations: int, initial: str, damping: float, keep: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """[S_T], and Q_0 .. Q_{T-1} after it, in the step's layout, if `keep`."""
+    """[S_T], or Q_T if it is damped; and Q_0 .. Q_{T-1} after it, in the step's layout, if `keep`."""
     unary = unary.contiguous()
     with without_autocast(unary):
         step = _start(decode(plans), tensors, mixing, unary, unary_weight)
         state = step.start(started(unary, initial))
         kept = [step.probabilities(state)] if keep else []
         for _ in range(iterations - 1):
-            state = step.next(state)
+            state = damped(step.next(state), state, damping)
             if keep:
                 kept.append(step.probabilities(state))
-        return [step.scores(state).contiguous(), *kept]
+        if damping:
+            last = step.image(step.probabilities(damped(step.next(state), state, damping)))
+        else:
+            last = step.scores(state)
+        return [last.contiguous(), *kept]
 
 
 @iterate.register_fake
 def _(
     unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], tensors: list[torch.Tensor],
-    plans: str, iterations: int, initial: str, keep: bool,
+    plans: str, iterations: int, initial: str, damping: float, keep: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     decoded = decode(plans)
     shape = decoded[0].step(decoded, mixing, unary).kept_shape(unary)
@@ -239,10 +300,12 @@ def _(
 @operator("mean_field_backward")
 def iterate_backward(
     cotangent: torch.Tensor, unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor],
-    tensors: list[torch.Tensor], states: list[torch.Tensor], plans: str, initial: str, needs: list[bool],
+    tensors: list[torch.Tensor], states: list[torch.Tensor], plans: str, initial: str, damping: float,
+    needs: list[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients of unary, unary_weight, each of mixing and of tensors; empty where `needs` says no.
 
+    states: Q_0 .. Q_{T-1} as `iterate` gives them, and Q_T [B, C, *S] after them if it is damped.
     needs: unary, unary_weight, any of mixing; then each filter, whether any of its tensors.
     """
     needs_unary, needs_unary_weight, needs_mixing, *needs_filters = needs
@@ -254,17 +317,27 @@ def iterate_backward(
         d_tensors: list[list[torch.Tensor]] = [[] for _ in decoded]
         g = step.arrange(cotangent)
         total = torch.zeros_like(g)  # the sum of dS_1 .. dS_T
+        if damping:
+            *states, after = states[:-1] + [step.arrange(states[-1])]
         for t in reversed(range(len(states))):
             q = states[t]
+            if damping:
+                dq, p = g, (after - damping * q) / (1 - damping)
+                g = step.arrange((1 - damping) * softmax_adjoint(step.image(p), step.image(dq))).contiguous()
             total += g
             if any(needs_filters):
                 found = step.gradients(q, g, needs_filters)
                 d_tensors = [[a + b for a, b in zip(*pair)] if pair[0] else pair[1] for pair in zip(d_tensors, found)]
-            g, back = step.backward(q, g, t > 0 or initial == "softmax", needs_mixing)
+            through_softmax = not damping and (t > 0 or initial == "softmax")
+            g, back = step.backward(q, g, through_softmax, needs_mixing)
             if back is not None:
                 for d, b in zip(d_mixing, back, strict=True):
                     d += outer(step.image(b), step.image(q), d.ndim)
+            if damping:
+                g, after = g + damping * dq, q
         g, total = step.image(g), step.image(total)
+        if damping:
+            g = softmax_adjoint(step.image(q), g)
         if initial == "log_softmax":
             g = torch.where(unary > -checks.RULED_OUT, g, 0)
             g = g - torch.softmax(unary, 1) * g.sum(1, keepdim=True)
@@ -289,7 +362,8 @@ def _by_filter(plans: Sequence[Plan], items: Sequence[Any]) -> list[list[Any]]:
 @iterate_backward.register_fake
 def _(
     cotangent: torch.Tensor, unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor],
-    tensors: list[torch.Tensor], states: list[torch.Tensor], plans: str, initial: str, needs: list[bool],
+    tensors: list[torch.Tensor], states: list[torch.Tensor], plans: str, initial: str, damping: float,
+    needs: list[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     decoded = decode(plans)
     groups = [unary], [unary_weight], mixing, *_by_filter(decoded, tensors)
@@ -301,10 +375,10 @@ def _(
 
 
 def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    unary, unary_weight, mixing, tensors, ctx.plans, ctx.iterations, ctx.initial, _ = inputs
+    unary, unary_weight, mixing, tensors, ctx.plans, ctx.iterations, ctx.initial, ctx.damping, _ = inputs
     ctx.counts = len(mixing), len(tensors)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(unary, unary_weight, *mixing, *tensors, *output[1:])
+    ctx.save_for_backward(unary, unary_weight, *mixing, *tensors, *output[1:], *output[: 1 if ctx.damping else 0])
 
 
 def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
@@ -315,7 +389,16 @@ def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
     by_filter = [any(tensors) for tensors in _by_filter(decode(ctx.plans), needed[3])]
     needs = [needed[0], needed[1], any(needed[2]), *by_filter]
     found = iterate_backward(
-        cotangents[0].contiguous(), unary, unary_weight, mixing, tensors, states, ctx.plans, ctx.initial, needs
+        cotangents[0].contiguous(),
+        unary,
+        unary_weight,
+        mixing,
+        tensors,
+        states,
+        ctx.plans,
+        ctx.initial,
+        ctx.damping,
+        needs,
     )
     d_unary, d_weight, rest = found[0], found[1], found[2:]
     return (
@@ -323,7 +406,7 @@ def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
         d_weight if needs[1] else None,
         rest[:m] if needs[2] else [None] * m,
         gradients_or_none(tensors, rest[m:], needed[3]),
-        None, None, None, None,
+        None, None, None, None, None,
     )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "theta_smooth": Argument(3, GAUSSIAN),
         "weight_smooth": Argument(3, GAUSSIAN),
         "iterations": Argument(5),
+        "damping": Argument(0.0),
+        "temperature": Argument(1.0),
         "window_size": Argument(11, ("window",)),
         "blur": Argument(4, ("window",)),
         "radius": Argument(3, ("guided",)),

@@ -8,10 +8,11 @@ import torch
 
 from tritoncrf import checks, diagnostics, filters
 from tritoncrf.devices import device_found
-from tritoncrf.features import bilateral, color, spatial
+from tritoncrf.features import bandwidths, bilateral, color, spatial
 from tritoncrf.filters.base import Filter
-from tritoncrf.mean_field import mean_field
+from tritoncrf.mean_field import NOT_FINITE, mean_field
 from tritoncrf.options import METHODS, settings
+from tritoncrf.replay import replayed
 from tritoncrf.scores import as_tensor, expect_unknown, is_pil, like, unary_from, upright
 from tritoncrf.summary import Trace, summarized
 from tritoncrf.types import Array, Image, Method, RefineOptions, Theta, Unknown
@@ -24,6 +25,7 @@ __all__ = ["refine"]
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
 Device: TypeAlias = torch.device | str | None
+REPLAYED: tuple[Method, ...] = "window", "guided"
 
 
 @overload
@@ -124,6 +126,8 @@ def refine(
     theta_smooth: Theta | None = None,
     weight_smooth: float | None = None,
     iterations: int | None = None,
+    damping: float | None = None,
+    temperature: float | None = None,
     window_size: int | None = None,
     blur: int | None = None,
     radius: int | Sequence[int] | None = None,
@@ -172,10 +176,14 @@ def refine(
             square. "window": those of a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018). "guided":
             those at most 2 radius away, by the guided filter, in a time that does not depend on it (SegModel: Shen et
             al. 2017, with weight_appearance=2 and iterations=3).
-        theta_space, theta_smooth: bandwidths in pixels (80, 3); one number or one per axis. Not with "guided".
+        theta_space, theta_smooth: bandwidths in pixels (80, 3), one number or one per axis; or a share of the image's
+            diagonal, such as "16%". Not with "guided".
         theta_color: bandwidth in 0..255 units (13); one number or one per channel. Not with "guided".
         weight_appearance, weight_smooth: weights of the two kernels (10, 3); the second not with "guided".
         iterations: mean-field steps (5); 0 gives softmax(U).
+        damping: the share of the old Q that each step keeps, from 0 to below 1, for settings that swing (0.0).
+        temperature: what the scores are divided by before each softmax, above 0 (1.0): above 1 for a less certain
+            result.
         window_size: with "window", the side of the neighbourhood, odd, in pixels of the blurred image (11).
         blur: with "window", the messages are passed on the image averaged over blur x blur pixels, so that the
             neighbourhood is window_size * blur pixels wide (4); 1 for full resolution.
@@ -204,6 +212,9 @@ def refine(
         With return_trace=True a pair of these and a `Trace`: `trace.records` are those of `tritoncrf.trace`, one for
         the start and each iteration, with the energy, the free energy (the KL divergence up to log Z) and the share of
         labels that changed; `trace.summary` says what changed in all, by class, and the confidence.
+
+    On a GPU, "window" and "guided" of a uint8 photo replay a CUDA graph from the second image of one size and one set
+    of arguments on, so that no kernel waits for Python. `tritoncrf.clear_cache` lets go of the graphs' memory.
 
     Raises:
         TypeError: a kind or dtype other than the above, none or several of the scores.
@@ -235,7 +246,8 @@ def refine(
     chosen = settings(method, name, features is not None, {
         "theta_space": theta_space, "theta_color": theta_color, "weight_appearance": weight_appearance,
         "theta_smooth": theta_smooth, "weight_smooth": weight_smooth, "iterations": iterations,
-        "window_size": window_size, "blur": blur, "radius": radius, "eps": eps,
+        "damping": damping, "temperature": temperature, "window_size": window_size, "blur": blur, "radius": radius,
+        "eps": eps,
         "label_confidence": label_confidence, "num_classes": num_classes, "unknown": expect_unknown(unknown),
     })  # fmt: skip
     where = value.device if device is None and isinstance(value, torch.Tensor) else device_found(device)
@@ -250,11 +262,39 @@ def refine(
             _expect_size("image", photo, name, size, turned)
         if features is not None:
             appearance = _features(features, name, size, where).to(unary.dtype)
-        kernels, weights = _kernels(method, photo, appearance, unary, chosen)
         if not return_trace:
-            return like(mean_field(unary[None], kernels, weights, iterations=chosen["iterations"])[0], name, value)
-        q, records = diagnostics.trace(unary[None], kernels, weights, iterations=chosen["iterations"])
+            return like(_refined(method, photo, appearance, unary, chosen), name, value)
+        kernels, weights = _kernels(method, photo, appearance, unary, chosen)
+        q, records = diagnostics.trace(unary[None], kernels, weights, **_update(chosen))
     return like(q[0], name, value), Trace(records, summarized(torch.softmax(unary, 0), q[0]))
+
+
+def _refined(
+    method: Method, photo: torch.Tensor | None, appearance: torch.Tensor | None, unary: torch.Tensor,
+    chosen: Mapping[str, Any],
+) -> torch.Tensor:  # fmt: skip
+    """Q, [C, *S]; replayed unless values are looked at on the way: those of photos of floats, and of features where
+    what is made of them is as large as they say, such as a lattice."""
+
+    def solve(photo: torch.Tensor | None, unary: torch.Tensor) -> torch.Tensor:
+        kernels, weights = _kernels(method, photo, appearance, unary, chosen)
+        return mean_field(unary[None], kernels, weights, **_update(chosen))[0]
+
+    fixed = [tuple(value) if isinstance(value, (list, tuple)) else (value,) for value in chosen.values()]
+    plain = all(v is None or isinstance(v, (int, float, str)) for values in fixed for v in values)
+    if method not in REPLAYED or photo is None or appearance is not None or photo.dtype != torch.uint8 or not plain:
+        return solve(photo, unary)
+    key = method, *fixed, photo.shape, unary.shape, unary.dtype
+    q = replayed(key, solve, photo, unary)
+    if q.is_cuda and not checks.all_finite(q):  # replayed, the loop has looked at nothing
+        raise ValueError(NOT_FINITE)
+    return q
+
+
+def _update(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """How often and how the loop updates Q."""
+    temperature = checks.expect_number("temperature", chosen["temperature"], positive=True)
+    return {"iterations": chosen["iterations"], "damping": chosen["damping"], "temperature": temperature}
 
 
 def _kernels(
@@ -294,7 +334,7 @@ def _smoothness(
     method: Method, size: torch.Size, theta: Theta, unary: torch.Tensor, window_size: int, blur: int
 ) -> Filter:
     """The method's filter of positions, beside `unary`; a lattice from its cache."""
-    thetas = checks.expect_positive("theta_smooth", theta, len(size))
+    thetas = bandwidths("theta_smooth", theta, size)
     device, dtype = unary.device, unary.dtype
     if method == "lattice":
         return filters.Lattice.spatial(size, thetas, normalization="symmetric", device=device, dtype=dtype)

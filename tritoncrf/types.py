@@ -28,8 +28,8 @@ __all__ = [
 Array: TypeAlias = Union["np.ndarray", "torch.Tensor"]
 #: PIL, NumPy or torch.
 Image: TypeAlias = Union["PIL.Image.Image", "np.ndarray", "torch.Tensor"]
-#: A bandwidth or a spacing, one number or one per axis or channel.
-Theta: TypeAlias = float | Array | Sequence[Union[float, "torch.Tensor"]]
+#: A bandwidth or a spacing, one number or one per axis or channel; a bandwidth of positions also as "16%".
+Theta: TypeAlias = float | str | Array | Sequence[Union[float, "torch.Tensor"]]
 
 #: How a filter is divided by its row sums.
 Normalization: TypeAlias = Literal["none", "before", "after", "symmetric"]
@@ -71,6 +71,8 @@ class RefineOptions(TypedDict, total=False):
     theta_smooth: Theta
     weight_smooth: float
     iterations: int
+    damping: float
+    temperature: float
     window_size: int
     blur: int
     radius: int | Sequence[int]

@@ -164,6 +164,23 @@ def test_a_captured_graph_keeps_its_lattice(device):
     assert torch.equal(captured, expected) and len(overwritten) == 100
 
 
+@pytest.mark.parametrize("options", [
+    dict(method="window", blur=1), dict(method="window"), dict(method="guided"), dict(method="guided", radius=20),
+])  # fmt: skip
+def test_refine_replays_photos_of_one_size(options, device):
+    """On two streams, one of which is still busy."""
+    logits, image = picture(device, (61, 83))
+    photos = [(255 * image[0].roll(9 * n, 2)).byte() for n in range(5)]
+    expected = [tc.refine(photo / 255, logits=logits[0] * (n - 2), **options) for n, photo in enumerate(photos)]
+    found, other = [], torch.cuda.Stream()
+    for n, photo in enumerate(photos):
+        with torch.cuda.stream(other if n % 2 else torch.cuda.current_stream()):
+            found.append(tc.refine(photo, logits=logits[0] * (n - 2), **options))
+    torch.cuda.synchronize()
+    for own, q in zip(found, expected, strict=True):
+        assert_close("Q", own, q)
+
+
 def test_the_loop_launches_only_its_kernels(device):
     logits, image = picture(device, (61, 83))
     filters = filters_of(image, normalization="none", window_size=11)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tritoncrf import checks, kernels, reference
+from tritoncrf import checks, kernels, reference, replay
 from tritoncrf.backends import launches_run, modules, resolve
 from tritoncrf.devices import expect_device
 from tritoncrf.features import spatial
@@ -156,9 +156,10 @@ _lock = threading.Lock()
 
 
 def clear_cache() -> None:
-    """Let go of the lattices of pixel positions that `filters.Lattice.spatial` keeps.
+    """Let go of the lattices of pixel positions that `filters.Lattice.spatial` keeps, and of what `refine` keeps on
+    GPUs to repeat a call of the same shape.
 
-    What still uses one keeps it; so does a CUDA graph in whose capture it was asked for.
+    What still uses a lattice keeps it; so does a CUDA graph in whose capture it was asked for.
 
     Example:
         >>> import tritoncrf as tc
@@ -166,6 +167,7 @@ def clear_cache() -> None:
     """
     with _lock:
         _cache.clear()
+    replay.clear()
 
 
 def _keep(key: Hashable, lattice: Lattice) -> None:

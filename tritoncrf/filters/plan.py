@@ -84,22 +84,50 @@ def fits_in_registers(kernels: ModuleType, mixing: Sequence[torch.Tensor], class
     return classes <= most
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
-    """A `torch.library` operator "tritoncrf::name" of a function of tensors, which refuses vmap."""
+class Registered:
+    """An operator of `torch.library`, "tritoncrf::name", of a function of tensors; it refuses vmap.
 
-    def decorate(function: Callable[..., Any]) -> "CustomOpDef":
-        made = torch.library.custom_op(f"tritoncrf::{name}", function, mutates_args=())
-        made.register_vmap(_refuse_vmap)
-        return made
+    Where nothing looks on and no gradient is wanted the function itself is called: the first call of an operator
+    imports torch's compiler, which takes a second and 150 MB.
+    """
 
-    return decorate
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.registered: CustomOpDef = torch.library.custom_op(f"tritoncrf::{name}", function, mutates_args=())
+        self.registered.register_vmap(_refuse_vmap)
+        self.register_fake = self.registered.register_fake
+        self.register_autograd = self.registered.register_autograd
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments) if _unobserved(arguments) else self.registered(*arguments)
+
+
+def _unobserved(arguments: Iterable[Any]) -> bool:
+    """Whether these are plain tensors, and nothing records or transforms what is done with them."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    for argument in arguments:
+        for x in argument if isinstance(argument, list) else [argument]:
+            if isinstance(x, torch.Tensor):
+                wanted = x.requires_grad and torch.is_grad_enabled()
+                if wanted or type(x) not in (torch.Tensor, torch.nn.Parameter):
+                    return False
+    return True
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], Registered]:
+    """A function of tensors as the operator "tritoncrf::name"."""
+    return functools.partial(Registered, name)
 
 
 def _refuse_vmap(*arguments: Any) -> NoReturn:
     raise NotImplementedError("tritoncrf does not offer vmap: every operation takes a batch as its first axis")
 
 
-def refuse_second_derivative(operator: "CustomOpDef") -> None:
+def refuse_second_derivative(operator: Registered) -> None:
     """Make differentiating a backward operator one clear error."""
 
     def refuse(ctx: Context, *cotangents: Any) -> NoReturn:

@@ -7,6 +7,7 @@ from torch import nn
 
 from tritoncrf import checks
 from tritoncrf.devices import expect_device
+from tritoncrf.mean_field import expect_damping
 from tritoncrf.types import Output, Theta
 
 
@@ -26,6 +27,13 @@ class Layer(nn.Module):
             self, logits: torch.Tensor, image: torch.Tensor | None = None, *,
             features: torch.Tensor | None = None, output: Output = "logits",
         ) -> torch.Tensor: ...  # fmt: skip
+
+
+class UpdateOptions(TypedDict):
+    """How a layer updates Q, see `mean_field`."""
+
+    damping: float
+    temperature: float
 
 
 class Placement(TypedDict):
@@ -63,6 +71,16 @@ def expect_inputs(
         fits, wanted = size == own, "the"
     if not fits:
         raise ValueError(f"{name}: expected {wanted} spatial size {list(own)} of logits, got {list(given.shape)}")
+
+
+def expect_update(damping: float, temperature: float, preset: str | None) -> UpdateOptions:
+    """How a layer updates Q; as it was published in a preset."""
+    damping = expect_damping(damping)
+    temperature = checks.expect_number("temperature", temperature, positive=True)
+    for name, value, published in ("damping", damping, 0), ("temperature", temperature, 1):
+        if preset is not None and value != published:
+            raise ValueError(f"{name}: expected {published} with preset={preset!r}, which has none, got {value}")
+    return {"damping": damping, "temperature": temperature}
 
 
 def as_precise(image: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

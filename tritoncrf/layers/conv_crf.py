@@ -11,7 +11,7 @@ from tritoncrf import checks, features, filters
 from tritoncrf.backends import compute_dtype
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
 from tritoncrf.filters.window import MAX_WINDOW
-from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, placed
+from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, expect_update, placed
 from tritoncrf.mean_field import mean_field, possible
 from tritoncrf.types import Backend, Compatibility, Normalization, Output, Precision, Theta
 
@@ -57,6 +57,7 @@ class ConvCRF(Layer):
         normalization: of both kernels, see `filters.Window`; "symmetric" if left out.
         include_self: whether a pixel sends a message to itself.
         spacing: distance of neighbouring pixels or voxels, a number or one per axis.
+        damping, temperature: of the updates, see `mean_field`; not in a preset.
         preset: "released" computes what the authors' code does:
             S = (1 - w) L + w (I + c) sum_m w_m K_m Q with L = log_softmax(U), per-class w = 0.2, first
             messages from L itself, weights not normalised, no position in the appearance kernel, and
@@ -89,6 +90,7 @@ class ConvCRF(Layer):
         weight_smooth: float = 3.0, weight_appearance: float = 10.0, class_weights: bool = False,
         compatibility: bool = False, learn_positions: Sequence[int] | None = None,
         normalization: Normalization | None = None, include_self: bool = True, spacing: Theta | None = None,
+        damping: float = 0.0, temperature: float = 1.0,
         preset: Literal["released"] | None = None, precision: Precision = "default", backend: Backend = "auto",
         device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
@@ -98,6 +100,7 @@ class ConvCRF(Layer):
         self.num_classes = checks.expect_num_classes("num_classes", num_classes)
         self.iterations = checks.expect_int("iterations", iterations, 0, checks.MOST_ITERATIONS)
         self.preset, self.spacing = preset, spacing
+        self.update = expect_update(damping, temperature, preset)
         released, factory = preset == "released", placed(device, dtype)
         if appearance_position is None:
             appearance_position = theta_space is not None or not released
@@ -192,7 +195,7 @@ class ConvCRF(Layer):
             mixed = torch.eye(len(mixed), dtype=mixed.dtype, device=mixed.device) + mixed
             cost = -mixed
         if self.class_weight is None:
-            return mean_field(logits, kernels, weights, cost, self.iterations, output=output)
+            return mean_field(logits, kernels, weights, cost, self.iterations, output=output, **self.update)
 
         # The class weight scales the rows of whatever the messages go through.
         class_weight = self.class_weight.to(positions.dtype)
@@ -226,5 +229,5 @@ class ConvCRF(Layer):
         return torch.cat([space.expand(colors.shape[0], *space.shape[1:]), colors], 1)
 
     def extra_repr(self) -> str:
-        window = ", ".join(f"{k}={v!r}" for k, v in self.window.items())
+        window = ", ".join(f"{k}={v!r}" for k, v in {**self.window, **self.update}.items())
         return f"num_classes={self.num_classes}, iterations={self.iterations}, preset={self.preset!r}, {window}"

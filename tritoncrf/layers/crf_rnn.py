@@ -9,7 +9,7 @@ from torch import nn
 from tritoncrf import checks, features, filters
 from tritoncrf.backends import compute_dtype
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
-from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, placed
+from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, expect_update, placed
 from tritoncrf.mean_field import mean_field
 from tritoncrf.published import CRFRNN_CODES, Numbers, Preset, crfrnn_parameters
 from tritoncrf.types import Backend, Normalization, Output, Precision, Theta
@@ -50,6 +50,7 @@ class CRFRNN(Layer):
         normalization: of both kernels, see `filters.Lattice`.
         include_self: whether a pixel sends a message to itself.
         spacing: distance of neighbouring pixels or voxels, a number or one per axis.
+        damping, temperature: of the updates, see `mean_field`; not in a preset.
         preset: computes what published code does: matrices W_m, positions in the order (x, y), then blue, green and red
             minus the mean of that code's training images, for the lattice feels the order and the origin of its
             features. The image is still given as RGB. "released" is the authors' Caffe code; "released-keras"
@@ -83,13 +84,15 @@ class CRFRNN(Layer):
         theta_color: Theta = 3.0, weight_smooth: float | None = None,
         weight_appearance: float | None = None, kernel_weights: KernelWeights | None = None,
         learn_thetas: bool = False, normalization: Normalization = "after", include_self: bool = True,
-        spacing: Theta | None = None, preset: Preset | None = None, precision: Precision = "default",
+        spacing: Theta | None = None, damping: float = 0.0, temperature: float = 1.0,
+        preset: Preset | None = None, precision: Precision = "default",
         backend: Backend = "auto", device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         super().__init__()
         if preset is not None:
             checks.expect_choice("preset", preset, CRFRNN_CODES)
         self.preset, self.spacing = preset, spacing
+        self.update = expect_update(damping, temperature, preset)
         self.num_classes = checks.expect_num_classes("num_classes", num_classes)
         if iterations is None:
             iterations = 5 if preset is None else 10
@@ -200,6 +203,7 @@ class CRFRNN(Layer):
             compatibility=self.cost,
             iterations=self.iterations if self.training else self.test_iterations,
             output=output,
+            **self.update,
         )
 
     def _smoothness(self, logits: torch.Tensor) -> filters.Lattice:
@@ -230,4 +234,6 @@ class CRFRNN(Layer):
 
     def extra_repr(self) -> str:
         shown = {name: getattr(self, name) for name in ("num_classes", "iterations", "test_iterations", "preset")}
-        return ", ".join(f"{name}={value!r}" for name, value in (shown | self.fixed_thetas | self.lattice).items())
+        return ", ".join(
+            f"{name}={value!r}" for name, value in (shown | self.fixed_thetas | self.lattice | self.update).items()
+        )

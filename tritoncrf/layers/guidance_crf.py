@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tritoncrf import checks, features, filters
 from tritoncrf.filters.base import Execution, execution
 from tritoncrf.filters.box import BOXES, expect_radii
-from tritoncrf.layers.base import Layer, as_precise, expect_inputs, placed
+from tritoncrf.layers.base import Layer, as_precise, expect_inputs, expect_update, placed
 from tritoncrf.mean_field import OUTPUTS, mean_field, possible
 from tritoncrf.types import Backend, Box, Compatibility, Output, Precision
 
@@ -52,6 +52,7 @@ class GuidanceCRF(Layer):
             and Sun 2015); 1 for full resolution.
         upsample: whether scores come out at the image's size, brought there linearly along every axis, by PyTorch,
             whose backward on a GPU adds in no fixed order. Otherwise they stay at their own.
+        damping, temperature: of the updates, see `mean_field`; not in a preset.
         preset: "released" computes what the authors' code does: S = U - lambda (sum_c g_c - g) with g = W softmax(S),
             "constant" boxes, and eps added to the covariances once more at every update, so that update t has t * eps.
             The rest may be chosen, but compatibility and subsample, which it does not offer. Gradients are those of
@@ -78,14 +79,15 @@ class GuidanceCRF(Layer):
     def __init__(
         self, num_classes: int, radius: int | Sequence[int] = 3, eps: float = 1.0, iterations: int = 3, *,
         strength: float = 2.0, compatibility: bool = False, box: Box = "count", subsample: int = 1,
-        upsample: bool = True, preset: Literal["released"] | None = None,
-        precision: Precision = "default", backend: Backend = "auto", device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
+        upsample: bool = True, damping: float = 0.0, temperature: float = 1.0,
+        preset: Literal["released"] | None = None, precision: Precision = "default", backend: Backend = "auto",
+        device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         super().__init__()
         if preset not in PRESETS:
             raise ValueError(f"preset: expected None or 'released', got {checks.shown(preset)}")
         self.preset = preset
+        self.update = expect_update(damping, temperature, preset)
         self.num_classes = checks.expect_num_classes("num_classes", num_classes)
         self.eps = checks.expect_number("eps", eps, positive=True)
         self.iterations = checks.expect_int("iterations", iterations, 0, checks.MOST_ITERATIONS)
@@ -159,7 +161,7 @@ class GuidanceCRF(Layer):
         if self.preset is None:
             kernel = filters.Guided(guide, eps=self.eps, **self.guided)
             mu: Compatibility = "potts" if self.compatibility is None else self.compatibility
-            return mean_field(logits, [kernel], [self.strength], mu, self.iterations, output="logits")
+            return mean_field(logits, [kernel], [self.strength], mu, self.iterations, output="logits", **self.update)
         # mean_field keeps its filter, and here every update has an eps of its own: so it runs for one update at a time,
         # from the scores before, and the logits are added outside.
         cost, scores = 1 - torch.eye(self.num_classes, device=logits.device, dtype=logits.dtype), logits
@@ -171,5 +173,5 @@ class GuidanceCRF(Layer):
 
     def extra_repr(self) -> str:
         names = "num_classes", "eps", "iterations", "strength", "upsample", "preset"
-        shown = {name: getattr(self, name) for name in names} | self.guided
+        shown = {name: getattr(self, name) for name in names} | self.guided | self.update
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -175,9 +175,9 @@ def statistics_gradient(guide, mean, d_mean, d_sigma, area, box_sum):
     diagonal = [packed(d, d) for d in range(guide.shape[1])]
     doubled = d_sigma.clone()  # an entry beside the diagonal stands for two already
     doubled[:, diagonal] *= 2
-    d_mean = d_mean - torch.einsum("bed...,bd...->be...", full(doubled), mean)
+    d_mean = d_mean - (full(doubled) * mean[:, None]).sum(2)
     spread = full(box_sum(doubled / area))
-    return box_sum(d_mean / area) + torch.einsum("bed...,bd...->be...", spread, guide), d_sigma[:, diagonal].sum()
+    return box_sum(d_mean / area) + (spread * guide[:, None]).sum(2), d_sigma[:, diagonal].sum()
 
 
 def full(matrix):

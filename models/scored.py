@@ -1,0 +1,57 @@
+"""Scores beside their truth, and how good they are once `refine` has had them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tritoncrf.models.metrics import Evaluation
+from tritoncrf.refine import refine
+from tritoncrf.types import Image
+
+__all__ = ["BAND", "MEASURES", "Scored", "band", "counts", "measures"]
+
+BAND = 0.02  # of the image's diagonal: how far from a border trimaps and Boundary IoU reach (Cheng et al. 2021)
+MEASURES = "mean IoU", "Boundary IoU", "trimap accuracy", "pixel accuracy"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An image and its scores as `refine` takes them, these by name, and its truth [H, W], 255 where unknown."""
+
+    image: Image
+    scores: Mapping[str, Any]
+    truth: np.ndarray
+
+
+def band(size: Sequence[int]) -> int:
+    """The width of the band along borders, in pixels."""
+    return max(1, round(BAND * math.hypot(*size)))
+
+
+def counts(item: Scored, num_classes: int, options: Mapping[str, Any]) -> np.ndarray:
+    """What `measures` needs of one image that is refined with these options of `refine`: int64, to be summed.
+
+    Confusion matrices of all pixels and of the band, and its intersections and unions: [C, 2 C + 2].
+    """
+    found = refine(item.image, **item.scores, **options)
+    q = np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+    labels = q > 0.5 if q.ndim == 2 else q.argmax(0)
+    evaluation = Evaluation(num_classes, (band(item.truth.shape),))
+    evaluation.add(labels.astype(np.int64), item.truth.astype(np.int64))
+    confusion, trimap, boundary = evaluation.counts.split([num_classes**2, num_classes**2, 2 * num_classes])
+    parts = confusion.view(num_classes, -1), trimap.view(num_classes, -1), boundary.view(num_classes, 2)
+    return torch.cat(parts, 1).numpy()
+
+
+def measures(total: np.ndarray) -> np.ndarray:
+    """MEASURES of counts [C, 2 C + 2], summed over images."""
+    classes = len(total)
+    evaluation = Evaluation(classes, (1,))  # the band's width was each image's own
+    parts = total[:, :classes], total[:, classes : 2 * classes], total[:, 2 * classes :]
+    evaluation.counts += torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
+    result = evaluation.result()
+    return np.array([result.miou, result.boundary_iou[1], result.trimap_accuracy[1], result.pixel_accuracy])

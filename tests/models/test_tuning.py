@@ -1,0 +1,238 @@
+"""Searches for settings: what they find, what they are judged by, that they go on where they were, and bad input."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tritoncrf as tc
+from tritoncrf import cli, refine
+from tritoncrf.files import FileError
+from tritoncrf.models import metrics, tuning
+
+optuna = pytest.importorskip("optuna", reason="needs Optuna, the extra `tune`")
+BUDGET = 4
+
+
+def problem(noise=0.35, count=4, seed=0):
+    """Photos of two halves, a probability of the right one that noise blurs, and the halves."""
+    draw = np.random.default_rng(seed)
+    truths = [np.repeat([[0, 1]], 10, 0).repeat(6, 1) for _ in range(count)]
+    truths = [np.roll(truth, n, 1) for n, truth in enumerate(truths)]
+    images = [(90 * t[..., None] + draw.integers(30, 50, (*t.shape, 3))).astype(np.uint8) for t in truths]
+    p = [np.clip(0.5 + 0.2 * (2 * t - 1) + noise * draw.normal(size=t.shape), 0.01, 0.99) for t in truths]
+    return images, [x.astype(np.float32) for x in p], truths
+
+
+def tuned(images, foreground, truths, **options):
+    return tc.tune(images, foreground=foreground, truths=truths, **{"budget": BUDGET, **options})
+
+
+def miou(images, foreground, truths, which, parameters):
+    found = [
+        metrics.confusion_matrix((refine(images[n], foreground=foreground[n], **parameters) > 0.5) * 1, truths[n], 2)
+        for n in which
+    ]
+    return metrics.mean_iou(sum(found))
+
+
+def test_what_it_finds_and_what_it_is_judged_by():
+    given = problem()
+    found = tuned(*given)
+    everything = range(len(given[0]))
+    assert [fold.images for fold in found.folds] == [(0, 2), (1, 3)]
+    assert found.alone.value == miou(*given, everything, {"iterations": 0})
+    counts = np.zeros((2, 2), int)
+    for fold in found.folds:
+        seen = [n for n in everything if n not in fold.images]
+        assert len(fold.trials) == BUDGET
+        for trial in fold.trials:
+            assert trial.value == miou(*given, seen, trial.parameters)
+        best = max(trial.value for trial in fold.trials)
+        assert miou(*given, seen, fold.parameters) >= max(best, miou(*given, seen, {}))
+        for n in fold.images:
+            q = refine(given[0][n], foreground=given[1][n], **fold.parameters)
+            counts += metrics.confusion_matrix((q > 0.5) * 1, given[2][n], 2)
+    assert found.refined.value == metrics.mean_iou(counts)
+    assert found.gain.value == pytest.approx(found.refined.value - found.alone.value) and found.gain.value > 0.1
+    assert found.helps and found.parameters["method"] == "lattice"
+
+
+def test_where_scores_are_right_no_crf_is_best():
+    images, _, truths = problem()
+    found = tuned(images, [np.clip(t, 0.2, 0.8) for t in truths], truths)
+    assert not found.helps and found.parameters == {"method": "lattice", "iterations": 0} and found.gain.value == 0
+    assert "no CRF is best" in str(found)
+
+
+@pytest.mark.parametrize("method", tuning.SPACES)
+def test_every_method_and_kind_of_scores(method):
+    images, p, truths = problem()
+    kinds = {
+        "logits": [np.stack([0 * x, np.log(x / (1 - x))]) for x in p],
+        "labels": [(x > 0.5).astype(np.uint8) for x in p],
+        "mask": [torch.from_numpy(x > 0.5) for x in p],
+    }
+    name = ["logits", "labels", "mask"][len(method) % 3]
+    options = {"num_classes": 2} if name == "labels" else {}
+    found = tc.tune(
+        images, **{name: kinds[name]}, truths=truths, method=method, budget=2, measure="accuracy", **options
+    )
+    space = tuning.SPACES[method]
+    for trial in found.folds[0].trials:
+        assert set(trial.parameters) == {"method", *space} and trial.parameters["method"] == method
+    refine(images[0], **{name: kinds[name][0]}, **found.parameters)
+    assert found.figure().axes
+
+
+def test_arguments_that_are_given_stay():
+    found = tuned(*problem(), iterations=2, theta_color=30.0)
+    for trial in found.folds[0].trials:
+        assert "iterations" not in trial.parameters and "theta_color" not in trial.parameters
+    assert found.parameters["iterations"] == 2 and found.parameters["theta_color"] == 30.0
+
+
+def test_the_seed_decides():
+    given = problem()
+    first, again, other = (tuned(*given, seed=seed) for seed in (1, 1, 2))
+    assert first == again and first.folds[0].trials != other.folds[0].trials
+
+
+@pytest.mark.parametrize("stop", [2, BUDGET + 1])
+def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path, stop):
+    given, seen = problem(), []
+
+    def killed(line):
+        seen.append(line)
+        if sum("trial" in line for line in seen) == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(*given, study=tmp_path / "s.sqlite", progress=killed)
+    counted = []
+    found = tuned(*given, study=tmp_path / "s.sqlite", progress=counted.append)
+    assert found == tuned(*given)
+    study = optuna.load_study(study_name="fold 0", storage=f"sqlite:///{tmp_path / 's.sqlite'}")
+    assert len(study.trials) == BUDGET
+
+
+@pytest.mark.slow
+def test_processes_change_no_bit():
+    given = problem()
+    assert tuned(*given, jobs=2) == tuned(*given)
+
+
+def test_a_study_of_another_search_is_refused(tmp_path):
+    given, path = problem(), tmp_path / "s.sqlite"
+    tuned(*given, study=path, budget=1)
+    with pytest.raises(ValueError, match="^study: expected the file of this search, got .*s.sqlite, of other images"):
+        tuned(*problem(seed=1), study=path)
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(ValueError, match="^study: expected a file of a search, or a new one"):
+        tuned(*given, study=path)
+
+
+def test_without_optuna(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "tritoncrf\[tune\]"'):
+        tuned(*problem())
+
+
+IMAGES, P, TRUTHS = problem()
+
+
+@pytest.mark.parametrize("change, error, message", [
+    ({"foreground": None}, TypeError, "^tune: expected exactly one of logits=.*got none"),
+    ({"mask": P}, TypeError, "^tune: expected exactly one of .*got mask and foreground"),
+    ({"truths": TRUTHS[1:]}, ValueError, "^truths: expected one for each of 4 images, got 3"),
+    ({"foreground": P[:2]}, ValueError, "^foreground: expected one for each of 4 images, got 2"),
+    ({"images": np.stack(IMAGES)}, TypeError, "^images: expected a list"),
+    ({"truths": [t[1:] for t in TRUTHS]}, ValueError, r"^truths\[0\]: expected the size of foreground\[0\], \[10, 12\]"),
+    ({"truths": [t * 1.0 for t in TRUTHS]}, ValueError, r"^truths\[0\]: expected integers \[H, W\]"),
+    ({"truths": [t * 2 for t in TRUTHS]}, ValueError, r"^truths\[0\]: expected classes from 0 to 1, or 255"),
+    ({"truths": [t * 255 for t in TRUTHS]}, ValueError, "^truths: expected labels beside 0 and 255.*truth > 0"),
+    ({"images": IMAGES[:1], "foreground": P[:1], "truths": TRUTHS[:1]}, ValueError, "^images: expected 2 or more"),
+    ({"budget": 0}, ValueError, "^budget: expected an int from 1"),
+    ({"folds": 5}, ValueError, "^folds: expected an int from 2 to 4, got 5"),
+    ({"folds": 1}, ValueError, "^folds: expected an int from 2 to 4, got 1"),
+    ({"measure": "dice"}, ValueError, "^measure: expected one of 'miou'"),
+    ({"method": "magic"}, ValueError, "^method: expected one of 'lattice'"),
+    ({"jobs": -1}, ValueError, "^jobs: expected an int from 0"),
+    ({"theta": 3}, TypeError, "^theta: expected arguments of refine"),
+])  # fmt: skip
+def test_bad_arguments(change, error, message):
+    with pytest.raises(error, match=message):
+        tc.tune(**{"images": IMAGES, "foreground": P, "truths": TRUTHS, "budget": 1, **change})
+
+
+# Files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "photos", "scores", "truth":
+        (tmp_path / name).mkdir()
+    for n, (image, p, truth) in enumerate(zip(*problem())):
+        Image.fromarray(image).save(f"photos/{n}.png")
+        np.save(f"scores/{n}.npy", p)
+        Image.fromarray(truth.astype(np.uint8)).save(f"truth/{n}.png")
+    return tmp_path
+
+
+COMMAND = "tune", "photos", "--foreground", "scores", "--truth", "truth", "-o", "tuned.toml"
+
+
+def test_the_command_from_folders_to_a_file_that_refine_takes(folders, capsys):
+    assert cli.main([*COMMAND, "--budget", "2", "--study", "s.sqlite", "--figure", "search.png"]) == 0
+    images, p, truths = problem()
+    expected = tuned(images, p, truths, budget=2)
+    assert "wrote tuned.toml" in capsys.readouterr().out and (folders / "search.png").read_bytes()[1:4] == b"PNG"
+    parameters = tc.load_parameters("tuned.toml")
+    assert parameters == expected.parameters
+    assert (
+        cli.main(["photos/0.png", "--foreground", "scores/0.npy", "-o", "out.npy", "--parameters", "tuned.toml"]) == 0
+    )
+    assert np.array_equal(np.load("out.npy"), refine(images[0], foreground=p[0], **parameters))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda: os.rename("scores/2.npy", "scores/9.npy"), "--foreground: expected a file for each photo, got none for 2.png"),
+    (lambda: os.remove("truth/1.png"), "--truth: expected a file for each photo, got none for 1.png"),
+    (lambda: np.save("scores/2.npy", np.zeros((3, 3))), "--foreground: expected the size of photos/2.png, 10 x 12, got 3 x 3"),
+    (lambda: np.savez("scores/2.npz", np.zeros((10, 12))), "--foreground: expected one file of a name, got 2.npy and 2.npz"),
+    (lambda: Image.new("L", (12, 9)).save("truth/0.png"), "--truth: expected the size of photos/0.png, 10 x 12, got 9 x 12"),
+])  # fmt: skip
+def test_bad_folders(folders, capsys, change, message):
+    change()
+    assert cli.main([*COMMAND, "--budget", "1"]) == 2
+    assert message in capsys.readouterr().err and not (folders / "tuned.toml").exists()
+
+
+@pytest.mark.parametrize("text, message", [
+    ("theta = 3", "expected method, theta_space, .*, got theta"),
+    ('method = "magic"', "method: expected one of lattice"),
+    ("iterations = [[1]]", "iterations: expected a number, a word or a list of numbers"),
+    ("iterations = ", "expected a TOML file, unreadable"),
+    ("a = " + "[" * 5000 + "]" * 5000, "expected arguments of refine, got tables nested too deep|expected"),
+])  # fmt: skip
+def test_bad_parameter_files(tmp_path, text, message):
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(FileError, match=f"p.toml: {message}"):
+        tc.load_parameters(tmp_path / "p.toml")
+
+
+def test_no_parameter_file(tmp_path, capsys):
+    with pytest.raises(FileError, match="none.toml: expected a TOML file, got no such file"):
+        tc.load_parameters(tmp_path / "none.toml")
+
+
+def test_toml_of_all_that_is_found(tmp_path):
+    parameters = {"method": "window", "theta_space": "12.5%", "theta_color": 3.25, "window_size": 7, "blur": 1}
+    found = tuning.Tuned(parameters, "miou", *[tuning.Estimate(0.5, 0.1, 4)] * 3, ())
+    (tmp_path / "p.toml").write_text(found.toml())
+    assert tc.load_parameters(tmp_path / "p.toml") == parameters and json.dumps(parameters)
