@@ -17,7 +17,7 @@ import torch
 
 from tritoncrf.backends import without_autocast
 from tritoncrf.filters import Filter
-from tritoncrf.mean_field import checked, damped, expect_update, possible, started
+from tritoncrf.mean_field import checked, expect_update, possible, started
 from tritoncrf.step import mix
 from tritoncrf.types import Compatibility, Initial
 
@@ -105,7 +105,7 @@ def trace(
                 if t == 0 and initial == "log_softmax":
                     found = messages(started(unary, initial))
                 scores = weighted + found
-                q = damped(torch.softmax(scores if tau is None else scores / tau, 1), q, damping)
+                q = torch.lerp(torch.softmax(scores if tau is None else scores / tau, 1), q, damping)
 
     pixels, heat = max(unary[:, 0].numel(), 1), 1.0 if tau is None else tau.item()
     records = [_record(t, pixels, heat, *row) for t, row in enumerate(torch.stack(rows).tolist())]

@@ -244,15 +244,6 @@ def _unrolled(
         return q if damping else scores
 
 
-def damped(new: State, old: State, damping: float) -> State:
-    """(1 - d) new + d old, of states, which are linear in Q."""
-    if not damping:
-        return new
-    if isinstance(new, tuple):
-        return tuple(torch.lerp(a, b, damping) for a, b in zip(new, old, strict=True))
-    return torch.lerp(new, old, damping)
-
-
 def _start(
     plans: Sequence[Plan], tensors: list[torch.Tensor], mixing: list[torch.Tensor], unary: torch.Tensor,
     unary_weight: torch.Tensor,
@@ -261,6 +252,11 @@ def _start(
     budget = KEPT_STATES * unary.shape[1] / len(plans)
     operators = [p.operator(own, budget) for p, own in zip(plans, _by_filter(plans, tensors), strict=True)]
     return plans[0].step(plans, mixing, unary)(operators, mixing, unary, unary_weight)
+
+
+def _next(step: Step, state: State, damping: float) -> State:
+    new = step.next(state)
+    return step.damped(new, state, damping) if damping else new
 
 
 @operator("mean_field")
@@ -275,13 +271,10 @@ def iterate(
         state = step.start(started(unary, initial))
         kept = [step.probabilities(state)] if keep else []
         for _ in range(iterations - 1):
-            state = damped(step.next(state), state, damping)
+            state = _next(step, state, damping)
             if keep:
                 kept.append(step.probabilities(state))
-        if damping:
-            last = step.image(step.probabilities(damped(step.next(state), state, damping)))
-        else:
-            last = step.scores(state)
+        last = step.image(step.probabilities(_next(step, state, damping))) if damping else step.scores(state)
         return [last.contiguous(), *kept]
 
 

@@ -69,6 +69,10 @@ class Step:
         """The state of softmax(a U + sum_m A_m K_m Q)."""
         return torch.softmax(self.scores(state), 1)
 
+    def damped(self, new: State, old: State, share: float) -> State:
+        """The state of (1 - share) Q' + share Q, of the states of Q' and Q; `new` is used up."""
+        return torch.lerp(new, old, share)
+
     def scores(self, state: State) -> torch.Tensor:
         """a U + sum_m A_m K_m Q, [B, C, *S]."""
         messages = (mix(a, K.apply(state)) for K, a in zip(self.operators, self.mixing, strict=True))

@@ -265,6 +265,9 @@ class BlurStep(Step):
         _, pooled = state
         return self._run(pooled, torch.empty_like(pooled))
 
+    def damped(self, new, old, share):
+        return tuple(torch.lerp(a, b, share) for a, b in zip(new, old))
+
     def scores(self, state):
         return self._run(state[1], None)[0]
 

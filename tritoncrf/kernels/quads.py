@@ -408,6 +408,11 @@ class Quads:
         self.run(state, found.planes, "softmax", unary=unary)
         return found
 
+    def damped(self, new, old, share: float):
+        """Of planes, whose halos stay zero."""
+        new.planes.lerp_(old.planes, share)
+        return new
+
     def run(self, state, y, epilogue: str, unary=None, q=None, filtered=None, adjoint: bool = False):
         """F_m of a state, or of its adjoint, to y as `epilogue` says, and each by itself to `filtered`."""
         batch, _, classes, _ = state.planes.shape

@@ -286,6 +286,9 @@ class Taps:
         self.run(state, y, "softmax", unary=unary)
         return self.state(y)
 
+    def damped(self, new, old, share: float):
+        return torch.lerp(new, old, share)
+
     def run(self, state, y, epilogue: str, unary=None, q=None, filtered=None, adjoint: bool = False):
         """F_m of a state [B, C, N], or of its adjoint, to y as `epilogue` says, and each by itself to `filtered`."""
         size, radii, dilation = self.window
@@ -384,6 +387,9 @@ class WindowStep(Step):
 
     def next(self, state):
         return self.windows.next(state, self.unary)
+
+    def damped(self, new, old, share):
+        return self.windows.damped(new, old, share)
 
     def scores(self, state):
         y = torch.empty_like(self.unary)
