@@ -7,11 +7,13 @@
 K is symmetric, so the adjoint of F_m is the same sum with `in` and `out` exchanged: one kernel serves both directions,
 and only its last lines, the epilogue, differ.
 
-Form. A program owns a small tile of pixels and walks over the window's taps. For each tap it forms the weight of every
-pixel once, for all classes, and adds weight times the neighbour's values, class by class. A pixel's classes sit in one
-thread's registers, so that the weight is not formed again; neighbouring threads hold neighbouring pixels, so that every
-read of a class is coalesced. The weights are formed anew in each iteration: kept, they would take more bytes than Q.
-Products of matrices, weights [tile, halo] times the halo's values, would mostly multiply pairs outside the window.
+Form. Images with few classes and features are summed by quads.py, and differentiated by quads_gradient.py. Here is what
+serves all else: signals, volumes, many classes, C x C weights. A program owns a small tile of pixels and walks over the
+window's taps. For each tap it forms the weight of every pixel once, for all classes, and adds weight times the
+neighbour's values, class by class. A pixel's classes sit in one thread's registers, so that the weight is not formed
+again; neighbouring threads hold neighbouring pixels, so that every read of a class is coalesced. The weights are formed
+anew in each iteration: kept, they would take more bytes than Q. Products of matrices, weights [tile, halo] times the
+halo's values, would mostly multiply pairs outside the window.
 
 Signals, images and volumes are all [B, C, Z, Y, X] here; axes that are not there have extent 1, radius 0.
 Cost O(N (D + C)) for each tap of the window, memory O(B C N).
