@@ -22,7 +22,7 @@ import tritoncrf as tc
 from bench import RESULTS, floors
 from bench.providers import errors, facts, graphed, relative_rms, runner
 from bench.suite import outcome, run_boxed
-from bench.timing import clock, replayed, seconds_on_gpu
+from bench.timing import clock, replayed, seconds, seconds_on_gpu
 from bench.workloads import ConvCRFWork, CRFWork, GuidedWork, Inputs, small
 from tritoncrf import reports
 from tritoncrf.devices import device_found
@@ -50,11 +50,11 @@ def first(stage) -> int:
     left = list(PARTS)
     for part in PARTS:
         left.remove(part)
-        seconds = min(PARTS[part], stage.seconds() - (SAFE if left else 0))
+        box = min(PARTS[part], stage.seconds() - (SAFE if left else 0))
         command = [sys.executable, "-m", "bench", "first", part]
         started, partial = time.monotonic(), stage.out / f"{part}.log"
-        print(f"\n== {part}, at most {seconds:.0f} s", flush=True)
-        status = run_boxed(command, seconds, partial, {"TRITONCRF_COMMIT": stage.commit})
+        print(f"\n== {part}, at most {box:.0f} s", flush=True)
+        status = run_boxed(command, box, partial, {"TRITONCRF_COMMIT": stage.commit})
         told = f"\n== {part}: {outcome(status)}, {time.monotonic() - started:.0f} s\n"
         print(told, flush=True)
         with log.open("a") as file:
@@ -170,16 +170,16 @@ def all_times() -> int:
     lines = Table("work", "ms", "predicted", "floor", "x floor", "MB", "x Q", "x faster")
 
     def row(name, work, stage, learns, call, passes, ours=None):
-        seconds = median(call)
+        took = median(call)
         floor = work.counts(facts(work, device), stage, learns).floor(rates) if rates else None
         predicted = predicted_sums(name.split(",")[0], passes)
         extra = memory(call) if device.type == "cuda" else None
         q = 4 * work.batch * work.classes * math.prod(work.size)
         lines.line(
-            name, number(seconds, 1e3), number(predicted, 1e3), number(floor, 1e3), number(floor and seconds / floor),
-            number(extra, 1e-6), number(extra and extra / q), number(ours and seconds / ours),
+            name, number(took, 1e3), number(predicted, 1e3), number(floor, 1e3), number(floor and took / floor),
+            number(extra, 1e-6), number(extra and extra / q), number(ours and took / ours),
         )  # fmt: skip
-        return seconds
+        return took
 
     def told(name, work, learns):
         ours = row(
@@ -207,15 +207,15 @@ def all_times() -> int:
 
 
 def exact_in_torch():
-    """One application of the bilateral exact filter, by this library and by PyTorch."""
+    """One application of the bilateral exact filter, by this library and by PyTorch, whose takes seconds: each once."""
     device = device_found()
     work = works()["W4"][0]
     inputs = Inputs(work, device)
     values, features = inputs.logits.softmax(1), work.appearance_features(inputs)
     filters = {backend: tc.filters.Exact(features, backend=backend) for backend in ("auto", "torch")}
     with torch.no_grad():
-        found = {name: (median(functools.partial(f, values), 0.1), f(values)) for name, f in filters.items()}
-    (ours, x), (theirs, y) = found["auto"], found["torch"]
+        found = {name: (f(values), seconds(functools.partial(f, values))) for name, f in filters.items()}
+    (x, ours), (y, theirs) = found["auto"], found["torch"]
     told = f"{number(ours, 1e3)} ms, in PyTorch {number(theirs, 1e3)} ms, {number(theirs / ours)} x"
     print(f"exact sum once: {told}; they differ by {number(relative_rms(x, y.double()))}", flush=True)
 
@@ -247,8 +247,8 @@ def told_reads():
     lines = Table("read by a warp", "ns a read", "x aligned")
     found = reads("cuda", seconds_on_gpu)
     aligned = found["4 bytes a thread, from 0"]
-    for name, seconds in found.items():
-        lines.line(name, number(seconds, 1e9), number(seconds / aligned))
+    for name, took in found.items():
+        lines.line(name, number(took, 1e9), number(took / aligned))
 
 
 def reads(device, timed) -> dict[str, float]:
@@ -273,8 +273,8 @@ def told_kernels():
         found = kernels(Inputs(work, device, learns=learns))
         for title, kernel, predicted in zip(names(found), found, predicted_of(told.get(name, []), found)):
             if kernel.launches["loop"]:
-                seconds, floor = seconds_on_gpu(kernel.launch.run), floors.launched(kernel.launch, work).floor(rates)
-                numbers = number(seconds, 1e6), number(predicted, 1e6), number(floor, 1e6), number(seconds / floor)
+                took, floor = seconds_on_gpu(kernel.launch.run), floors.launched(kernel.launch, work).floor(rates)
+                numbers = number(took, 1e6), number(predicted, 1e6), number(floor, 1e6), number(took / floor)
                 lines.line(f"{name} {title}", *numbers, kernel.purpose)
 
 

@@ -461,6 +461,7 @@ def test_a_compile_report(tmp_path, monkeypatch, capsys):
     assert command.main() == 0
     lines = tables((tmp_path / "compiled.md").read_text())
     assert all(int(line["registers"]) > 0 for line in lines)
+    assert all(float(line["instructions"]) > 20 and float(line["ldg"]) > 0 for line in lines if "ldg" in line)
     assert [line["kernel"] for line in lines if "ldg" in line] == [
         line["kernel"] for line in lines if "ldg" not in line
     ]

@@ -7,9 +7,12 @@ border count for as many as there are.
 """
 
 import contextlib
+import functools
 import math
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -178,6 +181,22 @@ def _executed(launch: Launch, binary: Binary, work: float) -> Executed:
         for i in block:
             opcodes[i.opcode + i.suffix[: i.suffix.find(".", 1) if "." in i.suffix[1:] else None]] += weight
     return Executed(opcodes, run.wavefronts / share, run.profile.sectors.total() / share, share)
+
+
+def count_all(pairs: list[tuple[Launch, Binary]], jobs: int, work: float = WORK) -> list[Executed]:
+    """`executed` of each, by `jobs` processes."""
+    if jobs == 1 or len(pairs) < 2:
+        return [executed(*pair, work) for pair in pairs]
+    # A fork has the launches' tensors, and only numbers come back.
+    with ProcessPoolExecutor(jobs, get_context("fork"), initializer=_TO_COUNT.extend, initargs=(pairs,)) as pool:
+        return list(pool.map(functools.partial(_count, work), range(len(pairs))))
+
+
+_TO_COUNT: list[tuple[Launch, Binary]] = []  # of a process that counts
+
+
+def _count(work: float, index: int) -> Executed:
+    return executed(*_TO_COUNT[index], work)
 
 
 @contextlib.contextmanager

@@ -11,16 +11,14 @@ import math
 import re
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from bench import floors
 from bench.compiled.compilation import MIX, Binary, column, compile_all, identity
-from bench.compiled.executed import WARP, Executed, executed, launches_emulated
+from bench.compiled.executed import WARP, Executed, count_all, launches_emulated
 from bench.compiled.occupancy import MULTIPROCESSORS, occupancy
 from bench.compiled.prediction import MACHINES, Prediction, predicted
 from bench.providers import Tritoncrf
@@ -128,8 +126,8 @@ def unit(kernel: Kernel, work: CRFWork) -> tuple[str, int]:
         return "pixel, tap", work.batch * math.prod(floors.low_size(work)) * work.window_size ** len(work.size)
     if pairs := floors.visited_pairs(launch):
         return "pair", pairs
-    if work.filter == "lattice" and "D1" in arguments:
-        corners = arguments["D1"]
+    if work.filter == "lattice" and ("D1" in arguments or "weight_ptr" in arguments):
+        corners = arguments["D1"] if "D1" in arguments else arguments["weight_ptr"].numel() // pixels
         return "pair, by warps", WARP * pixels * (sum(corners) if isinstance(corners, tuple) else corners)
     if work.filter == "lattice" and "V" in arguments:
         return "vertex, by warps", WARP * arguments["V"]
@@ -234,15 +232,7 @@ def counted(found: dict[str, list[Kernel]], target: str, chosen: str = "", jobs:
     ]
     launches = [kernel.launch for *_, kernel in named]
     binaries = compile_all(launches, target)
-    if jobs == 1:
-        counts = [executed(*pair) for pair in zip(launches, binaries)]
-    else:
-        # A fork has the launches' tensors, and only numbers come back.
-        fork = get_context("fork")
-        with ProcessPoolExecutor(
-            jobs, fork, initializer=_TO_COUNT.extend, initargs=([*zip(launches, binaries)],)
-        ) as pool:
-            counts = list(pool.map(_count, range(len(launches))))
+    counts = count_all([*zip(launches, binaries)], jobs)
     rows, machine = [], MACHINES[target]
     for (name, title, kernel), binary, count in zip(named, binaries, counts):
         work = WORKS[name][0]
@@ -252,13 +242,6 @@ def counted(found: dict[str, list[Kernel]], target: str, chosen: str = "", jobs:
             Row(name, title, kernel, binary, count, prediction, needed.floor(machine.rates), *unit(kernel, work))
         )
     return rows
-
-
-_TO_COUNT: list[tuple[Launch, Binary]] = []  # of a process that counts
-
-
-def _count(index: int) -> Executed:
-    return executed(*_TO_COUNT[index])
 
 
 def markdown(target: str, environment: dict, rows: list[Row]) -> str:

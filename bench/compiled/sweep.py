@@ -3,7 +3,11 @@
 `launches_of` runs a configuration of the public API with recorded launches that do not run.
 """
 
+import contextlib
+import math
+import os
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,11 +15,15 @@ from pathlib import Path
 import torch
 
 import tritoncrf as tc
-from bench.compiled.compilation import MIX, TARGETS, Binary, compile_all, unique
+from bench.compiled.compilation import MIX, TARGETS, Binary, column, compile_all, unique
+from bench.compiled.executed import count_all, launches_emulated
+from bench.compiled.prediction import MACHINES
 from tritoncrf import reports
 from tritoncrf.commands import CommandError
 from tritoncrf.files import write
 from tritoncrf.kernels.common import Launch, record_launches
+
+WORK = 2e6  # instructions of threads that a launch is counted by
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,18 @@ class Configuration:
 
     def run(self, device) -> None:
         """A filter alone and a loop of three steps, forward and backward to everything."""
-        scores = torch.rand(self.batch, self.classes, *self.size, device=device, requires_grad=True)
+        self.apply(*self.build(device))
+
+    def build(self, device) -> tuple[list, list]:
+        """Features, and filters of them: one to be alone, and those of the loop."""
         features = [
             torch.rand(b, d, *self.size, device=device, requires_grad=True) for b, d in self._batches_and_channels()
         ]
+        return features, [self._filter(f) for f in (features[0], *features)]
+
+    def apply(self, features, filters) -> None:
+        device = features[0].device
+        scores = torch.rand(self.batch, self.classes, *self.size, device=device, requires_grad=True)
         shape = {"scalar": (), "class": (self.classes,), "matrix": (self.classes, self.classes)}
         shape["compatibility"] = ()
         weights = [torch.rand(shape[self.weights], device=device, requires_grad=True) for _ in features]
@@ -52,8 +68,8 @@ class Configuration:
         if self.weights == "compatibility":
             compatibility = torch.rand(self.classes, self.classes, device=device, requires_grad=True)
             learnt.append(compatibility)
-        filters = [self._filter(f) for f in features]
-        messages = self._filter(features[0])(scores)
+        alone, *filters = filters
+        messages = alone(scores)
         torch.autograd.grad(messages, [scores, features[0]], torch.rand_like(messages))
         refined = tc.mean_field(scores, filters, weights, compatibility, iterations=3, output="logits")
         torch.autograd.grad(refined, learnt, torch.rand_like(refined))
@@ -173,25 +189,44 @@ def configurations(thorough: bool = False) -> list[Configuration]:
     )
 
 
-def launches_of(configuration: Configuration) -> list[Launch]:
+def launches_of(configuration: Configuration, tables: bool = False) -> list[Launch]:
+    """None is run; with `tables` lattices are built in the emulator, which fills theirs."""
+    tables = tables and configuration.kind == "lattice"
+    building = launches_emulated("sm_90") if tables else contextlib.nullcontext()
+    with building, record_launches(run=tables) as build:
+        built = configuration.build("cpu")
     with record_launches(run=False) as launches:
-        configuration.run("cpu")
-    return launches
+        configuration.apply(*built)
+    return build + launches
 
 
-def sweep(thorough: bool = False) -> list[Launch]:
+def sweep(thorough: bool = False, tables: bool = False) -> list[Launch]:
     """Every distinct launch of `configurations`."""
-    return unique(launch for c in configurations(thorough) for launch in launches_of(c))
+    return unique(launch for c in configurations(thorough) for launch in launches_of(c, tables))
+
+
+def counted(launches: list[Launch], binaries: list[Binary], target: str) -> list[Counter]:
+    """Of each, by column of `MIX`: what a thread executes, on average, where the emulator runs the target's PTX."""
+    if target not in MACHINES:
+        return [binary.mix for binary in binaries]
+    found = []
+    for launch, counts in zip(launches, count_all([*zip(launches, binaries)], os.cpu_count() or 1, WORK)):
+        warps, kinds = math.prod(launch.grid) * launch.num_warps, Counter()
+        for opcode, count in counts.opcodes.items():
+            kinds[column(opcode.split(".")[0])] += count / warps
+        found.append(kinds)
+    return found
 
 
 def run(targets: list[str], out: Path | None, thorough: bool = False) -> int:
     """Print a summary, and write the report as the file `out`; 1 if anything spills on sm_90."""
     if unknown := set(targets) - set(TARGETS):
         raise CommandError(f"--targets: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
-    launches, started = sweep(thorough), time.monotonic()
+    launches, started = sweep(thorough, tables=out is not None), time.monotonic()
     binaries = {target: compile_all(launches, target, mixes=True) for target in targets}
     if out:
-        write(out, markdown(reports.environment(), binaries).encode())
+        kinds = {target: counted(launches, compiled, target) for target, compiled in binaries.items()}
+        write(out, markdown(reports.environment(), binaries, kinds).encode())
     for target, compiled in binaries.items():
         spilled = [b for b in compiled if b.spills]
         registers = max((b.registers for b in compiled), default=0)
@@ -201,18 +236,22 @@ def run(targets: list[str], out: Path | None, thorough: bool = False) -> int:
     return int(any(b.spills for b in binaries.get("sm_90", [])))
 
 
-def markdown(environment: dict, binaries: dict[str, list[Binary]]) -> str:
-    """Registers, spills, shared memory and the instruction mix of every configuration, per target."""
+def markdown(environment: dict, binaries: dict[str, list[Binary]], kinds: dict[str, list[Counter]]) -> str:
+    """Registers, spills, shared memory and the instructions of every configuration, per target."""
     lines = ["# Compiled kernels", "", f"triton {environment['triton']}, commit {environment['commit']}", ""]
-    lines += ["Static instruction counts of the whole kernel; a loop's body counts once."]
     for target, compiled in binaries.items():
         spilled = sum(b.spills for b in compiled)
         lines += ["", f"## {target}: {len(compiled)} configurations, {spilled} with spills", ""]
+        whole = "the whole kernel, a loop's body counted once"
+        lines += [f"Instructions: {'executed by a thread, on average' if target in MACHINES else whole}.", ""]
         columns = [*MIX, "other"] if compiled and compiled[0].mix else []
-        header = ["kernel", "constants", "warps", "registers", "stack", "local", "shared", *columns]
+        header = ["kernel", "constants", "warps", "registers", "stack", "local", "shared", "instructions", *columns]
         cells = [
-            (b.kernel, b.options, b.num_warps, b.registers, b.stack, b.local, b.shared, *(b.mix[c] for c in columns))
-            for b in compiled
-        ]
+            (
+                b.kernel, b.options, b.num_warps, b.registers, b.stack, b.local, b.shared,
+                *(reports.number(n) for n in (found.total() or None, *(found[c] for c in columns))),
+            )
+            for b, found in zip(compiled, kinds[target])
+        ]  # fmt: skip
         lines += [reports.table(header, [list(map(str, row)) for row in cells])]
     return "\n".join(lines)
