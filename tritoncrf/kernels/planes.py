@@ -124,7 +124,7 @@ def neighbour_there(T: tl.constexpr, t0, here, SELF: tl.constexpr, R: tl.constex
 
 def _ladder(n: int) -> int:
     """n or somewhat more: four sizes an octave, and few small ones, so that many images share a binary."""
-    step = 1 << max(13, n.bit_length() - 3)
+    step = 1 << max(9, n.bit_length() - 3)
     return ceil_div(n, step) * step
 
 
