@@ -270,7 +270,7 @@ def _fit_kernel(
                         cholesky = cholesky + (factors[2 * n + right],)
                     found = found + fit(sums, shares[right], mean, cholesky, D)
                 for f in tl.static_range(D + 1):
-                    last = tl.where(m_right, found[D + 1 + f], 0.0)
+                    last = found[D + 1 + f] if EVEN else tl.where(m_right, found[D + 1 + f], 0.0)
                     tl.store(z + f * C * PLANE + k * ROW, _pair(found[f], last), mask=m_z & there)
             z += 2 * ROW
             i += 2 * step
@@ -454,7 +454,7 @@ def _tiles(width: int, height: int, warps: int) -> tuple[int, int]:
     """Rows of a program, of `warps` for each tile of 64 columns, and tiles: tall ones read fewer rows twice, but a
     large GPU wants WARPS."""
     across = ceil_div(width, 2 * LANES.value)
-    rows = max([8, *(r for r in (16, 32) if across * ceil_div(height, r) * warps >= WARPS)])
+    rows = max([8, *(r for r in (16, 32, 64) if across * ceil_div(height, r) * warps >= WARPS)])
     return rows, across * ceil_div(height, rows)
 
 
