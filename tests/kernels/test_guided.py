@@ -12,7 +12,6 @@ from tritoncrf.filters.box import box_sum
 from tritoncrf.filters.guided import statistics
 from tritoncrf.kernels.common import record_launches
 
-# Windows up to 7 pixels are summed tap by tap, longer ones along one axis after the other.
 BOXES = {
     "pixel": dict(size=(1,), radii=[3]),
     "line": dict(size=(67,), radii=[2]),
@@ -53,6 +52,8 @@ def test_sums_keep_the_precision_of_their_own_pixels(device):
 
 CASES = {  # size, channels, changes
     "image": ((5, 6), 3, dict(radius=2)),
+    "several tiles": ((19, 131), 3, dict(radius=3)),
+    "several tiles, even": ((18, 66), 2, dict(radius=(2, 4))),
     "constant": ((5, 7), 2, dict(radius=2, box="constant")),
     "8 channels": ((4, 5), 8, dict(radius=1)),
     "more than the image": ((4, 5), 2, dict(radius=50)),
@@ -107,6 +108,7 @@ def test_a_grey_picture_of_three_channels(radius, eps, device):
 
 
 LOOPS = {
+    "several tiles": dict(size=(19, 67), windows=[dict(radius=3)], weight="class", classes=5),
     "class": dict(size=(5, 6), windows=[dict(radius=2)], weight="class", unary="class", batch=2, shared=False),
     "long": dict(size=(9, 11), windows=[dict(radius=8)], weight="class"),
     "long, matrix": dict(size=(9, 3), windows=[dict(radius=8)], weight="matrix", classes=5),
@@ -119,8 +121,8 @@ def test_the_loop_and_its_gradients(name, device):
     assert_loop_within_budget(GUIDED.loop(iterations=2, **LOOPS[name]), device, close=True)
 
 
-def test_beyond_the_kernels_it_composes(device):
-    """More classes than a step holds, windows longer than a tile, several filters: right all the same."""
+def test_many_classes_and_windows_beyond_the_kernels(device):
+    """Very many classes, and windows longer than a tile: right all the same."""
     for size, classes, radius in ((2, 3), 300, 1), ((1, 600), 2, 300):
         logits, guide = torch.randn(1, classes, *size), torch.rand(1, 1, *size)
         K = Guided(guide.to(device), radius, 0.3, backend="triton")

@@ -270,7 +270,7 @@ def _fit_kernel(
                         cholesky = cholesky + (factors[2 * n + right],)
                     found = found + fit(sums, shares[right], mean, cholesky, D)
                 for f in tl.static_range(D + 1):
-                    last = tl.where(m_right, found[D + 1 + f], 0.0)
+                    last = found[D + 1 + f] if EVEN else tl.where(m_right, found[D + 1 + f], 0.0)
                     tl.store(z + f * C * PLANE + k * ROW, _pair(found[f], last), mask=m_z & there)
             z += 2 * ROW
             i += 2 * step
@@ -436,6 +436,10 @@ class Planes:
         (ny, nx), (ry, rx) = self.size, self.radii
         return y[..., ry : ry + ny, rx : rx + nx]
 
+    def registers(self, channels: int, few: int) -> int:
+        """Of a thread, `few` where it keeps few rows; without a limit ptxas spills some to fit one more program."""
+        return few if self.radii[0] * (1 + channels) <= 12 else 255
+
     def arguments(self) -> dict:
         return {"NY": self.size[0], "NX": self.size[1], "ROW": self.row, "RY": self.radii[0], "RX": self.radii[1]}
 
@@ -454,7 +458,7 @@ def _tiles(width: int, height: int, warps: int) -> tuple[int, int]:
     """Rows of a program, of `warps` for each tile of 64 columns, and tiles: tall ones read fewer rows twice, but a
     large GPU wants WARPS."""
     across = ceil_div(width, 2 * LANES.value)
-    rows = max([8, *(r for r in (16, 32) if across * ceil_div(height, r) * warps >= WARPS)])
+    rows = max([8, *(r for r in (16, 32, 64) if across * ceil_div(height, r) * warps >= WARPS)])
     return rows, across * ceil_div(height, rows)
 
 
@@ -468,7 +472,7 @@ def fitted(x, planes: Planes, guide, mean, cholesky, adjoint: bool, y=None):
     z = x.new_empty((batch, 1 + d, classes, *planes.shape))
     mean, cholesky = (t.contiguous() for t in (mean, cholesky))
     launch(
-        _fit_kernel, (tiles * blocks,), num_warps=groups,
+        _fit_kernel, (tiles * blocks,), num_warps=groups, registers=planes.registers(d, 192),
         x_ptr=_pairs(x), guide_ptr=_pairs(guide), mean_ptr=_pairs(mean) if even else mean,
         cholesky_ptr=_pairs(cholesky) if even else cholesky, z_ptr=_pairs(z), y_ptr=y, C=classes,
         **planes.arguments(), stride_gb=batch_stride(guide) // 2, stride_mb=batch_stride(mean) // (1 + even),
@@ -484,7 +488,7 @@ def combined(z, planes: Planes, guide, adjoint: bool, epilogue: str, y, message,
     rows, tiles = _tiles(nx + rx % 2, ny, groups * batch)
     shape = planes.shape if in_planes else planes.size
     launch(
-        _planes_step_kernel, (tiles * batch,), num_warps=groups,
+        _planes_step_kernel, (tiles * batch,), num_warps=groups, registers=planes.registers(fields - 1, 168),
         z_ptr=_pairs(z), guide_ptr=_pairs(guide), message_ptr=message, y_ptr=y, C=classes, **planes.arguments(),
         ROWS=rows, pitch=shape[1], origin=ry * shape[1] + rx if in_planes else 0, stride_p=math.prod(shape),
         stride_gb=batch_stride(guide) // 2, D=fields - 1, G=groups, SCALED=not adjoint, EPILOGUE=epilogue,
