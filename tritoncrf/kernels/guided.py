@@ -166,7 +166,7 @@ def _tiling(guide) -> tuple[dict, int]:
     d, nz = guide.image.shape[1:3]
     width, across, warps = tile(guide.radii[0 if nz > 1 else 1])
     if d > 4:  # each thread holds fewer numbers of every field
-        across, warps = max(1, TILE // width // (1 if d == 5 else 2)), 4
+        across, warps = max(1, TILE // width // (1 if d == 5 else 2 if d < 8 else 4)), 4
     return {"VOLUME": nz > 1, "TN": width, "TL": across}, warps
 
 

@@ -18,6 +18,7 @@ import triton.language as tl
 from tritoncrf.kernels.common import ceil_div, tile_and_image
 
 MAX_STEP = 8  # beyond, the phases' halos outgrow the image
+FEW = 1 << 22  # numbers in planes that may be nearly empty
 WHOLE_ROW = 7  # pairs of a window's row that are unrolled at once: more take long to compile
 
 WARPS = 4
@@ -124,8 +125,17 @@ def neighbour_there(T: tl.constexpr, t0, here, SELF: tl.constexpr, R: tl.constex
 
 def _ladder(n: int) -> int:
     """n or somewhat more: four sizes an octave, and few small ones, so that many images share a binary."""
-    step = 1 << max(9, n.bit_length() - 3)
+    step = 1 << max(13, n.bit_length() - 3)
     return ceil_div(n, step) * step
+
+
+def suits(size, radii, dilation: int, images: int) -> bool:
+    """Whether windows are of images, a plane for each of `images`, and planes not nearly empty, if there are many."""
+    if size[0] > 1 or radii[0] > 0 or radii[1] != radii[2] or radii[2] == 0 or min(dilation, max(size)) > MAX_STEP:
+        return False
+    layout = Planes(size[1:], radii[2], dilation)
+    numbers = 2 * layout.plane * layout.step**2
+    return images * numbers <= FEW or numbers <= 8 * size[1] * size[2]
 
 
 class Planes:

@@ -25,7 +25,6 @@ from tritoncrf.kernels.common import ceil_div, launch, product, scale
 from tritoncrf.kernels.planes import (
     COLUMNS,
     KAPPA,
-    MAX_STEP,
     PIXELS,
     UNKNOWN,
     WARPS,
@@ -39,6 +38,7 @@ from tritoncrf.kernels.planes import (
     own_channels,
     part_of_row,
     quad_tile,
+    suits,
 )
 
 MAX_CLASSES = 24
@@ -364,14 +364,13 @@ class Quads:
     """The windows of one or two filters over images of one size, and the mean-field step that ends with them."""
 
     @staticmethod
-    def serve(size, radii, dilation: int, classes: int, filters, matrix: bool) -> bool:
+    def serve(size, radii, dilation: int, batch: int, classes: int, filters, matrix: bool) -> bool:
         """Whether these are windows of images, of which a thread can hold all classes and features. The others have
         neighbours along other axes, or classes in several threads."""
-        image = size[0] == 1 and radii[0] == 0 and radii[1] == radii[2] > 0
         scaled = any(f.scale_in is not None or f.scale_out is not None for f in filters)
         needs = classes, len(filters), [f.channels for f in filters], scaled
         few = classes <= MAX_CLASSES and _rows(*needs) > 0
-        return image and few and not matrix and min(dilation, max(size)) <= MAX_STEP
+        return few and not matrix and suits(size, radii, dilation, batch * classes)
 
     def __init__(self, size, radii, dilation: int, filters, mix=None, unary_weight=None):
         self.filters, self.merges = filters, mix is not None and len(filters) == 2 and mix.shape[1] == 1
@@ -426,6 +425,7 @@ class Quads:
         each = [int(len(f.features) > 1) for f in self.filters]
         launch(
             _window_quads_kernel, (tiles * layout.step**2 * batch,), num_warps=WARPS,
+            registers=64 if classes == 1 and sum(channels) <= 3 else None,  # else ptxas may take 40, and spill two
             x_ptr=state.planes.view(torch.int64), f_ptrs=tuple(self.features),
             in_ptrs=tuple(self._scale_pairs(s) for s in ins), out_ptrs=outs,
             numbers_ptr=None if epilogue == "sum" else self.numbers, unary_ptr=unary, q_ptr=q, y_ptr=y,

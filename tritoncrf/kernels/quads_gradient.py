@@ -16,7 +16,6 @@ import triton.language as tl
 from tritoncrf.kernels.common import ceil_div, launch
 from tritoncrf.kernels.planes import (
     COLUMNS,
-    MAX_STEP,
     UNKNOWN,
     WARPS,
     Planes,
@@ -28,6 +27,7 @@ from tritoncrf.kernels.planes import (
     own_channels,
     part_of_row,
     quad_tile,
+    suits,
 )
 
 MAX_CHANNELS = 9  # of all filters: a thread holds each ten times
@@ -155,10 +155,9 @@ def _window_quads_feature_gradient_kernel(
                 tl.store(gradient_ptrs[m] + o_g, gradients[m][s][d] * factor, mask=m_y[s])
 
 
-def serves(size, radii, dilation: int, channels) -> bool:
-    """Whether these are windows of images, of features that a thread can hold."""
-    image = size[0] == 1 and radii[0] == 0 and radii[1] == radii[2] > 0
-    return image and min(dilation, max(size)) <= MAX_STEP and sum(channels) <= MAX_CHANNELS
+def serves(size, radii, dilation: int, images: int, channels) -> bool:
+    """Whether these are windows of images, a plane for each class, and features that a thread can hold."""
+    return sum(channels) <= MAX_CHANNELS and suits(size, radii, dilation, images)
 
 
 def feature_gradients(x, y, features, radii, dilation: int, scales=(None, None), mix=None):

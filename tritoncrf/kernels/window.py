@@ -325,9 +325,9 @@ class Taps:
         )  # fmt: skip
 
 
-def _windows(size, radii, dilation: int, filters, classes: int, mix=None, unary_weight=None, precision="default"):
-    """The form that serves these windows: 2 x 2 pixels a thread, or tap by tap."""
-    if Quads.serve(size, radii, dilation, classes, filters, mix is not None and mix.ndim == 3):
+def _windows(size, radii, dilation: int, filters, shape, mix=None, unary_weight=None, precision="default"):
+    """The form that serves these windows, of values [B, C, ..]: 2 x 2 pixels a thread, or tap by tap."""
+    if Quads.serve(size, radii, dilation, *shape[:2], filters, mix is not None and mix.ndim == 3):
         return Quads(size, radii, dilation, filters, mix, unary_weight)
     return Taps(size, radii, dilation, filters, mix, unary_weight, precision)
 
@@ -338,7 +338,7 @@ def window_sum(x, features, radii, dilation: int, include_self: bool):
         blocks = x.split(MAX_CLASSES, 1)
         return torch.cat([window_sum(b, features, radii, dilation, include_self) for b in blocks], 1)
     filters = [WindowFilter(features.contiguous(), include_self)]
-    windows = _windows(x.shape[2:], radii, dilation, filters, x.shape[1])
+    windows = _windows(x.shape[2:], radii, dilation, filters, x.shape)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     windows.run(windows.state(x), y, "sum")
     return y
@@ -346,7 +346,7 @@ def window_sum(x, features, radii, dilation: int, include_self: bool):
 
 def window_feature_gradient(x, y, features, radii, dilation: int):
     """The gradient of <y, K x> with respect to the features, [Bf, D, Z, Y, X]."""
-    if quads_gradient.serves(x.shape[2:], radii, dilation, [features.shape[1]]):
+    if quads_gradient.serves(x.shape[2:], radii, dilation, x.shape[:2].numel(), [features.shape[1]]):
         return quads_gradient.feature_gradients(x, y, [features], radii, dilation)[0]
     if x.shape[1] > MAX_CLASSES:
         blocks = zip(x.split(MAX_CLASSES, 1), y.split(MAX_CLASSES, 1), strict=True)
@@ -380,7 +380,7 @@ class WindowStep(Step):
         ]
         self.mix = stacked(mixing, classes)
         self.windows = _windows(
-            to_3d(unary).shape[2:], first.radii, first.dilation, filters, classes, self.mix,
+            to_3d(unary).shape[2:], first.radii, first.dilation, filters, unary.shape, self.mix,
             self.unary_weight, first.precision,
         )  # fmt: skip
 
@@ -414,7 +414,7 @@ class WindowStep(Step):
         K = self.operators
         window = to_3d(q).shape[2:], K[0].radii, K[0].dilation
         alike = all(k.scale_in is k.scale_out or (k.scale_in is not None and k.scale_out is not None) for k in K)
-        served = quads_gradient.serves(*window, [k.features.shape[1] for k in K])
+        served = quads_gradient.serves(*window, q.shape[:2].numel(), [k.features.shape[1] for k in K])
         if not (all(needs) and self.mix.shape[1:] == (1,) and alike and served):
             return super().gradients(q, g, needs)
         found = quads_gradient.feature_gradients(
