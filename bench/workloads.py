@@ -21,6 +21,7 @@ from PIL import Image
 
 import tritoncrf as tc
 from bench import floors
+from tritoncrf.filters.lattice import TABLES
 from tritoncrf.reference.lattice import Lattice
 from tritoncrf.synthetic import noisy_scores
 
@@ -179,7 +180,7 @@ class GuidedWork(CRFWork):
 
 
 def lattice_of(filter) -> Lattice:
-    return Lattice(*filter.tensors[:6])
+    return Lattice(*filter.tensors[:TABLES])
 
 
 def live_share(filter) -> float:

@@ -123,7 +123,7 @@ def test_wavefronts_of_a_read(dtype, first, step, wavefronts, sectors):
 def test_statements_as_lines_leave_the_code_as_it_is(monkeypatch):
     """Of a real kernel, with loops that ptxas unrolls."""
     work = GuidedWork(size=(40, 50), classes=5)
-    (kernel,) = [k for k in profile.compiled_kernels(work, "weights") if k.name == "_step_kernel softmax"]
+    (kernel,) = [k for k in profile.compiled_kernels(work, "weights") if k.name == "_planes_step_kernel softmax"]
     marked = compile_launch(kernel.launch, "sm_90").code
     monkeypatch.setattr(compilation, "_marking", None)
     with pretended(TARGETS["sm_90"]):

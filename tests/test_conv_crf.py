@@ -124,7 +124,7 @@ def dense_layer(crf, logits, image):
         logits, mu = torch.log_softmax(logits, 1), crf.class_weight.diag() @ mu
         options = {"unary_weight": 1 - crf.class_weight, "initial": "log_softmax"}
     weights = [crf.weight_smooth, crf.weight_appearance]
-    return dense_scores(logits, matrices, weights, mu, crf.iterations, **options)
+    return dense_scores(logits, matrices, weights, mu, crf.iterations, **options, **crf.update)
 
 
 def pixel_grid(size, spacing=None):

@@ -64,7 +64,7 @@ def dense_layer(crf, logits, image):
     matrices = [dense_lattice(f, **options) for f in by_pixel(crf, tuple(logits.shape[2:]), image)]
     cost = -crf.compatibility if crf.preset == "released-pytorch" else crf.compatibility
     iterations = crf.iterations if crf.training else crf.test_iterations
-    return dense_scores(logits, matrices, [crf.weight_smooth, crf.weight_appearance], cost, iterations)
+    return dense_scores(logits, matrices, [crf.weight_smooth, crf.weight_appearance], cost, iterations, **crf.update)
 
 
 @variants

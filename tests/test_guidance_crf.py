@@ -58,7 +58,7 @@ def dense_layer(crf, logits, image):
     if crf.preset is None:
         mu = "potts" if crf.compatibility is None else crf.compatibility
         matrix = dense_guided(guide, eps=crf.eps, **form)
-        scores = dense_scores(logits, [matrix], [crf.strength], mu, crf.iterations)
+        scores = dense_scores(logits, [matrix], [crf.strength], mu, crf.iterations, **crf.update)
     else:
         scores = logits
         for t in range(crf.iterations):

@@ -71,13 +71,13 @@ class Window(Gaussian):
         self, features: torch.Tensor, window_size: int, dilation: int = 1, blur: int = 1, include_self: bool = True,
         normalization: Normalization = "none", precision: Precision = "default", backend: Backend = "auto",
     ) -> None:  # fmt: skip
-        positions = blur == 1 and are_evenly_spaced(features)
+        positions = are_evenly_spaced(features)
         features = centred(checked_features(features))
         plan = WindowPlan(
             window_size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             dilation=checks.expect_int("dilation", dilation, 1),
             blur=checks.expect_int("blur", blur, 1),
-            positions=positions,
+            positions=positions and blur == 1,
             **gaussian_fields(features, include_self, normalization, precision, backend),
         )
         self.prepare(plan, features, [pooled(features, plan.blur)])
