@@ -420,12 +420,14 @@ class Quads:
         channels = tuple(f.channels for f in self.filters)
         sums = 1 if merge else len(channels)
         layout, (ny, nx) = self.layout, self.layout.size
-        rows = _rows(classes, sums, channels, any(s is not None for s in (*ins, *outs)))
+        scaled = any(s is not None for s in (*ins, *outs))
+        rows = _rows(classes, sums, channels, scaled)
         tiles = ceil_div(layout.low[0], rows * WARPS) * ceil_div(layout.low[1], 2 * COLUMNS.value)
         each = [int(len(f.features) > 1) for f in self.filters]
         launch(
             _window_quads_kernel, (tiles * layout.step**2 * batch,), num_warps=WARPS,
-            registers=64 if classes == 1 and sum(channels) <= 3 else None,  # else ptxas may take 40, and spill two
+            # Left to itself ptxas takes 255, or 40 for one class, and spills two; told to, it makes do with fewer.
+            registers=80 if classes == 1 and sum(channels) <= 3 else 252 if scaled and 0 in channels else 248,
             x_ptr=state.planes.view(torch.int64), f_ptrs=tuple(self.features),
             in_ptrs=tuple(self._scale_pairs(s) for s in ins), out_ptrs=outs,
             numbers_ptr=None if epilogue == "sum" else self.numbers, unary_ptr=unary, q_ptr=q, y_ptr=y,
