@@ -187,9 +187,8 @@ def _clear_frame(ptr, lane, first, step, left, width, NX, NY, PLANE, RY: tl.cons
     cells = (PLANE - NY * NX).to(tl.int32)
     for q in range(first * LANES, cells, step * LANES):
         q = q + lane
-        rows = tl.where(
-            q < head, 0, tl.minimum(1 + (q - head) // tl.maximum(width - NX, 1), NY)
-        )  # of the image, before this zero
+        rows = tl.minimum(1 + (q - head) // tl.maximum(width - NX, 1), NY)  # of the image, before this zero
+        rows = tl.where(q < head, 0, tl.where(width > NX, rows, NY))
         tl.store(ptr + (q + rows.to(tl.int64) * NX), (q * 0).to(ptr.dtype.element_ty), mask=q < cells)
 
 
