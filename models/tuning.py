@@ -231,7 +231,7 @@ def tune(
         for name, parameters in candidates.items():
             known[name] = evaluated(parameters, everything)
             said(f"{name}: {_value(known[name], measure):.2%}")
-        searches = []
+        searches, finalists, held_out = [], dict(candidates), np.empty_like(known[NONE])
         for fold in range(folds):
             held, seen = everything[fold::folds], [n for n in everything if n % folds != fold]
             store = _store(study, f"fold {fold}", _digest(problem, method, measure, folds, fold, seed, space))
@@ -240,19 +240,14 @@ def tune(
                 trials.append(trial)
                 best = max(t.value for t in trials)
                 said(f"fold {fold + 1} of {folds}, trial {len(trials)} of {budget}: {trial.value:.2%}, best {best:.2%}")
-            values = {name: _value(found[seen], measure) for name, found in known.items()}
-            values |= {f"trial {n}": trial.value for n, trial in enumerate(trials)}
-            chosen = max(values, key=lambda name: values[name])  # of equal ones the first: no CRF
-            parameters = candidates[chosen] if chosen in candidates else trials[int(chosen.split()[1])].parameters
+            choices = [(name, own, _value(known[name][seen], measure)) for name, own in candidates.items()]
+            choices += [(f"trial {n}", trial.parameters, trial.value) for n, trial in enumerate(trials)]
+            chosen, parameters, _ = max(choices, key=lambda choice: choice[2])  # of equal ones the first: no CRF
             searches.append(Fold(tuple(held), chosen, parameters, tuple(trials)))
-
-        held_out = np.empty_like(known[NONE])
-        finalists = dict(candidates)
-        for fold, search in enumerate(searches):
-            name = search.chosen if search.chosen in candidates else f"fold {fold}, {search.chosen}"
+            name = chosen if chosen in candidates else f"fold {fold}, {chosen}"
             if name not in known:
-                finalists[name], known[name] = search.parameters, evaluated(search.parameters, everything)
-            held_out[list(search.images)] = known[name][list(search.images)]
+                finalists[name], known[name] = parameters, evaluated(parameters, everything)
+            held_out[list(held)] = known[name][list(held)]
     index = BY_NAME[measure]
     [alone] = jackknife(known[NONE], lambda total: [measures(total)[index]])
     [refined] = jackknife(held_out, lambda total: [measures(total)[index]])
@@ -380,8 +375,9 @@ def _candidates(method: Method) -> dict[str, Parameters]:
 
 
 def _plain(options: Parameters) -> Parameters:
-    """What of the fixed arguments goes into a file."""
-    return {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str))}
+    """Those of the fixed arguments that are settings, and that a file can hold."""
+    kinds = bool, int, float, str, tuple, list
+    return {name: value for name, value in options.items() if name in ARGUMENTS and isinstance(value, kinds)}
 
 
 def _value(found: np.ndarray, measure: str) -> float:

@@ -96,6 +96,12 @@ def test_arguments_that_are_given_stay():
     assert found.parameters["iterations"] == 2 and found.parameters["theta_color"] == 30.0
 
 
+def test_where_it_ran_is_no_setting(tmp_path):
+    found = tuned(*problem(), budget=1, device="cpu")
+    (tmp_path / "p.toml").write_text(found.toml())
+    assert "device" not in found.parameters and tc.load_parameters(tmp_path / "p.toml") == found.parameters
+
+
 def test_the_seed_decides():
     given = problem()
     first, again, other = (tuned(*given, seed=seed) for seed in (1, 1, 2))
