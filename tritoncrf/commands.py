@@ -60,9 +60,7 @@ def _by_options(message: str, names: Sequence[str]) -> str:
         found = f"--{match[1].replace('_', '-')}"
         return match[0] if found not in names else found if match[2] == "=" else found + match[2]
 
-    begin = re.match("[a-z_]+(?:, [a-z_]+)*:|", message)
-    end = begin.end() if begin else 0
-    said = re.sub("([a-z_]+)([,:])", option, message[:end]) + message[end:]
+    said = re.sub("^[a-z_]+(?:, [a-z_]+)*:", lambda head: re.sub("([a-z_]+)([,:])", option, head[0]), message)
     return re.sub(r"(?<![\w/.-])([a-z_]+)(=[\w'\"(\[{-]|=)", option, said)
 
 

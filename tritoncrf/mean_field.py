@@ -311,7 +311,8 @@ def iterate_backward(
         g = step.arrange(cotangent)
         total = torch.zeros_like(g)  # the sum of dS_1 .. dS_T
         if damping:
-            *states, after = states[:-1] + [step.arrange(states[-1])]
+            *states, last = states
+            after = step.arrange(last)
         for t in reversed(range(len(states))):
             q = states[t]
             if damping:

@@ -20,8 +20,8 @@ import torch
 from bench.compiled.compilation import Binary, compile_launch, signature
 from bench.compiled.sass import Sass, disassembled, weights
 from bench.floors import visited_pairs
-from ptx.formats import WIDTH, u64
-from ptx.launch import SCALARS, allocated, flat
+from ptx.formats import WIDTH
+from ptx.launch import allocated, flat, packed
 from ptx.run import Run
 from tritoncrf import backends
 from tritoncrf.kernels.common import Launch
@@ -113,14 +113,7 @@ def run_programs(launch: Launch, binary: Binary, work: float = math.inf) -> tupl
     arguments = [part for name, kind in signature(launch, binary.target).items()
                  for part in flat(name, kind, launch.arguments[name])]  # fmt: skip
     allocations = allocated(arguments, program.threads)
-    parameters = []
-    for _, kind, value in arguments:
-        if kind[0] == "*":
-            storage = value.untyped_storage().data_ptr()
-            parameters.append(u64(allocations[storage].base + value.data_ptr() - storage).tobytes())
-        else:
-            parameters.append(SCALARS[kind](value).tobytes())
-    parameters += [bytes(8)] * (len(program.parameters) - len(parameters))
+    parameters = packed(arguments, allocations, program)
     run = Counting(program, (*map(int, launch.grid), 1, 1)[:3], parameters, list(allocations.values()), profiled=True)
 
     total = math.prod(run.grid)

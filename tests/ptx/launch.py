@@ -92,14 +92,7 @@ class Emulator:
             return
         arguments = [part for name, kind in signature.items() for part in flat(name, kind, bound[name])]
         allocations = allocated(arguments, program.threads)
-        parameters = []
-        for _, kind, value in arguments:
-            if kind[0] == "*":
-                storage = value.untyped_storage().data_ptr()
-                parameters.append(u64(allocations[storage].base + value.data_ptr() - storage).tobytes())
-            else:
-                parameters.append(SCALARS[kind](value).tobytes())
-        parameters += [bytes(8)] * (len(program.parameters) - len(parameters))
+        parameters = packed(arguments, allocations, program)
         run = Run(program, grid, parameters, list(allocations.values()), self.profiled, self.noise)
         run.go()
         self.launches.append(run.profile)
@@ -134,6 +127,18 @@ def flat(name, kind, value):
             yield from flat(f"{name}[{n}]", element_kind, element)
     elif kind != "constexpr":
         yield name, kind, value
+
+
+def packed(arguments, allocations, program):
+    """What a program finds where its parameters are, as bytes: those of `flat` arguments, and zeros for its own."""
+    parameters = []
+    for _, kind, value in arguments:
+        if kind[0] == "*":
+            storage = value.untyped_storage().data_ptr()
+            parameters.append(u64(allocations[storage].base + value.data_ptr() - storage).tobytes())
+        else:
+            parameters.append(SCALARS[kind](value).tobytes())
+    return parameters + [bytes(8)] * (len(program.parameters) - len(parameters))
 
 
 def allocated(arguments, threads: int) -> dict[int, Allocation]:

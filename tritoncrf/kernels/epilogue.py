@@ -43,16 +43,16 @@ def softmax_adjoint(q, gradient):
 
 
 @triton.jit
-def epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, m_y, o_c, C, EPILOGUE: tl.constexpr):
-    """From weighted messages [P, CP] at offsets o_y what a step gives: S as "scores" or its "softmax", dS as
-    "softmax_adjoint"; "weighted" is dQ, and "sum" the messages, as they are."""
+def epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_u, o_q, m_y, o_c, C, EPILOGUE: tl.constexpr):
+    """From weighted messages [P, CP], of pixels at offsets o_u of unary and o_q of q, what a step gives: S as "scores"
+    or its "softmax", dS as "softmax_adjoint"; "weighted" is dQ, and "sum" the messages, as they are."""
     if EPILOGUE == "softmax" or EPILOGUE == "scores":
         a = tl.load(a_ptr + o_c * stride_a, mask=o_c < C, other=0.0)
-        result += a[None, :] * tl.load(unary_ptr + o_y, mask=m_y, other=0.0)
+        result += a[None, :] * tl.load(unary_ptr + o_u, mask=m_y, other=0.0)
         if EPILOGUE == "softmax":
             result = softmax(result, o_c, C)
     if EPILOGUE == "softmax_adjoint":
-        result = softmax_adjoint(tl.load(q_ptr + o_y, mask=m_y, other=0.0), result)
+        result = softmax_adjoint(tl.load(q_ptr + o_q, mask=m_y, other=0.0), result)
     return result
 
 
@@ -80,13 +80,8 @@ def end_step(
             tl.load(message_ptr + o_t, mask=m_t, other=0.0), mix_ptr, stride_row, stride_column, o_c, C, MATRIX, CP,
             PRECISION,
         )  # fmt: skip
-        if EPILOGUE == "softmax" or EPILOGUE == "scores":
-            a = tl.load(a_ptr + o_c * stride_a, mask=o_c < C, other=0.0)
-            result += a[None, :] * tl.load(unary_ptr + (o_u[:, None] + o_c[None, :] * stride_u), mask=m_t, other=0.0)
-        if EPILOGUE == "softmax":
-            result = softmax(result, o_c, C)
-        if EPILOGUE == "softmax_adjoint":
-            result = softmax_adjoint(tl.load(q_ptr + o_t, mask=m_t, other=0.0), result)
+        o_u = o_u[:, None] + o_c[None, :] * stride_u
+        result = epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_u, o_t, m_t, o_c, C, EPILOGUE)
         tl.store(y_ptr + o_t, result, mask=m_t)
     else:
         top = tl.full(o_y.shape, float("-inf"), tl.float32)

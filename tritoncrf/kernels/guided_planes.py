@@ -27,6 +27,7 @@ import triton.language as tl
 from tritoncrf.kernels.box import area_of, batch_stride
 from tritoncrf.kernels.common import ceil_div, launch, tile_and_image
 from tritoncrf.kernels.epilogue import end_step
+from tritoncrf.kernels.planes import halves
 
 SHORT = 7  # longest radius
 MOST = 80  # RY (1 + D)^2: beyond, a thread keeps more numbers than it has registers for, or compiling takes long
@@ -56,12 +57,6 @@ SIZES = {
 
 
 @triton.jit
-def _halves(pair):
-    """The two numbers of a pair."""
-    return pair.to(tl.int32).to(tl.float32, bitcast=True), (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _pair(left, right):
     low = left.to(tl.uint32, bitcast=True).to(tl.int64)
     return low | (right.to(tl.uint32, bitcast=True).to(tl.int64) << 32)
@@ -72,7 +67,7 @@ def _numbers(pairs, R: tl.constexpr):
     """The 2 R + 2 numbers under the two windows of a row, the first of which begins at `pairs`."""
     found = ()
     for m in tl.static_range(R + 1):
-        found = found + _halves(tl.load(pairs + m))
+        found = found + halves(tl.load(pairs + m))
     return found
 
 
@@ -122,6 +117,15 @@ def _no_rows(like, COUNT: tl.constexpr):
 
 
 @triton.jit
+def _part(numbers, BEGIN: tl.constexpr, END: tl.constexpr):
+    """Those from BEGIN to before END."""
+    found = ()
+    for n in tl.static_range(BEGIN, END):
+        found = found + (numbers[n],)
+    return found
+
+
+@triton.jit
 def _windows(kept, above, below, R: tl.constexpr, W: tl.constexpr):
     """From the sums of two more rows, those of two windows, W numbers each, and what to keep for the next: of the last
     R pairs of rows both their sum and the lower row's, the oldest pair first."""
@@ -144,17 +148,14 @@ def _windows(kept, above, below, R: tl.constexpr, W: tl.constexpr):
                 lower += common
             first = first + (upper + above[w],)
             second = second + (lower + pair,)
-        rest = ()
-        for n in tl.static_range(2 * W, 2 * R * W):
-            rest = rest + (kept[n],)
-        return first + second + rest + both + below
+        return first + second + _part(kept, 2 * W, 2 * R * W) + both + below
 
 
 @triton.jit
 def _own(ptr, i, m_right, EVEN: tl.constexpr):
     """The numbers of two neighbouring pixels, the first at i; as a pair if rows are EVEN."""
     if EVEN:
-        return _halves(tl.load(ptr + i))
+        return halves(tl.load(ptr + i))
     else:
         return tl.load(ptr + i), tl.load(ptr + i + 1, mask=m_right, other=0.0)
 
@@ -238,10 +239,7 @@ def _fit_kernel(
         above = _fields(x, guide, PLANE, D, RX, SCALED)
         below = _fields(x + ROW, guide + ROW, PLANE, D, RX, SCALED)
         boxes = _windows(kept, above, below, RY, W)
-        longer = ()
-        for n in tl.static_range(2 * RY * W):
-            longer = longer + (boxes[2 * W + n],)
-        kept = longer
+        kept = _part(boxes, 2 * W, 2 * W + 2 * RY * W)
         if row >= 2 * RY:
             for k in tl.static_range(2):
                 there = row - 2 * RY + k < rows
@@ -249,7 +247,7 @@ def _fit_kernel(
                 shares = ()
                 for right in tl.static_range(2):
                     share = tl.load(guide + ((k - RY) * ROW + (RX + right) // 2))
-                    shares = shares + (_halves(share)[(RX + right) % 2],)
+                    shares = shares + (halves(share)[(RX + right) % 2],)
                 means = ()
                 for d in tl.static_range(D):
                     means = means + _own(mean_ptr + d * N, i_k, m_right, EVEN)
@@ -327,23 +325,20 @@ def _planes_step_kernel(
                 above = above + _two_sums(_numbers(z + d * C * PLANE, RX), RX)
                 below = below + _two_sums(_numbers(z + d * C * PLANE + ROW, RX), RX)
             boxes = _windows(kept, above, below, RY, W)
-            longer = ()
-            for n in tl.static_range(2 * RY * W):
-                longer = longer + (boxes[2 * W + n],)
-            kept = longer
+            kept = _part(boxes, 2 * W, 2 * W + 2 * RY * W)
             if row >= 2 * RY:
                 for k in tl.static_range(2):
                     there = row - 2 * RY + k < rows
                     own_guide = guide + k * ROW
                     total = boxes[k * W], boxes[k * W + 1]
                     for d in tl.static_range(D):
-                        channel = _halves(tl.load(own_guide + (d + 1) * PLANE))
+                        channel = halves(tl.load(own_guide + (d + 1) * PLANE))
                         total = (
                             total[0] + boxes[k * W + 2 * d + 2] * channel[0],
                             total[1] + boxes[k * W + 2 * d + 3] * channel[1],
                         )
                     if SCALED:
-                        share = _halves(tl.load(own_guide))
+                        share = halves(tl.load(own_guide))
                         total = total[0] * share[0], total[1] * share[1]
                     tl.store(message + k * pitch, total[0], mask=m_left & there)
                     tl.store(message + k * pitch + 1, total[1], mask=m_right & there)

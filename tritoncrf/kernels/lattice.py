@@ -183,7 +183,7 @@ def _slice_kernel(
             result = message
         else:
             result += mixed(message, mix_ptr + m * stride_mm, stride_ml, stride_mk, o_c, C, MATRIX, CP, PRECISION)
-    result = epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, m_y, o_c, C, EPILOGUE)
+    result = epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, o_y, m_y, o_c, C, EPILOGUE)
     tl.store(y_ptr + o_y, result, mask=m_y)
 
 

@@ -43,6 +43,15 @@ def halves(pair):
 
 
 @triton.jit
+def scale_pair(ptr, o):
+    """Normalisation scales of a pair of pixels, or 1 where there are none."""
+    if ptr is None:
+        return 1.0, 1.0
+    else:
+        return halves(tl.load(ptr + o))
+
+
+@triton.jit
 def channels(p_ptr, k: tl.constexpr, D: tl.constexpr, PLANE: tl.constexpr):
     """D channels of the k-th pairs after those at p_ptr: of their left pixels, and of their right ones. A constant that
     is added last is part of the instruction."""

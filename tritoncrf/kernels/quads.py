@@ -38,6 +38,7 @@ from tritoncrf.kernels.planes import (
     own_channels,
     part_of_row,
     quad_tile,
+    scale_pair,
     suits,
 )
 
@@ -128,10 +129,7 @@ def _part_of_row(
         scales = ()
         for m in tl.static_range(len(D)):
             features = features + (channels(f_ptrs[m] + bases[m] * D[m] + p, k, D[m], PLANE),)
-            if in_ptrs[m] is None:
-                scales = scales + ((1.0, 1.0),)
-            else:
-                scales = scales + (halves(tl.load(in_ptrs[m] + bases[m] + p + k)),)
+            scales = scales + (scale_pair(in_ptrs[m], bases[m] + p + k),)
         for h in tl.static_range(2):
             new = ()
             for s in tl.static_range(2):

@@ -27,6 +27,7 @@ from tritoncrf.kernels.planes import (
     own_channels,
     part_of_row,
     quad_tile,
+    scale_pair,
     suits,
 )
 
@@ -76,10 +77,7 @@ def _pulled(
         scales = ()
         for m in tl.static_range(len(D)):
             features = features + (channels(f_ptrs[m] + bases[m] * D[m] + p, k, D[m], PLANE),)
-            if scale_ptrs[m] is None:
-                scales = scales + ((1.0, 1.0),)
-            else:
-                scales = scales + (halves(tl.load(scale_ptrs[m] + bases[m] + p + k)),)
+            scales = scales + (scale_pair(scale_ptrs[m], bases[m] + p + k),)
         for h in tl.static_range(2):
             new = ()
             for m in tl.static_range(len(D)):

@@ -195,7 +195,7 @@ def _window_kernel(
         if not MERGE and EPILOGUE != "sum":
             weighted = mixed(sums[m], mix_ptr + m * stride_mm, stride_ml, stride_mk, o_c, C, MATRIX, CP, PRECISION)
             result = weighted if m == 0 else result + weighted
-    result = epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, m_y, o_c, C, EPILOGUE)
+    result = epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, o_y, m_y, o_c, C, EPILOGUE)
     tl.store(y_ptr + o_y, result, mask=m_y)
 
 
