@@ -78,6 +78,17 @@ RUNS |= {
     )
     for part, options in PARTS.items()
 }  # fmt: skip
+# The small network at three sizes, stopped early, midway and when done, each with a schedule of its own.
+EPOCHS = {(90, 120): (4, 12, 60), (180, 240): (2, 6, 18), (360, 480): (1, 2, 6)}
+STAGES = {
+    f"unary_{height}_{epochs}": Run(
+        "small_unary", None,
+        (f"phases.unary.epochs={epochs}", f"data.resize=[{height}, {width}]", f"augment.crop=[{height}, {width}]"),
+    )
+    for (height, width), all_epochs in EPOCHS.items()
+    for epochs in all_epochs
+}  # fmt: skip
+RUNS |= STAGES
 SMALL = (
     "Scaled down: CamVid, 367 training and 101 validation images, at a quarter of its size, 90 x 120; networks on a "
     "ResNet-18 at half width, from random weights. The papers have a ResNet-101 or VGG-16 from ImageNet, on Pascal VOC."
