@@ -40,6 +40,7 @@ def integers_kernel(a_ptr, b_ptr, y_ptr, n, B: tl.constexpr):
     tl.store(y_ptr + n + o, a % b, mask=m)
     tl.store(y_ptr + 2 * n + o, a * b + (a >> 3) - (b << 2), mask=m)
     tl.store(y_ptr + 3 * n + o, tl.maximum(a, b) ^ (a & b) | tl.where(a < b, 5, 9), mask=m)
+    tl.store(y_ptr + 4 * n + o, tl.maximum(tl.minimum(a, b), 0), mask=m)  # which sm_90 does in one instruction
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -47,13 +48,14 @@ def test_integers(dtype, target):
     n = 777
     a, b = torch.randint(-(2**30), 2**30, (n,)).to(dtype), torch.randint(1, 1000, (n,)).to(dtype)
     b[::2] *= -1
-    y = torch.empty(4, n, dtype=dtype)
+    y = torch.empty(5, n, dtype=dtype)
     with ptxemu.emulated(target):
         integers_kernel[(7,)](a, b, y, n, B=128)
     q = torch.div(a, b, rounding_mode="trunc")
     assert torch.equal(y[0], q) and torch.equal(y[1], a - q * b)
     assert torch.equal(y[2], a * b + (a >> 3) - (b << 2))
     assert torch.equal(y[3], torch.maximum(a, b) ^ (a & b) | torch.where(a < b, 5, 9))
+    assert torch.equal(y[4], torch.minimum(a, b).clamp_min(0))
 
 
 @triton.jit

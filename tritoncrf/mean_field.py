@@ -268,6 +268,7 @@ def iterate(
     unary = unary.contiguous()
     with without_autocast(unary):
         step = _start(decode(plans), tensors, mixing, unary, unary_weight)
+        step.keeps = keep or damping > 0
         state = step.start(started(unary, initial))
         kept = [step.probabilities(state)] if keep else []
         for _ in range(iterations - 1):
@@ -325,8 +326,8 @@ def iterate_backward(
             through_softmax = not damping and (t > 0 or initial == "softmax")
             g, back = step.backward(q, g, through_softmax, needs_mixing)
             if back is not None:
-                for d, b in zip(d_mixing, back, strict=True):
-                    d += outer(step.image(b), step.image(q), d.ndim)
+                for d, more in zip(d_mixing, step.mixing_gradients(q, back), strict=True):
+                    d += more
             if damping:
                 g, after = g + damping * dq, q
         g, total = step.image(g), step.image(total)

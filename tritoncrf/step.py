@@ -41,8 +41,12 @@ class Step:
     `probabilities`, in a layout of the step's own: `arrange` and `image` convert from and to [B, C, *S], and
     `backward` and `gradients` take and give that layout.
 
+    keeps: whether anybody asks for `probabilities` of states that `next` gives; a loop whose step need not know them says
+        so.
     operators: an `Operator` for each filter; a fused step asks more of them, which those of its own filter have.
     """
+
+    keeps = True
 
     def __init__(
         self, operators: Sequence[Any], mixing: Sequence[torch.Tensor], unary: torch.Tensor,
@@ -94,10 +98,15 @@ class Step:
     def backward(
         self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, messages: bool
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
-        """dS of Q (dQ unless `through_softmax`) from g = dL/dS of the next S; and, if `messages`, the G_m."""
+        """dS of Q (dQ unless `through_softmax`) from g = dL/dS of the next S; and, if `messages`, the G_m, or whatever
+        `mixing_gradients` takes in their place."""
         back = [K.adjoint(g) for K in self.operators]
         gradient: torch.Tensor = sum(mix_adjoint(a, b) for a, b in zip(self.mixing, back, strict=True))  # type: ignore[assignment]
         return softmax_adjoint(q, gradient) if through_softmax else gradient, back if messages else None
+
+    def mixing_gradients(self, q: torch.Tensor, messages: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What this step adds to the gradients of the A_m: of <A_m^T g, K_m Q>, from `backward`'s messages."""
+        return [outer(self.image(b), self.image(q), a.ndim) for a, b in zip(self.mixing, messages, strict=True)]
 
     def gradients(self, q: torch.Tensor, g: torch.Tensor, needs: Sequence[bool]) -> list[list[torch.Tensor]]:
         """What this step adds to the gradients of the tensors of each filter that `needs` them: of <A_m^T g, K_m Q>."""

@@ -195,7 +195,8 @@ def test_the_loop_takes_it_beside_a_window(case, order, device):
     for c, changes in FUSED for w in ("scalar", "class", "matrix")
 ])  # fmt: skip
 def test_a_step_is_that_of_separate_passes(case, changes, weight, device):
-    """Forward and back; each of its results by itself: where the messages too are asked for, they go elsewhere."""
+    """Forward and back; each of its results by itself: where the messages too are asked for, for the gradient of the
+    weights, they go elsewhere."""
     setting = case.loop(windows=[{**case.variants[case.pair[0]], **changes}], size=(9, 11), weight=weight)
     q, g = torch.randn(2, *setting.logits.shape, dtype=torch.float64).unbind()
     found = []
@@ -209,7 +210,8 @@ def test_a_step_is_that_of_separate_passes(case, changes, weight, device):
                 dq, back = step.backward(kept, v, softmax, messages)
                 outcome[f"dS {softmax} {messages}"] = step.image(dq)
                 assert (back is not None) == messages
-                outcome |= {f"B {softmax}": step.image(b) for b in (back if messages else [])}
+                of_weights = step.mixing_gradients(kept, back) if messages else []
+                outcome |= {f"dA {softmax}": d for d in of_weights}
         found.append(outcome)
     assert_alike(found[1], found[0], dtype=torch.float32)
 

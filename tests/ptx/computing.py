@@ -158,12 +158,18 @@ class Computing(Writer):
         if "xorsign" in parts:
             self.write(i.args[0], f"xorsign({self.read(i.args[1], 'f32')}, {self.read(i.args[2], 'f32')})", "f32", m)
             return
-        nan = "np.minimum" if "NaN" in parts else "np.fmin"
-        self.binary(i, parts, m, "np.minimum({a}, {b})", nan + "({a}, {b})")
+        self.extreme(i, parts, m, "min")
 
     def do_max(self, i, parts, m, at):
-        nan = "np.maximum" if "NaN" in parts else "np.fmax"
-        self.binary(i, parts, m, "np.maximum({a}, {b})", nan + "({a}, {b})")
+        self.extreme(i, parts, m, "max")
+
+    def extreme(self, i, parts, m, what):
+        forms = [f"np.{what}imum({{a}}, {{b}})", f"np.f{what}({{a}}, {{b}})"]
+        if "NaN" in parts:
+            forms[1] = forms[0]
+        if "relu" in parts:
+            forms = [f"np.maximum({form}, 0)" for form in forms]
+        self.binary(i, parts, m, *forms)
 
     def unary(self, i, parts, m, form):
         kind = parts[-1]

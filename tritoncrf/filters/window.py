@@ -121,13 +121,11 @@ class WindowPlan(GaussianPlan):
             fits = self.affords(KEPT_STATES * classes, axes) and all(a.ndim == 0 for a in mixing)
             kind = reference.window.MergedStep
             return kind if symmetric and fits else Step
+        fits, kind = fits_in_registers(kernels.window, mixing, classes), kernels.window.WindowStep
         if self.blur > 1:
-            fits = axes < 3 and all(a.ndim < 2 for a in mixing) and self.blur <= kernels.blur.MAX_BLUR
-            fits = fits and len({p.include_self for p in windows}) == 1
-            kind = kernels.blur.BlurStep
-        else:
-            fits = fits_in_registers(kernels.window, mixing, classes)
-            kind = kernels.window.WindowStep
+            fits, kind = fits and axes < 3 and self.blur <= kernels.blur.MAX_BLUR, kernels.blur.BlurStep
+            if len(windows) > 1 and any(p.scale_count for p in windows):  # each has a pooled Q of its own, in one batch
+                fits = fits and all(a.ndim < 2 for a in mixing) and len({p.include_self for p in windows}) == 1
         return kind if fits and len(windows) <= 2 else Step
 
 

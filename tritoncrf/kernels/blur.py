@@ -1,17 +1,21 @@
 """The fused step around a window at low resolution (ConvCRF's `blur`; ConvCRF paper, section 4, released code; symbols
 of docs/symbols.md).
 
-    forward    F_m = K_m pool(in_m Q)        S = a U + sum_m A_m out_m up(F_m),  Q = softmax(S),  pool(in_m Q)
-    backward   G_m = K_m up^T(out_m G)       dQ = sum_m A_m in_m pool^T(G_m),    dS = Q (dQ - <Q, dQ>)
+    forward    H_m = A_m K_m pool(in_m Q)       S = a U + sum_m out_m up(H_m) ,  Q = softmax(S) ,  pool(in_m Q)
+    backward   G_m = K_m up^T(out_m G)          dQ = sum_m in_m pool^T(A_m^T G_m) ,  dS = Q (dQ - <Q, dQ>)
 
-The left column is window.py at low resolution. The right one is here: one launch forward, one backward, and one for
-up^T. A_m is a scalar or a vector over the classes. pool averages over blocks of BY x BX pixels those that are in the
-image; up is bilinear with half-pixel centres. Blocks tile a grid that begins `pad` pixels before the image.
+The left column is window.py and quads.py at low resolution. The right one is here: one launch forward, one backward; up^T
+stands in blur_adjoint.py. pool averages over blocks of BY x BX pixels those that are in the image; up is bilinear with
+half-pixel centres. Blocks tile a grid that begins `pad` pixels before the image.
 
-A program owns P low-resolution pixels with all pixels of their blocks, [P, BLOCK]: neighbouring threads hold
-neighbouring pixels of a block. It walks over the classes twice, once for the softmax's normaliser (or <Q, dQ>) and
-once for the result, so that any number of classes fits; the second reading comes from cache. Images and signals (one
-row); bytes: U, Q and M messages of 1 / (BY BX) the size.
+A_m acts on classes, pool and up on pixels: they exchange, and all A_m act at low resolution. Filters without scales
+share pool(Q) and are one sum there. Of two filters of which one has scales each has its own pooled Q, times its A_m, a
+number for each class; both are one batch of the window. Only those with a scale `out` are upsampled by themselves.
+
+Form. A thread owns a piece, at most 4 pixels of a row of a block, with all its classes: what up reads there are three
+columns of two rows, interpolated first along y, and pieces of a block meet once to be pooled. Classes come in blocks of
+powers of two; where they do not fit in registers they are walked over twice, the second reading coming from cache.
+Images and signals (one row); bytes: U, Q (in training) and messages of 1 / (BY BX) the size.
 """
 
 import math
@@ -20,306 +24,468 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import OF_SIZE, ceil_div, image_base, launch, product, scale, tile_and_image
-from tritoncrf.kernels.window import window_sum
-from tritoncrf.step import Step, contiguous, to_3d
+from tritoncrf.kernels.blur_adjoint import place, upsample_adjoint
+from tritoncrf.kernels.common import ceil_div, image_base, launch, scale, tile_and_image
+from tritoncrf.kernels.planes import WindowFilter, ladder
+from tritoncrf.kernels.quads import block, blocks, first_class
+from tritoncrf.kernels.window import form_of
+from tritoncrf.step import Step, contiguous, mix, outer, stacked, to_3d
 
-MAX_BLUR = 16  # of the fused step: the pixels of a larger block do not fit in registers
-UNALIGNED = OF_SIZE | {"do_not_specialize_on_alignment": [*OF_SIZE["do_not_specialize_on_alignment"], "NX"]}
-PROGRAM_PIXELS = 512  # of full resolution: four or so for each of 128 threads
+MAX_BLUR = 16  # of the fused step: the pieces of a larger block are more than a program's threads
+MAX_HELD = 96  # numbers of all classes of a piece that a thread holds
+
+WARPS = 4
+PIECES = tl.constexpr(32 * WARPS)  # of a program, one a thread
+LOG2E = tl.constexpr(1.4426950408889634)
+
+# Nothing is known of these: a new size makes no new binary, and no thread gets two pieces.
+UNKNOWN = [
+    "LY",
+    "LX",
+    "PY",
+    "PX",
+    "NY",
+    "NX",
+    "ZERO",
+    "ROW",
+    "START",
+    "STEP",
+    "stride_hm",
+    "stride_gm",
+    "stride_pm",
+    "stride_sm",
+]
+
+
+@triton.constexpr_function
+def of_row(BX, W):
+    """Pieces of a block's row, a power of two."""
+    return triton.next_power_of_2(-(-BX // W))
 
 
 @triton.jit
-def _axis(low, offset, n, pad, BLUR: tl.constexpr):
-    """Along one axis, for the pixel at `offset` in a block: position, two low neighbours, the second's weight.
-
-    Bilinear position (g + 1/2) / BLUR - 1/2 for grid pixel g, clamped to the low pixels' centres.
-    """
-    source = tl.minimum(tl.maximum(low + (offset + 0.5) / BLUR - 0.5, 0.0), n - 1.0)
-    first = tl.floor(source).to(tl.int32)
-    return low * BLUR + offset - pad, first, tl.minimum(first + 1, n - 1), source - first
+def _by_piece(i, ZERO):
+    """i, so that lanes of a warp hold pieces and a thread all their classes and pixels: contiguous, in Triton's eyes, but
+    of no known alignment, and thus in no vectors."""
+    return tl.max_contiguous(i + ZERO, (1, 2, 1))
 
 
 @triton.jit
-def _row_sizes(NX, LX, PX, ALIGNED: tl.constexpr):
-    """The same numbers; if ALIGNED the compiler sees that rows of 16 pixels begin where vectors do."""
+def _classes(C: tl.constexpr, n: tl.constexpr):
+    """The n-th block of classes, [CB, 1, 1]."""
+    return (first_class(C, n) + tl.arange(0, block(C, n)).to(tl.int64))[:, None, None]
+
+
+@triton.jit
+def _block(
+    NY, NX, LY, LX, PY, PX, ZERO,
+    BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """A program's image; of its pieces, [1, PIECES, 1]: low pixel (y, x), 1 / pixels of its block that are in the image,
+    whether this piece is the block's first; and offsets in the block, [1, PIECES, 1] and [1, PIECES, W], the pixels,
+    and which are in the image. ROUND pieces a block."""
+    P: tl.constexpr = PIECES // ROUND
+    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
+    piece = tl.arange(0, PIECES)[None, :, None]
+    low = tile * P + piece // ROUND
+    there = low < LY * LX
+    low = tl.minimum(low, LY * LX - 1)
+    o_y = piece % ROUND // of_row(BX, W)
+    o_x = piece % of_row(BX, W) * W + tl.arange(0, W)[None, None, :]
+    y_low, x_low = low // LX, low % LX
+    y = y_low * BY - PY
+    x = x_low * BX - PX
+    rows = tl.minimum(y + BY, NY) - tl.maximum(y, 0)
+    columns = tl.minimum(x + BX, NX) - tl.maximum(x, 0)
+    m_i = there & (o_y < BY) & (y + o_y >= 0) & (y + o_y < NY)
+    if not ALIGNED:
+        m_i = m_i & (o_x < BX) & (x + o_x >= 0) & (x + o_x < NX)
+    i = (y + o_y) * NX + (x + o_x)
     if ALIGNED:
-        return NX // 16 * 16, LX // 16 * 16, 0
+        i = tl.max_contiguous(i, (1, 2, W))
     else:
-        return NX, LX, PX
+        i = _by_piece(i, ZERO)
+    first = there & (piece % ROUND == 0)
+    return b, y_low, x_low, 1.0 / (rows * columns).to(tl.float32), first, o_y, o_x, i, m_i
 
 
 @triton.jit
-def _block(tile, LY, LX, PY, PX, NY, NX, BY: tl.constexpr, BX: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):
-    """A program's low pixels [P], which exist, and [P, BLOCK] each: pixels, which are in the image, how up reads
-    them."""
-    low = tile * P + tl.arange(0, P)
-    m_low = low < LY * LX
-    o = tl.arange(0, BLOCK)[None, :]
-    y, y0, y1, wy = _axis((low // LX)[:, None], o // BX, LY, PY, BY)
-    x, x0, x1, wx = _axis((low % LX)[:, None], o % BX, LX, PX, BX)
-    m_i = m_low[:, None] & (o < BY * BX) & (y >= 0) & (y < NY) & (x >= 0) & (x < NX)
-    return low, m_low, y * NX + x, m_i, (y0 * LX, y1 * LX, x0, x1, wy, wx)
-
-
-@triton.jit
-def _upsampled(f_ptr, reading, m_i):
-    """Bilinear reading of one class at low resolution, [P, BLOCK]."""
-    y0, y1, x0, x1, wy, wx = reading
-    top = tl.load(f_ptr + y0 + x0, mask=m_i, other=0.0) * (1 - wx) + tl.load(f_ptr + y0 + x1, mask=m_i, other=0.0) * wx
-    low = tl.load(f_ptr + y1 + x0, mask=m_i, other=0.0) * (1 - wx) + tl.load(f_ptr + y1 + x1, mask=m_i, other=0.0) * wx
-    return top * (1 - wy) + low * wy
+def _aligned(NX, PX, BX: tl.constexpr, ALIGNED: tl.constexpr):
+    """The same numbers; if ALIGNED the compiler sees that pieces begin where vectors do."""
+    if ALIGNED:
+        return NX // BX * BX, 0
+    else:
+        return NX, PX
 
 
 @triton.jit
 def _scales(scale_ptrs, b, i, m_i, N, SHARED: tl.constexpr):
-    """Of each filter at a program's pixels, [P, BLOCK]."""
+    """Of each filter at a program's pixels, [1, PIECES, W], or 1."""
     scales = ()
     for m in tl.static_range(len(SHARED)):
-        scales = scales + (scale(scale_ptrs[m], i, m_i, image_base(b, N, SHARED[m])) + tl.zeros(i.shape, tl.float32),)
+        scales = scales + (scale(scale_ptrs[m], i, m_i, image_base(b, N, SHARED[m])),)
     return scales
 
 
 @triton.jit
+def _reading(y, x, o_y, o_x, LY, LX, ZERO, BY: tl.constexpr, BX: tl.constexpr):
+    """How up reads: three low pixels of the piece's row and of the nearest other one, the other's weight, the weights
+    of the left and right columns. Beyond the border lies what is at it."""
+    other = tl.minimum(tl.maximum(y + tl.where(2 * o_y + 1 < BY, -1, 1), 0), LY - 1) * LX
+    y = y * LX
+    left, right = tl.maximum(x - 1, 0), tl.minimum(x + 1, LX - 1)
+    near = (_by_piece(y + left, ZERO), _by_piece(y + x, ZERO), _by_piece(y + right, ZERO))
+    far = (_by_piece(other + left, ZERO), _by_piece(other + x, ZERO), _by_piece(other + right, ZERO))
+    shift = (o_x + 0.5) / BX - 0.5
+    return near, far, tl.abs((o_y + 0.5) / BY - 0.5), tl.maximum(-shift, 0.0), tl.maximum(shift, 0.0)
+
+
+@triton.jit
+def _columns(h_ptr, near, far, weight, BY: tl.constexpr):
+    """Three columns around the piece, between its two rows, [CB, PIECES, 1] each."""
+    found = ()
+    for k in tl.static_range(3):
+        h = tl.load(h_ptr + near[k])
+        if BY > 1:
+            h += weight * (tl.load(h_ptr + far[k]) - h)
+        found = found + (h,)
+    return found
+
+
+@triton.jit
 def _score(
-    c, unary_ptr, a_ptr, f_ptr, w_ptr, out, i, m_i, reading, N, N_LOW,
-    stride_fm, stride_a, stride_wm, stride_wc, FILTERS: tl.constexpr,
+    o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm,
+    BY: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """S_c = a_c U_c + sum_m w_mc out_m up(F_m)_c, [P, BLOCK]."""
-    s = tl.load(a_ptr + c * stride_a) * tl.load(unary_ptr + c * N + i, mask=m_i, other=0.0)
-    for m in tl.static_range(FILTERS):
-        w = tl.load(w_ptr + m * stride_wm + c * stride_wc)
-        s += w * out[m] * _upsampled(f_ptr + m * stride_fm + c * N_LOW, reading, m_i)
+    """S_c = a_c U_c + sum_m out_m up(H_m)_c of a block of classes, [CB, PIECES, W]."""
+    near, far, weight, left, right = reading
+    s = tl.load(a_ptr + o_c * PIECES + thread) * tl.load(unary_ptr + o_c * N + i, mask=m_i, other=0.0)
+    h_ptr += o_c * LOW
+    SCALED: tl.constexpr = out_ptrs[0] is not None or out_ptrs[len(out) - 1] is not None
+    l, h, r = _columns(h_ptr, near, far, weight, BY)
+    for m in tl.static_range(len(out)):
+        if m > 0:
+            other = _columns(h_ptr + m * stride_hm, near, far, weight, BY)
+            if SCALED:
+                l, h, r = other
+            else:
+                l, h, r = l + other[0], h + other[1], r + other[2]
+        if SCALED or m == len(out) - 1:
+            s += out[m] * (h + left * (l - h) + right * (r - h))
     return s
 
 
-@triton.jit(**UNALIGNED)
+@triton.jit
+def _sum_of_block(x, ROUND: tl.constexpr):
+    """Of x [CB, PIECES, W] over a block, [CB, PIECES, 1], at each of its pieces."""
+    x = tl.sum(x, 2)
+    if ROUND > 1:
+        x = x.reshape(x.shape[0], PIECES // ROUND, ROUND)
+        x = (tl.sum(x, 2, keep_dims=True) + tl.zeros_like(x)).reshape(x.shape[0], PIECES)
+    return x[:, :, None]
+
+
+@triton.jit
+def _store_pooled(
+    pooled_ptr, mix_ptr, o_c, q, weights, at, first, thread, stride_pm,
+    C: tl.constexpr, ROUND: tl.constexpr, STATE: tl.constexpr,
+):  # fmt: skip
+    """A_m pool(in_m Q) of a block of classes, or without A_m, to where `at` is in a class; weights: in_m over counts."""
+    for m in tl.static_range(len(weights)):
+        mean = _sum_of_block(q * weights[m], ROUND)
+        if mix_ptr is not None:
+            mean *= tl.load(mix_ptr + (m * C + o_c) * PIECES + thread)
+        tl.store(pooled_ptr + m * stride_pm + o_c * STATE + at, mean, mask=first)
+
+
+@triton.jit
+def _store_q(
+    o_c, power, inverse, weights, y_ptr, pooled_ptr, mix_ptr, i, m_i, at, first, thread, N, stride_pm,
+    C: tl.constexpr, ROUND: tl.constexpr, STATE: tl.constexpr,
+):  # fmt: skip
+    """Q of a block of classes, if it is asked for, and pooled."""
+    if y_ptr is not None:
+        tl.store(y_ptr + o_c * N + i, power * inverse, mask=m_i)
+    _store_pooled(pooled_ptr, mix_ptr, o_c, power, weights, at, first, thread, stride_pm, C, ROUND, STATE)
+
+
+@triton.jit(do_not_specialize=UNKNOWN)
 def _blur_step_kernel(
-    # pointers; of each filter: scales
-    f_ptr, unary_ptr, a_ptr, w_ptr, in_ptrs, out_ptrs, y_ptr, pooled_ptr,
-    # sizes
-    C, LY, LX, PY, PX, NY, NX,
-    # strides: filter m of the messages; a and A
-    stride_fm, stride_a, stride_wm, stride_wc,
-    # meta-parameters; of each filter: whether one image's scales serve all
-    BY: tl.constexpr, BX: tl.constexpr, ALIGNED: tl.constexpr, SHARED: tl.constexpr, LAST: tl.constexpr,
-    P: tl.constexpr, BLOCK: tl.constexpr,
+    # pointers: H; a and A, each number once for every thread; of each filter: scales; Q, pool(Q) as the window's state, without which y is S
+    h_ptr, unary_ptr, a_ptr, mix_ptr, in_ptrs, out_ptrs, y_ptr, state_ptr,
+    # sizes; ZERO: 0; where pooled pixels go: see place
+    LY, LX, PY, PX, NY, NX, ZERO, ROW, START, STEP,
+    # strides: filter of H and of pool(Q)
+    stride_hm, stride_sm,
+    # meta-parameters; of each filter: whether one image's scales serve all; LOW, STATE: from class to class in H, pool(Q)
+    C: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
+    HELD: tl.constexpr, SHARED: tl.constexpr, LOW: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns the blocks of P low-resolution pixels of one image, all classes."""
-    NX, LX, PX = _row_sizes(NX, LX, PX, ALIGNED)
-    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
+    """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
+    NX, PX = _aligned(NX, PX, BX, ALIGNED)
     N = tl.full((), 1, tl.int64) * NY * NX
-    N_LOW = tl.full((), 1, tl.int64) * LY * LX
-    FILTERS: tl.constexpr = len(SHARED)
-    low, m_low, i, m_i, reading = _block(tile, LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
+    b, y, x, share, first, o_y, o_x, i, m_i = _block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
+    thread = _by_piece(tl.arange(0, PIECES)[None, :, None], ZERO)
+    reading = _reading(y, x, o_y, o_x, LY, LX, ZERO, BY, BX)
     unary_ptr += b * C * N
-    y_ptr += b * C * N
-    f_ptr += b * C * N_LOW
+    h_ptr += b * C * LOW
     out = _scales(out_ptrs, b, i, m_i, N, SHARED)
+    if y_ptr is not None:
+        y_ptr += b * C * N
+    if state_ptr is not None:
+        at = _by_piece(place(b, y, x, C, ROW, START, STEP, STATE), ZERO)
 
-    if LAST:
-        for c in range(0, C):
-            s = _score(c, unary_ptr, a_ptr, f_ptr, w_ptr, out, i, m_i, reading, N, N_LOW,
-                       stride_fm, stride_a, stride_wm, stride_wc, FILTERS)  # fmt: skip
-            tl.store(y_ptr + c * N + i, s, mask=m_i)
+    top = tl.full(i.shape, float("-inf"), tl.float32)
+    total = tl.zeros(i.shape, tl.float32)
+    scores = ()
+    powers = ()
+    if HELD:
+        for n in tl.static_range(blocks(C)):
+            o_c = _classes(C, n)
+            s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, BY, LOW)
+            if state_ptr is None:
+                tl.store(y_ptr + o_c * N + i, s, mask=m_i)
+            scores = scores + (s,)
+            top = tl.maximum(top, tl.max(s, 0, keep_dims=True))
+        for n in tl.static_range(blocks(C)):
+            powers = powers + (tl.exp2(scores[n] * LOG2E - top * LOG2E),)
+            total += tl.sum(powers[n], 0, keep_dims=True)
     else:
-        top = tl.full((P, BLOCK), float("-inf"), tl.float32)
-        total = tl.zeros((P, BLOCK), tl.float32)
         for c in range(0, C):
-            s = _score(c, unary_ptr, a_ptr, f_ptr, w_ptr, out, i, m_i, reading, N, N_LOW,
-                       stride_fm, stride_a, stride_wm, stride_wc, FILTERS)  # fmt: skip
-            higher = tl.maximum(top, s)
-            total = total * tl.exp(top - higher) + tl.exp(s - higher)
-            top = higher
-        scales = _scales(in_ptrs, b, i, m_i, N, SHARED)
-        count = tl.maximum(tl.sum(m_i.to(tl.float32), 1), 1.0)  # 0 only beyond the last low pixel
-        pooled_ptr += b * C * N_LOW + low
-        for c in range(0, C):
-            s = _score(c, unary_ptr, a_ptr, f_ptr, w_ptr, out, i, m_i, reading, N, N_LOW,
-                       stride_fm, stride_a, stride_wm, stride_wc, FILTERS)  # fmt: skip
-            q = tl.where(m_i, tl.exp(s - top) / total, 0.0)
-            tl.store(y_ptr + c * N + i, q, mask=m_i)
-            for m in tl.static_range(FILTERS):
-                mean = tl.sum(product(q, scales[m]), 1) / count
-                tl.store(pooled_ptr + m * stride_fm + c * N_LOW, mean, mask=m_low)
+            o_c = tl.full((1, 1, 1), c, tl.int64)
+            s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, BY, LOW)
+            if state_ptr is None:
+                tl.store(y_ptr + o_c * N + i, s, mask=m_i)
+            else:
+                e = tl.exp2(tl.abs(s - top) * -LOG2E)
+                total = tl.where(s > top, total * e + 1.0, total + e)
+                top = tl.maximum(top, s)
+    if state_ptr is not None:
+        at = _by_piece(place(b, y, x, C, ROW, START, STEP, STATE), ZERO)
+        inverse = tl.where(m_i, 1.0 / total, 0.0)
+        given = _scales(in_ptrs, b, i, m_i, N, SHARED)
+        weights = ()
+        for m in tl.static_range(len(SHARED)):
+            weights = weights + (inverse * share * given[m],)
+        if HELD:
+            for n in tl.static_range(blocks(C)):
+                _store_q(
+                    _classes(C, n), powers[n], inverse, weights, y_ptr, state_ptr, mix_ptr, i, m_i, at, first, thread,
+                    N, stride_sm, C, ROUND, STATE,
+                )  # fmt: skip
+        else:
+            for c in range(0, C):
+                o_c = tl.full((1, 1, 1), c, tl.int64)
+                s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, BY, LOW)
+                _store_q(
+                    o_c, tl.exp2((s - top) * LOG2E), inverse, weights, y_ptr, state_ptr, mix_ptr, i, m_i, at,
+                    first, thread, N, stride_sm, C, ROUND, STATE,
+                )  # fmt: skip
 
 
 @triton.jit
-def _back(c, back_ptr, w_ptr, scales, m_low, N_LOW, stride_bm, stride_wm, stride_wc, FILTERS: tl.constexpr):
-    """dQ_c = sum_m w_mc in_m G_mc, and the in_m G_mc, where the scales are over the block's count already."""
-    dq = tl.zeros(scales[0].shape, tl.float32)
-    back = ()
-    for m in tl.static_range(FILTERS):
-        g = scales[m] * tl.load(back_ptr + m * stride_bm + c * N_LOW, mask=m_low, other=0.0)[:, None]
-        dq += tl.load(w_ptr + m * stride_wm + c * stride_wc) * g
-        back = back + (g,)
-    return dq, back
+def _given_back(
+    o_c, g_ptr, mix_ptr, weights, low, thread, stride_gm, C: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """dQ_c = sum_m in_m A_mc G_mc over the block's count, of a block of classes; weights: in_m over counts."""
+    found = 0.0
+    for m in tl.static_range(len(weights)):
+        g = tl.load(g_ptr + m * stride_gm + o_c * LOW + low)
+        if mix_ptr is not None:
+            g *= tl.load(mix_ptr + (m * C + o_c) * PIECES + thread)
+        found += weights[m] * g
+    return found
 
 
-@triton.jit(**UNALIGNED)
+@triton.jit
+def _store_back(
+    o_c, q, along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread, N, stride_gm, stride_pm,
+    C: tl.constexpr, ROUND: tl.constexpr, SOFTMAX: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """dS, or dQ unless SOFTMAX, of a block of classes, and pool(in_m Q) if it is asked for."""
+    dq = _given_back(o_c, g_ptr, mix_ptr, weights, low, thread, stride_gm, C, LOW)
+    if SOFTMAX:
+        dq = q * (dq - along)
+    tl.store(y_ptr + o_c * N + i, dq + tl.zeros(i.shape, tl.float32), mask=m_i)
+    if pooled_ptr is not None:
+        _store_pooled(pooled_ptr, None, o_c, q, weights, low, first, thread, stride_pm, C, ROUND, LOW)
+
+
+@triton.jit(do_not_specialize=UNKNOWN)
 def _blur_step_backward_kernel(
-    # pointers; of each filter: scales
-    back_ptr, q_ptr, w_ptr, in_ptrs, y_ptr, filtered_ptr,
-    # sizes
-    C, LY, LX, PY, PX, NY, NX,
-    # strides: filter m of back and of filtered; A
-    stride_bm, stride_tm, stride_wm, stride_wc,
-    # meta-parameters; of each filter: whether one image's scales serve all
-    BY: tl.constexpr, BX: tl.constexpr, ALIGNED: tl.constexpr, SHARED: tl.constexpr, P: tl.constexpr,
-    BLOCK: tl.constexpr,
+    # pointers: messages that come back; A, each number once for every thread; of each filter: scales; dS, pool(in_m Q)
+    g_ptr, q_ptr, mix_ptr, in_ptrs, y_ptr, pooled_ptr,
+    # sizes; ZERO: 0
+    LY, LX, PY, PX, NY, NX, ZERO,
+    # strides: filter of the messages and of pool(Q)
+    stride_gm, stride_pm,
+    # meta-parameters as above; SOFTMAX: whether the gradient goes through it
+    C: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
+    HELD: tl.constexpr, SHARED: tl.constexpr, SOFTMAX: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns the blocks of P low-resolution pixels of one image, all classes."""
-    NX, LX, PX = _row_sizes(NX, LX, PX, ALIGNED)
-    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
+    """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
+    NX, PX = _aligned(NX, PX, BX, ALIGNED)
     N = tl.full((), 1, tl.int64) * NY * NX
-    N_LOW = tl.full((), 1, tl.int64) * LY * LX
-    FILTERS: tl.constexpr = len(SHARED)
-    low, m_low, i, m_i, _ = _block(tile, LY, LX, PY, PX, NY, NX, BY, BX, P, BLOCK)
-    count = tl.maximum(tl.sum(m_i.to(tl.float32), 1), 1.0)[:, None]
+    b, y, x, share, first, o_y, o_x, i, m_i = _block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
+    thread = _by_piece(tl.arange(0, PIECES)[None, :, None], ZERO)
+    low = _by_piece(y * LX + x, ZERO)
     given = _scales(in_ptrs, b, i, m_i, N, SHARED)
-    scales = ()
-    for m in tl.static_range(FILTERS):
-        scales = scales + (given[m] / count,)
-    back_ptr += b * C * N_LOW + low
-    image = b * C * N + i
-
-    along = tl.zeros((P, BLOCK), tl.float32)  # <Q, dQ>
-    if q_ptr is not None:
-        for c in range(0, C):
-            dq = _back(c, back_ptr, w_ptr, scales, m_low, N_LOW, stride_bm, stride_wm, stride_wc, FILTERS)[0]
-            along += dq * tl.load(q_ptr + image + c * N, mask=m_i, other=0.0)
-    for c in range(0, C):
-        dq, back = _back(c, back_ptr, w_ptr, scales, m_low, N_LOW, stride_bm, stride_wm, stride_wc, FILTERS)
-        if q_ptr is not None:
-            dq = tl.load(q_ptr + image + c * N, mask=m_i, other=0.0) * (dq - along)
-        tl.store(y_ptr + image + c * N, dq, mask=m_i)
-        if filtered_ptr is not None:
-            for m in tl.static_range(FILTERS):
-                tl.store(filtered_ptr + m * stride_tm + image + c * N, back[m], mask=m_i)
-
-
-@triton.jit
-def _reach(low, offset, n, pad, BLUR: tl.constexpr):
-    """Along one axis: the offset-th pixel that reads from `low`, and up's weight for that pair."""
-    g = low * BLUR - BLUR // 2 + offset
-    source = tl.minimum(tl.maximum((g + 0.5) / BLUR - 0.5, 0.0), n - 1.0)
-    return g - pad, tl.maximum(1.0 - tl.abs(source - low), 0.0)
-
-
-@triton.jit(**UNALIGNED)
-def _upsample_adjoint_kernel(
-    # pointers; of each filter: scales
-    g_ptr, out_ptrs, y_ptr,
-    # sizes
-    C, LY, LX, PY, PX, NY, NX,
-    # strides: filter m of y
-    stride_ym,
-    # meta-parameters: WY, WX pixels read from one low pixel, 2 B of a blurred axis, 1 of another; as above
-    BY: tl.constexpr, BX: tl.constexpr, WY: tl.constexpr, WX: tl.constexpr,
-    ALIGNED: tl.constexpr, SHARED: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Each program owns P low-resolution pixels of one image, all classes: y_m = up^T(out_m g)."""
-    NX, LX, PX = _row_sizes(NX, LX, PX, ALIGNED)
-    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
-    N = tl.full((), 1, tl.int64) * NY * NX
-    N_LOW = tl.full((), 1, tl.int64) * LY * LX
-    low = tile * P + tl.arange(0, P)
-    m_low = low < LY * LX
-    o = tl.arange(0, BLOCK)[None, :]
-    y, wy = _reach((low // LX)[:, None], o // WX, LY, PY, BY)
-    x, wx = _reach((low % LX)[:, None], o % WX, LX, PX, BX)
-    m_i = m_low[:, None] & (o < WY * WX) & (y >= 0) & (y < NY) & (x >= 0) & (x < NX)
-    i = y * NX + x
-    given = _scales(out_ptrs, b, i, m_i, N, SHARED)
     weights = ()
     for m in tl.static_range(len(SHARED)):
-        weights = weights + (wy * wx * given[m],)
-    g_ptr += b * C * N
-    y_ptr += b * C * N_LOW + low
-    for c in range(0, C):
-        g = tl.load(g_ptr + c * N + i, mask=m_i, other=0.0)
-        for m in tl.static_range(len(SHARED)):
-            tl.store(y_ptr + m * stride_ym + c * N_LOW, tl.sum(product(g, weights[m]), 1), mask=m_low)
+        weights = weights + (share * given[m],)
+    g_ptr += b * C * LOW
+    y_ptr += b * C * N
+    if q_ptr is not None:
+        q_ptr += b * C * N
+
+    if pooled_ptr is not None:
+        pooled_ptr += b * C * LOW
+
+    along = tl.zeros(i.shape, tl.float32)  # <Q, dQ>
+    values = ()
+    if HELD:
+        for n in tl.static_range(blocks(C)):
+            q = 0.0
+            if q_ptr is not None:
+                q = tl.load(q_ptr + _classes(C, n) * N + i, mask=m_i, other=0.0)
+            if SOFTMAX:
+                dq = _given_back(_classes(C, n), g_ptr, mix_ptr, weights, low, thread, stride_gm, C, LOW)
+                along += tl.sum(q * dq, 0, keep_dims=True)
+            values = values + (q,)
+        for n in tl.static_range(blocks(C)):
+            _store_back(
+                _classes(C, n), values[n], along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread,
+                N, stride_gm, stride_pm, C, ROUND, SOFTMAX, LOW,
+            )  # fmt: skip
+    else:
+        if SOFTMAX:
+            for c in range(0, C):
+                o_c = tl.full((1, 1, 1), c, tl.int64)
+                dq = _given_back(o_c, g_ptr, mix_ptr, weights, low, thread, stride_gm, C, LOW)
+                along += dq * tl.load(q_ptr + o_c * N + i, mask=m_i, other=0.0)
+        for c in range(0, C):
+            o_c = tl.full((1, 1, 1), c, tl.int64)
+            q = 0.0
+            if q_ptr is not None:
+                q = tl.load(q_ptr + o_c * N + i, mask=m_i, other=0.0)
+            _store_back(
+                o_c, q, along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread, N, stride_gm,
+                stride_pm, C, ROUND, SOFTMAX, LOW,
+            )  # fmt: skip
 
 
 class BlurStep(Step):
-    """The step of one or two blurred windows of an image, in two launches: the window at low resolution, both filters
-    as one batch; then upsampling, step and the pooling of the new Q. A state is Q and the pooled Q, [M, B, C, *low]."""
+    """The step of one or two blurred windows of images, in two launches: the window at low resolution; then upsampling,
+    step and the pooling of the new Q. A state is Q, if anybody asks for it, and pooled Q as the window reads it."""
 
     def __init__(self, operators, mixing, unary, unary_weight):
         super().__init__(operators, mixing, unary.contiguous(), unary_weight.expand(unary.shape[1]))
-        self.weights = torch.stack([a.expand(unary.shape[1]) for a in mixing])  # [M, C]
+        (batch, classes), first = unary.shape[:2], operators[0]
+        self.factors, self.grid = first.factors[1:], first.grid(to_3d(unary).shape[2:])
         self.scales_in = [contiguous(K.scale_in) for K in operators]
         self.scales_out = [contiguous(K.scale_out) for K in operators]
-        self.grid, self.factors = operators[0].grid(to_3d(unary).shape[2:]), operators[0].factors[1:]
-        self.window = operators[0].radii, operators[0].dilation, operators[0].include_self
-        # Filters side by side in the batch need equally many features: a channel of zeros changes no distance.
-        widest = max(K.features.shape[1] for K in operators)
-        wide = [torch.nn.functional.pad(K.features, (0, 0) * 3 + (0, widest - K.features.shape[1])) for K in operators]
-        self.features = torch.cat([f.expand(len(unary), *f.shape[1:]) for f in wide])
+        scaled = any(s is not None for s in (*self.scales_in, *self.scales_out))
+        self.apart = scaled and len(operators) > 1
+        self.low = ladder(math.prod(self.grid[1]))  # from class to class at low resolution
+        self.unary_table, self.mix_table = _for_each_thread(self.unary_weight), None
+        window = (1, *self.grid[1]), first.radii, first.dilation
+        if self.apart:
+            self.mix_table = _for_each_thread(torch.stack([a.expand(classes) for a in mixing]))
+            filters = [WindowFilter(_side_by_side([K.features for K in operators], batch), first.include_self)]
+            self.windows = form_of(*window, filters, (batch * len(operators), classes))
+        else:
+            if not scaled:  # one pooled Q serves both, and one sum comes back
+                self.scales_in, self.scales_out = [None], [None]
+            filters = [WindowFilter(K.features.contiguous(), K.include_self) for K in operators]
+            weights = stacked(mixing, classes), self.unary_weight, first.precision
+            self.windows = form_of(*window, filters, (batch, classes), *weights)
 
     def start(self, q):
-        return q, torch.stack([K.enter(q) for K in self.operators])
+        pooled = [K.enter(q) for K in self.operators[: len(self.scales_in)]]
+        if self.apart:
+            pooled = [mix(a, x) for a, x in zip(self.mixing, pooled)]
+        return q, self.windows.state(torch.cat(pooled))
 
     def next(self, state):
-        _, pooled = state
-        return self._run(pooled, torch.empty_like(pooled))
+        q, messages = torch.empty_like(self.unary) if self.keeps else None, self._filtered(state[1])
+        pooled = self.windows.blank(messages.flatten(0, 1))
+        self._step(messages, q, **self._place(pooled))
+        return q, pooled
 
     def damped(self, new, old, share):
-        return tuple(torch.lerp(a, b, share) for a, b in zip(new, old))
+        q = None if new[0] is None else torch.lerp(new[0], old[0], share)
+        return q, self.windows.damped(new[1], old[1], share)
 
     def scores(self, state):
-        return self._run(state[1], None)[0]
+        y = torch.empty_like(self.unary)
+        self._step(self._filtered(state[1]), y, state_ptr=None, stride_sm=0, ROW=0, START=0, STEP=1, STATE=0)
+        return y
 
     def probabilities(self, state):
         return state[0].contiguous()
 
-    def _run(self, pooled, next_pooled):
-        y, messages = torch.empty_like(self.unary), self._sum(pooled)
-        self._launch(
-            _blur_step_kernel, math.prod(self.factors), {"in_ptrs": self.scales_in, "out_ptrs": self.scales_out},
-            f_ptr=messages, unary_ptr=self.unary, a_ptr=self.unary_weight, w_ptr=self.weights, y_ptr=y,
-            pooled_ptr=next_pooled, stride_fm=messages.stride(0), stride_a=self.unary_weight.stride(0),
-            **self._weight_strides(), LAST=next_pooled is None,
-        )  # fmt: skip
-        return y, next_pooled
-
     def backward(self, q, g, through_softmax: bool, messages: bool):
-        entered = g.new_empty((len(self.operators), *g.shape[:2], *self.features.shape[2:]))  # up^T(out_m g)
-        reach = [2 * b if b > 1 else 1 for b in self.factors]
+        """The messages are of low resolution, those that come back and pooled Q."""
+        y, pooled, low = torch.empty_like(self.unary), self._empty() if messages else None, math.prod(self.grid[1])
+        entered = self.windows.blank(self._empty().flatten(0, 1))
+        upsample_adjoint(g.contiguous(), self.scales_out, self.grid, self.factors, **self._place(entered))
+        of_filters = y.new_empty((len(self.operators), *y.shape[:2], low)) if messages and not self.apart else None
+        back = self._filtered(entered, of_filters, adjoint=True)
         self._launch(
-            _upsample_adjoint_kernel, math.prod(reach), {"out_ptrs": self.scales_out}, g_ptr=g.contiguous(),
-            y_ptr=entered, stride_ym=entered.stride(0), WY=reach[0], WX=reach[1],
+            _blur_step_backward_kernel, zip(self.scales_in), g_ptr=back,
+            q_ptr=q.contiguous() if through_softmax or messages else None, mix_ptr=self.mix_table,
+            in_ptrs=tuple(self.scales_in), y_ptr=y, pooled_ptr=pooled, stride_gm=back.stride(0), stride_pm=back.stride(0),
+            SOFTMAX=through_softmax,
         )  # fmt: skip
-        y, back = torch.empty_like(self.unary), self._sum(entered)
-        filtered = g.new_empty((len(self.operators), *g.shape)) if messages else None
+        return y, [back[..., :low] if of_filters is None else of_filters, pooled[..., :low]] if messages else None
+
+    def mixing_gradients(self, q, messages):
+        back, pooled = messages
+        return [outer(b, x, a.ndim) for a, b, x in zip(self.mixing, back, pooled.expand_as(back))]
+
+    def _empty(self):
+        """For numbers of low resolution, [M, B, C, low]: of each filter, or of all in one."""
+        return self.unary.new_empty((len(self.scales_in), *self.unary.shape[:2], self.low))
+
+    def _place(self, state) -> dict:
+        """Arguments that say where a kernel writes a state."""
+        memory, place = self.windows.place(state)
+        return {"state_ptr": memory, "stride_sm": memory.stride(0) * len(self.unary), **place}
+
+    def _filtered(self, state, of_filters=None, adjoint: bool = False):
+        found = self._empty()
+        epilogue = "sum" if self.apart else "weighted"
+        self.windows.run(state, found.flatten(0, 1), epilogue, filtered=of_filters, adjoint=adjoint)
+        return found
+
+    def _step(self, messages, y, **place):
         self._launch(
-            _blur_step_backward_kernel, math.prod(self.factors), {"in_ptrs": self.scales_in},
-            back_ptr=back, q_ptr=q.contiguous() if through_softmax else None, w_ptr=self.weights, y_ptr=y,
-            filtered_ptr=filtered, stride_bm=back.stride(0), stride_tm=0 if filtered is None else filtered.stride(0),
-            **self._weight_strides(),
+            _blur_step_kernel, zip(self.scales_in, self.scales_out), h_ptr=messages, unary_ptr=self.unary,
+            a_ptr=self.unary_table, mix_ptr=self.mix_table, in_ptrs=tuple(self.scales_in),
+            out_ptrs=tuple(self.scales_out), y_ptr=y, stride_hm=messages.stride(0), **place,
         )  # fmt: skip
-        return y, filtered
 
-    def _weight_strides(self):
-        return {"stride_wm": self.weights.stride(0), "stride_wc": self.weights.stride(1)}
-
-    def _sum(self, x):
-        """K_m x_m for x [M, B, C, *low]."""
-        return window_sum(x.flatten(0, 1), self.features, *self.window).view(x.shape)
-
-    def _launch(self, kernel, block: int, scales, **arguments):
-        """Over low pixels, with `block` pixels of each; scales [Bs, 1, *S] or None of each filter, by name."""
+    def _launch(self, kernel, scales, **arguments):
+        """Over the blocks of low pixels."""
         size, low, pad = self.grid
-        padded = triton.next_power_of_2(block)
-        pixels = max(1, PROGRAM_PIXELS // padded)
-        filters = zip(*scales.values(), strict=True)
-        shared = tuple(all(s is None or len(s) == 1 for s in of_filter) for of_filter in filters)
-        batch, classes = self.unary.shape[:2]
+        (by, bx), (batch, classes) = self.factors, self.unary.shape[:2]
+        width = min(triton.next_power_of_2(bx), 4)
+        pieces = triton.next_power_of_2(by) * of_row(bx, width)
         launch(
-            kernel, (ceil_div(low[0] * low[1], pixels) * batch,), num_warps=4, **arguments,
-            **{name: tuple(given) for name, given in scales.items()}, C=classes, LY=low[0], LX=low[1], PY=pad[0],
-            PX=pad[1], NY=size[0], NX=size[1], BY=self.factors[0], BX=self.factors[1],
-            ALIGNED=size[1] % 16 == low[1] % 16 == pad[1] == 0, SHARED=shared, P=pixels,
-            BLOCK=padded,
+            kernel, (ceil_div(low[0] * low[1], PIECES.value // pieces) * batch,), num_warps=WARPS, **arguments,
+            LY=low[0], LX=low[1], PY=pad[0], PX=pad[1], NY=size[0], NX=size[1], ZERO=0, C=classes, BY=by, BX=bx, W=width,
+            ROUND=pieces, ALIGNED=bx % width == size[1] % bx == 0, HELD=classes * width <= MAX_HELD,
+            SHARED=tuple(all(s is None or len(s) == 1 for s in given) for given in scales), LOW=self.low,
         )  # fmt: skip
+
+
+def _for_each_thread(numbers):
+    """Each number once for every thread, so that none gets it from another."""
+    return numbers[..., None].expand(*numbers.shape, PIECES.value).contiguous()
+
+
+def _side_by_side(features, batch: int):
+    """Features of filters as those of one batch, [M B, D, ..]: a filter has equally many, and zeros change no distance."""
+    widest = max(f.shape[1] for f in features)
+    wide = [torch.nn.functional.pad(f, (0, 0) * 3 + (0, widest - f.shape[1])) for f in features]
+    return torch.cat([f.expand(batch, *f.shape[1:]) for f in wide])

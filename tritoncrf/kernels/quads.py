@@ -208,8 +208,8 @@ def _window_quads_kernel(
     x_ptr, f_ptrs, in_ptrs, out_ptrs, numbers_ptr, unary_ptr, q_ptr, y_ptr, filtered_ptr,
     # sizes; ROW in pairs; EACH: 1 if a filter has features for each image, 0 if one image's serve all; ZERO: 0
     NY, NX, STEP, ROW, EACH_0, EACH_1, ZERO,
-    # strides: filter of filtered
-    stride_tm,
+    # strides: filter of filtered, class of y
+    stride_tm, stride_yc,
     # meta-parameters; PLANE in pairs; of each filter: channels, 0 of positions, and whether a pixel sees itself
     C: tl.constexpr, D: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr, MERGE: tl.constexpr, EPILOGUE: tl.constexpr,
     ROWS: tl.constexpr, PART: tl.constexpr, PLANE: tl.constexpr,
@@ -333,7 +333,7 @@ def _window_quads_kernel(
             else:
                 if EPILOGUE == "softmax_adjoint":
                     value = q[c] * (value - along)
-                tl.store(y_ptr + _offsets(b * C, N, i_y[s], C, c), value, mask=m_y[s])
+                tl.store(y_ptr + _offsets(b * C, stride_yc, i_y[s], C, c), value, mask=m_y[s])
 
 
 def _registers(classes: int, sums: int, rows: int, channels, scaled: bool) -> int:
@@ -391,17 +391,28 @@ class Quads:
             self.scales[id(scale)] = self._pairs(scale)
         return self.scales[id(scale)]
 
+    def blank(self, like):
+        """A state of as many images and classes as `like` [B, C, ..], to be written."""
+        return State(self.spare.pop() if self.spare else self.layout.empty(like), self.spare)
+
     def state(self, x):
         """x [B, C, ..] as `run` reads it."""
-        planes = self.spare.pop() if self.spare else self.layout.empty(x)
-        return State(self.layout.fill(planes, x), self.spare)
+        state = self.blank(x)
+        self.layout.fill(state.planes, x)
+        return state
+
+    def place(self, state):
+        """The planes of a state, and where pixels lie in them: from row to row, from the plane on, from class to class."""
+        row = 2 * self.layout.row
+        start = self.layout.radius * (row + 1)
+        return state.planes, {"ROW": row, "START": start, "STEP": self.layout.step, "STATE": 2 * self.layout.plane}
 
     def image(self, state):
         return self.layout.image(state.planes)
 
     def next(self, state, unary):
         """The state of softmax(a U + sum_m A_m F_m)."""
-        found = State(self.spare.pop() if self.spare else torch.zeros_like(state.planes), self.spare)
+        found = self.blank(unary)
         self.run(state, found.planes, "softmax", unary=unary)
         return found
 
@@ -430,7 +441,8 @@ class Quads:
             in_ptrs=tuple(self._scale_pairs(s) for s in ins), out_ptrs=outs,
             numbers_ptr=None if epilogue == "sum" else self.numbers, unary_ptr=unary, q_ptr=q, y_ptr=y,
             filtered_ptr=filtered, NY=ny, NX=nx, STEP=layout.step, ROW=layout.row, EACH_0=each[0], EACH_1=each[-1],
-            ZERO=0, stride_tm=0 if filtered is None else filtered.stride(0), C=classes, D=channels,
+            ZERO=0, stride_tm=0 if filtered is None else filtered.stride(0),
+            stride_yc=y.stride(1), C=classes, D=channels,
             SELF=tuple(f.include_self for f in self.filters), R=layout.radius, MERGE=merge, EPILOGUE=epilogue,
             ROWS=rows, PART=part_of_row(layout.radius),
             PLANE=layout.plane,

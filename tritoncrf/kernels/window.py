@@ -28,7 +28,7 @@ import triton.language as tl
 from tritoncrf.kernels import quads_gradient
 from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
-from tritoncrf.kernels.planes import WindowFilter
+from tritoncrf.kernels.planes import WindowFilter, ladder
 from tritoncrf.kernels.quads import Quads
 from tritoncrf.step import Step, contiguous, from_3d, mix_adjoint, stacked, to_3d
 
@@ -150,8 +150,8 @@ def _window_kernel(
     x_ptr, f_ptrs, in_ptrs, out_ptrs, mix_ptr, unary_ptr, a_ptr, q_ptr, y_ptr, filtered_ptr,
     # sizes
     NZ, NY, NX, STEP,
-    # strides: batch and class of x, filter of filtered, a's and A's
-    stride_xb, stride_xc, stride_tm, stride_a, stride_mm, stride_ml, stride_mk,
+    # strides: batch and class of x, class of y, filter of filtered, a's and A's
+    stride_xb, stride_xc, stride_yc, stride_tm, stride_a, stride_mm, stride_ml, stride_mk,
     # meta-parameters; of each filter: channels, whether its features serve all images, whether a pixel sees itself
     C: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr,
     MERGE: tl.constexpr, MATRIX: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
@@ -196,7 +196,7 @@ def _window_kernel(
             weighted = mixed(sums[m], mix_ptr + m * stride_mm, stride_ml, stride_mk, o_c, C, MATRIX, CP, PRECISION)
             result = weighted if m == 0 else result + weighted
     result = epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, o_y, m_y, o_c, C, EPILOGUE)
-    tl.store(y_ptr + o_y, result, mask=m_y)
+    tl.store(y_ptr + (b * C + o_c[None, :]) * stride_yc + i_p[:, None], result, mask=m_y)
 
 
 @triton.jit
@@ -279,6 +279,14 @@ class Taps:
         """x [B, C, ..] as `run` reads it."""
         return _flat(x)
 
+    def blank(self, like):
+        """A state of as many images and classes as `like` [B, C, ..], to be written."""
+        return like.new_empty((*like.shape[:2], ladder(math.prod(self.window[0]))))
+
+    def place(self, state):
+        """A state's memory, and where pixels lie in it."""
+        return state, {"ROW": self.window[0][2], "START": 0, "STEP": 1, "STATE": state.shape[2]}
+
     def image(self, state):
         return state.contiguous()
 
@@ -315,7 +323,7 @@ class Taps:
             x_ptr=state, f_ptrs=tuple(f.features for f in self.filters), in_ptrs=tuple(ins), out_ptrs=tuple(outs),
             mix_ptr=mix, unary_ptr=unary, a_ptr=a, q_ptr=q, y_ptr=y, filtered_ptr=filtered,
             C=classes, **geometry, stride_xb=state.stride(0), stride_xc=state.stride(1),
-            stride_tm=0 if filtered is None else filtered.stride(0), stride_a=0 if a is None else a.stride(0),
+            stride_yc=y.stride(1), stride_tm=0 if filtered is None else filtered.stride(0), stride_a=0 if a is None else a.stride(0),
             stride_mm=strides[0], stride_ml=0 if mix is None or mix.shape[1] == 1 else strides[1],
             stride_mk=strides[2] if matrix else 0,
             D=channels, SHARED=tuple(len(f.features) == 1 for f in self.filters),
@@ -325,7 +333,7 @@ class Taps:
         )  # fmt: skip
 
 
-def _windows(size, radii, dilation: int, filters, shape, mix=None, unary_weight=None, precision="default"):
+def form_of(size, radii, dilation: int, filters, shape, mix=None, unary_weight=None, precision="default"):
     """The form that serves these windows, of values [B, C, ..]: 2 x 2 pixels a thread, or tap by tap."""
     if Quads.serve(size, radii, dilation, *shape[:2], filters, mix is not None and mix.ndim == 3):
         return Quads(size, radii, dilation, filters, mix, unary_weight)
@@ -338,7 +346,7 @@ def window_sum(x, features, radii, dilation: int, include_self: bool):
         blocks = x.split(MAX_CLASSES, 1)
         return torch.cat([window_sum(b, features, radii, dilation, include_self) for b in blocks], 1)
     filters = [WindowFilter(features.contiguous(), include_self)]
-    windows = _windows(x.shape[2:], radii, dilation, filters, x.shape)
+    windows = form_of(x.shape[2:], radii, dilation, filters, x.shape)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     windows.run(windows.state(x), y, "sum")
     return y
@@ -379,7 +387,7 @@ class WindowStep(Step):
             for K in operators
         ]
         self.mix = stacked(mixing, classes)
-        self.windows = _windows(
+        self.windows = form_of(
             to_3d(unary).shape[2:], first.radii, first.dilation, filters, unary.shape, self.mix,
             self.unary_weight, first.precision,
         )  # fmt: skip
