@@ -41,8 +41,7 @@ class Step:
     `probabilities`, in a layout of the step's own: `arrange` and `image` convert from and to [B, C, *S], and
     `backward` and `gradients` take and give that layout.
 
-    keeps: whether anybody asks for `probabilities` of states that `next` gives; a loop whose step need not know them says
-        so.
+    keeps: whether anybody asks for `probabilities` of the states that `next` gives; a loop that never does says so.
     operators: an `Operator` for each filter; a fused step asks more of them, which those of its own filter have.
     """
 

@@ -4,18 +4,18 @@ of docs/symbols.md).
     forward    H_m = A_m K_m pool(in_m Q)       S = a U + sum_m out_m up(H_m) ,  Q = softmax(S) ,  pool(in_m Q)
     backward   G_m = K_m up^T(out_m G)          dQ = sum_m in_m pool^T(A_m^T G_m) ,  dS = Q (dQ - <Q, dQ>)
 
-The left column is window.py and quads.py at low resolution. The right one is here: one launch forward, one backward; up^T
-stands in blur_adjoint.py. pool averages over blocks of BY x BX pixels those that are in the image; up is bilinear with
-half-pixel centres. Blocks tile a grid that begins `pad` pixels before the image.
+The left column is window.py and quads.py at low resolution. The right one is here and in blur_adjoint.py: one launch
+forward, one backward, and one for up^T. pool averages over blocks of BY x BX pixels those that are in the image; up is
+bilinear with half-pixel centres. Blocks tile a grid that begins `pad` pixels before the image.
 
 A_m acts on classes, pool and up on pixels: they exchange, and all A_m act at low resolution. Filters without scales
-share pool(Q) and are one sum there. Of two filters of which one has scales each has its own pooled Q, times its A_m, a
-number for each class; both are one batch of the window. Only those with a scale `out` are upsampled by themselves.
+share pool(Q), and the window sums both in one pass. Two filters of which one has scales have a pooled Q each, times
+A_m, a number for each class, and are one batch of the window. Only those with a scale `out` are upsampled apart.
 
-Form. A thread owns a piece, at most 4 pixels of a row of a block, with all its classes: what up reads there are three
-columns of two rows, interpolated first along y, and pieces of a block meet once to be pooled. Classes come in blocks of
-powers of two; where they do not fit in registers they are walked over twice, the second reading coming from cache.
-Images and signals (one row); bytes: U, Q (in training) and messages of 1 / (BY BX) the size.
+Form. A thread owns a piece of a block (pieces.py) with all its classes: up reads three columns of two rows there,
+interpolated along y first. Classes come in blocks of powers of two; where a thread cannot hold them it walks over them
+twice, and the second reading comes from cache. Images and signals (one row); bytes: U, Q if anybody asks for it, and
+messages of 1 / (BY BX) the size.
 """
 
 import math
@@ -24,107 +24,27 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.blur_adjoint import place, upsample_adjoint
-from tritoncrf.kernels.common import ceil_div, image_base, launch, scale, tile_and_image
+from tritoncrf.kernels import quads_gradient
+from tritoncrf.kernels.blur_adjoint import back_through_step, upsample_adjoint
+from tritoncrf.kernels.pieces import (
+    PIECES,
+    UNKNOWN,
+    aligned,
+    by_piece,
+    classes_of,
+    launch_pieces,
+    piece_of_block,
+    place,
+    scales,
+    store_pooled,
+)
 from tritoncrf.kernels.planes import WindowFilter, ladder
-from tritoncrf.kernels.quads import block, blocks, first_class
-from tritoncrf.kernels.window import form_of
-from tritoncrf.step import Step, contiguous, mix, outer, stacked, to_3d
+from tritoncrf.kernels.quads import blocks
+from tritoncrf.kernels.window import form_of, window_feature_gradient
+from tritoncrf.step import Step, contiguous, from_3d, mix, mix_adjoint, outer, stacked, to_3d
 
 MAX_BLUR = 16  # of the fused step: the pieces of a larger block are more than a program's threads
-MAX_HELD = 96  # numbers of all classes of a piece that a thread holds
-
-WARPS = 4
-PIECES = tl.constexpr(32 * WARPS)  # of a program, one a thread
 LOG2E = tl.constexpr(1.4426950408889634)
-
-# Nothing is known of these: a new size makes no new binary, and no thread gets two pieces.
-UNKNOWN = [
-    "LY",
-    "LX",
-    "PY",
-    "PX",
-    "NY",
-    "NX",
-    "ZERO",
-    "ROW",
-    "START",
-    "STEP",
-    "stride_hm",
-    "stride_gm",
-    "stride_pm",
-    "stride_sm",
-]
-
-
-@triton.constexpr_function
-def of_row(BX, W):
-    """Pieces of a block's row, a power of two."""
-    return triton.next_power_of_2(-(-BX // W))
-
-
-@triton.jit
-def _by_piece(i, ZERO):
-    """i, so that lanes of a warp hold pieces and a thread all their classes and pixels: contiguous, in Triton's eyes, but
-    of no known alignment, and thus in no vectors."""
-    return tl.max_contiguous(i + ZERO, (1, 2, 1))
-
-
-@triton.jit
-def _classes(C: tl.constexpr, n: tl.constexpr):
-    """The n-th block of classes, [CB, 1, 1]."""
-    return (first_class(C, n) + tl.arange(0, block(C, n)).to(tl.int64))[:, None, None]
-
-
-@triton.jit
-def _block(
-    NY, NX, LY, LX, PY, PX, ZERO,
-    BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
-    """A program's image; of its pieces, [1, PIECES, 1]: low pixel (y, x), 1 / pixels of its block that are in the image,
-    whether this piece is the block's first; and offsets in the block, [1, PIECES, 1] and [1, PIECES, W], the pixels,
-    and which are in the image. ROUND pieces a block."""
-    P: tl.constexpr = PIECES // ROUND
-    tile, b = tile_and_image(tl.cdiv(LY * LX, P))
-    piece = tl.arange(0, PIECES)[None, :, None]
-    low = tile * P + piece // ROUND
-    there = low < LY * LX
-    low = tl.minimum(low, LY * LX - 1)
-    o_y = piece % ROUND // of_row(BX, W)
-    o_x = piece % of_row(BX, W) * W + tl.arange(0, W)[None, None, :]
-    y_low, x_low = low // LX, low % LX
-    y = y_low * BY - PY
-    x = x_low * BX - PX
-    rows = tl.minimum(y + BY, NY) - tl.maximum(y, 0)
-    columns = tl.minimum(x + BX, NX) - tl.maximum(x, 0)
-    m_i = there & (o_y < BY) & (y + o_y >= 0) & (y + o_y < NY)
-    if not ALIGNED:
-        m_i = m_i & (o_x < BX) & (x + o_x >= 0) & (x + o_x < NX)
-    i = (y + o_y) * NX + (x + o_x)
-    if ALIGNED:
-        i = tl.max_contiguous(i, (1, 2, W))
-    else:
-        i = _by_piece(i, ZERO)
-    first = there & (piece % ROUND == 0)
-    return b, y_low, x_low, 1.0 / (rows * columns).to(tl.float32), first, o_y, o_x, i, m_i
-
-
-@triton.jit
-def _aligned(NX, PX, BX: tl.constexpr, ALIGNED: tl.constexpr):
-    """The same numbers; if ALIGNED the compiler sees that pieces begin where vectors do."""
-    if ALIGNED:
-        return NX // BX * BX, 0
-    else:
-        return NX, PX
-
-
-@triton.jit
-def _scales(scale_ptrs, b, i, m_i, N, SHARED: tl.constexpr):
-    """Of each filter at a program's pixels, [1, PIECES, W], or 1."""
-    scales = ()
-    for m in tl.static_range(len(SHARED)):
-        scales = scales + (scale(scale_ptrs[m], i, m_i, image_base(b, N, SHARED[m])),)
-    return scales
 
 
 @triton.jit
@@ -134,8 +54,8 @@ def _reading(y, x, o_y, o_x, LY, LX, ZERO, BY: tl.constexpr, BX: tl.constexpr):
     other = tl.minimum(tl.maximum(y + tl.where(2 * o_y + 1 < BY, -1, 1), 0), LY - 1) * LX
     y = y * LX
     left, right = tl.maximum(x - 1, 0), tl.minimum(x + 1, LX - 1)
-    near = (_by_piece(y + left, ZERO), _by_piece(y + x, ZERO), _by_piece(y + right, ZERO))
-    far = (_by_piece(other + left, ZERO), _by_piece(other + x, ZERO), _by_piece(other + right, ZERO))
+    near = (by_piece(y + left, ZERO), by_piece(y + x, ZERO), by_piece(y + right, ZERO))
+    far = (by_piece(other + left, ZERO), by_piece(other + x, ZERO), by_piece(other + right, ZERO))
     shift = (o_x + 0.5) / BX - 0.5
     return near, far, tl.abs((o_y + 0.5) / BY - 0.5), tl.maximum(-shift, 0.0), tl.maximum(shift, 0.0)
 
@@ -176,29 +96,6 @@ def _score(
 
 
 @triton.jit
-def _sum_of_block(x, ROUND: tl.constexpr):
-    """Of x [CB, PIECES, W] over a block, [CB, PIECES, 1], at each of its pieces."""
-    x = tl.sum(x, 2)
-    if ROUND > 1:
-        x = x.reshape(x.shape[0], PIECES // ROUND, ROUND)
-        x = (tl.sum(x, 2, keep_dims=True) + tl.zeros_like(x)).reshape(x.shape[0], PIECES)
-    return x[:, :, None]
-
-
-@triton.jit
-def _store_pooled(
-    pooled_ptr, mix_ptr, o_c, q, weights, at, first, thread, stride_pm,
-    C: tl.constexpr, ROUND: tl.constexpr, STATE: tl.constexpr,
-):  # fmt: skip
-    """A_m pool(in_m Q) of a block of classes, or without A_m, to where `at` is in a class; weights: in_m over counts."""
-    for m in tl.static_range(len(weights)):
-        mean = _sum_of_block(q * weights[m], ROUND)
-        if mix_ptr is not None:
-            mean *= tl.load(mix_ptr + (m * C + o_c) * PIECES + thread)
-        tl.store(pooled_ptr + m * stride_pm + o_c * STATE + at, mean, mask=first)
-
-
-@triton.jit
 def _store_q(
     o_c, power, inverse, weights, y_ptr, pooled_ptr, mix_ptr, i, m_i, at, first, thread, N, stride_pm,
     C: tl.constexpr, ROUND: tl.constexpr, STATE: tl.constexpr,
@@ -206,34 +103,36 @@ def _store_q(
     """Q of a block of classes, if it is asked for, and pooled."""
     if y_ptr is not None:
         tl.store(y_ptr + o_c * N + i, power * inverse, mask=m_i)
-    _store_pooled(pooled_ptr, mix_ptr, o_c, power, weights, at, first, thread, stride_pm, C, ROUND, STATE)
+    store_pooled(pooled_ptr, mix_ptr, o_c, power, weights, at, first, thread, stride_pm, C, ROUND, STATE)
 
 
 @triton.jit(do_not_specialize=UNKNOWN)
 def _blur_step_kernel(
-    # pointers: H; a and A, each number once for every thread; of each filter: scales; Q, pool(Q) as the window's state, without which y is S
+    # pointers: H; a and A, each number once for every thread; of each filter: scales; Q, and pool(Q) as the window's
+    # state, without which y is S
     h_ptr, unary_ptr, a_ptr, mix_ptr, in_ptrs, out_ptrs, y_ptr, state_ptr,
     # sizes; ZERO: 0; where pooled pixels go: see place
     LY, LX, PY, PX, NY, NX, ZERO, ROW, START, STEP,
     # strides: filter of H and of pool(Q)
     stride_hm, stride_sm,
-    # meta-parameters; of each filter: whether one image's scales serve all; LOW, STATE: from class to class in H, pool(Q)
+    # meta-parameters; of each filter: whether one image's scales serve all; LOW and STATE: from class to class in H
+    # and in the state
     C: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
     HELD: tl.constexpr, SHARED: tl.constexpr, LOW: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
-    NX, PX = _aligned(NX, PX, BX, ALIGNED)
+    NX, PX = aligned(NX, PX, BX, ALIGNED)
     N = tl.full((), 1, tl.int64) * NY * NX
-    b, y, x, share, first, o_y, o_x, i, m_i = _block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
-    thread = _by_piece(tl.arange(0, PIECES)[None, :, None], ZERO)
+    b, y, x, share, first, o_y, o_x, i, m_i = piece_of_block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
+    thread = by_piece(tl.arange(0, PIECES)[None, :, None], ZERO)
     reading = _reading(y, x, o_y, o_x, LY, LX, ZERO, BY, BX)
     unary_ptr += b * C * N
     h_ptr += b * C * LOW
-    out = _scales(out_ptrs, b, i, m_i, N, SHARED)
+    out = scales(out_ptrs, b, i, m_i, N, SHARED)
     if y_ptr is not None:
         y_ptr += b * C * N
     if state_ptr is not None:
-        at = _by_piece(place(b, y, x, C, ROW, START, STEP, STATE), ZERO)
+        at = by_piece(place(b, y, x, C, ROW, START, STEP, STATE), ZERO)
 
     top = tl.full(i.shape, float("-inf"), tl.float32)
     total = tl.zeros(i.shape, tl.float32)
@@ -241,7 +140,7 @@ def _blur_step_kernel(
     powers = ()
     if HELD:
         for n in tl.static_range(blocks(C)):
-            o_c = _classes(C, n)
+            o_c = classes_of(C, n)
             s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, BY, LOW)
             if state_ptr is None:
                 tl.store(y_ptr + o_c * N + i, s, mask=m_i)
@@ -261,16 +160,16 @@ def _blur_step_kernel(
                 total = tl.where(s > top, total * e + 1.0, total + e)
                 top = tl.maximum(top, s)
     if state_ptr is not None:
-        at = _by_piece(place(b, y, x, C, ROW, START, STEP, STATE), ZERO)
+        at = by_piece(place(b, y, x, C, ROW, START, STEP, STATE), ZERO)
         inverse = tl.where(m_i, 1.0 / total, 0.0)
-        given = _scales(in_ptrs, b, i, m_i, N, SHARED)
+        given = scales(in_ptrs, b, i, m_i, N, SHARED)
         weights = ()
         for m in tl.static_range(len(SHARED)):
             weights = weights + (inverse * share * given[m],)
         if HELD:
             for n in tl.static_range(blocks(C)):
                 _store_q(
-                    _classes(C, n), powers[n], inverse, weights, y_ptr, state_ptr, mix_ptr, i, m_i, at, first, thread,
+                    classes_of(C, n), powers[n], inverse, weights, y_ptr, state_ptr, mix_ptr, i, m_i, at, first, thread,
                     N, stride_sm, C, ROUND, STATE,
                 )  # fmt: skip
         else:
@@ -281,97 +180,6 @@ def _blur_step_kernel(
                     o_c, tl.exp2((s - top) * LOG2E), inverse, weights, y_ptr, state_ptr, mix_ptr, i, m_i, at,
                     first, thread, N, stride_sm, C, ROUND, STATE,
                 )  # fmt: skip
-
-
-@triton.jit
-def _given_back(
-    o_c, g_ptr, mix_ptr, weights, low, thread, stride_gm, C: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """dQ_c = sum_m in_m A_mc G_mc over the block's count, of a block of classes; weights: in_m over counts."""
-    found = 0.0
-    for m in tl.static_range(len(weights)):
-        g = tl.load(g_ptr + m * stride_gm + o_c * LOW + low)
-        if mix_ptr is not None:
-            g *= tl.load(mix_ptr + (m * C + o_c) * PIECES + thread)
-        found += weights[m] * g
-    return found
-
-
-@triton.jit
-def _store_back(
-    o_c, q, along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread, N, stride_gm, stride_pm,
-    C: tl.constexpr, ROUND: tl.constexpr, SOFTMAX: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """dS, or dQ unless SOFTMAX, of a block of classes, and pool(in_m Q) if it is asked for."""
-    dq = _given_back(o_c, g_ptr, mix_ptr, weights, low, thread, stride_gm, C, LOW)
-    if SOFTMAX:
-        dq = q * (dq - along)
-    tl.store(y_ptr + o_c * N + i, dq + tl.zeros(i.shape, tl.float32), mask=m_i)
-    if pooled_ptr is not None:
-        _store_pooled(pooled_ptr, None, o_c, q, weights, low, first, thread, stride_pm, C, ROUND, LOW)
-
-
-@triton.jit(do_not_specialize=UNKNOWN)
-def _blur_step_backward_kernel(
-    # pointers: messages that come back; A, each number once for every thread; of each filter: scales; dS, pool(in_m Q)
-    g_ptr, q_ptr, mix_ptr, in_ptrs, y_ptr, pooled_ptr,
-    # sizes; ZERO: 0
-    LY, LX, PY, PX, NY, NX, ZERO,
-    # strides: filter of the messages and of pool(Q)
-    stride_gm, stride_pm,
-    # meta-parameters as above; SOFTMAX: whether the gradient goes through it
-    C: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
-    HELD: tl.constexpr, SHARED: tl.constexpr, SOFTMAX: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
-    NX, PX = _aligned(NX, PX, BX, ALIGNED)
-    N = tl.full((), 1, tl.int64) * NY * NX
-    b, y, x, share, first, o_y, o_x, i, m_i = _block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
-    thread = _by_piece(tl.arange(0, PIECES)[None, :, None], ZERO)
-    low = _by_piece(y * LX + x, ZERO)
-    given = _scales(in_ptrs, b, i, m_i, N, SHARED)
-    weights = ()
-    for m in tl.static_range(len(SHARED)):
-        weights = weights + (share * given[m],)
-    g_ptr += b * C * LOW
-    y_ptr += b * C * N
-    if q_ptr is not None:
-        q_ptr += b * C * N
-
-    if pooled_ptr is not None:
-        pooled_ptr += b * C * LOW
-
-    along = tl.zeros(i.shape, tl.float32)  # <Q, dQ>
-    values = ()
-    if HELD:
-        for n in tl.static_range(blocks(C)):
-            q = 0.0
-            if q_ptr is not None:
-                q = tl.load(q_ptr + _classes(C, n) * N + i, mask=m_i, other=0.0)
-            if SOFTMAX:
-                dq = _given_back(_classes(C, n), g_ptr, mix_ptr, weights, low, thread, stride_gm, C, LOW)
-                along += tl.sum(q * dq, 0, keep_dims=True)
-            values = values + (q,)
-        for n in tl.static_range(blocks(C)):
-            _store_back(
-                _classes(C, n), values[n], along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread,
-                N, stride_gm, stride_pm, C, ROUND, SOFTMAX, LOW,
-            )  # fmt: skip
-    else:
-        if SOFTMAX:
-            for c in range(0, C):
-                o_c = tl.full((1, 1, 1), c, tl.int64)
-                dq = _given_back(o_c, g_ptr, mix_ptr, weights, low, thread, stride_gm, C, LOW)
-                along += dq * tl.load(q_ptr + o_c * N + i, mask=m_i, other=0.0)
-        for c in range(0, C):
-            o_c = tl.full((1, 1, 1), c, tl.int64)
-            q = 0.0
-            if q_ptr is not None:
-                q = tl.load(q_ptr + o_c * N + i, mask=m_i, other=0.0)
-            _store_back(
-                o_c, q, along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread, N, stride_gm,
-                stride_pm, C, ROUND, SOFTMAX, LOW,
-            )  # fmt: skip
 
 
 class BlurStep(Step):
@@ -397,8 +205,10 @@ class BlurStep(Step):
             if not scaled:  # one pooled Q serves both, and one sum comes back
                 self.scales_in, self.scales_out = [None], [None]
             filters = [WindowFilter(K.features.contiguous(), K.include_self) for K in operators]
-            weights = stacked(mixing, classes), self.unary_weight, first.precision
-            self.windows = form_of(*window, filters, (batch, classes), *weights)
+            self.mix = stacked(mixing, classes)
+            self.windows = form_of(
+                *window, filters, (batch, classes), self.mix, self.unary_weight, first.precision
+            )  # fmt: skip
 
     def start(self, q):
         pooled = [K.enter(q) for K in self.operators[: len(self.scales_in)]]
@@ -431,17 +241,33 @@ class BlurStep(Step):
         upsample_adjoint(g.contiguous(), self.scales_out, self.grid, self.factors, **self._place(entered))
         of_filters = y.new_empty((len(self.operators), *y.shape[:2], low)) if messages and not self.apart else None
         back = self._filtered(entered, of_filters, adjoint=True)
-        self._launch(
-            _blur_step_backward_kernel, zip(self.scales_in), g_ptr=back,
-            q_ptr=q.contiguous() if through_softmax or messages else None, mix_ptr=self.mix_table,
-            in_ptrs=tuple(self.scales_in), y_ptr=y, pooled_ptr=pooled, stride_gm=back.stride(0), stride_pm=back.stride(0),
-            SOFTMAX=through_softmax,
+        back_through_step(
+            back, q.contiguous() if through_softmax or messages else None, self.mix_table, self.scales_in, y, pooled,
+            self.grid, self.factors, self.low, through_softmax,
         )  # fmt: skip
-        return y, [back[..., :low] if of_filters is None else of_filters, pooled[..., :low]] if messages else None
+        if not messages:
+            return y, None
+        return y, [back[..., :low] if self.apart else of_filters, pooled[..., :low]]
 
     def mixing_gradients(self, q, messages):
         back, pooled = messages
         return [outer(b, x, a.ndim) for a, b, x in zip(self.mixing, back, pooled.expand_as(back))]
+
+    def gradients(self, q, g, needs):
+        K = self.operators
+        if not all(needs) or any(k.scale_in is not None or k.scale_out is not None for k in K):
+            return super().gradients(q, g, needs)
+        (_, low, _), y = self.grid, self._empty()
+        place = {"state_ptr": y, "stride_sm": 0, "ROW": low[1], "START": 0, "STEP": 1, "STATE": self.low}
+        upsample_adjoint(g.contiguous(), self.scales_out, self.grid, self.factors, **place)
+        x, y = K[0].enter(q), y[0, ..., : math.prod(low)].unflatten(2, (1, *low))
+        window, features = (K[0].radii, K[0].dilation), [k.features for k in K]
+        channels = [f.shape[1] for f in features]
+        if self.mix.shape[1:] == (1,) and quads_gradient.serves(x.shape[2:], *window, x.shape[:2].numel(), channels):
+            found = quads_gradient.feature_gradients(x, y, features, *window, mix=self.mix)
+        else:
+            found = [window_feature_gradient(x, mix_adjoint(a, y), f, *window) for f, a in zip(features, self.mixing)]
+        return [[from_3d(f, k.axes)] for f, k in zip(found, K)]
 
     def _empty(self):
         """For numbers of low resolution, [M, B, C, low]: of each filter, or of all in one."""
@@ -459,23 +285,11 @@ class BlurStep(Step):
         return found
 
     def _step(self, messages, y, **place):
-        self._launch(
-            _blur_step_kernel, zip(self.scales_in, self.scales_out), h_ptr=messages, unary_ptr=self.unary,
-            a_ptr=self.unary_table, mix_ptr=self.mix_table, in_ptrs=tuple(self.scales_in),
-            out_ptrs=tuple(self.scales_out), y_ptr=y, stride_hm=messages.stride(0), **place,
-        )  # fmt: skip
-
-    def _launch(self, kernel, scales, **arguments):
-        """Over the blocks of low pixels."""
-        size, low, pad = self.grid
-        (by, bx), (batch, classes) = self.factors, self.unary.shape[:2]
-        width = min(triton.next_power_of_2(bx), 4)
-        pieces = triton.next_power_of_2(by) * of_row(bx, width)
-        launch(
-            kernel, (ceil_div(low[0] * low[1], PIECES.value // pieces) * batch,), num_warps=WARPS, **arguments,
-            LY=low[0], LX=low[1], PY=pad[0], PX=pad[1], NY=size[0], NX=size[1], ZERO=0, C=classes, BY=by, BX=bx, W=width,
-            ROUND=pieces, ALIGNED=bx % width == size[1] % bx == 0, HELD=classes * width <= MAX_HELD,
-            SHARED=tuple(all(s is None or len(s) == 1 for s in given) for given in scales), LOW=self.low,
+        launch_pieces(
+            _blur_step_kernel, self.grid, self.factors, self.unary.shape, zip(self.scales_in, self.scales_out),
+            h_ptr=messages, unary_ptr=self.unary, a_ptr=self.unary_table, mix_ptr=self.mix_table,
+            in_ptrs=tuple(self.scales_in), out_ptrs=tuple(self.scales_out), y_ptr=y, stride_hm=messages.stride(0),
+            LOW=self.low, **place,
         )  # fmt: skip
 
 
@@ -485,7 +299,7 @@ def _for_each_thread(numbers):
 
 
 def _side_by_side(features, batch: int):
-    """Features of filters as those of one batch, [M B, D, ..]: a filter has equally many, and zeros change no distance."""
+    """Features of filters as those of one batch, [M B, D, ..]: equally many of each, and zeros change no distance."""
     widest = max(f.shape[1] for f in features)
     wide = [torch.nn.functional.pad(f, (0, 0) * 3 + (0, widest - f.shape[1])) for f in features]
     return torch.cat([f.expand(batch, *f.shape[1:]) for f in wide])

@@ -1,30 +1,34 @@
-"""up^T, the adjoint of a blurred window's upsampling (blur.py; symbols of docs/symbols.md).
+"""The backward of a blurred window's step (blur.py; symbols of docs/symbols.md): up^T, and what follows the window.
 
-    y_m = up^T(out_m g)          [C, NY, NX] -> [C, LY, LX]
+    up^T       y_m = up^T(out_m g)                            [C, NY, NX] -> [C, LY, LX]
+    backward   dQ = sum_m in_m pool^T(A_m^T G_m) ,  dS = Q (dQ - <Q, dQ>)
 
-Form. A thread owns a low pixel of a few classes and sums the 2 BY x 2 BX pixels that read from it, a row at a time:
-along x first, then times the row's weight. The window of what it reads is shifted into the image, where weights are 0
-of pixels that read elsewhere: nothing is masked. Bytes: g, and y of 1 / (BY BX) the size.
+Form. For up^T a thread owns a low pixel of a few classes and sums the 2 BY x 2 BX pixels that read from it, a row at a
+time: along x first, then times the row's weight. The window of what it reads is shifted into the image, where weights
+are 0 of pixels that read elsewhere: nothing is masked. Then a thread owns a piece of a block (pieces.py), and meets Q
+with what comes back to its low pixel. Bytes: g and y; Q, dS and messages of 1 / (BY BX) the size.
 """
 
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import ceil_div, image_base, launch, scale, tile_and_image
+from tritoncrf.kernels.common import ceil_div, image_base, launch, tile_and_image
+from tritoncrf.kernels.pieces import (
+    PIECES,
+    UNKNOWN,
+    aligned,
+    by_piece,
+    classes_of,
+    launch_pieces,
+    piece_of_block,
+    place,
+    scales,
+    store_pooled,
+)
+from tritoncrf.kernels.quads import blocks
 
 P = tl.constexpr(128)  # low pixels of a program, one a thread
 MAX_CLASSES = 4  # of a thread
-
-# Nothing is known of these, so that a new size makes no new binary.
-UNKNOWN = ["CLASSES", "LY", "LX", "PY", "PX", "NY", "NX", "ROW", "START", "STEP", "stride_sm"]
-
-
-@triton.jit
-def place(b, y, x, C, ROW, START, STEP, STATE: tl.constexpr):
-    """Where pixel (y, x) of image b, class 0, lies in a state of a window: `STATE` from class to class, pixels STEP apart
-    in images of their own."""
-    phase = y % STEP * STEP + x % STEP
-    return (b * STEP * STEP + phase) * C * STATE + (START + y // STEP * ROW + x // STEP)
 
 
 @triton.jit
@@ -112,23 +116,136 @@ def _upsample_adjoint_kernel(
             tl.store(state_ptr + o_y, tl.sum(sums[c * len(SHARED) + m], 1), mask=m_low & (first + c < CLASSES))
 
 
-def _classes(classes: int) -> int:
+@triton.jit
+def _back(g_ptr, mix_ptr, o_c, m: tl.constexpr, low, thread, stride_gm, C: tl.constexpr, LOW: tl.constexpr):
+    """A_m^T G_m of a block of classes at the pieces' low pixels, [CB, PIECES, 1]."""
+    g = tl.load(g_ptr + m * stride_gm + o_c * LOW + low)
+    if mix_ptr is not None:
+        g *= tl.load(mix_ptr + (m * C + o_c) * PIECES + thread)
+    return g
+
+
+@triton.jit
+def _met(sums, q, g_ptr, mix_ptr, o_c, low, thread, stride_gm, C: tl.constexpr, LOW: tl.constexpr):
+    """Adds <Q, A_m^T G_m> over a block of classes to the sum of each filter, [1, PIECES, W]."""
+    longer = ()
+    for m in tl.static_range(len(sums)):
+        g = _back(g_ptr, mix_ptr, o_c, m, low, thread, stride_gm, C, LOW)
+        longer = longer + (sums[m] + tl.sum(q * g, 0, keep_dims=True),)
+    return longer
+
+
+@triton.jit
+def _store_back(
+    o_c, q, along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread, N, stride_gm, stride_pm,
+    C: tl.constexpr, ROUND: tl.constexpr, SOFTMAX: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """dS, or dQ unless SOFTMAX, of a block of classes, and pool(in_m Q) if it is asked for."""
+    dq = -along
+    for m in tl.static_range(len(weights)):
+        dq += weights[m] * _back(g_ptr, mix_ptr, o_c, m, low, thread, stride_gm, C, LOW)
+    if SOFTMAX:
+        dq *= q
+    tl.store(y_ptr + o_c * N + i, dq, mask=m_i)
+    if pooled_ptr is not None:
+        store_pooled(pooled_ptr, None, o_c, q, weights, low, first, thread, stride_pm, C, ROUND, LOW)
+
+
+@triton.jit(do_not_specialize=UNKNOWN)
+def _blur_step_backward_kernel(
+    # pointers: messages that come back; A, each number once for every thread; of each filter: scales; dS, pool(in_m Q)
+    g_ptr, q_ptr, mix_ptr, in_ptrs, y_ptr, pooled_ptr,
+    # sizes; ZERO: 0
+    LY, LX, PY, PX, NY, NX, ZERO,
+    # strides: filter of the messages and of pool(Q)
+    stride_gm, stride_pm,
+    # meta-parameters as above; SOFTMAX: whether the gradient goes through it
+    C: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
+    HELD: tl.constexpr, SHARED: tl.constexpr, SOFTMAX: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
+    NX, PX = aligned(NX, PX, BX, ALIGNED)
+    N = tl.full((), 1, tl.int64) * NY * NX
+    b, y, x, share, first, o_y, o_x, i, m_i = piece_of_block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
+    thread = by_piece(tl.arange(0, PIECES)[None, :, None], ZERO)
+    low = by_piece(y * LX + x, ZERO)
+    given = scales(in_ptrs, b, i, m_i, N, SHARED)
+    weights = ()
+    for m in tl.static_range(len(SHARED)):
+        weights = weights + (share * given[m],)
+    g_ptr += b * C * LOW
+    y_ptr += b * C * N
+    if q_ptr is not None:
+        q_ptr += b * C * N
+
+    if pooled_ptr is not None:
+        pooled_ptr += b * C * LOW
+
+    sums = ()
+    for _ in tl.static_range(len(SHARED)):
+        sums = sums + (tl.zeros(i.shape, tl.float32),)
+    values = ()
+    if HELD:
+        for n in tl.static_range(blocks(C)):
+            q = 0.0
+            if q_ptr is not None:
+                q = tl.load(q_ptr + classes_of(C, n) * N + i, mask=m_i, other=0.0)
+            if SOFTMAX:
+                sums = _met(sums, q, g_ptr, mix_ptr, classes_of(C, n), low, thread, stride_gm, C, LOW)
+            values = values + (q,)
+    elif SOFTMAX:
+        for c in range(0, C):
+            o_c = tl.full((1, 1, 1), c, tl.int64)
+            q = tl.load(q_ptr + o_c * N + i, mask=m_i, other=0.0)
+            sums = _met(sums, q, g_ptr, mix_ptr, o_c, low, thread, stride_gm, C, LOW)
+    along = tl.zeros(i.shape, tl.float32)  # <Q, dQ>
+    for m in tl.static_range(len(SHARED)):
+        along += weights[m] * sums[m]
+    if HELD:
+        for n in tl.static_range(blocks(C)):
+            _store_back(
+                classes_of(C, n), values[n], along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first,
+                thread, N, stride_gm, stride_pm, C, ROUND, SOFTMAX, LOW,
+            )  # fmt: skip
+    else:
+        for c in range(0, C):
+            o_c = tl.full((1, 1, 1), c, tl.int64)
+            q = 0.0
+            if q_ptr is not None:
+                q = tl.load(q_ptr + o_c * N + i, mask=m_i, other=0.0)
+            _store_back(
+                o_c, q, along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread, N, stride_gm,
+                stride_pm, C, ROUND, SOFTMAX, LOW,
+            )  # fmt: skip
+
+
+def _together(classes: int) -> int:
     """How many a thread has: of those that are left over in the last group it computes one again and again."""
     return min(range(MAX_CLASSES, 0, -1), key=lambda n: ceil_div(classes, n) * (n + 1))
 
 
-def upsample_adjoint(g, scales, grid, factors, **place):
-    """up^T(out_m g) of g [B, C, ..], to where `place` says; scales: [Bs, 1, ..] or None, of each filter."""
+def upsample_adjoint(g, outs, grid, factors, **place):
+    """up^T(out_m g) of g [B, C, ..], to where `place` says; outs: [Bs, 1, ..] or None, of each filter."""
     size, low, pad = grid
     batch, classes = g.shape[:2]
-    width, together = 1, _classes(classes)
+    width, together = 1, _together(classes)
     while width < 4 and all(n % (2 * width) == 0 for n in (size[1], pad[1], factors[1] // 2)) and factors[1] > 1:
         width *= 2
     tiles = ceil_div(low[0] * low[1], P.value)
     launch(
         _upsample_adjoint_kernel, (tiles * ceil_div(classes, together) * batch,), num_warps=P.value // 32,
-        g_ptr=g, out_ptrs=tuple(scales), CLASSES=classes, LY=low[0], LX=low[1], PY=pad[0], PX=pad[1],
+        g_ptr=g, out_ptrs=tuple(outs), CLASSES=classes, LY=low[0], LX=low[1], PY=pad[0], PX=pad[1],
         NY=size[0], NX=size[1], BY=factors[0], BX=factors[1], CB=together, W=width,
         WIDE=size[1] >= 2 * factors[1] or factors[1] == 1,
-        SHARED=tuple(s is None or len(s) == 1 for s in scales), **place,
+        SHARED=tuple(s is None or len(s) == 1 for s in outs), **place,
+    )  # fmt: skip
+
+
+def back_through_step(g, q, mix, scales, y, pooled, grid, factors, low: int, softmax: bool):
+    """dS, or dQ unless `softmax`, to y [B, C, ..], of what comes back at low resolution, G [M, B, C, low], `low` from
+    class to class; mix: A_m for each thread, or None where they are in G; pool(in_m Q) to `pooled`, as G, or None."""
+    launch_pieces(
+        _blur_step_backward_kernel, grid, factors, y.shape, zip(scales), g_ptr=g, q_ptr=q, mix_ptr=mix,
+        in_ptrs=tuple(scales), y_ptr=y, pooled_ptr=pooled, stride_gm=g.stride(0), stride_pm=g.stride(0), LOW=low,
+        SOFTMAX=softmax,
     )  # fmt: skip

@@ -402,7 +402,7 @@ class Quads:
         return state
 
     def place(self, state):
-        """The planes of a state, and where pixels lie in them: from row to row, from the plane on, from class to class."""
+        """The planes of a state, and where its pixels lie in them."""
         row = 2 * self.layout.row
         start = self.layout.radius * (row + 1)
         return state.planes, {"ROW": row, "START": start, "STEP": self.layout.step, "STATE": 2 * self.layout.plane}
