@@ -44,6 +44,9 @@ from tritoncrf.kernels.window import form_of, window_feature_gradient
 from tritoncrf.step import Step, contiguous, from_3d, mix, mix_adjoint, outer, stacked, to_3d
 
 MAX_BLUR = 16  # of the fused step: the pieces of a larger block are more than a program's threads
+# Rows of low pixels in a thread of the window: with two there are half as many programs, too few for a GPU.
+ROWS = 1
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -147,7 +150,7 @@ def _blur_step_kernel(
             scores = scores + (s,)
             top = tl.maximum(top, tl.max(s, 0, keep_dims=True))
         for n in tl.static_range(blocks(C)):
-            powers = powers + (tl.exp2(scores[n] * LOG2E - top * LOG2E),)
+            powers = powers + (tl.exp2((scores[n] - top) * LOG2E),)
             total += tl.sum(powers[n], 0, keep_dims=True)
     else:
         for c in range(0, C):
@@ -200,14 +203,14 @@ class BlurStep(Step):
         if self.apart:
             self.mix_table = _for_each_thread(torch.stack([a.expand(classes) for a in mixing]))
             filters = [WindowFilter(_side_by_side([K.features for K in operators], batch), first.include_self)]
-            self.windows = form_of(*window, filters, (batch * len(operators), classes))
+            self.windows = form_of(*window, filters, (batch * len(operators), classes), most_rows=ROWS)
         else:
             if not scaled:  # one pooled Q serves both, and one sum comes back
                 self.scales_in, self.scales_out = [None], [None]
             filters = [WindowFilter(K.features.contiguous(), K.include_self) for K in operators]
             self.mix = stacked(mixing, classes)
             self.windows = form_of(
-                *window, filters, (batch, classes), self.mix, self.unary_weight, first.precision
+                *window, filters, (batch, classes), self.mix, self.unary_weight, first.precision, ROWS
             )  # fmt: skip
 
     def start(self, q):

@@ -370,7 +370,8 @@ class Quads:
         few = classes <= MAX_CLASSES and _rows(*needs) > 0
         return few and not matrix and suits(size, radii, dilation, batch * classes)
 
-    def __init__(self, size, radii, dilation: int, filters, mix=None, unary_weight=None):
+    def __init__(self, size, radii, dilation: int, filters, mix=None, unary_weight=None, most_rows: int = 2):
+        self.most_rows = most_rows  # of pixels in a thread
         self.filters, self.merges = filters, mix is not None and len(filters) == 2 and mix.shape[1] == 1
         self.layout = Planes(size[1:], radii[2], dilation)
         self.spare: list = []
@@ -430,7 +431,7 @@ class Quads:
         sums = 1 if merge else len(channels)
         layout, (ny, nx) = self.layout, self.layout.size
         scaled = any(s is not None for s in (*ins, *outs))
-        rows = _rows(classes, sums, channels, scaled)
+        rows = min(self.most_rows, _rows(classes, sums, channels, scaled))
         tiles = ceil_div(layout.low[0], rows * WARPS) * ceil_div(layout.low[1], 2 * COLUMNS.value)
         each = [int(len(f.features) > 1) for f in self.filters]
         launch(

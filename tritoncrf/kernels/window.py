@@ -334,10 +334,13 @@ class Taps:
         )  # fmt: skip
 
 
-def form_of(size, radii, dilation: int, filters, shape, mix=None, unary_weight=None, precision="default"):
-    """The form that serves these windows, of values [B, C, ..]: 2 x 2 pixels a thread, or tap by tap."""
+def form_of(
+    size, radii, dilation: int, filters, shape, mix=None, unary_weight=None, precision="default", most_rows: int = 2
+):
+    """The form that serves these windows, of values [B, C, ..]: 2 columns by at most `most_rows` rows of pixels a
+    thread, or tap by tap."""
     if Quads.serve(size, radii, dilation, *shape[:2], filters, mix is not None and mix.ndim == 3):
-        return Quads(size, radii, dilation, filters, mix, unary_weight)
+        return Quads(size, radii, dilation, filters, mix, unary_weight, most_rows)
     return Taps(size, radii, dilation, filters, mix, unary_weight, precision)
 
 
