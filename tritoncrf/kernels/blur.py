@@ -38,7 +38,7 @@ from tritoncrf.kernels.pieces import (
     scales,
     store_pooled,
 )
-from tritoncrf.kernels.planes import WindowFilter, ladder
+from tritoncrf.kernels.planes import WindowFilter
 from tritoncrf.kernels.quads import blocks
 from tritoncrf.kernels.window import form_of, window_feature_gradient
 from tritoncrf.step import Step, contiguous, from_3d, mix, mix_adjoint, outer, stacked, to_3d
@@ -59,8 +59,8 @@ def _reading(y, x, o_y, o_x, LY, LX, ZERO, BY: tl.constexpr, BX: tl.constexpr):
     left, right = tl.maximum(x - 1, 0), tl.minimum(x + 1, LX - 1)
     near = (by_piece(y + left, ZERO), by_piece(y + x, ZERO), by_piece(y + right, ZERO))
     far = (by_piece(other + left, ZERO), by_piece(other + x, ZERO), by_piece(other + right, ZERO))
-    shift = (o_x + 0.5) / BX - 0.5
-    return near, far, tl.abs((o_y + 0.5) / BY - 0.5), tl.maximum(-shift, 0.0), tl.maximum(shift, 0.0)
+    down, shift = (2 * o_y + 1 - BY) * (0.5 / BY), (2 * o_x + 1 - BX) * (0.5 / BX)
+    return near, far, tl.abs(down), tl.maximum(-shift, 0.0), tl.maximum(shift, 0.0)
 
 
 @triton.jit
@@ -101,12 +101,12 @@ def _score(
 @triton.jit
 def _store_q(
     o_c, power, inverse, weights, y_ptr, pooled_ptr, mix_ptr, i, m_i, at, first, thread, N, stride_pm,
-    C: tl.constexpr, ROUND: tl.constexpr, STATE: tl.constexpr,
+    C: tl.constexpr, ROUND: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Q of a block of classes, if it is asked for, and pooled."""
     if y_ptr is not None:
         tl.store(y_ptr + o_c * N + i, power * inverse, mask=m_i)
-    store_pooled(pooled_ptr, mix_ptr, o_c, power, weights, at, first, thread, stride_pm, C, ROUND, STATE)
+    store_pooled(pooled_ptr, mix_ptr, o_c, power, weights, at, first, thread, stride_pm, C, ROUND, LOW)
 
 
 @triton.jit(do_not_specialize=UNKNOWN)
@@ -118,10 +118,10 @@ def _blur_step_kernel(
     LY, LX, PY, PX, NY, NX, ZERO, ROW, START, STEP,
     # strides: filter of H and of pool(Q)
     stride_hm, stride_sm,
-    # meta-parameters; of each filter: whether one image's scales serve all; LOW and STATE: from class to class in H
-    # and in the state
+    # meta-parameters; of each filter: whether one image's scales serve all; LOW: from class to class in H and in
+    # the state
     C: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
-    HELD: tl.constexpr, SHARED: tl.constexpr, LOW: tl.constexpr, STATE: tl.constexpr,
+    HELD: tl.constexpr, SHARED: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
     NX, PX = aligned(NX, PX, BX, ALIGNED)
@@ -135,7 +135,7 @@ def _blur_step_kernel(
     if y_ptr is not None:
         y_ptr += b * C * N
     if state_ptr is not None:
-        at = by_piece(place(b, y, x, C, ROW, START, STEP, STATE), ZERO)
+        at = by_piece(place(b, y, x, C, ROW, START, STEP, LOW), ZERO)
 
     top = tl.full(i.shape, float("-inf"), tl.float32)
     total = tl.zeros(i.shape, tl.float32)
@@ -163,8 +163,8 @@ def _blur_step_kernel(
                 total = tl.where(s > top, total * e + 1.0, total + e)
                 top = tl.maximum(top, s)
     if state_ptr is not None:
-        at = by_piece(place(b, y, x, C, ROW, START, STEP, STATE), ZERO)
-        inverse = tl.where(m_i, 1.0 / total, 0.0)
+        at = by_piece(place(b, y, x, C, ROW, START, STEP, LOW), ZERO)
+        inverse = tl.where(m_i, tl.div_rn(1.0, total), 0.0)
         given = scales(in_ptrs, b, i, m_i, N, SHARED)
         weights = ()
         for m in tl.static_range(len(SHARED)):
@@ -173,7 +173,7 @@ def _blur_step_kernel(
             for n in tl.static_range(blocks(C)):
                 _store_q(
                     classes_of(C, n), powers[n], inverse, weights, y_ptr, state_ptr, mix_ptr, i, m_i, at, first, thread,
-                    N, stride_sm, C, ROUND, STATE,
+                    N, stride_sm, C, ROUND, LOW,
                 )  # fmt: skip
         else:
             for c in range(0, C):
@@ -181,7 +181,7 @@ def _blur_step_kernel(
                 s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, BY, LOW)
                 _store_q(
                     o_c, tl.exp2((s - top) * LOG2E), inverse, weights, y_ptr, state_ptr, mix_ptr, i, m_i, at,
-                    first, thread, N, stride_sm, C, ROUND, STATE,
+                    first, thread, N, stride_sm, C, ROUND, LOW,
                 )  # fmt: skip
 
 
@@ -197,7 +197,6 @@ class BlurStep(Step):
         self.scales_out = [contiguous(K.scale_out) for K in operators]
         scaled = any(s is not None for s in (*self.scales_in, *self.scales_out))
         self.apart = scaled and len(operators) > 1
-        self.low = ladder(math.prod(self.grid[1]))  # from class to class at low resolution
         self.unary_table, self.mix_table = _for_each_thread(self.unary_weight), None
         window = (1, *self.grid[1]), first.radii, first.dilation
         if self.apart:
@@ -212,6 +211,7 @@ class BlurStep(Step):
             self.windows = form_of(
                 *window, filters, (batch, classes), self.mix, self.unary_weight, first.precision, ROWS
             )  # fmt: skip
+        self.low = self.windows.class_step
 
     def start(self, q):
         pooled = [K.enter(q) for K in self.operators[: len(self.scales_in)]]
@@ -231,7 +231,7 @@ class BlurStep(Step):
 
     def scores(self, state):
         y = torch.empty_like(self.unary)
-        self._step(self._filtered(state[1]), y, state_ptr=None, stride_sm=0, ROW=0, START=0, STEP=1, STATE=0)
+        self._step(self._filtered(state[1]), y, state_ptr=None, stride_sm=0, LOW=self.low, ROW=0, START=0, STEP=1)
         return y
 
     def probabilities(self, state):
@@ -239,18 +239,18 @@ class BlurStep(Step):
 
     def backward(self, q, g, through_softmax: bool, messages: bool):
         """The messages are of low resolution, those that come back and pooled Q."""
-        y, pooled, low = torch.empty_like(self.unary), self._empty() if messages else None, math.prod(self.grid[1])
+        y, pooled = torch.empty_like(self.unary), self._empty() if messages else None
         entered = self.windows.blank(self._empty().flatten(0, 1))
         upsample_adjoint(g.contiguous(), self.scales_out, self.grid, self.factors, **self._place(entered))
-        of_filters = y.new_empty((len(self.operators), *y.shape[:2], low)) if messages and not self.apart else None
+        of_filters = None
+        if messages and not self.apart:
+            of_filters = y.new_empty((len(self.operators), *y.shape[:2], math.prod(self.grid[1])))
         back = self._filtered(entered, of_filters, adjoint=True)
         back_through_step(
             back, q.contiguous() if through_softmax or messages else None, self.mix_table, self.scales_in, y, pooled,
             self.grid, self.factors, self.low, through_softmax,
         )  # fmt: skip
-        if not messages:
-            return y, None
-        return y, [back[..., :low] if self.apart else of_filters, pooled[..., :low]]
+        return y, [back if self.apart else of_filters, pooled] if messages else None
 
     def mixing_gradients(self, q, messages):
         back, pooled = messages
@@ -261,9 +261,9 @@ class BlurStep(Step):
         if not all(needs) or any(k.scale_in is not None or k.scale_out is not None for k in K):
             return super().gradients(q, g, needs)
         (_, low, _), y = self.grid, self._empty()
-        place = {"state_ptr": y, "stride_sm": 0, "ROW": low[1], "START": 0, "STEP": 1, "STATE": self.low}
+        place = {"state_ptr": y, "stride_sm": 0, "ROW": low[1], "START": 0, "STEP": 1, "LOW": self.low}
         upsample_adjoint(g.contiguous(), self.scales_out, self.grid, self.factors, **place)
-        x, y = K[0].enter(q), y[0, ..., : math.prod(low)].unflatten(2, (1, *low))
+        x, y = K[0].enter(q), y[0].unflatten(2, (1, *low))
         window, features = (K[0].radii, K[0].dilation), [k.features for k in K]
         channels = [f.shape[1] for f in features]
         if self.mix.shape[1:] == (1,) and quads_gradient.serves(x.shape[2:], *window, x.shape[:2].numel(), channels):
@@ -273,13 +273,14 @@ class BlurStep(Step):
         return [[from_3d(f, k.axes)] for f, k in zip(found, K)]
 
     def _empty(self):
-        """For numbers of low resolution, [M, B, C, low]: of each filter, or of all in one."""
-        return self.unary.new_empty((len(self.scales_in), *self.unary.shape[:2], self.low))
+        """For images of low resolution, [M, B, C, N] there: of each filter, or of all in one."""
+        whole = self.unary.new_empty((len(self.scales_in), *self.unary.shape[:2], self.low))
+        return whole[..., : math.prod(self.grid[1])]
 
     def _place(self, state) -> dict:
         """Arguments that say where a kernel writes a state."""
         memory, place = self.windows.place(state)
-        return {"state_ptr": memory, "stride_sm": memory.stride(0) * len(self.unary), **place}
+        return {"state_ptr": memory, "stride_sm": memory.stride(0) * len(self.unary), "LOW": self.low, **place}
 
     def _filtered(self, state, of_filters=None, adjoint: bool = False):
         found = self._empty()
@@ -292,7 +293,7 @@ class BlurStep(Step):
             _blur_step_kernel, self.grid, self.factors, self.unary.shape, zip(self.scales_in, self.scales_out),
             h_ptr=messages, unary_ptr=self.unary, a_ptr=self.unary_table, mix_ptr=self.mix_table,
             in_ptrs=tuple(self.scales_in), out_ptrs=tuple(self.scales_out), y_ptr=y, stride_hm=messages.stride(0),
-            LOW=self.low, **place,
+            **place,
         )  # fmt: skip
 
 

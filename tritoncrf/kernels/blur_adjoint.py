@@ -33,10 +33,12 @@ MAX_CLASSES = 4  # of a thread
 
 @triton.jit
 def _reach(i, low, n, pad, B: tl.constexpr):
-    """The weight by which pixel i reads from `low`, along an axis of n low pixels: up is at (g + 1/2) / B - 1/2 for
-    pixel g of the grid, clamped to the low pixels' centres."""
-    source = tl.minimum(tl.maximum((i + pad + 0.5) / B - 0.5, 0.0), n - 1.0)
-    return tl.maximum(1.0 - tl.abs(source - low), 0.0)
+    """The weight by which pixel i reads from `low`, along an axis of n low pixels: linear between their centres, and 1
+    beyond the outermost ones."""
+    off = (2 * (i + pad - low * B) + 1 - B) * (0.5 / B)  # from the centre of `low`, without the rounding of positions
+    off = tl.where(low == 0, tl.maximum(off, 0.0), off)
+    off = tl.where(low == n - 1, tl.minimum(off, 0.0), off)
+    return tl.maximum(1.0 - tl.abs(off), 0.0)
 
 
 @triton.jit(do_not_specialize=UNKNOWN)
@@ -47,10 +49,10 @@ def _upsample_adjoint_kernel(
     CLASSES, LY, LX, PY, PX, NY, NX, ROW, START, STEP,
     # strides: filter of the state
     stride_sm,
-    # meta-parameters: CB classes a thread; W pixels a read; WIDE: rows are as wide as a window; STATE: from class to
-    # class there
+    # meta-parameters: CB classes a thread; W pixels a read; WIDE: rows are as wide as a window; LOW: from class to
+    # class of the state
     BY: tl.constexpr, BX: tl.constexpr, CB: tl.constexpr, W: tl.constexpr, WIDE: tl.constexpr, SHARED: tl.constexpr,
-    STATE: tl.constexpr,
+    LOW: tl.constexpr,
 ):  # fmt: skip
     """Each program owns P low pixels of a few classes of one image, of all filters."""
     NX, PX = NX // W * W, PX // W * W
@@ -109,10 +111,10 @@ def _upsample_adjoint_kernel(
                     total += weights[m][k] * values[k]
                 longer = longer + (sums[c * len(SHARED) + m] + down * total,)
         sums = longer
-    at = place(b, y_low, x_low, CLASSES, ROW, START, STEP, STATE)
+    at = place(b, y_low, x_low, CLASSES, ROW, START, STEP, LOW)
     for c in tl.static_range(CB):
         for m in tl.static_range(len(SHARED)):
-            o_y = m * stride_sm + (first + c) * STATE + at
+            o_y = m * stride_sm + (first + c) * LOW + at
             tl.store(state_ptr + o_y, tl.sum(sums[c * len(SHARED) + m], 1), mask=m_low & (first + c < CLASSES))
 
 

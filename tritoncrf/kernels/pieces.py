@@ -69,7 +69,7 @@ def piece_of_block(
     else:
         i = by_piece(i, ZERO)
     first = there & (piece % ROUND == 0)
-    return b, y_low, x_low, 1.0 / (rows * columns).to(tl.float32), first, o_y, o_x, i, m_i
+    return b, y_low, x_low, tl.div_rn(1.0, (rows * columns).to(tl.float32)), first, o_y, o_x, i, m_i
 
 
 @triton.jit
@@ -91,11 +91,11 @@ def scales(scale_ptrs, b, i, m_i, N, SHARED: tl.constexpr):
 
 
 @triton.jit
-def place(b, y, x, C, ROW, START, STEP, STATE: tl.constexpr):
-    """Where pixel (y, x) of image b, class 0, lies in a state of a window: STATE from class to class, and pixels STEP
+def place(b, y, x, C, ROW, START, STEP, LOW: tl.constexpr):
+    """Where pixel (y, x) of image b, class 0, lies in a state of a window: LOW from class to class, and pixels STEP
     apart in images of their own."""
     phase = y % STEP * STEP + x % STEP
-    return (b * STEP * STEP + phase) * C * STATE + (START + y // STEP * ROW + x // STEP)
+    return (b * STEP * STEP + phase) * C * LOW + (START + y // STEP * ROW + x // STEP)
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def _sum_of_block(x, ROUND: tl.constexpr):
 @triton.jit
 def store_pooled(
     pooled_ptr, mix_ptr, o_c, q, weights, at, first, thread, stride_pm,
-    C: tl.constexpr, ROUND: tl.constexpr, STATE: tl.constexpr,
+    C: tl.constexpr, ROUND: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """pool(in_m Q), times A_m if that is given, of a block of classes, to where `at` is in a class; weights: in_m over
     counts."""
@@ -119,7 +119,7 @@ def store_pooled(
         mean = _sum_of_block(q * weights[m], ROUND)
         if mix_ptr is not None:
             mean *= tl.load(mix_ptr + (m * C + o_c) * PIECES + thread)
-        tl.store(pooled_ptr + m * stride_pm + o_c * STATE + at, mean, mask=first)
+        tl.store(pooled_ptr + m * stride_pm + o_c * LOW + at, mean, mask=first)
 
 
 def _held(classes: int, filters: int) -> bool:

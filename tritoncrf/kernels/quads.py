@@ -374,6 +374,7 @@ class Quads:
         self.most_rows = most_rows  # of pixels in a thread
         self.filters, self.merges = filters, mix is not None and len(filters) == 2 and mix.shape[1] == 1
         self.layout = Planes(size[1:], radii[2], dilation)
+        self.class_step = 2 * self.layout.plane  # from class to class of a state
         self.spare: list = []
         self.features = [f.features if f.positions else self._pairs(f.features) for f in filters]
         self.scales = {}
@@ -406,7 +407,7 @@ class Quads:
         """The planes of a state, and where its pixels lie in them."""
         row = 2 * self.layout.row
         start = self.layout.radius * (row + 1)
-        return state.planes, {"ROW": row, "START": start, "STEP": self.layout.step, "STATE": 2 * self.layout.plane}
+        return state.planes, {"ROW": row, "START": start, "STEP": self.layout.step}
 
     def image(self, state):
         return self.layout.image(state.planes)

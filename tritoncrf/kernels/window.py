@@ -274,6 +274,7 @@ class Taps:
     def __init__(self, size, radii, dilation: int, filters, mix=None, unary_weight=None, precision="default"):
         self.window, self.filters = (size, radii, dilation), filters
         self.mix, self.unary_weight, self.precision = mix, unary_weight, precision
+        self.class_step = ladder(math.prod(size))  # from class to class of a blank state
 
     def state(self, x):
         """x [B, C, ..] as `run` reads it."""
@@ -281,11 +282,11 @@ class Taps:
 
     def blank(self, like):
         """A state of as many images and classes as `like` [B, C, ..], to be written."""
-        return like.new_empty((*like.shape[:2], ladder(math.prod(self.window[0]))))
+        return like.new_empty((*like.shape[:2], self.class_step))
 
     def place(self, state):
         """A state's memory, and where pixels lie in it."""
-        return state, {"ROW": self.window[0][2], "START": 0, "STEP": 1, "STATE": state.shape[2]}
+        return state, {"ROW": self.window[0][2], "START": 0, "STEP": 1}
 
     def image(self, state):
         return state.contiguous()
