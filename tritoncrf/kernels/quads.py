@@ -208,7 +208,7 @@ def _window_quads_kernel(
     x_ptr, f_ptrs, in_ptrs, out_ptrs, numbers_ptr, unary_ptr, q_ptr, y_ptr, filtered_ptr,
     # sizes; ROW in pairs; EACH: 1 if a filter has features for each image, 0 if one image's serve all; ZERO: 0
     NY, NX, STEP, ROW, EACH_0, EACH_1, ZERO,
-    # strides: filter of filtered, class of y
+    # strides: filter of filtered; class of y, N if none is given
     stride_tm, stride_yc,
     # meta-parameters; PLANE in pairs; of each filter: channels, 0 of positions, and whether a pixel sees itself
     C: tl.constexpr, D: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr, MERGE: tl.constexpr, EPILOGUE: tl.constexpr,
@@ -333,7 +333,8 @@ def _window_quads_kernel(
             else:
                 if EPILOGUE == "softmax_adjoint":
                     value = q[c] * (value - along)
-                tl.store(y_ptr + _offsets(b * C, stride_yc, i_y[s], C, c), value, mask=m_y[s])
+                o_y = _offsets(b * C, N if stride_yc is None else stride_yc, i_y[s], C, c)
+                tl.store(y_ptr + o_y, value, mask=m_y[s])
 
 
 def _registers(classes: int, sums: int, rows: int, channels, scaled: bool) -> int:
@@ -444,7 +445,7 @@ class Quads:
             numbers_ptr=None if epilogue == "sum" else self.numbers, unary_ptr=unary, q_ptr=q, y_ptr=y,
             filtered_ptr=filtered, NY=ny, NX=nx, STEP=layout.step, ROW=layout.row, EACH_0=each[0], EACH_1=each[-1],
             ZERO=0, stride_tm=0 if filtered is None else filtered.stride(0),
-            stride_yc=y.stride(1), C=classes, D=channels,
+            stride_yc=None if y.stride(1) == ny * nx else y.stride(1), C=classes, D=channels,
             SELF=tuple(f.include_self for f in self.filters), R=layout.radius, MERGE=merge, EPILOGUE=epilogue,
             ROWS=rows, PART=part_of_row(layout.radius),
             PLANE=layout.plane,
