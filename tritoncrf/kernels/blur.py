@@ -44,9 +44,6 @@ from tritoncrf.kernels.window import form_of, window_feature_gradient
 from tritoncrf.step import Step, contiguous, from_3d, mix, mix_adjoint, outer, stacked, to_3d
 
 MAX_BLUR = 16  # of the fused step: the pieces of a larger block are more than a program's threads
-# Rows of low pixels in a thread of the window: with two there are half as many programs, too few for a GPU.
-ROWS = 1
-
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -78,12 +75,12 @@ def _columns(h_ptr, near, far, weight, BY: tl.constexpr):
 @triton.jit
 def _score(
     o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm,
-    BY: tl.constexpr, LOW: tl.constexpr,
+    low_step, BY: tl.constexpr,
 ):  # fmt: skip
     """S_c = a_c U_c + sum_m out_m up(H_m)_c of a block of classes, [CB, PIECES, W]."""
     near, far, weight, left, right = reading
     s = tl.load(a_ptr + o_c * PIECES + thread) * tl.load(unary_ptr + o_c * N + i, mask=m_i, other=0.0)
-    h_ptr += o_c * LOW
+    h_ptr += o_c * low_step
     SCALED: tl.constexpr = out_ptrs[0] is not None or out_ptrs[len(out) - 1] is not None
     l, h, r = _columns(h_ptr, near, far, weight, BY)
     for m in tl.static_range(len(out)):
@@ -101,12 +98,12 @@ def _score(
 @triton.jit
 def _store_q(
     o_c, power, inverse, weights, y_ptr, pooled_ptr, mix_ptr, i, m_i, at, first, thread, N, stride_pm,
-    C: tl.constexpr, ROUND: tl.constexpr, LOW: tl.constexpr,
+    low_step, C: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     """Q of a block of classes, if it is asked for, and pooled."""
     if y_ptr is not None:
         tl.store(y_ptr + o_c * N + i, power * inverse, mask=m_i)
-    store_pooled(pooled_ptr, mix_ptr, o_c, power, weights, at, first, thread, stride_pm, C, ROUND, LOW)
+    store_pooled(pooled_ptr, mix_ptr, o_c, power, weights, at, first, thread, stride_pm, low_step, C, ROUND)
 
 
 @triton.jit(do_not_specialize=UNKNOWN)
@@ -116,26 +113,25 @@ def _blur_step_kernel(
     h_ptr, unary_ptr, a_ptr, mix_ptr, in_ptrs, out_ptrs, y_ptr, state_ptr,
     # sizes; ZERO: 0; where pooled pixels go: see place
     LY, LX, PY, PX, NY, NX, ZERO, ROW, START, STEP,
-    # strides: filter of H and of pool(Q)
-    stride_hm, stride_sm,
+    # strides: filter of H and of pool(Q), class of both
+    stride_hm, stride_sm, low_step,
     # meta-parameters; of each filter: whether one image's scales serve all; LOW: from class to class in H and in
-    # the state
+    # the state, else low_step
     C: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
     HELD: tl.constexpr, SHARED: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
+    low_step = LOW if low_step is None else low_step
     NX, PX = aligned(NX, PX, BX, ALIGNED)
     N = tl.full((), 1, tl.int64) * NY * NX
     b, y, x, share, first, o_y, o_x, i, m_i = piece_of_block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
     thread = by_piece(tl.arange(0, PIECES)[None, :, None], ZERO)
     reading = _reading(y, x, o_y, o_x, LY, LX, ZERO, BY, BX)
     unary_ptr += b * C * N
-    h_ptr += b * C * LOW
+    h_ptr += b * C * low_step
     out = scales(out_ptrs, b, i, m_i, N, SHARED)
     if y_ptr is not None:
         y_ptr += b * C * N
-    if state_ptr is not None:
-        at = by_piece(place(b, y, x, C, ROW, START, STEP, LOW), ZERO)
 
     top = tl.full(i.shape, float("-inf"), tl.float32)
     total = tl.zeros(i.shape, tl.float32)
@@ -144,7 +140,7 @@ def _blur_step_kernel(
     if HELD:
         for n in tl.static_range(blocks(C)):
             o_c = classes_of(C, n)
-            s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, BY, LOW)
+            s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, low_step, BY)
             if state_ptr is None:
                 tl.store(y_ptr + o_c * N + i, s, mask=m_i)
             scores = scores + (s,)
@@ -155,7 +151,7 @@ def _blur_step_kernel(
     else:
         for c in range(0, C):
             o_c = tl.full((1, 1, 1), c, tl.int64)
-            s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, BY, LOW)
+            s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, low_step, BY)
             if state_ptr is None:
                 tl.store(y_ptr + o_c * N + i, s, mask=m_i)
             else:
@@ -163,7 +159,7 @@ def _blur_step_kernel(
                 total = tl.where(s > top, total * e + 1.0, total + e)
                 top = tl.maximum(top, s)
     if state_ptr is not None:
-        at = by_piece(place(b, y, x, C, ROW, START, STEP, LOW), ZERO)
+        at = by_piece(place(b, y, x, C, ROW, START, STEP, low_step), ZERO)
         inverse = tl.where(m_i, tl.div_rn(1.0, total), 0.0)
         given = scales(in_ptrs, b, i, m_i, N, SHARED)
         weights = ()
@@ -173,15 +169,17 @@ def _blur_step_kernel(
             for n in tl.static_range(blocks(C)):
                 _store_q(
                     classes_of(C, n), powers[n], inverse, weights, y_ptr, state_ptr, mix_ptr, i, m_i, at, first, thread,
-                    N, stride_sm, C, ROUND, LOW,
+                    N, stride_sm, low_step, C, ROUND,
                 )  # fmt: skip
         else:
             for c in range(0, C):
                 o_c = tl.full((1, 1, 1), c, tl.int64)
-                s = _score(o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, BY, LOW)
+                s = _score(
+                    o_c, unary_ptr, a_ptr, h_ptr, out_ptrs, out, i, m_i, reading, thread, N, stride_hm, low_step, BY
+                )
                 _store_q(
                     o_c, tl.exp2((s - top) * LOG2E), inverse, weights, y_ptr, state_ptr, mix_ptr, i, m_i, at,
-                    first, thread, N, stride_sm, C, ROUND, LOW,
+                    first, thread, N, stride_sm, low_step, C, ROUND,
                 )  # fmt: skip
 
 
@@ -202,16 +200,16 @@ class BlurStep(Step):
         if self.apart:
             self.mix_table = _for_each_thread(torch.stack([a.expand(classes) for a in mixing]))
             filters = [WindowFilter(_side_by_side([K.features for K in operators], batch), first.include_self)]
-            self.windows = form_of(*window, filters, (batch * len(operators), classes), most_rows=ROWS)
+            self.windows = form_of(*window, filters, (batch * len(operators), classes), few=True)
         else:
             if not scaled:  # one pooled Q serves both, and one sum comes back
                 self.scales_in, self.scales_out = [None], [None]
             filters = [WindowFilter(K.features.contiguous(), K.include_self) for K in operators]
             self.mix = stacked(mixing, classes)
             self.windows = form_of(
-                *window, filters, (batch, classes), self.mix, self.unary_weight, first.precision, ROWS
+                *window, filters, (batch, classes), self.mix, self.unary_weight, first.precision, few=True
             )  # fmt: skip
-        self.low = self.windows.class_step
+        self.class_step = self.windows.class_step  # at low resolution: a constant, or a number
 
     def start(self, q):
         pooled = [K.enter(q) for K in self.operators[: len(self.scales_in)]]
@@ -231,7 +229,7 @@ class BlurStep(Step):
 
     def scores(self, state):
         y = torch.empty_like(self.unary)
-        self._step(self._filtered(state[1]), y, state_ptr=None, stride_sm=0, LOW=self.low, ROW=0, START=0, STEP=1)
+        self._step(self._filtered(state[1]), y, state_ptr=None, stride_sm=0, ROW=0, START=0, STEP=1)
         return y
 
     def probabilities(self, state):
@@ -241,14 +239,14 @@ class BlurStep(Step):
         """The messages are of low resolution, those that come back and pooled Q."""
         y, pooled = torch.empty_like(self.unary), self._empty() if messages else None
         entered = self.windows.blank(self._empty().flatten(0, 1))
-        upsample_adjoint(g.contiguous(), self.scales_out, self.grid, self.factors, **self._place(entered))
-        of_filters = None
-        if messages and not self.apart:
-            of_filters = y.new_empty((len(self.operators), *y.shape[:2], math.prod(self.grid[1])))
+        upsample_adjoint(
+            g.contiguous(), self.scales_out, self.grid, self.factors, **self.class_step, **self._place(entered)
+        )
+        of_filters = self._empty(len(self.operators)) if messages and not self.apart else None
         back = self._filtered(entered, of_filters, adjoint=True)
         back_through_step(
             back, q.contiguous() if through_softmax or messages else None, self.mix_table, self.scales_in, y, pooled,
-            self.grid, self.factors, self.low, through_softmax,
+            self.grid, self.factors, through_softmax, **self.class_step,
         )  # fmt: skip
         return y, [back if self.apart else of_filters, pooled] if messages else None
 
@@ -261,7 +259,7 @@ class BlurStep(Step):
         if not all(needs) or any(k.scale_in is not None or k.scale_out is not None for k in K):
             return super().gradients(q, g, needs)
         (_, low, _), y = self.grid, self._empty()
-        place = {"state_ptr": y, "stride_sm": 0, "ROW": low[1], "START": 0, "STEP": 1, "LOW": self.low}
+        place = {"state_ptr": y, "stride_sm": 0, "ROW": low[1], "START": 0, "STEP": 1, **self.class_step}
         upsample_adjoint(g.contiguous(), self.scales_out, self.grid, self.factors, **place)
         x, y = K[0].enter(q), y[0].unflatten(2, (1, *low))
         window, features = (K[0].radii, K[0].dilation), [k.features for k in K]
@@ -272,15 +270,16 @@ class BlurStep(Step):
             found = [window_feature_gradient(x, mix_adjoint(a, y), f, *window) for f, a in zip(features, self.mixing)]
         return [[from_3d(f, k.axes)] for f, k in zip(found, K)]
 
-    def _empty(self):
+    def _empty(self, filters: int | None = None):
         """For images of low resolution, [M, B, C, N] there: of each filter, or of all in one."""
-        whole = self.unary.new_empty((len(self.scales_in), *self.unary.shape[:2], self.low))
+        step = next(n for n in self.class_step.values() if n is not None)
+        whole = self.unary.new_empty((filters or len(self.scales_in), *self.unary.shape[:2], step))
         return whole[..., : math.prod(self.grid[1])]
 
     def _place(self, state) -> dict:
         """Arguments that say where a kernel writes a state."""
         memory, place = self.windows.place(state)
-        return {"state_ptr": memory, "stride_sm": memory.stride(0) * len(self.unary), "LOW": self.low, **place}
+        return {"state_ptr": memory, "stride_sm": memory.stride(0) * len(self.unary), **place}
 
     def _filtered(self, state, of_filters=None, adjoint: bool = False):
         found = self._empty()
@@ -293,7 +292,7 @@ class BlurStep(Step):
             _blur_step_kernel, self.grid, self.factors, self.unary.shape, zip(self.scales_in, self.scales_out),
             h_ptr=messages, unary_ptr=self.unary, a_ptr=self.unary_table, mix_ptr=self.mix_table,
             in_ptrs=tuple(self.scales_in), out_ptrs=tuple(self.scales_out), y_ptr=y, stride_hm=messages.stride(0),
-            **place,
+            **self.class_step, **place,
         )  # fmt: skip
 
 

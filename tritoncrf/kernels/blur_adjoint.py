@@ -47,14 +47,15 @@ def _upsample_adjoint_kernel(
     g_ptr, out_ptrs, state_ptr,
     # sizes; where low pixels go
     CLASSES, LY, LX, PY, PX, NY, NX, ROW, START, STEP,
-    # strides: filter of the state
-    stride_sm,
+    # strides: filter and class of the state
+    stride_sm, low_step,
     # meta-parameters: CB classes a thread; W pixels a read; WIDE: rows are as wide as a window; LOW: from class to
-    # class of the state
+    # class of the state, else low_step
     BY: tl.constexpr, BX: tl.constexpr, CB: tl.constexpr, W: tl.constexpr, WIDE: tl.constexpr, SHARED: tl.constexpr,
     LOW: tl.constexpr,
 ):  # fmt: skip
     """Each program owns P low pixels of a few classes of one image, of all filters."""
+    low_step = LOW if low_step is None else low_step
     NX, PX = NX // W * W, PX // W * W
     RY: tl.constexpr = 2 * BY if BY > 1 else 1
     RX: tl.constexpr = 2 * BX if BX > 1 else 1
@@ -111,28 +112,28 @@ def _upsample_adjoint_kernel(
                     total += weights[m][k] * values[k]
                 longer = longer + (sums[c * len(SHARED) + m] + down * total,)
         sums = longer
-    at = place(b, y_low, x_low, CLASSES, ROW, START, STEP, LOW)
+    at = place(b, y_low, x_low, CLASSES, ROW, START, STEP, low_step)
     for c in tl.static_range(CB):
         for m in tl.static_range(len(SHARED)):
-            o_y = m * stride_sm + (first + c) * LOW + at
+            o_y = m * stride_sm + (first + c) * low_step + at
             tl.store(state_ptr + o_y, tl.sum(sums[c * len(SHARED) + m], 1), mask=m_low & (first + c < CLASSES))
 
 
 @triton.jit
-def _back(g_ptr, mix_ptr, o_c, m: tl.constexpr, low, thread, stride_gm, C: tl.constexpr, LOW: tl.constexpr):
+def _back(g_ptr, mix_ptr, o_c, m: tl.constexpr, low, thread, stride_gm, low_step, C: tl.constexpr):
     """A_m^T G_m of a block of classes at the pieces' low pixels, [CB, PIECES, 1]."""
-    g = tl.load(g_ptr + m * stride_gm + o_c * LOW + low)
+    g = tl.load(g_ptr + m * stride_gm + o_c * low_step + low)
     if mix_ptr is not None:
         g *= tl.load(mix_ptr + (m * C + o_c) * PIECES + thread)
     return g
 
 
 @triton.jit
-def _met(sums, q, g_ptr, mix_ptr, o_c, low, thread, stride_gm, C: tl.constexpr, LOW: tl.constexpr):
+def _met(sums, q, g_ptr, mix_ptr, o_c, low, thread, stride_gm, low_step, C: tl.constexpr):
     """Adds <Q, A_m^T G_m> over a block of classes to the sum of each filter, [1, PIECES, W]."""
     longer = ()
     for m in tl.static_range(len(sums)):
-        g = _back(g_ptr, mix_ptr, o_c, m, low, thread, stride_gm, C, LOW)
+        g = _back(g_ptr, mix_ptr, o_c, m, low, thread, stride_gm, low_step, C)
         longer = longer + (sums[m] + tl.sum(q * g, 0, keep_dims=True),)
     return longer
 
@@ -140,17 +141,17 @@ def _met(sums, q, g_ptr, mix_ptr, o_c, low, thread, stride_gm, C: tl.constexpr, 
 @triton.jit
 def _store_back(
     o_c, q, along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread, N, stride_gm, stride_pm,
-    C: tl.constexpr, ROUND: tl.constexpr, SOFTMAX: tl.constexpr, LOW: tl.constexpr,
+    low_step, C: tl.constexpr, ROUND: tl.constexpr, SOFTMAX: tl.constexpr,
 ):  # fmt: skip
     """dS, or dQ unless SOFTMAX, of a block of classes, and pool(in_m Q) if it is asked for."""
     dq = -along
     for m in tl.static_range(len(weights)):
-        dq += weights[m] * _back(g_ptr, mix_ptr, o_c, m, low, thread, stride_gm, C, LOW)
+        dq += weights[m] * _back(g_ptr, mix_ptr, o_c, m, low, thread, stride_gm, low_step, C)
     if SOFTMAX:
         dq *= q
     tl.store(y_ptr + o_c * N + i, dq, mask=m_i)
     if pooled_ptr is not None:
-        store_pooled(pooled_ptr, None, o_c, q, weights, low, first, thread, stride_pm, C, ROUND, LOW)
+        store_pooled(pooled_ptr, None, o_c, q, weights, low, first, thread, stride_pm, low_step, C, ROUND)
 
 
 @triton.jit(do_not_specialize=UNKNOWN)
@@ -159,13 +160,14 @@ def _blur_step_backward_kernel(
     g_ptr, q_ptr, mix_ptr, in_ptrs, y_ptr, pooled_ptr,
     # sizes; ZERO: 0
     LY, LX, PY, PX, NY, NX, ZERO,
-    # strides: filter of the messages and of pool(Q)
-    stride_gm, stride_pm,
+    # strides: filter of the messages and of pool(Q), class of both
+    stride_gm, stride_pm, low_step,
     # meta-parameters as above; SOFTMAX: whether the gradient goes through it
     C: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
     HELD: tl.constexpr, SHARED: tl.constexpr, SOFTMAX: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
+    low_step = LOW if low_step is None else low_step
     NX, PX = aligned(NX, PX, BX, ALIGNED)
     N = tl.full((), 1, tl.int64) * NY * NX
     b, y, x, share, first, o_y, o_x, i, m_i = piece_of_block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
@@ -175,13 +177,13 @@ def _blur_step_backward_kernel(
     weights = ()
     for m in tl.static_range(len(SHARED)):
         weights = weights + (share * given[m],)
-    g_ptr += b * C * LOW
+    g_ptr += b * C * low_step
     y_ptr += b * C * N
     if q_ptr is not None:
         q_ptr += b * C * N
 
     if pooled_ptr is not None:
-        pooled_ptr += b * C * LOW
+        pooled_ptr += b * C * low_step
 
     sums = ()
     for _ in tl.static_range(len(SHARED)):
@@ -193,13 +195,13 @@ def _blur_step_backward_kernel(
             if q_ptr is not None:
                 q = tl.load(q_ptr + classes_of(C, n) * N + i, mask=m_i, other=0.0)
             if SOFTMAX:
-                sums = _met(sums, q, g_ptr, mix_ptr, classes_of(C, n), low, thread, stride_gm, C, LOW)
+                sums = _met(sums, q, g_ptr, mix_ptr, classes_of(C, n), low, thread, stride_gm, low_step, C)
             values = values + (q,)
     elif SOFTMAX:
         for c in range(0, C):
             o_c = tl.full((1, 1, 1), c, tl.int64)
             q = tl.load(q_ptr + o_c * N + i, mask=m_i, other=0.0)
-            sums = _met(sums, q, g_ptr, mix_ptr, o_c, low, thread, stride_gm, C, LOW)
+            sums = _met(sums, q, g_ptr, mix_ptr, o_c, low, thread, stride_gm, low_step, C)
     along = tl.zeros(i.shape, tl.float32)  # <Q, dQ>
     for m in tl.static_range(len(SHARED)):
         along += weights[m] * sums[m]
@@ -207,7 +209,7 @@ def _blur_step_backward_kernel(
         for n in tl.static_range(blocks(C)):
             _store_back(
                 classes_of(C, n), values[n], along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first,
-                thread, N, stride_gm, stride_pm, C, ROUND, SOFTMAX, LOW,
+                thread, N, stride_gm, stride_pm, low_step, C, ROUND, SOFTMAX,
             )  # fmt: skip
     else:
         for c in range(0, C):
@@ -217,7 +219,7 @@ def _blur_step_backward_kernel(
                 q = tl.load(q_ptr + o_c * N + i, mask=m_i, other=0.0)
             _store_back(
                 o_c, q, along, g_ptr, y_ptr, pooled_ptr, mix_ptr, weights, i, m_i, low, first, thread, N, stride_gm,
-                stride_pm, C, ROUND, SOFTMAX, LOW,
+                stride_pm, low_step, C, ROUND, SOFTMAX,
             )  # fmt: skip
 
 
@@ -243,11 +245,11 @@ def upsample_adjoint(g, outs, grid, factors, **place):
     )  # fmt: skip
 
 
-def back_through_step(g, q, mix, scales, y, pooled, grid, factors, low: int, softmax: bool):
-    """dS, or dQ unless `softmax`, to y [B, C, ..], of what comes back at low resolution, G [M, B, C, low], `low` from
-    class to class; mix: A_m for each thread, or None where they are in G; pool(in_m Q) to `pooled`, as G, or None."""
+def back_through_step(g, q, mix, scales, y, pooled, grid, factors, softmax: bool, **class_step):
+    """dS, or dQ unless `softmax`, to y [B, C, ..], of what comes back at low resolution, G [M, B, C, low]; mix: A_m for
+    each thread, or None where they are in G; pool(in_m Q) to `pooled`, as G, or None."""
     launch_pieces(
         _blur_step_backward_kernel, grid, factors, y.shape, zip(scales), g_ptr=g, q_ptr=q, mix_ptr=mix,
-        in_ptrs=tuple(scales), y_ptr=y, pooled_ptr=pooled, stride_gm=g.stride(0), stride_pm=g.stride(0), LOW=low,
-        SOFTMAX=softmax,
+        in_ptrs=tuple(scales), y_ptr=y, pooled_ptr=pooled, stride_gm=g.stride(0), stride_pm=g.stride(0),
+        SOFTMAX=softmax, **class_step,
     )  # fmt: skip

@@ -17,7 +17,7 @@ PIECES = tl.constexpr(32 * WARPS)  # of a program, one a thread
 
 # Nothing is known of these: a new size makes no new binary, and no thread gets two pieces.
 UNKNOWN = ["CLASSES", "LY", "LX", "PY", "PX", "NY", "NX", "ZERO", "ROW", "START", "STEP"]
-UNKNOWN += ["stride_hm", "stride_gm", "stride_pm", "stride_sm"]
+UNKNOWN += ["stride_hm", "stride_gm", "stride_pm", "stride_sm", "low_step"]
 
 
 @triton.constexpr_function
@@ -91,11 +91,11 @@ def scales(scale_ptrs, b, i, m_i, N, SHARED: tl.constexpr):
 
 
 @triton.jit
-def place(b, y, x, C, ROW, START, STEP, LOW: tl.constexpr):
-    """Where pixel (y, x) of image b, class 0, lies in a state of a window: LOW from class to class, and pixels STEP
-    apart in images of their own."""
+def place(b, y, x, C, ROW, START, STEP, low_step):
+    """Where pixel (y, x) of image b, class 0, lies in a state of a window, whose classes are low_step apart, and pixels
+    STEP apart images of their own."""
     phase = y % STEP * STEP + x % STEP
-    return (b * STEP * STEP + phase) * C * LOW + (START + y // STEP * ROW + x // STEP)
+    return (b * STEP * STEP + phase) * C * low_step + (START + y // STEP * ROW + x // STEP)
 
 
 @triton.jit
@@ -110,8 +110,7 @@ def _sum_of_block(x, ROUND: tl.constexpr):
 
 @triton.jit
 def store_pooled(
-    pooled_ptr, mix_ptr, o_c, q, weights, at, first, thread, stride_pm,
-    C: tl.constexpr, ROUND: tl.constexpr, LOW: tl.constexpr,
+    pooled_ptr, mix_ptr, o_c, q, weights, at, first, thread, stride_pm, low_step, C: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     """pool(in_m Q), times A_m if that is given, of a block of classes, to where `at` is in a class; weights: in_m over
     counts."""
@@ -119,7 +118,7 @@ def store_pooled(
         mean = _sum_of_block(q * weights[m], ROUND)
         if mix_ptr is not None:
             mean *= tl.load(mix_ptr + (m * C + o_c) * PIECES + thread)
-        tl.store(pooled_ptr + m * stride_pm + o_c * LOW + at, mean, mask=first)
+        tl.store(pooled_ptr + m * stride_pm + o_c * low_step + at, mean, mask=first)
 
 
 def _held(classes: int, filters: int) -> bool:

@@ -132,7 +132,7 @@ def neighbour_there(T: tl.constexpr, t0, here, SELF: tl.constexpr, R: tl.constex
     return there
 
 
-def ladder(n: int) -> int:
+def _ladder(n: int) -> int:
     """n or somewhat more: four sizes an octave, and few small ones, so that many images share a binary."""
     step = 1 << max(13, n.bit_length() - 3)
     return ceil_div(n, step) * step
@@ -156,7 +156,7 @@ class Planes:
         self.low = [ceil_div(n, self.step) for n in size]  # of a phase
         rows, columns = (ceil_div(n, t) * t + 2 * radius for n, t in zip(self.low, (2 * WARPS, 2 * COLUMNS.value)))
         self.row = ceil_div(columns, 32) * 16  # pairs; rows begin where lines of the cache do
-        self.plane = ladder(rows * self.row)
+        self.plane = _ladder(rows * self.row)
 
     def empty(self, like):
         """Planes for a tensor [B, C, ..]: zeros [B, phases, C, plane]."""

@@ -208,7 +208,7 @@ def _window_quads_kernel(
     x_ptr, f_ptrs, in_ptrs, out_ptrs, numbers_ptr, unary_ptr, q_ptr, y_ptr, filtered_ptr,
     # sizes; ROW in pairs; EACH: 1 if a filter has features for each image, 0 if one image's serve all; ZERO: 0
     NY, NX, STEP, ROW, EACH_0, EACH_1, ZERO,
-    # strides: filter of filtered; class of y, N if none is given
+    # strides: filter of filtered; class of y and filtered, N if none is given
     stride_tm, stride_yc,
     # meta-parameters; PLANE in pairs; of each filter: channels, 0 of positions, and whether a pixel sees itself
     C: tl.constexpr, D: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr, MERGE: tl.constexpr, EPILOGUE: tl.constexpr,
@@ -217,6 +217,7 @@ def _window_quads_kernel(
     """Each program owns all classes of one tile of one phase of one image."""
     REFERENCE: tl.constexpr = reference(D)
     N = tl.full((), 1, tl.int64) * NY * NX
+    IMAGE = N if stride_yc is None else stride_yc
     b, phase, image, x, y, corner, i_y, m_y = quad_tile(NY, NX, STEP, ROW, ZERO, R, ROWS)
     o_p = tl.arange(0, PIXELS)[None, None, :]
     o_r = tl.arange(0, ROWS)[:, None, None]
@@ -305,7 +306,7 @@ def _window_quads_kernel(
                 messages = messages + (sums[s][m * blocks(C) + c] * factor,)
         result = ()
         for c in tl.static_range(blocks(C)):
-            o_y = _offsets(b * C, N, i_y[s], C, c)
+            o_y = _offsets(b * C, IMAGE, i_y[s], C, c)
             for m in tl.static_range(len(messages) // blocks(C)):
                 if filtered_ptr is not None:
                     tl.store(filtered_ptr + m * stride_tm + o_y, messages[m * blocks(C) + c], mask=m_y[s])
@@ -324,7 +325,7 @@ def _window_quads_kernel(
             q = ()
             along = tl.zeros((ROWS, 1, PIXELS), tl.float32)
             for c in tl.static_range(blocks(C)):
-                q = q + (tl.load(q_ptr + _offsets(b * C, N, i_y[s], C, c), mask=m_y[s], other=0.0),)
+                q = q + (tl.load(q_ptr + _offsets(b * C, IMAGE, i_y[s], C, c), mask=m_y[s], other=0.0),)
                 along += tl.sum(product(q[c], result[c]), 1, keep_dims=True)
         for c in tl.static_range(blocks(C)):
             value = result[c]
@@ -333,8 +334,7 @@ def _window_quads_kernel(
             else:
                 if EPILOGUE == "softmax_adjoint":
                     value = q[c] * (value - along)
-                o_y = _offsets(b * C, N if stride_yc is None else stride_yc, i_y[s], C, c)
-                tl.store(y_ptr + o_y, value, mask=m_y[s])
+                tl.store(y_ptr + _offsets(b * C, IMAGE, i_y[s], C, c), value, mask=m_y[s])
 
 
 def _registers(classes: int, sums: int, rows: int, channels, scaled: bool) -> int:
@@ -375,7 +375,7 @@ class Quads:
         self.most_rows = most_rows  # of pixels in a thread
         self.filters, self.merges = filters, mix is not None and len(filters) == 2 and mix.shape[1] == 1
         self.layout = Planes(size[1:], radii[2], dilation)
-        self.class_step = 2 * self.layout.plane  # from class to class of a state
+        self.class_step = {"LOW": 2 * self.layout.plane, "low_step": None}  # of a state: a constant, or a number
         self.spare: list = []
         self.features = [f.features if f.positions else self._pairs(f.features) for f in filters]
         self.scales = {}
@@ -445,7 +445,7 @@ class Quads:
             numbers_ptr=None if epilogue == "sum" else self.numbers, unary_ptr=unary, q_ptr=q, y_ptr=y,
             filtered_ptr=filtered, NY=ny, NX=nx, STEP=layout.step, ROW=layout.row, EACH_0=each[0], EACH_1=each[-1],
             ZERO=0, stride_tm=0 if filtered is None else filtered.stride(0),
-            stride_yc=None if y.stride(1) == ny * nx else y.stride(1), C=classes, D=channels,
+            stride_yc=None if epilogue == "softmax" or y.stride(1) == ny * nx else y.stride(1), C=classes, D=channels,
             SELF=tuple(f.include_self for f in self.filters), R=layout.radius, MERGE=merge, EPILOGUE=epilogue,
             ROWS=rows, PART=part_of_row(layout.radius),
             PLANE=layout.plane,

@@ -28,11 +28,12 @@ import triton.language as tl
 from tritoncrf.kernels import quads_gradient
 from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
-from tritoncrf.kernels.planes import WindowFilter, ladder
+from tritoncrf.kernels.planes import WindowFilter
 from tritoncrf.kernels.quads import Quads
 from tritoncrf.step import Step, contiguous, from_3d, mix_adjoint, stacked, to_3d
 
 MAX_CLASSES = 256  # of one pass: beyond, the accumulators do not fit in registers
+FEW_REGISTERS = 224  # of a thread where programs are few: left to itself ptxas spills some to fit one more program
 MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot push the sums out of registers
 
 PIXELS = tl.constexpr(128)  # of the largest tile: a thread has one, with all its channels; of others lanes share one
@@ -150,8 +151,8 @@ def _window_kernel(
     x_ptr, f_ptrs, in_ptrs, out_ptrs, mix_ptr, unary_ptr, a_ptr, q_ptr, y_ptr, filtered_ptr,
     # sizes
     NZ, NY, NX, STEP,
-    # strides: batch and class of x, class of y, filter of filtered, a's and A's
-    stride_xb, stride_xc, stride_yc, stride_tm, stride_a, stride_mm, stride_ml, stride_mk,
+    # strides: batch and class of x, filter of filtered, a's and A's
+    stride_xb, stride_xc, stride_tm, stride_a, stride_mm, stride_ml, stride_mk,
     # meta-parameters; of each filter: channels, whether its features serve all images, whether a pixel sees itself
     C: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr,
     MERGE: tl.constexpr, MATRIX: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
@@ -196,7 +197,7 @@ def _window_kernel(
             weighted = mixed(sums[m], mix_ptr + m * stride_mm, stride_ml, stride_mk, o_c, C, MATRIX, CP, PRECISION)
             result = weighted if m == 0 else result + weighted
     result = epilogue(result, unary_ptr, a_ptr, stride_a, q_ptr, o_y, o_y, m_y, o_c, C, EPILOGUE)
-    tl.store(y_ptr + (b * C + o_c[None, :]) * stride_yc + i_p[:, None], result, mask=m_y)
+    tl.store(y_ptr + o_y, result, mask=m_y)
 
 
 @triton.jit
@@ -271,10 +272,13 @@ def _flat(x):
 class Taps:
     """The windows of one or two filters, tap by tap: what `quads.Quads` does, for any windows, classes and channels."""
 
-    def __init__(self, size, radii, dilation: int, filters, mix=None, unary_weight=None, precision="default"):
+    def __init__(
+        self, size, radii, dilation: int, filters, mix=None, unary_weight=None, precision="default", registers=None
+    ):
+        self.registers = registers
         self.window, self.filters = (size, radii, dilation), filters
         self.mix, self.unary_weight, self.precision = mix, unary_weight, precision
-        self.class_step = ladder(math.prod(size))  # from class to class of a blank state
+        self.class_step = {"LOW": None, "low_step": math.prod(size)}
 
     def state(self, x):
         """x [B, C, ..] as `run` reads it."""
@@ -282,7 +286,7 @@ class Taps:
 
     def blank(self, like):
         """A state of as many images and classes as `like` [B, C, ..], to be written."""
-        return like.new_empty((*like.shape[:2], self.class_step))
+        return like.new_empty((*like.shape[:2], math.prod(self.window[0])))
 
     def place(self, state):
         """A state's memory, and where pixels lie in it."""
@@ -320,11 +324,11 @@ class Taps:
         a = self.unary_weight
         strides = (0, 0, 0) if mix is None else (*mix.stride(), 0)
         launch(
-            _window_kernel, (tiles * batch,), num_warps=warps,
+            _window_kernel, (tiles * batch,), num_warps=warps, registers=self.registers,
             x_ptr=state, f_ptrs=tuple(f.features for f in self.filters), in_ptrs=tuple(ins), out_ptrs=tuple(outs),
             mix_ptr=mix, unary_ptr=unary, a_ptr=a, q_ptr=q, y_ptr=y, filtered_ptr=filtered,
             C=classes, **geometry, stride_xb=state.stride(0), stride_xc=state.stride(1),
-            stride_yc=y.stride(1), stride_tm=0 if filtered is None else filtered.stride(0),
+            stride_tm=0 if filtered is None else filtered.stride(0),
             stride_a=0 if a is None else a.stride(0),
             stride_mm=strides[0], stride_ml=0 if mix is None or mix.shape[1] == 1 else strides[1],
             stride_mk=strides[2] if matrix else 0,
@@ -336,13 +340,14 @@ class Taps:
 
 
 def form_of(
-    size, radii, dilation: int, filters, shape, mix=None, unary_weight=None, precision="default", most_rows: int = 2
+    size, radii, dilation: int, filters, shape, mix=None, unary_weight=None, precision="default", few: bool = False
 ):
-    """The form that serves these windows, of values [B, C, ..]: 2 columns by at most `most_rows` rows of pixels a
-    thread, or tap by tap."""
+    """The form that serves these windows, of values [B, C, ..]: pixels of 2 columns a thread, or tap by tap.
+
+    few: images are so small that their programs do not fill a GPU: a thread takes fewer pixels, or more registers."""
     if Quads.serve(size, radii, dilation, *shape[:2], filters, mix is not None and mix.ndim == 3):
-        return Quads(size, radii, dilation, filters, mix, unary_weight, most_rows)
-    return Taps(size, radii, dilation, filters, mix, unary_weight, precision)
+        return Quads(size, radii, dilation, filters, mix, unary_weight, most_rows=1 if few else 2)
+    return Taps(size, radii, dilation, filters, mix, unary_weight, precision, FEW_REGISTERS if few else None)
 
 
 def window_sum(x, features, radii, dilation: int, include_self: bool):
