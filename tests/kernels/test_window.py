@@ -158,13 +158,18 @@ SETTINGS |= {
     "blur-image-of-a-row": dict(size=(1, 9), windows=windows(SELF, blur=2)),
     "blur-not-self-dilated": dict(size=(11, 12), windows=windows(NOT_SELF, NOT_SELF, blur=2, dilation=2), weight="class"),
     "blur-scalar-class": dict(size=(7, 9), windows=windows(SELF, SELF, blur=2), weight=["scalar", "class"]),
-    "blur-class-costs-composed": dict(size=(7, 9), windows=windows(SELF, blur=2), weight="class", compatibility=True),
-    "blur-matrix-composed": dict(size=(7, 9), windows=windows(SYMMETRIC, blur=2), weight="matrix"),
-    "blur-self-mixed-composed": dict(size=(7, 9), windows=windows(SELF, NOT_SELF, blur=2)),
+    "blur-class-costs": dict(size=(7, 9), windows=windows(SELF, blur=2), weight="class", compatibility=True),
+    "blur-matrix": dict(size=(7, 9), windows=windows(SYMMETRIC, blur=2), weight="matrix"),
+    "blur-self-mixed": dict(size=(7, 9), windows=windows(SELF, NOT_SELF, blur=2)),
     "blur-volume-composed": dict(size=(3, 3, 4), windows=windows(SELF, AFTER, blur=2), weight="class"),
     "blur-logarithms": dict(size=(7, 9), windows=windows(AFTER, blur=2), initial="log_softmax"),
     "blur-four-iterations": dict(size=(7, 9), windows=windows(AFTER, blur=2), iterations=4),
-    "blur-classes-300": dict(size=(3, 4), windows=windows(AFTER, blur=2), classes=300, weight="class"),
+    "blur-two-matrices": dict(size=(7, 9), windows=windows(SELF, NOT_SELF, blur=2), weight="matrix", classes=4),
+    "blur-two-matrices-composed": dict(size=(7, 9), windows=windows(SYMMETRIC, SELF, blur=2), weight="matrix"),
+    "blur-image-8-wide": dict(size=(9, 33), windows=windows(AFTER, SELF, blur=8), weight="class", classes=5),
+    "blur-classes-23": dict(size=(5, 8), windows=windows(SYMMETRIC, AFTER, blur=4), weight="class", classes=23),
+    "blur-classes-40": dict(size=(3, 4), windows=windows(SELF, SELF, blur=2), classes=40),
+    "blur-classes-300-composed": dict(size=(3, 4), windows=windows(AFTER, blur=2), classes=300, weight="class"),
     "blur-batch-shared": dict(size=(7, 9), windows=windows(SYMMETRIC, SELF, blur=2), batch=2, channels=(1, 4)),
     "blur-empty-batch": dict(size=(7, 9), windows=windows(SYMMETRIC, blur=2), batch=0),
 }  # fmt: skip
@@ -185,7 +190,7 @@ def test_the_loop_takes_any_memory_order(name, device):
 
 ONE_STEP = [
     "class", "matrix", "costs-class", "two-scalars-inside", "two-classes-mixed", "classes-64", "blur-signal-3-two", "blur-image-2-even", "blur-image-4-two",
-    "blur-matrix-composed",
+    "blur-matrix",
 ]  # fmt: skip
 
 
@@ -244,6 +249,20 @@ def test_positions(name, device):
     assert len(steps) == 4 and all(0 in x["D"] for x in steps)
     for what, one, other in zip(("scores", "gradient"), found, run("cpu", torch.float64, backend="torch")):
         assert_close(what, one, other, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("options, summed", [((SELF, SELF), 1), ((BEFORE, SELF), 2), ((SYMMETRIC, AFTER), 2)])
+def test_a_blurred_step_makes_only_what_is_read(options, summed, device):
+    """One sum at low resolution where nothing is normalised; Q at full resolution for gradients alone."""
+    setting = Setting(size=(9, 10), windows=windows(*options, blur=2), iterations=3)
+    for learns in True, False:
+        inputs = [x.to(device, torch.float32).requires_grad_(learns) for x in setting.inputs]
+        with record_launches() as launched:
+            setting.run(*inputs, backend="triton")
+        steps = [x.arguments for x in launched if "h_ptr" in x.arguments]
+        assert [x["state_ptr"] is not None for x in steps] == [True, True, False]
+        assert [x["y_ptr"] is not None for x in steps] == [learns, learns, True]
+        assert all(len(x["h_ptr"]) == summed for x in steps)
 
 
 # Launches ---------------------------------------------------------------------------------------------------------
