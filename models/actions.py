@@ -200,9 +200,10 @@ def tune(options: argparse.Namespace) -> None:
     outputs = [path for path in (options.out, options.figure, options.study) if path is not None]
     expect_apart(outputs, [*photos, *(path for found in files.values() for path in found.values())])
     images, scores, truths = [], [], []
+    how = options.resize, options.as_stored
     for path in photos:
         images.append(np.asarray(read_image(path, upright=not options.as_stored)))
-        scores.append(read_scores(kind, files[f"--{kind}"][path.stem], path, images[-1].shape[:2], options))
+        scores.append(read_scores(kind, files[f"--{kind}"][path.stem], path, images[-1].shape[:2], *how))
         truths.append(read_labels(files["--truth"][path.stem], upright=not options.as_stored))
         if truths[-1].shape != images[-1].shape[:2]:
             got, wanted = (" x ".join(map(str, x.shape[:2])) for x in (truths[-1], images[-1]))

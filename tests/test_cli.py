@@ -14,7 +14,7 @@ from PIL import Image
 
 from assertions import assert_close
 from tritoncrf import PARAMETERS, __version__, actions, cli, demo, figures
-from tritoncrf.options import ARGUMENTS
+from tritoncrf.options import ARGUMENTS, TEXTS
 from tritoncrf.refine import refine
 
 H, W, C = 24, 30, 3
@@ -89,7 +89,7 @@ def test_every_parameter_arrives(folder):
         "iterations": 3, "damping": 0.25, "temperature": 1.5, "window_size": 7, "blur": 3, "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5,
         "unknown": 2,
     }  # fmt: skip
-    assert set(values) == set(cli.SETTINGS) == set(ARGUMENTS)
+    assert set(values) == set(cli.NUMBERS) == set(TEXTS) == set(ARGUMENTS)
     for method in "window", "guided":
         settings = {name: value for name, value in values.items() if method in ARGUMENTS[name].methods}
         options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]

@@ -10,7 +10,7 @@ from tritoncrf.refine import refine
 from tritoncrf.synthetic import noisy_scores
 from tritoncrf.types import RefineOptions
 
-__all__ = ["CLASSES", "Outcome", "mask", "photo", "run"]
+__all__ = ["CLASSES", "SETTINGS", "Outcome", "mask", "photo", "run", "scores"]
 
 CLASSES = ("backdrop", "flag", "hair", "skin", "hat", "uniform", "shirt")
 
@@ -84,6 +84,11 @@ def mask() -> np.ndarray:
     return np.array(labels)
 
 
+def scores() -> np.ndarray:
+    """[7, 600, 512] float32 probabilities: the mask with noise."""
+    return noisy_scores(mask(), num_classes=len(CLASSES))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What `run` found: label maps [H, W], and the seconds of the CRF."""
@@ -110,10 +115,10 @@ class Outcome:
 def run(device: torch.device | str = "cpu") -> Outcome:
     """Refine noisy scores of the photo on `device`."""
     image, truth = photo(), mask()
-    scores = noisy_scores(truth, num_classes=len(CLASSES))
-    probabilities = torch.from_numpy(scores).to(device)
+    noisy = scores()
+    probabilities = torch.from_numpy(noisy).to(device)
     refine(image[:16, :16], probabilities=probabilities[:, :16, :16], **SETTINGS)  # imports and compiles, untimed
     start = time.perf_counter()
     refined = refine(image, probabilities=probabilities, **SETTINGS).argmax(0).cpu()  # .cpu() waits for a GPU
     seconds = time.perf_counter() - start
-    return Outcome(image, truth, scores.argmax(0), refined.numpy(), seconds)
+    return Outcome(image, truth, noisy.argmax(0), refined.numpy(), seconds)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast, get_args
 
 from tritoncrf.types import Method, RefineOptions
 
-__all__ = ["ARGUMENTS", "BINARY", "METHODS", "PARAMETERS", "SCORES", "UNKNOWN", "settings"]
+__all__ = ["ARGUMENTS", "BINARY", "METHODS", "PARAMETERS", "SCORES", "SHARES", "TEXTS", "UNKNOWN", "settings"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 GAUSSIAN: tuple[Method, ...] = ("lattice", "exact", "window")
@@ -42,6 +42,37 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "unknown": Argument("auto", scores=("labels",)),
     }
 )
+
+
+class Text(NamedTuple):
+    """What an argument means, and where a slider makes sense, its numbers: from, to, in steps of."""
+
+    meaning: str
+    numbers: tuple[float, float, float] | None = None
+
+
+TEXTS: Mapping[str, Text] = MappingProxyType(
+    {
+        "theta_space": Text(
+            "bandwidth of positions in the appearance kernel, in pixels, or 16% of the diagonal", (1, 200, 1)
+        ),
+        "theta_color": Text("bandwidth of colours, in 0..255 units", (1, 60, 0.5)),
+        "weight_appearance": Text("weight of the appearance kernel, or of the guided filter", (0, 30, 0.1)),
+        "theta_smooth": Text("bandwidth of the smoothness kernel, in pixels, or 1% of the diagonal", (0.5, 20, 0.5)),
+        "weight_smooth": Text("weight of the smoothness kernel", (0, 10, 0.1)),
+        "iterations": Text("mean-field steps", (0, 20, 1)),
+        "damping": Text("share of the old probabilities that each step keeps, from 0 to below 1", (0, 0.95, 0.05)),
+        "temperature": Text("above 1 the result is less certain, below 1 more", (0.1, 5, 0.1)),
+        "window_size": Text("side of the neighbourhood, odd, in blurred pixels", (3, 31, 2)),
+        "blur": Text("blur x blur pixels are averaged for the messages", (1, 8, 1)),
+        "radius": Text("radius of the filter's windows, in pixels", (1, 50, 1)),
+        "eps": Text("what counts as an edge, in 0..255 units squared"),
+        "label_confidence": Text("probability that they are right", (0.5, 0.99, 0.01)),
+        "num_classes": Text("number of classes"),
+        "unknown": Text("the label of unknown pixels, several as in --unknown=-1,255, or none"),
+    }
+)
+SHARES = (0.1, 40, 0.1)  # of a bandwidth of positions, in percent of the diagonal
 
 
 def settings(method: Method, scores: str, features: bool, given: Mapping[str, Any]) -> dict[str, Any]:
