@@ -87,7 +87,21 @@ MAY_IMPORT = {
         "files",
         "demo",
     },
-    "cli": {"__init__", "options", "commands", "actions"},
+    "session": {
+        "types",
+        "checks",
+        "devices",
+        "options",
+        "refine",
+        "scores",
+        "summary",
+        "commands",
+        "files",
+        "demo",
+        "actions",
+    },
+    "app": {"options", "commands", "figures", "demo", "actions", "session"},
+    "cli": {"__init__", "options", "commands", "actions", "app"},
     "__main__": {"cli"},
 }
 
@@ -109,6 +123,8 @@ LIBRARIES = {
     "reports": {"torch", "matplotlib"},
     "demo": {"torch", "numpy", "matplotlib", "PIL"},
     "actions": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
+    "session": {"torch", "numpy"},
+    "app": {"numpy", "gradio", "fastapi", "uvicorn"},
     "cli": set(),
 }
 

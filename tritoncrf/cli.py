@@ -159,7 +159,8 @@ def _where(name: str) -> str:
     methods, scores = ARGUMENTS[name].methods, ARGUMENTS[name].scores
     if len(methods) == 1:
         return f"with --method {methods[0]}: "
-    return "" if scores == SCORES else f"with {' and '.join(f'--{kind}' for kind in scores)}: "
+    *others, last = (f"--{kind}" for kind in scores)
+    return "" if scores == SCORES else f"with {' and '.join([', '.join(others), last] if others else [last])}: "
 
 
 def _run(options: argparse.Namespace) -> None:
