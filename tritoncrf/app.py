@@ -13,7 +13,9 @@ import re
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -203,6 +205,7 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
     names = [name for name, entry in ARGUMENTS.items() if name not in READING and problem.kind in entry.scores]
     knobs: dict[str, Any] = {}
     units: dict[str, Any] = {}
+    one_at_a_time = threading.Lock()
 
     def settings(method: str, *values: Any) -> dict[str, Any]:
         """Of the method's control, and the others in their order."""
@@ -217,12 +220,14 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
         return [(before, after), report(outcome, problem.kind, problem.names), *problem.lines(given)]
 
     def named(given: Settings) -> str | None:
+        """The preset that these are."""
         return next((name for name, preset in session.presets(given["method"], start).items() if preset == given), None)
 
     def run(*values: Any) -> list[Any]:
         try:
             given = settings(*values)
-            return [*shown(given), named(given)]
+            with one_at_a_time:
+                return [*shown(given), named(given)]
         except (ValueError, TypeError, MemoryError) as error:
             text = " ".join(_by_arguments(str(error)).split())
             # The picture stays, and no lines beside it that would give another.
@@ -236,11 +241,21 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
             *(gr.update(visible=n in visible, **({"value": unit_of(given[n])} if n in given else {})) for n in units),
         ]
 
-    def choose(method: str, preset: str) -> list[Any]:
-        return moved_to(session.presets(method, start)[preset])
+    def switch(method: str, *values: Any) -> list[Any]:
+        try:
+            value = named(settings(method, *values))
+        except ValueError:
+            value = None
+        return [gr.update(choices=list(session.presets(method, start)), value=value), *moved_to({"method": method})]
 
-    def switch(method: str) -> list[Any]:
-        return [gr.update(choices=list(session.presets(method, start)), value=None), *moved_to({"method": method})]
+    def choose(moves: int, method: str, preset: str) -> list[Any]:
+        return [moves + 1, *moved_to(session.presets(method, start)[preset])]
+
+    def convert(name: str, moves: int, number: float | None, unit: str) -> list[Any]:
+        return [
+            moves + 1,
+            gr.skip() if number is None else gr.update(**slider(name, converted(number, unit, diagonal))),
+        ]
 
     first = shown(start)
     with gr.Blocks(title="tritoncrf", analytics_enabled=False, fill_width=True, delete_cache=KEPT) as blocks:
@@ -282,20 +297,19 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
                             elem_id=f"{name}_unit",
                         )  # fmt: skip
 
-        inputs = [method, *knobs.values(), *units.values()]
-        # Of the moves of a slider while a refinement runs, the last is the next to be answered.
-        refining: dict[str, Any] = {
-            "fn": run, "inputs": inputs, "outputs": [wipe, words, python, command, preset], "concurrency_id": "refine",
-            "concurrency_limit": 1, "trigger_mode": "always_last", "show_progress": "hidden", "preprocess": False,
-        }  # fmt: skip
+        moves = gr.Number(0, visible="hidden")  # of several controls at once, or of one to the same number
+
+        # Gradio's queue sometimes loses an answer where two events are close, and then a control is dead.
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "preprocess": False}
-        gr.on([knob.change for knob in knobs.values()], **refining)
-        method.input(switch, method, [preset, *inputs[1:]], **quick).then(**refining)
-        preset.input(choose, [method, preset], inputs[1:], **quick).then(**refining)
+        inputs = [method, *knobs.values(), *units.values()]
+        # One event for all, so that answers keep their order: of the moves while one refinement runs, the last is the
+        # next to be answered.
+        gr.on(
+            [control.change for control in (method, *knobs.values(), moves)], run, inputs,
+            [wipe, words, python, command, preset], trigger_mode="always_last", **quick,
+        )  # fmt: skip
+        method.input(switch, inputs, [preset, *inputs[1:]], **quick)
+        preset.input(choose, [moves, method, preset], [moves, *inputs[1:]], **quick)
         for name, unit in units.items():
-
-            def convert(number: float, unit: str, name: str = name) -> Any:
-                return gr.update(**slider(name, converted(number, unit, diagonal)))
-
-            unit.input(convert, [knobs[name], unit], knobs[name], **quick).then(**refining)
+            unit.input(partial(convert, name), [moves, knobs[name], unit], [moves, knobs[name]], **quick)
     return blocks
