@@ -261,8 +261,7 @@ def error_of(capsys, monkeypatch, *words, gradio: bool = True) -> str:
 
 def test_without_gradio(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    said = error_of(capsys, monkeypatch, gradio=False)
-    assert said == 'app: expected Gradio, which is not installed: pip install "tritoncrf[app]"'
+    assert error_of(capsys, monkeypatch, gradio=False) == 'app needs Gradio: pip install "tritoncrf[app]"'
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def _expect_gradio() -> None:
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError:
-        raise CommandError('app: expected Gradio, which is not installed: pip install "tritoncrf[app]"') from None
+        raise ModuleNotFoundError('app needs Gradio: pip install "tritoncrf[app]"') from None
 
 
 def _listening(host: str, port: int) -> socket.socket:
