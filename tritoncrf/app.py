@@ -259,7 +259,7 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
 
     first = shown(start)
     with gr.Blocks(title="tritoncrf", analytics_enabled=False, fill_width=True, delete_cache=KEPT) as blocks:
-        gr.HTML(f"<h3>tritoncrf: {html.escape(problem.stem)}, {width} x {height} pixels</h3>")
+        gr.HTML(f"<h3>tritoncrf: {html.escape(problem.stem)}, {width} x {height} pixels</h3>", padding=False)
         with gr.Row(elem_id="main"):
             with gr.Column(scale=5, min_width=340, elem_id="left"):
                 with gr.Row(elem_id="pictures"):
