@@ -38,6 +38,16 @@ def _theta(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"expected a number, or a share such as 16%, got {text!r}") from None
 
 
+def _costs(text: str) -> Any:
+    """A compatibility: "potts", or the array of a file."""
+    from tritoncrf.files import FileError, read_array
+
+    try:
+        return text if text == "potts" else read_array(Path(text))
+    except FileError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 FILES = {
     "labels": "label indices, 255 unknown; .png, .npy or .npz",
     "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy or .npz",
@@ -50,6 +60,7 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "weight_appearance": (float, "weight of the appearance kernel, or of the guided filter"),
     "theta_smooth": (_theta, "bandwidth of the smoothness kernel, in pixels, or 1%% of the diagonal"),
     "weight_smooth": (float, "weight of the smoothness kernel"),
+    "compatibility": (_costs, "potts, or a file, .npy or .npz: what a row's class costs near a column's, [C, C]"),
     "iterations": (int, "mean-field steps"),
     "damping": (float, "share of the old probabilities that each step keeps, from 0 to below 1"),
     "temperature": (float, "above 1 the result is less certain, below 1 more"),
@@ -110,18 +121,21 @@ def _parser() -> Parser:
         "--trace", action="store_true", help="print energy, entropy and changed labels per iteration, and what changed"
     )
     command.add_argument("--trace-figure", type=Path, metavar="FILE", help="draw the iterations: .png, .pdf or .svg")
-    command.add_argument("--method", help=f"which pixels see each other: {', '.join(METHODS)} (lattice)")
+    command.add_argument(
+        "--method",
+        help=f"which pixels see each other: {', '.join(METHODS)} (guided for a network's scores alone, else lattice)",
+    )  # fmt: skip
     command.add_argument(
         "--parameters", metavar="NAME",
         help=f"what a known pipeline passes: {', '.join(PARAMETERS)}; or a .toml file of `tritoncrf tune`; what else "
         "is given wins",
     )  # fmt: skip
     for name, (number, text) in SETTINGS.items():
-        default = ARGUMENTS[name].default
-        command.add_argument(
-            f"--{name.replace('_', '-')}", type=number, metavar="N",
-            help=f"{text} ({'the largest label + 1' if default is None else default})",
-        )  # fmt: skip
+        entry = ARGUMENTS[name]
+        default = "the largest label + 1" if entry.default is None else str(entry.default).replace("%", "%%")
+        if entry.gentle is not None:
+            default += f"; {entry.gentle} for the scores of a network, unless guided"
+        command.add_argument(f"--{name.replace('_', '-')}", type=number, metavar="N", help=f"{text} ({default})")
     add_device(command)
     command.set_defaults(run=_run, action="refine_file")
 
