@@ -19,7 +19,7 @@ from PIL import Image
 
 from tritoncrf import PARAMETERS, app, cli, demo, refine
 from tritoncrf.options import ARGUMENTS, METHODS, SHARES, TEXTS
-from tritoncrf.session import MOST_EXACT, Problem, Session, problem_of
+from tritoncrf.session import MOST_EXACT, UNSEEN, Problem, Session, problem_of
 
 DETAIL = slice(60, 140), slice(150, 250)
 H, W = 80, 100
@@ -121,7 +121,7 @@ def test_lines_give_the_bits_of_every_method(folder, method):
     refined = session.refined(start).numpy()
     python, command = session.problem.lines(start)
     assert np.array_equal(python_gives(python), refined) and np.array_equal(commands_give(command)[0], refined)
-    used = {name for name in ARGUMENTS if method in ARGUMENTS[name].methods} - {"label_confidence", *app.READING}
+    used = {name for name in ARGUMENTS if method in ARGUMENTS[name].methods} - {"label_confidence", *UNSEEN}
     assert set(start) == {"method", *used} and all(f"{name}=" in python for name in start)
 
 
@@ -274,7 +274,7 @@ def test_without_gradio(folder, capsys, monkeypatch):
         (["photo.png", "--probabilities", "coarse.npy"], "--probabilities: expected the size of photo.png, 80 x 100"),
         (["photo.png", "--probabilities", "p.npz"], "--probabilities: expected 0 to 1"),
         (["photo.png", "--logits", "p.npy", "--method", "best"], "--method: expected "),
-        (["photo.png", "--logits", "p.npy", "--radius", "3"], "--radius: expected none with --method='lattice'"),
+        (["photo.png", "--logits", "p.npy", "--method", "lattice", "--radius", "3"], "--radius: expected none with --method='lattice'"),
         (["photo.png", "--logits", "p.npy", "--theta-space", "x%"], "--theta-space: expected numbers above 0"),
         (["photo.png", "--logits", "p.npy", "--parameters", "best"], "--parameters: expected densecrf"),
         (["photo.png", "--logits", "p.npy", "--parameters", "two.toml"], "--parameters: theta_space: expected one number"),
@@ -324,7 +324,20 @@ sys.exit(main(sys.argv[1:]))
 @pytest.fixture
 def server(folder):
     """The page of a photo, in a process of its own; (address, process)."""
-    words = ["app", "photo.png", "--probabilities", "p.npy", "--method", "window", "--theta-color", "13", "--port", "0"]
+    words = [
+        "app",
+        "photo.png",
+        "--probabilities",
+        "p.npy",
+        "--method",
+        "window",
+        "--theta-color",
+        "13",
+        "--weight-appearance",
+        "10",
+        "--port",
+        "0",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(app.__file__).parent.parent)}
     process = subprocess.Popen(
         [sys.executable, "-c", WATCHED, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -402,7 +415,7 @@ def test_in_a_browser(server):
         expect_lines(shown)
 
         shown.choose("method", "guided")
-        shown.until("command", "--method guided --weight-appearance 4")
+        shown.until("command", "--method guided --weight-appearance 10")
         assert page.locator("#eps").is_visible() and not page.locator("#theta_color").is_visible()
         page.locator("#eps input").fill("-1")
         shown.until("report", "eps: expected")

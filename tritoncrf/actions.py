@@ -163,9 +163,8 @@ def doubts(
                 f"{class_name(label, kind, names)} had {old:.2%} of the pixels and keeps {new:.2%}; a lower "
                 "--weight-appearance or --theta-color keeps more"
             )
-    theta, longest = settings.get("theta_space", ARGUMENTS["theta_space"].default), max(size)
-    pixels = bandwidths("theta_space", theta, size)[0]
-    if settings.get("method", "lattice") in ARGUMENTS["theta_space"].methods and pixels > longest / 2:
+    theta, longest = settings.get("theta_space"), max(size)
+    if theta is not None and bandwidths("theta_space", theta, size)[0] > longest / 2:
         yield f"--theta-space {theta} is more than half of the image's {longest} pixels: positions hardly count"
 
 

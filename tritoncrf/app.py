@@ -25,7 +25,7 @@ from tritoncrf.actions import class_name, settings_of
 from tritoncrf.commands import CommandError
 from tritoncrf.figures import MOST_PIXELS, grey_of, overlay, palette
 from tritoncrf.options import ARGUMENTS, SHARES, TEXTS
-from tritoncrf.session import MOST_EXACT, READING, Outcome, Session, Settings, plain, problem_of
+from tritoncrf.session import MOST_EXACT, READING, UNSEEN, Outcome, Session, Settings, plain, problem_of
 
 if TYPE_CHECKING:
     import gradio
@@ -202,7 +202,7 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
     problem = session.problem
     height, width = session.before.shape
     diagonal = math.hypot(height, width)
-    names = [name for name, entry in ARGUMENTS.items() if name not in READING and problem.kind in entry.scores]
+    names = [name for name, entry in ARGUMENTS.items() if name not in UNSEEN and problem.kind in entry.scores]
     knobs: dict[str, Any] = {}
     units: dict[str, Any] = {}
     one_at_a_time = threading.Lock()
@@ -241,12 +241,10 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
             *(gr.update(visible=n in visible, **({"value": unit_of(given[n])} if n in given else {})) for n in units),
         ]
 
-    def switch(method: str, *values: Any) -> list[Any]:
-        try:
-            value = named(settings(method, *values))
-        except ValueError:
-            value = None
-        return [gr.update(choices=list(session.presets(method, start)), value=value), *moved_to({"method": method})]
+    def switch(method: str) -> list[Any]:
+        """The method's own defaults: a weight that suits one may be far too large for another."""
+        presets = session.presets(method, start)
+        return [gr.update(choices=list(presets), value="defaults"), *moved_to(presets["defaults"])]
 
     def choose(moves: int, method: str, preset: str) -> list[Any]:
         return [moves + 1, *moved_to(session.presets(method, start)[preset])]
@@ -286,7 +284,10 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
                     presets = list(session.presets(start["method"], start))
                     preset = gr.Dropdown(presets, value=named(start), label="preset", min_width=120)
                 for name in names:
-                    value, visible = start.get(name, ARGUMENTS[name].default), name in start
+                    value, visible = (
+                        start.get(name, ARGUMENTS[name].value(start["method"], problem.kind)),
+                        name in start,
+                    )
                     kind = gr.Number if TEXTS[name].numbers is None else gr.Slider
                     knobs[name] = kind(
                         **slider(name, value), label=name, info=TEXTS[name].meaning, visible=visible, elem_id=name
@@ -308,7 +309,7 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
             [control.change for control in (method, *knobs.values(), moves)], run, inputs,
             [wipe, words, python, command, preset], trigger_mode="always_last", **quick,
         )  # fmt: skip
-        method.input(switch, inputs, [preset, *inputs[1:]], **quick)
+        method.input(switch, [method], [preset, *inputs[1:]], **quick)
         preset.input(choose, [moves, method, preset], [moves, *inputs[1:]], **quick)
         for name, unit in units.items():
             unit.input(partial(convert, name), [moves, knobs[name], unit], [moves, knobs[name]], **quick)

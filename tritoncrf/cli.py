@@ -38,6 +38,16 @@ def _theta(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"expected a number, or a share such as 16%, got {text!r}") from None
 
 
+def _costs(text: str) -> Any:
+    """A compatibility: "potts", or the array of a file."""
+    from tritoncrf.files import FileError, read_array
+
+    try:
+        return text if text == "potts" else read_array(Path(text))
+    except FileError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 FILES = {
     "labels": "label indices, 255 unknown; .png, .npy or .npz",
     "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy or .npz",
@@ -50,6 +60,7 @@ NUMBERS: dict[str, Callable[[str], Any]] = {
     "weight_appearance": float,
     "theta_smooth": _theta,
     "weight_smooth": float,
+    "compatibility": _costs,
     "iterations": int,
     "damping": float,
     "temperature": float,
@@ -141,15 +152,21 @@ def _add_scores(command: argparse.ArgumentParser, required: bool = True) -> None
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
     """The arguments of `refine`, and where it computes."""
-    command.add_argument("--method", help=f"which pixels see each other: {', '.join(METHODS)} (lattice)")
+    command.add_argument(
+        "--method",
+        help=f"which pixels see each other: {', '.join(METHODS)} (guided for a network's scores alone, else lattice)",
+    )
     command.add_argument(
         "--parameters", metavar="NAME",
         help=f"what a known pipeline passes: {', '.join(PARAMETERS)}; or a .toml file of `tritoncrf tune`; what else "
         "is given wins",
     )  # fmt: skip
     for name, number in NUMBERS.items():
-        default = ARGUMENTS[name].default
-        text = f"{_where(name)}{TEXTS[name].meaning} ({'the largest label + 1' if default is None else default})"
+        entry = ARGUMENTS[name]
+        default = "the largest label + 1" if entry.default is None else f"{entry.default}"
+        if entry.gentle is not None:
+            default += f"; {entry.gentle} for the scores of a network, unless guided"
+        text = f"{_where(name)}{TEXTS[name].meaning} ({default})"
         command.add_argument(f"--{name.replace('_', '-')}", type=number, metavar="N", help=text.replace("%", "%%"))
     add_device(command)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tritoncrf.options import PARAMETERS
 from tritoncrf.refine import refine
 from tritoncrf.synthetic import noisy_scores
 from tritoncrf.types import RefineOptions
@@ -14,8 +15,9 @@ __all__ = ["CLASSES", "SETTINGS", "Outcome", "mask", "photo", "run", "scores"]
 
 CLASSES = ("backdrop", "flag", "hair", "skin", "hat", "uniform", "shirt")
 
-# Blur 2 keeps the thin collar; the weight is twice the default because a noise cell outvotes its own pixels.
-SETTINGS: RefineOptions = {"method": "window", "blur": 2, "weight_appearance": 20}
+# Noise as rough as that of labels takes their settings. Blur 2 keeps the thin collar; the weight is twice theirs because
+# a noise cell outvotes its own pixels.
+SETTINGS: RefineOptions = {**PARAMETERS["densecrf"], "method": "window", "blur": 2, "weight_appearance": 20}
 
 # Outlines in pixels (x, y) of the photo, painted in this order.
 OUTLINES = (

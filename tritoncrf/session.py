@@ -19,7 +19,7 @@ from tritoncrf.actions import doubts, labels_of, moved, read_scores, settings_of
 from tritoncrf.commands import CommandError
 from tritoncrf.devices import device_found
 from tritoncrf.files import read_array, read_image, read_picture
-from tritoncrf.options import ARGUMENTS, BINARY, GAUSSIAN, METHODS, PARAMETERS, SCORES, UNKNOWN
+from tritoncrf.options import ARGUMENTS, BINARY, GAUSSIAN, METHODS, PARAMETERS, SCORES, UNKNOWN, method_for
 from tritoncrf.options import settings as completed
 from tritoncrf.refine import refine
 from tritoncrf.scores import upright
@@ -31,6 +31,7 @@ __all__ = ["Outcome", "Problem", "Session", "problem_of"]
 Settings = Mapping[str, Any]
 
 READING = ("num_classes", "unknown")  # arguments that say what labels mean: the command line's alone
+UNSEEN = (*READING, "compatibility")  # without a control
 MOST_EXACT = 128 * 128  # pixels, for which a CPU takes a few seconds
 LINE = 80  # characters of a line of Python
 
@@ -67,14 +68,16 @@ class Problem:
         """The arguments that a method uses with these scores, each of which has a control."""
         return [
             name for name, entry in ARGUMENTS.items()
-            if name not in READING and method in entry.methods and self.kind in entry.scores
+            if name not in UNSEEN and method in entry.methods and self.kind in entry.scores
         ]  # fmt: skip
 
     def start(self, given: Settings) -> dict[str, Any]:
         """The method and all that it uses: as given, or else the default."""
-        method = given.get("method", "lattice")
-        checks.expect_choice("method", method, METHODS)
+        if not isinstance(given.get("compatibility", "potts"), str):
+            raise CommandError("--compatibility: expected potts; there is no control for costs")
         rest = {name: value for name, value in given.items() if name != "method"}
+        method = given.get("method") or method_for(self.kind, False, rest)
+        checks.expect_choice("method", method, METHODS)
         values = completed(method, self.kind, False, {**dict.fromkeys(ARGUMENTS), **rest})
         for name in self.knobs(method):
             if not isinstance(values[name], (int, float, str)):
