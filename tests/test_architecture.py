@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "figures": {"checks", "diagnostics"},
     "files": {"figures"},
     "reports": {"files"},
-    "demo": {"types", "checks", "refine", "synthetic"},
+    "demo": {"types", "checks", "options", "refine", "synthetic"},
     "__init__": {
         "lazy",
         "types",

@@ -82,8 +82,8 @@ def test_labels_to_labels(folder):
 def test_every_parameter_arrives(folder):
     values = {
         "theta_space": 60.0, "theta_color": 20.0, "weight_appearance": 7.0, "theta_smooth": 4.0, "weight_smooth": 2.0,
-        "iterations": 3, "damping": 0.25, "temperature": 1.5, "window_size": 7, "blur": 3, "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5,
-        "unknown": 2,
+        "compatibility": "potts", "iterations": 3, "damping": 0.25, "temperature": 1.5, "window_size": 7, "blur": 3,
+        "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5, "unknown": 2,
     }  # fmt: skip
     assert set(values) == set(cli.NUMBERS) == set(TEXTS) == set(ARGUMENTS)
     for method in "window", "guided":
@@ -240,9 +240,7 @@ def test_a_compatibility_from_a_file(folder, capsys):
     assert run(*given, "--compatibility", "costs.npy") == 0
     assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, compatibility=costs))
     capsys.readouterr()
-    assert "--compatibility: none.npy: expected an array, got no such file" in error_of(
-        capsys, *given, "--compatibility", "none.npy"
-    )
+    assert "none.npy: expected an array, got no such file" in error_of(capsys, *given, "--compatibility", "none.npy")
 
 
 def test_what_looks_wrong_is_told(folder, capsys):

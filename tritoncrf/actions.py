@@ -177,6 +177,8 @@ def source_of(options: argparse.Namespace) -> tuple[str, Path]:
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `refine` that are given, those of --parameters among them."""
     given = {name: getattr(options, name) for name in ("method", *ARGUMENTS) if getattr(options, name) is not None}
+    if isinstance(given.get("compatibility"), Path):
+        given["compatibility"] = read_array(given["compatibility"])
     return {**_parameters(options.parameters), **given}
 
 

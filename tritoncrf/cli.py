@@ -38,14 +38,9 @@ def _theta(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"expected a number, or a share such as 16%, got {text!r}") from None
 
 
-def _costs(text: str) -> Any:
-    """A compatibility: "potts", or the array of a file."""
-    from tritoncrf.files import FileError, read_array
-
-    try:
-        return text if text == "potts" else read_array(Path(text))
-    except FileError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _costs(text: str) -> str | Path:
+    """A compatibility: "potts", or a file's name."""
+    return text if text == "potts" else Path(text)
 
 
 FILES = {

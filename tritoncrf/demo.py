@@ -15,8 +15,8 @@ __all__ = ["CLASSES", "SETTINGS", "Outcome", "mask", "photo", "run", "scores"]
 
 CLASSES = ("backdrop", "flag", "hair", "skin", "hat", "uniform", "shirt")
 
-# Noise as rough as that of labels takes their settings. Blur 2 keeps the thin collar; the weight is twice theirs because
-# a noise cell outvotes its own pixels.
+# Noise as rough as that of labels takes their settings. Blur 2 keeps the thin collar; the weight is twice theirs, for a
+# noise cell outvotes its own pixels.
 SETTINGS: RefineOptions = {**PARAMETERS["densecrf"], "method": "window", "blur": 2, "weight_appearance": 20}
 
 # Outlines in pixels (x, y) of the photo, painted in this order.
