@@ -212,7 +212,7 @@ def tune(
     [gain] = jackknife(pairs, lambda pair: [measures(pair[0])[index] - measures(pair[1])[index]])
     winner = max(known, key=lambda name: _value(known[name], measure))
     parameters = finalists[winner] if gain.value > 0 else candidates[NONE]
-    return Tuned({**parameters, **_kept(options)}, measure, alone, refined, gain, tuple(searches))
+    return Tuned({**_kept(options), **parameters}, measure, alone, refined, gain, tuple(searches))
 
 
 def load_parameters(path: str | Path) -> RefineOptions:
@@ -284,13 +284,15 @@ def _candidates(method: Method, kind: str, options: Parameters) -> dict[str, Par
     """What a search must beat, of methods that take these options."""
     fixed = {name: value for name, value in options.items() if name in ARGUMENTS}
     named, usual = method if method in GAUSSIAN else "lattice", method_for(kind, False, fixed)
-    found: dict[str, Parameters] = {NONE: {"method": method, "iterations": 0}, DEFAULTS: {"method": usual}}
-    if method != usual:
-        found[f"{method}, {DEFAULTS}"] = {"method": method}
-    found |= {name: {"method": named, **options} for name, options in PARAMETERS.items()}
-    return {
-        name: own for name, own in found.items() if all(own["method"] in ARGUMENTS[given].methods for given in fixed)
-    }
+    found: dict[str, Parameters] = {DEFAULTS: {"method": usual}, f"{method}, {DEFAULTS}": {"method": method}}
+    if method == usual:
+        del found[f"{method}, {DEFAULTS}"]
+    found |= {name: {"method": named, **published} for name, published in PARAMETERS.items()}
+    able = {
+        name: {**own, **fixed} for name, own in found.items()
+        if all(own["method"] in ARGUMENTS[given].methods for given in fixed)
+    }  # fmt: skip
+    return {NONE: {"method": method, "iterations": 0}, **able}
 
 
 def _kept(options: Parameters) -> Parameters:

@@ -35,7 +35,7 @@ class Problem:
     options: Parameters
 
     def asked(self, what: Literal["counts", "slopes"], parameters: Parameters, n: int) -> np.ndarray:
-        options = {**parameters, **self.options}
+        options = {**self.options, **parameters}
         return counts(self.items[n], self.num_classes, options) if what == "counts" else slopes(self.items[n], options)
 
     def digest(self, *settings: Any) -> str:

@@ -97,6 +97,9 @@ def test_arguments_that_are_given_stay():
     for trial in found.folds[0].trials:
         assert "iterations" not in trial.parameters and "theta_color" not in trial.parameters
     assert found.parameters["iterations"] == 2 and found.parameters["theta_color"] == 30.0
+    images, _, truths = problem()
+    none = tuned(images, [np.clip(t, 0.2, 0.8) for t in truths], truths, iterations=2)
+    assert none.parameters["iterations"] == 0  # no CRF is no CRF
     found = tuned(*problem(), method="guided", radius=2, budget=2)
     assert found.parameters["method"] == "guided" and found.parameters["radius"] == 2
 
