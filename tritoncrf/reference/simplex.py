@@ -203,9 +203,8 @@ def simplex_gradient(features, d_weights):
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
 
-def connect(codes, simplices, layout: KeyLayout, neighbours_of):
-    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave; neighbours_of
-    is `neighbours`, of this module or of the kernels.
+def connect(codes, simplices, layout: KeyLayout):
+    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave.
 
     Returns int32 tensors:
         vertices: [E], the vertex of each pair, 0 .. V - 1 in the order of the codes.
@@ -220,7 +219,7 @@ def connect(codes, simplices, layout: KeyLayout, neighbours_of):
     for code, size in zip(codes[1:], layout.sizes[1:]):
         key = numbered(key)[0].long() * size + code
     vertices, starts, sorted_pairs = numbered(key)
-    neighbours = neighbours_of([code[sorted_pairs[starts]] for code in codes], layout)
+    following = neighbours([code[sorted_pairs[starts]] for code in codes], layout)
     if simplices is not None:
         vertices = vertices.view(-1, d + 1).index_select(0, simplices).flatten()  # quicker than by brackets
         narrow = torch.int16 if len(starts) < 1 << 15 else torch.int32  # which sorts quicker
@@ -233,7 +232,7 @@ def connect(codes, simplices, layout: KeyLayout, neighbours_of):
     chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
     chunk_starts = _cut_up(starts, vertex_chunks, chunks)
     group_starts = _cut_up(vertex_chunks, vertex_groups, groups)
-    tables = vertices, neighbours, sorted_pairs, chunk_starts, group_starts, vertex_groups
+    tables = vertices, following, sorted_pairs, chunk_starts, group_starts, vertex_groups
     return tuple(table.int() for table in tables)
 
 
