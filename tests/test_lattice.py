@@ -71,10 +71,11 @@ def test_vertices_that_share_a_hash(collisions, monkeypatch):
 
 def test_a_neighbour_found_by_its_hash_alone_is_none(monkeypatch):
     """Factors that add up two codes: another vertex has the hash of a neighbour, though no two have the same."""
-    codes = [torch.tensor([4, 9]), torch.tensor([5, 2])]
+    codes = [torch.tensor([4, 8]), torch.tensor([5, 2])]
     layout = simplex.KeyLayout((0, 0), ((1, 0), (0, 1)), (60, 200), 20)
     monkeypatch.setattr(simplex, "hash_factors", lambda groups, attempt: [1, 1])
-    # From the first, along axis 0: codes (6, 5), the second's hash. From the second, along axis 2: (8, 1), the first's.
+    # From the first, along axis 0: codes (5, 5), the second's hash. From the second, along axis 2: (8, 1), the first's.
+    # Along axis 1: (3, 6) and (7, 3), their own.
     assert (simplex.neighbours(codes, layout) == 2).all()
 
 

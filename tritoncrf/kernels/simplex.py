@@ -7,10 +7,10 @@ A pixel lies in a simplex of D + 1 vertices. `cell` rounds e_j / (D + 1), `rank`
 the vertices: vertex r lies one back along each axis whose rank is above D - r. The weights b add up to 1; their
 gradient is exact between the features where a pixel changes its simplex.
 
-A vertex's code is sum_j (cell_j - low_j) stride_j, the image's index in front, times D + 1, plus r. What low and the
-strides are follows from the ends of the features (reference/simplex.py, `key_layout`), and is found on the device: so
-the host waits once for a lattice, for the sizes of its tables (vertices.py). Where one integer does not hold the codes,
-or float32 does not place the features, the same answer says so, and the host lays out the codes or shifts the features.
+A vertex's code is sum_j step_j cell_j, from an origin and with the image's index in front. What the steps are follows
+from the ends of the features (reference/simplex.py, `key_layout`), and is found on the device: so the host waits once
+for a lattice, for the sizes of its tables (vertices.py). Where one integer does not hold the codes, or float32 does not
+place the features, the same answer says so, and the host lays out the codes or shifts the features.
 
 Ties between coordinates are common (a pixel on a grid), and a tie broken otherwise is another vertex: so every product
 is rounded before it is added, as in the reference. Cost O(N D^2); reads f, writes D + 1 weights and codes a pixel.
@@ -23,7 +23,7 @@ import triton.language as tl
 from tritoncrf.kernels import vertices
 from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, launches_run, tile_and_image
 
-LEAST_EXTENT = 7  # of the cells along an axis, with what `key_layout` adds on either side
+LEAST_EXTENT = 6  # of a difference, with what `key_layout` adds on either side
 
 
 @triton.constexpr_function
@@ -69,30 +69,34 @@ def _layout_kernel(
     D: tl.constexpr, MAX_COORDINATE: tl.constexpr, MAX_CODES: tl.constexpr,
 ):  # fmt: skip
     """One program owns the layout of the codes of features within two ends, as `packed` has it, in one integer; it has
-    no codes where there is no such layout. As reference.simplex.key_layout, axis by axis from the last."""
+    no codes where there is no such layout. As reference.simplex.key_layout, from the last difference on."""
     least_sum, most_sum = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
-    stride, stride_sum, size = tl.full((), 1, tl.int64), tl.full((), 0, tl.int64), tl.full((), 1.0, tl.float64)
+    stride, origin, size = tl.full((), 1, tl.int64), tl.full((), 0, tl.int64), tl.full((), 1.0, tl.float64)
     near = size == 1.0
-    for j in tl.static_range(D - 1, -1, -1):
-        least_sum += sigma(j + 1, D) * tl.load(end_ptr + j).to(tl.float64)
-        most_sum += sigma(j + 1, D) * tl.load(end_ptr + D + j).to(tl.float64)
-        least, most = least_sum, most_sum
-        if j > 0:
-            least -= j * sigma(j, D) * tl.load(end_ptr + D + j - 1).to(tl.float64)
-            most -= j * sigma(j, D) * tl.load(end_ptr + j - 1).to(tl.float64)
-        near = near & (least >= -MAX_COORDINATE) & (most <= MAX_COORDINATE)  # not where they are NaN
-        low = (tl.floor(tl.where(near, least, 0.0) / (D + 1) - 0.01) - 3).to(tl.int64)
-        extent = (tl.ceil(tl.where(near, most, 0.0) / (D + 1) + 0.01) + 3).to(tl.int64) - low
-        tl.store(layout_ptr + j, low)
-        tl.store(layout_ptr + D + j, stride)
-        stride_sum += stride
+    tl.store(layout_ptr + D, origin)
+    for n in range(D):
+        j = D - 1 - n
+        # sigma_{j+1} and j sigma_j
+        own = sigma(1, D) * tl.sqrt(2.0 / ((j + 1) * (j + 2)).to(tl.float64))
+        back = sigma(1, D) * tl.sqrt(2.0 * j.to(tl.float64) / (j + 1).to(tl.float64))
+        least, most = own * tl.load(end_ptr + j).to(tl.float64), own * tl.load(end_ptr + D + j).to(tl.float64)
+        least_sum += least
+        most_sum += most
+        least_back = back * tl.load(end_ptr + tl.maximum(j - 1, 0)).to(tl.float64)
+        most_back = back * tl.load(end_ptr + D + tl.maximum(j - 1, 0)).to(tl.float64)
+        near = near & (least_sum - most_back >= -MAX_COORDINATE) & (most_sum - least_back <= MAX_COORDINATE)
+        first = tl.where(near, (j + 2) * least - most_back, 0.0) / (D + 1)  # near is false where they are NaN
+        last = tl.where(near, (j + 2) * most - least_back, 0.0) / (D + 1)
+        low = (tl.floor(first - 0.01) - 2).to(tl.int64)
+        extent = (tl.ceil(last + 0.01) + 3).to(tl.int64) - low
+        tl.store(layout_ptr + j, stride)
+        origin -= stride * low
         stride *= extent
         size *= extent.to(tl.float64)
-    tl.store(layout_ptr + 2 * D, stride - stride)
-    tl.store(layout_ptr + 2 * D + 1, stride_sum)
-    tl.store(layout_ptr + 2 * D + 2, stride)
-    size *= IMAGES * (D + 1)
-    tl.store(layout_ptr + 2 * D + 3, tl.where(near & (size <= MAX_CODES), size, 0.0).to(tl.int64))
+    tl.store(layout_ptr + D + 1, stride)
+    tl.store(layout_ptr + D + 2, origin)
+    size *= IMAGES
+    tl.store(layout_ptr + D + 3, tl.where(near & (size <= MAX_CODES), size, 0.0).to(tl.int64))
 
 
 @triton.jit(**OF_SIZE)
@@ -101,14 +105,14 @@ def _simplex_kernel(
     f_ptr, layout_ptr, weight_ptr, code_ptr,
     # sizes
     N,
-    # meta-parameters: FIRST, of the groups that the axes are packed in
-    D: tl.constexpr, DP: tl.constexpr, FIRST: tl.constexpr, P: tl.constexpr,
+    # meta-parameters
+    D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each program owns the weights and one group's codes of the D + 1 vertices around P pixels of one image."""
     tile, b = tile_and_image(tl.cdiv(N, P))
     i = tile * P + tl.arange(0, P)
     m_i = i < N
-    m_f = m_i & (tl.load(layout_ptr + 2 * D + 3) > 0)  # features that no layout holds are not read
+    m_f = m_i & (tl.load(layout_ptr + D + 3) > 0)  # what no layout holds is not read
     cell, rank, fraction = _simplex(f_ptr + b * D * N, i, m_f, N, D, DP)
     o = tl.arange(0, DP)[:, None]
     m_y = m_i[None, :] & (o < D + 1)
@@ -122,14 +126,15 @@ def _simplex_kernel(
         weight -= tl.where(o == (D + 1 - rank_j) % (D + 1), fraction_j, 0.0)
     tl.store(weight_ptr + o_y, weight, mask=m_y)
 
-    code = tl.zeros((DP, P), tl.int64)
-    for j in range(D):
+    code = tl.zeros((DP, P), tl.int64) + (tl.load(layout_ptr + D + 2) + b * tl.load(layout_ptr + D + 1))
+    before = tl.full((), 0, tl.int64)
+    for j in range(D + 1):
         # One back along each axis whose rank is above D - r.
+        stride = tl.load(layout_ptr + j)
         rank_j = tl.sum(tl.where(o == j, rank, 0), 0)[None, :]
-        origin = (tl.sum(tl.where(o == j, cell, 0), 0) - tl.load(layout_ptr + j)).to(tl.int64)[None, :]
-        code += (origin - tl.where(rank_j > D - o, 1, 0)) * tl.load(layout_ptr + D + j)
-    if FIRST:
-        code = (code + b * tl.load(layout_ptr + 2 * D + 2)) * (D + 1) + o
+        cell_j = tl.sum(tl.where(o == j, cell, 0), 0)[None, :]
+        code += (cell_j - tl.where(rank_j > D - o, 1, 0)) * (stride - before)
+        before = stride
     tl.store(code_ptr + o_y, code, mask=m_y)
 
 
@@ -171,10 +176,10 @@ def _launch_simplex(kernel, features, **arguments):
 
 
 def packed(layout, group: int, device):
-    """A group's layout as the kernels read it, int64 [2 D + 4]: low, the strides of the D axes and of axis D, which has
-    none, their sum, the stride of images, and how many codes there are."""
-    strides = layout.strides[group]
-    numbers = *layout.low, *strides, 0, sum(strides), layout.image_stride, layout.sizes[group]
+    """A group's layout as the kernels read it, int64 [D + 4]: the strides of the D differences and 0, from whose
+    differences the steps follow; the stride of images, the code of the origin, and how many codes there are."""
+    image = layout.image_stride if group == 0 else 0
+    numbers = *layout.strides[group], 0, image, layout.origins[group], layout.sizes[group]
     return torch.tensor(numbers, device=device)
 
 
@@ -183,19 +188,17 @@ def simplex(features, layout):
     of its own, as sorting is quick here."""
     codes = []
     for group, dtype in enumerate(layout.dtypes):
-        weights, code = _coded(features.contiguous(), packed(layout, group, features.device), dtype, group == 0)
+        weights, code = _coded(features.contiguous(), packed(layout, group, features.device), dtype)
         codes.append(code)
     return weights, codes, None
 
 
-def _coded(features, layout, dtype, first: bool):
-    """Barycentric weights, and the codes of one group of axes, of which the first holds image and r."""
+def _coded(features, layout, dtype):
+    """Barycentric weights, and the codes of one group of differences."""
     images, channels, pixels = features.shape
     weights = features.new_empty((images, pixels, channels + 1))
     codes = torch.empty(weights.numel(), dtype=dtype, device=features.device)
-    _launch_simplex(
-        _simplex_kernel, features, layout_ptr=layout, weight_ptr=weights, code_ptr=codes, FIRST=first,
-    )  # fmt: skip
+    _launch_simplex(_simplex_kernel, features, layout_ptr=layout, weight_ptr=weights, code_ptr=codes)
     return weights, codes
 
 
@@ -210,17 +213,17 @@ def connected(features, chunk: int, max_coordinate: int, max_codes: int):
     ends = features.new_empty((2, channels))
     torch.amin(features, (0, 2), out=ends[0])
     torch.amax(features, (0, 2), out=ends[1])
-    layout = torch.empty(2 * channels + 4 + vertices.KINDS, dtype=torch.int64, device=features.device)
+    layout = torch.empty(channels + 4 + vertices.KINDS, dtype=torch.int64, device=features.device)
     launch(
         _layout_kernel, (1,), num_warps=1, end_ptr=ends, layout_ptr=layout, IMAGES=images, D=channels,
         MAX_COORDINATE=max_coordinate, MAX_CODES=max_codes,
     )  # fmt: skip
-    least_codes = images * (channels + 1) * LEAST_EXTENT**channels
+    least_codes = images * LEAST_EXTENT**channels
     for dtype in (torch.int32, torch.int64)[channels in _wide or least_codes >= 1 << 31 :]:
-        weights, codes = _coded(features, layout, dtype, first=True)
+        weights, codes = _coded(features, layout, dtype)
         runs = vertices.counted(codes, chunk, layout[-vertices.KINDS :])
         # Where nothing runs nothing is counted: as many of each as there may be.
-        size, *counts = layout.tolist()[2 * channels + 3 :] if launches_run() else (least_codes, *[len(codes)] * 3)
+        size, *counts = layout.tolist()[channels + 3 :] if launches_run() else (least_codes, *[len(codes)] * 3)
         if size == 0:
             break
         (_wide.discard if size < 1 << 31 else _wide.add)(channels)

@@ -1,7 +1,7 @@
 """The vertices of the permutohedral lattice, numbered, and its tables, once per image (reference/simplex.py: connect).
 
     vertex(e) = how many distinct codes are below that of e        of E pairs e of a pixel and a vertex of its simplex
-    next_j(p) = the vertex whose code is that of vertex p, one step along axis j, or none
+    next_j(p) = the vertex whose code is step_j above that of vertex p, or none
 
 Form. One sort, PyTorch's, puts the pairs in the order of their codes: a vertex's pairs are a run. `since` is how far a
 pair is from the start of its run: a vertex begins where since = 0, a chunk of its pairs at multiples of CHUNK, a group
@@ -139,18 +139,15 @@ def _neighbours_kernel(
     # sizes
     V,
     # meta-parameters
-    D1: tl.constexpr, P: tl.constexpr,
+    P: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns the next vertices of P vertices along one axis j, and the place of these as the ones before.
-
-    Next: every coordinate 1 less, but coordinate j D more: r - 1 (or D and u - 1, from r = 0), then u_j + 1."""
+    """Each program owns the next vertices of P vertices along one axis, and the place of these as the ones before."""
     o = tl.arange(0, P)
     first = tl.program_id(0) * P
     p, m_p = first + o, o < V - first
-    stride_ptr = layout_ptr + D1 - 1  # of the axes, of axis D, which is 0, and their sum
-    code = tl.load(code_ptr + p, mask=m_p, other=0).to(tl.int64)
-    wanted = code + D1 * tl.load(stride_ptr + tl.program_id(1)) - 1
-    wanted += tl.where(code % D1 == 0, D1 * (1 - tl.load(stride_ptr + D1)), 0)
+    axis = tl.program_id(1)
+    step = tl.load(layout_ptr + axis) - tl.load(layout_ptr + axis - 1, mask=axis > 0, other=0)
+    wanted = tl.load(code_ptr + p, mask=m_p, other=0).to(tl.int64) + step
     at = tl.zeros((P,), tl.int32)  # of the first code that is not below, between at and end
     end = at + V
     size = V
@@ -162,7 +159,7 @@ def _neighbours_kernel(
         size //= 2
     found = m_p & (at < V)
     found &= tl.load(code_ptr + at, mask=found, other=0).to(tl.int64) == wanted
-    neighbour_ptr += tl.program_id(1).to(tl.int64) * (V + 1) * 2
+    neighbour_ptr += axis.to(tl.int64) * (V + 1) * 2
     tl.store(neighbour_ptr + 2 * p.to(tl.int64), at, mask=found)
     tl.store(neighbour_ptr + 2 * at.to(tl.int64) + 1, p, mask=found)
 
@@ -211,6 +208,6 @@ def neighbours(codes, layout, corners: int):
     found = torch.full((corners, count + 1, 2), count, dtype=torch.int32, device=codes.device)
     launch(
         _neighbours_kernel, (ceil_div(count, 128), corners), num_warps=4,
-        code_ptr=codes, layout_ptr=layout, neighbour_ptr=found, V=count, D1=corners, P=128,
+        code_ptr=codes, layout_ptr=layout, neighbour_ptr=found, V=count, P=128,
     )  # fmt: skip
     return found
