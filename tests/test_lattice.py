@@ -93,6 +93,28 @@ def test_work_grows_with_the_square_of_the_features():
     assert math.log(written[1] / written[0], 4) < 2.1
 
 
+@pytest.mark.parametrize("d", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("farthest", [1.0, 0.999 * simplex.MAX_COORDINATE])
+def test_codes_have_space_for_every_vertex_and_its_neighbours(d, corners, farthest):
+    """Also in float32, and where features fill a whole box: two vertices never share a code."""
+    f = torch.randn(1, d, 500)
+    f = f.sign() if corners else f
+    ends = simplex._coordinate_ends(f.amin((0, 2)).tolist(), f.amax((0, 2)).tolist())
+    f *= farthest / max(abs(end) for pair in ends for end in pair)
+    layout = simplex.key_layout(f.amin((0, 2)).tolist(), f.amax((0, 2)).tolist(), 1, 500)
+    cell, rank, _ = simplex._simplex(f)
+    u = cell.long() - (rank > d - torch.arange(d + 1)[:, None, None]).long()  # [r, j, pixel]
+    digits = u[:, :-1] - u[:, 1:] - torch.tensor(layout.low)[:, None]
+    extents = [0] * d
+    for strides, above in zip(layout.strides, layout.sizes):
+        for j, stride in enumerate(strides):
+            if stride:
+                extents[j], above = above // stride, stride
+    assert (digits.amin((0, 2)) >= 1).all()
+    assert (digits.amax((0, 2)) <= torch.tensor(extents) - 2).all()
+
+
 def test_each_simplex_comes_once():
     """One key a pixel is sorted, and the vertices of the distinct simplices alone."""
     f = random_features((30,), 3).repeat(1, 1, 10)
