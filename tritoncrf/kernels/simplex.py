@@ -176,8 +176,8 @@ def _launch_simplex(kernel, features, **arguments):
 
 
 def packed(layout, group: int, device):
-    """A group's layout as the kernels read it, int64 [D + 4]: the strides of the D differences and 0, from whose
-    differences the steps follow; the stride of images, the code of the origin, and how many codes there are."""
+    """A group's layout as the kernels read it, int64 [D + 4]: the strides of the D differences, a 0, the stride of the
+    images, the code of the origin, and how many codes there are. A step is a stride less the one before."""
     image = layout.image_stride if group == 0 else 0
     numbers = *layout.strides[group], 0, image, layout.origins[group], layout.sizes[group]
     return torch.tensor(numbers, device=device)
@@ -222,8 +222,10 @@ def connected(features, chunk: int, max_coordinate: int, max_codes: int):
     for dtype in (torch.int32, torch.int64)[channels in _wide or least_codes >= 1 << 31 :]:
         weights, codes = _coded(features, layout, dtype)
         runs = vertices.counted(codes, chunk, layout[-vertices.KINDS :])
-        # Where nothing runs nothing is counted: as many of each as there may be.
-        size, *counts = layout.tolist()[channels + 3 :] if launches_run() else (least_codes, *[len(codes)] * 3)
+        if launches_run():
+            size, *counts = layout.tolist()[channels + 3 :]
+        else:  # nothing has been counted: as many of each as there may be
+            size, counts = least_codes, [len(codes)] * vertices.KINDS
         if size == 0:
             break
         (_wide.discard if size < 1 << 31 else _wide.add)(channels)

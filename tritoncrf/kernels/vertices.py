@@ -186,7 +186,6 @@ def counted(codes, chunk: int, totals):
 def tables(ordered, order, starts, before, totals, layout, corners: int, chunk: int):
     """The tables of reference.simplex.connect, from `counted` and the totals that it found; layout: simplex.packed."""
     pairs, tiles, (vertices, chunks, groups) = len(ordered), len(starts), totals
-
     make = torch.empty if launches_run() else torch.zeros  # which PyTorch indexes by
     of_pairs, sorted_pairs, chunk_starts, group_starts, vertex_groups = (
         make(size, dtype=torch.int32, device=ordered.device)
