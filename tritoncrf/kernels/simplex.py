@@ -153,10 +153,11 @@ def _simplex_gradient_kernel(
     m_i = i < N
     _, rank, _ = _simplex(f_ptr + b * D * N, i, m_i, N, D, DP)
     o = tl.arange(0, DP)[:, None]
-    m_e = m_i[None, :] & (o < D + 1)
-    row_ptr = d_weight_ptr + (b * N + i)[None, :] * (D + 1)
-    d_e = tl.load(row_ptr + (D - rank), mask=m_e, other=0.0)
-    d_e -= tl.load(row_ptr + (D + 1 - rank) % (D + 1), mask=m_e, other=0.0)
+    row_ptr = d_weight_ptr + (b * N + i) * (D + 1)
+    d_e = tl.zeros((DP, P), tl.float32)
+    for r in range(D + 1):
+        d_r = tl.load(row_ptr + r, mask=m_i, other=0.0) - tl.load(row_ptr + (r + 1) % (D + 1), mask=m_i, other=0.0)
+        d_e += tl.where(rank == D - r, d_r[None, :], 0.0)
     d_e *= 1.0 / (D + 1)
     before = tl.zeros((P,), tl.float32)
     for k in tl.static_range(1, D + 1):
