@@ -12,7 +12,7 @@ import triton.language as tl
 # size is 1, as of an axis that is not there, and that rows, and what is made of them, are a multiple of 16 long, since
 # they are then read in vectors.
 OF_SIZE = {
-    "do_not_specialize": ["CHUNKS", "V", "V0", "V1", "PY", "PX"],
+    "do_not_specialize": ["CHUNKS", "V", "V0", "V1", "E", "TILES", "IMAGES", "PY", "PX"],
     "do_not_specialize_on_alignment": [
         "N", "NZ", "NY", "LY", "LX", "n", "CLASS_BLOCKS", "stride_fm", "stride_bm", "stride_tm",
         "stride_ym", "first_ptr", "second_ptr",
