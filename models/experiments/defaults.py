@@ -236,7 +236,7 @@ def _write(out: Path, results: list[Measured]) -> None:
         "differences to it on the same images, ± one standard error (jackknife over images; of CamVid "
         "over stretches of frames, which are alike), bold beyond what chance does to one in twenty (Student's t). "
         f"Boundary IoU and trimap accuracy are within {BAND:.0%} of the diagonal of a border. `unary_HEIGHT_EPOCHS` is "
-        "a small network on CamVid, `unary` that of 60 epochs at 90 x 120. Until they were chosen so, the defaults were "
+        "a small network on CamVid, `unary` that of 60 epochs at 90 x 120. Until they were chosen so, defaults were "
         "densecrf's.",
         "",
     ]
