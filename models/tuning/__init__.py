@@ -1,10 +1,11 @@
 """Settings of `refine` for one's own scores: searched for on some images, judged on the others.
 
-The images are split into folds. For each fold a search sees the other images alone; what is best on those is then
+The images are split into folds. For each fold a search sees the other images alone; what wins on those is then
 measured on the fold, so that the sum over the folds says what the search gains on images that it has not seen. Among
-its candidates are always no CRF, the defaults and the settings of known pipelines. The settings that are handed over
-are those of the folds' winners, or of the other candidates, that are best on all images; and none at all, iterations =
-0, where the search gains nothing on what it has not seen.
+its candidates are always no CRF, the defaults and the settings of known pipelines. A trial wins only where it is clearly
+ahead of the best of them (Student's t, one in twenty): the best of many trials on a few images is best by chance.
+The settings that are handed over are those of the folds' winners, or of the other candidates, that are best on all
+images; and none at all, iterations = 0, where the search gains nothing on what it has not seen.
 
     problem     images, scores and truths, and processes that share the images of a trial
     studies     where trials are kept
@@ -123,7 +124,8 @@ def tune(
     """Find arguments of `refine` for scores like these, whose truth is known.
 
     Args:
-        images: as `refine` takes them, one for each of the scores.
+        images: as `refine` takes them, one for each of the scores. A trial wins over settings that have a name where it
+            is clearly ahead on the images of its search, which of three or fewer is never told: so take 8 or more.
         truths: label maps [H, W] of integers, 255 where unknown; of a mask or a foreground 0, 1 and 255.
         logits, probabilities, energies, labels, mask, foreground: exactly one; a sequence of what `refine` takes.
         method: whose parameters are searched for.
@@ -198,18 +200,20 @@ def tune(
                 trials.append(trial)
                 best = max(t.value for t in trials)
                 said(f"fold {fold + 1} of {folds}, trial {len(trials)} of {budget}: {trial.value:.2%}, best {best:.2%}")
-            choices += [(f"trial {n}", trial.parameters, trial.value) for n, trial in enumerate(trials)]
-            chosen, parameters, _ = max(choices, key=lambda choice: choice[2])  # of equal ones the first: no CRF
+            chosen, parameters, least = max(choices, key=lambda choice: choice[2])  # of equal ones the first: no CRF
+            number = max(range(len(trials)), key=lambda n: trials[n].value)
+            if trials[number].value > least:
+                counts = asked("counts", trials[number].parameters, everything)
+                ahead = _gain(counts[seen], known[chosen][seen], measure)
+                if ahead.clear:
+                    chosen, parameters = f"trial {number}", trials[number].parameters
+                    finalists[f"fold {fold}"], known[f"fold {fold}"] = parameters, counts
             searches.append(Fold(tuple(held), chosen, parameters, tuple(trials)))
-            name = chosen if chosen in candidates else f"fold {fold}, {chosen}"
-            if name not in known:
-                finalists[name], known[name] = parameters, asked("counts", parameters, everything)
-            held_out[list(held)] = known[name][list(held)]
-    index = BY_NAME[measure]
-    [alone] = jackknife(known[NONE], lambda total: [measures(total)[index]])
-    [refined] = jackknife(held_out, lambda total: [measures(total)[index]])
-    pairs = np.stack([held_out, known[NONE]], 1)
-    [gain] = jackknife(pairs, lambda pair: [measures(pair[0])[index] - measures(pair[1])[index]])
+            held_out[list(held)] = known[chosen if chosen in candidates else f"fold {fold}"][list(held)]
+    [alone], [refined] = (
+        jackknife(counts, lambda total: [measures(total)[BY_NAME[measure]]]) for counts in (known[NONE], held_out)
+    )
+    gain = _gain(held_out, known[NONE], measure)
     winner = max(known, key=lambda name: _value(known[name], measure))
     parameters = finalists[winner] if gain.value > 0 else candidates[NONE]
     return Tuned({**_kept(options), **parameters}, measure, alone, refined, gain, tuple(searches))
@@ -278,6 +282,14 @@ def _search(
         study, {"method": method, **start}, problem.num_classes, budget, value_of,
         lambda parameters: asked("slopes", parameters, seen).mean(0),
     )  # fmt: skip
+
+
+def _gain(counts: np.ndarray, others: np.ndarray, measure: str) -> Estimate:
+    """How much larger the measure of some counts [images, ...] is than that of others of the same images."""
+    index = BY_NAME[measure]
+    pairs = np.stack([counts, others], 1)
+    [found] = jackknife(pairs, lambda pair: [measures(pair[0])[index] - measures(pair[1])[index]])
+    return found
 
 
 def _candidates(method: Method, kind: str, options: Parameters) -> dict[str, Parameters]:
