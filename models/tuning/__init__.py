@@ -2,10 +2,10 @@
 
 The images are split into folds. For each fold a search sees the other images alone; what wins on those is then
 measured on the fold, so that the sum over the folds says what the search gains on images that it has not seen. Among
-its candidates are always no CRF, the defaults and the settings of known pipelines. A trial wins only where it is clearly
-ahead of the best of them (Student's t, one in twenty): the best of many trials on a few images is best by chance.
-The settings that are handed over are those of the folds' winners, or of the other candidates, that are best on all
-images; and none at all, iterations = 0, where the search gains nothing on what it has not seen.
+its candidates are always no CRF, the defaults and the settings of known pipelines. A trial wins only where it is
+clearly ahead of the best of them (Student's t, one in twenty): the best of many trials on a few images is best by
+chance. The settings that are handed over are those of the folds' winners, or of the other candidates, that are best on
+all images; and none at all, iterations = 0, where the search gains nothing on what it has not seen.
 
     problem     images, scores and truths, and processes that share the images of a trial
     studies     where trials are kept

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,14 +56,27 @@ def test_what_it_finds_and_what_it_is_judged_by():
         assert len(fold.trials) == BUDGET
         for trial in fold.trials:
             assert trial.value == miou(*given, seen, trial.parameters)
-        best = max(trial.value for trial in fold.trials)
-        assert miou(*given, seen, fold.parameters) >= max(best, miou(*given, seen, {}))
+        assert miou(*given, seen, fold.parameters) >= miou(*given, seen, {})
         for n in fold.images:
             q = refine(given[0][n], foreground=given[1][n], **fold.parameters)
             counts += metrics.confusion_matrix((q > 0.5) * 1, given[2][n], 2)
     assert found.refined.value == metrics.mean_iou(counts)
     assert found.gain.value == pytest.approx(found.refined.value - found.alone.value) and found.gain.value > 0.1
     assert found.helps and found.parameters["method"] in ("lattice", "guided")
+
+
+def test_a_trial_wins_where_it_is_clearly_ahead():
+    """Edges of two grey levels, which Gaussian settings with a name smooth over; of few images nothing is told."""
+
+    def found(count):
+        _, p, truths = problem(count=count)
+        images = [(2 * t[..., None] + 100).astype(np.uint8).repeat(3, 2) for t in truths]
+        return tuned(images, p, truths, budget=24, theta_smooth="0.3%")
+
+    many, few = found(8), found(6)
+    assert all(fold.chosen.startswith("trial") for fold in many.folds)
+    assert many.parameters in [{"theta_smooth": "0.3%", **fold.parameters} for fold in many.folds]
+    assert not any(fold.chosen.startswith("trial") for fold in few.folds)
 
 
 def test_where_scores_are_right_no_crf_is_best():
@@ -163,19 +177,23 @@ def _scaled(value, factor):
 
 @pytest.mark.parametrize("method", ["lattice", "exact", "window"])
 def test_gradients_lower_the_cross_entropy_and_what_they_find_is_refines(method, tmp_path):
-    given = problem(noise=1)
-    found = tuned(*given, method=method, search="gradient", budget=6)
+    images, p, truths = problem(noise=0.6)
+    draw = np.random.default_rng(0)
+    given = [draw.integers(0, 256, image.shape, dtype=np.uint8) for image in images], p, truths  # nothing to see
+    found = tuned(*given, method=method, search="gradient", budget=8)
     for fold in found.folds:
         seen = [n for n in range(4) if n not in fold.images]
-        assert len(fold.trials) == 6
+        assert len(fold.trials) == 8
         for trial in fold.trials:
             assert set(trial.parameters) == {"method", *LEARNED, "compatibility", "iterations"}
             assert trial.value == miou(*given, seen, trial.parameters)
         losses = [cross_entropy(*given, seen, trial.parameters) for trial in fold.trials]
         assert losses[-1] < 0.95 * losses[0]
+    parameters = found.folds[0].trials[-1].parameters
+    found = replace(found, parameters=parameters)
     (tmp_path / "p.toml").write_text(found.toml())
     assert tc.load_parameters(tmp_path / "p.toml") == found.parameters
-    assert found.figure().axes and "compatibility" in str(found) or found.parameters["method"] == "guided"
+    assert found.figure().axes and "compatibility" in str(found)
 
 
 def cross_entropy(images, foreground, truths, which, parameters):
