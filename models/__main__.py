@@ -20,6 +20,7 @@ __all__ = ["NAMES", "add_commands", "main"]
 NAMES = ("train", "evaluate", "predict", "tune", "experiments")
 FUSIONS = ("mean", "max_mean")
 MEASURES = ("miou", "boundary", "accuracy")  # of `tune`
+SEARCHES = ("tpe", "gradient")
 ON_PHOTOS = {
     "synthetic": "noisy scores of label maps, refined by every filter",
     "lattice": "how far the lattice is from the exact sum",
@@ -77,6 +78,9 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument("--truth", type=Path, required=True, metavar="FOLDER", help="label maps, 255 where unknown")
     command.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="tuned.toml, for --parameters")
     command.add_argument("--method", choices=METHODS, default="lattice", help="whose parameters (lattice)")
+    command.add_argument(
+        "--search", choices=SEARCHES, default="tpe", help="by proposals of Optuna, or by the library's gradients (tpe)"
+    )
     command.add_argument("--measure", choices=MEASURES, default="miou", help="what is to become largest (miou)")
     for name, default, text in (
         ("budget", 100, "trials for each fold"), ("folds", 2, "each is judged by a search without it"),
@@ -91,7 +95,7 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.set_defaults(run=_run, action="tune")
 
     command = commands.add_parser("experiments", help="the papers' tables, at a small size")
-    tables = command.add_subparsers(required=True, metavar=" | ".join((*ON_PHOTOS, *EXPERIMENTS)))
+    tables = command.add_subparsers(required=True, metavar=" | ".join((*ON_PHOTOS, "defaults", *EXPERIMENTS)))
     for name, title in ON_PHOTOS.items():
         command = tables.add_parser(name, help=title)
         command.add_argument(
@@ -99,6 +103,12 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         )
         _add_report(command)
         command.set_defaults(run=_run, action="measure", name=name)
+    command = tables.add_parser("defaults", help="what refine and the layers do to scores as they come")
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="with camvid, voc and network_scores"
+    )
+    _add_report(command)
+    command.set_defaults(run=_run, action="try_defaults")
     for name, experiment in EXPERIMENTS.items():
         command = tables.add_parser(name, help=experiment.title)
         command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's")

@@ -22,7 +22,7 @@ from tritoncrf.layers import Layer
 from tritoncrf.models import checkpoints, config, data, evaluation, network_figures, prediction, tuning
 from tritoncrf.models.augment import VOID, Augment
 from tritoncrf.models.distributed import world
-from tritoncrf.models.experiments import lattice_error, synthetic_task, trained
+from tritoncrf.models.experiments import defaults, lattice_error, synthetic_task, trained
 from tritoncrf.models.experiments.runs import Place
 from tritoncrf.models.metrics import Evaluation, Result
 from tritoncrf.models.segmenter import Segmenter
@@ -30,7 +30,7 @@ from tritoncrf.models.training import Trainer
 from tritoncrf.models.weights import some
 from tritoncrf.options import SCORES
 
-__all__ = ["evaluate", "make_table", "measure", "predict", "train", "tune"]
+__all__ = ["evaluate", "make_table", "measure", "predict", "train", "try_defaults", "tune"]
 
 
 def train(options: argparse.Namespace) -> None:
@@ -200,9 +200,10 @@ def tune(options: argparse.Namespace) -> None:
     outputs = [path for path in (options.out, options.figure, options.study) if path is not None]
     expect_apart(outputs, [*photos, *(path for found in files.values() for path in found.values())])
     images, scores, truths = [], [], []
+    how = options.resize, options.as_stored
     for path in photos:
         images.append(np.asarray(read_image(path, upright=not options.as_stored)))
-        scores.append(read_scores(kind, files[f"--{kind}"][path.stem], path, images[-1].shape[:2], options))
+        scores.append(read_scores(kind, files[f"--{kind}"][path.stem], path, images[-1].shape[:2], *how))
         truths.append(read_labels(files["--truth"][path.stem], upright=not options.as_stored))
         if truths[-1].shape != images[-1].shape[:2]:
             got, wanted = (" x ".join(map(str, x.shape[:2])) for x in (truths[-1], images[-1]))
@@ -217,8 +218,9 @@ def tune(options: argparse.Namespace) -> None:
             bar.update("trial" in line)
 
         tuned = tuning.tune(
-            images, truths=truths, method=options.method, budget=options.budget, measure=options.measure,
-            folds=options.folds, seed=options.seed, jobs=options.jobs, study=options.study, progress=said, **given,
+            images, truths=truths, method=options.method, search=options.search, budget=options.budget,
+            measure=options.measure, folds=options.folds, seed=options.seed, jobs=options.jobs, study=options.study,
+            progress=said, **given,
         )  # fmt: skip
     if options.figure is not None:
         save_figure(options.figure, tuned.figure())
@@ -246,6 +248,13 @@ def measure(options: argparse.Namespace) -> None:
     experiment = {"synthetic": synthetic_task, "lattice": lattice_error}[options.name]
     experiment.run(options.data, options.out, device_found())
     print(f"wrote {options.out / options.name}.md")
+
+
+def try_defaults(options: argparse.Namespace) -> None:
+    """`tritoncrf experiments defaults`."""
+    make_folder("--out", options.out)
+    defaults.run(options.data, options.out)
+    print(f"wrote {options.out / 'defaults.md'}")
 
 
 def make_table(options: argparse.Namespace) -> None:

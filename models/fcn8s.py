@@ -114,6 +114,10 @@ class FCN8s(Segmenter):
         return recomputed(part, x) if self.checkpointing else part(x)
 
 
+# What the layer starts from in the paper.
+PAPER = {"theta_space": 160.0, "theta_color": 3.0, "weight_smooth": 3.0, "weight_appearance": 5.0}
+
+
 class FCN8sCRFRNN(WithCRF):
     """`FCN8s` with a `CRFRNN` on its scores: the network of Zheng et al. 2015, CRF as RNN.
 
@@ -137,8 +141,9 @@ class FCN8sCRFRNN(WithCRF):
     def __init__(
         self, num_classes: int = 21, *, network: Mapping[str, Any] | None = None, crf: Mapping[str, Any] | None = None
     ) -> None:
-        unary = FCN8s(num_classes, **options("network", network))
-        super().__init__(unary, CRFRNN(num_classes, **options("crf", crf)))
+        unary, given = FCN8s(num_classes, **options("network", network)), options("crf", crf)
+        start = PAPER if given.get("preset") is None else {}  # a preset has its own
+        super().__init__(unary, CRFRNN(num_classes, **{**start, **given}))
 
 
 def cropped(x: torch.Tensor, offset: int, size: Sequence[int]) -> torch.Tensor:

@@ -320,7 +320,7 @@ def searched(tuned: "Tuned") -> "Figure":
     from matplotlib.figure import Figure
 
     trials = [trial for fold in tuned.folds for trial in fold.trials]
-    names = [name for name in trials[0].parameters if name != "method"]
+    names = [name for name in trials[0].parameters if name not in ("method", "compatibility")]
     width, height = PANEL_WIDTH * min(3, len(names)), 2.3 * -(-len(names) // 3)
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white", layout="constrained")
     for n, name in enumerate(names):

@@ -67,6 +67,10 @@ class ResNetFCN(Segmenter):
         return resized(scores, image.shape[2:])
 
 
+# What the layer starts from in the paper.
+PAPER = {"theta_space": 80.0, "theta_color": 13.0, "weight_smooth": 3.0, "weight_appearance": 10.0}
+
+
 class ResNetConvCRF(WithCRF):
     """`ResNetFCN` with a `ConvCRF` on its scores: the pipeline of Teichmann and Cipolla 2018.
 
@@ -91,5 +95,8 @@ class ResNetConvCRF(WithCRF):
     def __init__(
         self, num_classes: int = 21, *, network: Mapping[str, Any] | None = None, crf: Mapping[str, Any] | None = None
     ) -> None:
-        unary = ResNetFCN(num_classes, **options("network", network))
-        super().__init__(unary, ConvCRF(num_classes, **options("crf", crf)))
+        unary, given = ResNetFCN(num_classes, **options("network", network)), options("crf", crf)
+        start = PAPER if given.get("preset") is None else {}  # a preset has its own
+        if given.get("appearance_position") is False:
+            start = {name: value for name, value in start.items() if name != "theta_space"}
+        super().__init__(unary, ConvCRF(num_classes, **{**start, **given}))

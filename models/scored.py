@@ -12,7 +12,7 @@ from tritoncrf.models.metrics import Evaluation
 from tritoncrf.refine import refine
 from tritoncrf.types import Image
 
-__all__ = ["BAND", "MEASURES", "Scored", "band", "counts", "measures"]
+__all__ = ["BAND", "MEASURES", "Scored", "band", "counted", "counts", "measures"]
 
 BAND = 0.02  # of the image's diagonal: how far from a border trimaps and Boundary IoU reach (Cheng et al. 2021)
 MEASURES = "mean IoU", "Boundary IoU", "trimap accuracy", "pixel accuracy"
@@ -33,15 +33,24 @@ def band(size: Sequence[int]) -> int:
 
 
 def counts(item: Scored, num_classes: int, options: Mapping[str, Any]) -> np.ndarray:
-    """What `measures` needs of one image that is refined with these options of `refine`: int64, to be summed.
+    """What `measures` needs of one image that is refined with these options of `refine`."""
+    return counted(refine(item.image, **item.scores, **options), item.truth, num_classes)
+
+
+def counted(probabilities: Any, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """What `measures` needs of one image: int64, to be summed.
 
     Confusion matrices of all pixels and of the band, and its intersections and unions: [C, 2 C + 2].
+
+    Args:
+        probabilities: [C, H, W], or [H, W] of one object; an array or a tensor.
+        truth: [H, W], 255 where unknown.
+        num_classes: C.
     """
-    found = refine(item.image, **item.scores, **options)
-    q = np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+    q = np.asarray(probabilities.cpu() if isinstance(probabilities, torch.Tensor) else probabilities)
     labels = q > 0.5 if q.ndim == 2 else q.argmax(0)
-    evaluation = Evaluation(num_classes, (band(item.truth.shape),))
-    evaluation.add(labels.astype(np.int64), item.truth.astype(np.int64))
+    evaluation = Evaluation(num_classes, (band(truth.shape),))
+    evaluation.add(labels.astype(np.int64), truth.astype(np.int64))
     confusion, trimap, boundary = evaluation.counts.split([num_classes**2, num_classes**2, 2 * num_classes])
     parts = confusion.view(num_classes, -1), trimap.view(num_classes, -1), boundary.view(num_classes, 2)
     return torch.cat(parts, 1).numpy()

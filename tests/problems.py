@@ -339,7 +339,7 @@ CONV_CRF = Layer(
         },
     },
     size=POSITIONS, large=POSITIONS, colors=CLOSE,
-    features=lambda image: tc.features.bilateral(image, 80, 13),
+    features=lambda image: tc.features.bilateral(image, 30, 5),
 )  # fmt: skip
 CRF_RNN = Layer(
     tc.CRFRNN,

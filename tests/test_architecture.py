@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "figures": {"checks", "diagnostics"},
     "files": {"figures"},
     "reports": {"files"},
-    "demo": {"types", "checks", "refine", "synthetic"},
+    "demo": {"types", "checks", "options", "refine", "synthetic"},
     "__init__": {
         "lazy",
         "types",
@@ -87,7 +87,21 @@ MAY_IMPORT = {
         "files",
         "demo",
     },
-    "cli": {"__init__", "options", "commands", "actions"},
+    "session": {
+        "types",
+        "checks",
+        "devices",
+        "options",
+        "refine",
+        "scores",
+        "summary",
+        "commands",
+        "files",
+        "demo",
+        "actions",
+    },
+    "app": {"options", "commands", "figures", "demo", "actions", "session"},
+    "cli": {"__init__", "options", "commands", "actions", "app"},
     "__main__": {"cli"},
 }
 
@@ -109,6 +123,8 @@ LIBRARIES = {
     "reports": {"torch", "matplotlib"},
     "demo": {"torch", "numpy", "matplotlib", "PIL"},
     "actions": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
+    "session": {"torch", "numpy"},
+    "app": {"numpy", "gradio", "fastapi", "uvicorn"},
     "cli": set(),
 }
 

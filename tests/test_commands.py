@@ -40,6 +40,10 @@ def raising(error):
         (RuntimeError(SHARED), "unable to write to file </torch_12_34_5>: No space left on device"),
         (OSError(errno.ENOSPC, "No space left on device", "run/last.pt"), "No space left on device: 'run/last.pt'"),
         (ValueError("several\nlines"), "several lines"),
+        (
+            ModuleNotFoundError('tune needs Optuna: pip install "tritoncrf[tune]"'),
+            'tune needs Optuna: pip install "tritoncrf[tune]"',
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -53,7 +57,9 @@ def test_torch_says_so_where_memory_is_really_short(capsys):
     assert status == 2 and said.startswith("tool: error: out of memory: ") and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), AssertionError(), KeyError("x")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), AssertionError(), KeyError("x"), ImportError("No module named 'x'", name="x")]
+)
 def test_a_bug_shows_its_traceback(capsys, error):
     with pytest.raises(type(error)):
         outcome(capsys, raising(error))

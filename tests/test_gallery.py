@@ -127,13 +127,14 @@ def test_weights_are_drawn_for_every_filter(detail, monkeypatch):
     assert all(0 <= int(text.split(": ")[1].split("%")[0]) <= 100 for text in shown[1::2])
 
 
-def test_parameters_have_their_default_in_the_middle(detail, monkeypatch):
+def test_parameters_have_what_is_usual_in_the_middle(detail, monkeypatch):
     monkeypatch.setattr(parameters, "DETAIL", FEW)
-    defaults = {name: argument.default for name, argument in ARGUMENTS.items()}
-    for rows in (parameters.GAUSSIAN, parameters.WINDOW, parameters.GUIDED):
-        assert all(small < defaults[name] == middle < large for name, ((small, middle, large), *_) in rows.items())
+    usual = {name: argument.default for name, argument in ARGUMENTS.items()}
+    for method, rows in ("window", parameters.GAUSSIAN | parameters.WINDOW), ("guided", parameters.GUIDED):
+        settings = usual | pictures.SETTINGS[method]
+        assert all(small < settings[name] == middle < large for name, ((small, middle, large), *_) in rows.items())
     shown = texts(parameters.parameters()) + texts(parameters.parameters_local())
-    assert sum(text.endswith("default") for text in shown) == 10
+    assert sum(text.endswith("as usual") for text in shown) == 10
     assert {"theta_color 13", "iterations 0", "blur 12", "eps 10000"} <= set(shown)
 
 

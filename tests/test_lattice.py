@@ -71,10 +71,11 @@ def test_vertices_that_share_a_hash(collisions, monkeypatch):
 
 def test_a_neighbour_found_by_its_hash_alone_is_none(monkeypatch):
     """Factors that add up two codes: another vertex has the hash of a neighbour, though no two have the same."""
-    codes = [torch.tensor([4, 9]), torch.tensor([5, 2])]
+    codes = [torch.tensor([4, 8]), torch.tensor([5, 2])]
     layout = simplex.KeyLayout((0, 0), ((1, 0), (0, 1)), (60, 200), 20)
     monkeypatch.setattr(simplex, "hash_factors", lambda groups, attempt: [1, 1])
-    # From the first, along axis 0: codes (6, 5), the second's hash. From the second, along axis 2: (8, 1), the first's.
+    # From the first, along axis 0: codes (5, 5), the second's hash. From the second, along axis 2: (8, 1), the first's.
+    # Along axis 1: (3, 6) and (7, 3), their own.
     assert (simplex.neighbours(codes, layout) == 2).all()
 
 
@@ -87,9 +88,31 @@ def test_work_grows_with_the_square_of_the_features():
             least, most = f.amin((0, 2)).tolist(), f.amax((0, 2)).tolist()
             layout = simplex.key_layout(least, most, 1, 50)
             _, *simplices = simplex.simplex(f, layout)
-            simplex.connect(*simplices, layout, simplex.neighbours)
+            simplex.connect(*simplices, layout)
         written.append(work.written)
     assert math.log(written[1] / written[0], 4) < 2.1
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("farthest", [1.0, 0.999 * simplex.MAX_COORDINATE])
+def test_codes_have_space_for_every_vertex_and_its_neighbours(d, corners, farthest):
+    """Also in float32, and where features fill a whole box: two vertices never share a code."""
+    f = torch.randn(1, d, 500)
+    f = f.sign() if corners else f
+    ends = simplex._coordinate_ends(f.amin((0, 2)).tolist(), f.amax((0, 2)).tolist())
+    f *= farthest / max(abs(end) for pair in ends for end in pair)
+    layout = simplex.key_layout(f.amin((0, 2)).tolist(), f.amax((0, 2)).tolist(), 1, 500)
+    cell, rank, _ = simplex._simplex(f)
+    u = cell.long() - (rank > d - torch.arange(d + 1)[:, None, None]).long()  # [r, j, pixel]
+    digits = u[:, :-1] - u[:, 1:] - torch.tensor(layout.low)[:, None]
+    extents = [0] * d
+    for strides, above in zip(layout.strides, layout.sizes):
+        for j, stride in enumerate(strides):
+            if stride:
+                extents[j], above = above // stride, stride
+    assert (digits.amin((0, 2)) >= 1).all()
+    assert (digits.amax((0, 2)) <= torch.tensor(extents) - 2).all()
 
 
 def test_each_simplex_comes_once():

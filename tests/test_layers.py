@@ -380,8 +380,8 @@ def test_training_lowers_the_loss_the_same_way_every_time(layer, variant, change
 @pytest.mark.parametrize(
     "layer, changes, size, step",
     [
-        (CONV_CRF, {"window_size": 5, "blur": 1}, (12, 12), 1),
-        (CRF_RNN, {}, (20, 20), 1),
+        (CONV_CRF, {"window_size": 5, "blur": 1, "weight_appearance": 10}, (12, 12), 1),
+        (CRF_RNN, {"weight_appearance": 5}, (20, 20), 1),
         (GUIDANCE_CRF, {"radius": 3, "strength": 10}, (40, 40), 2),
     ],
     ids=["ConvCRF", "CRFRNN", "GuidanceCRF"],
@@ -544,7 +544,7 @@ BAD_ARGUMENTS = [  # of which layers
     ([CONV_CRF, CRF_RNN], [
         *((name, value, ValueError) for name in THETAS for value in NOT_POSITIVE),
         *((name, value, TypeError) for name in THETAS for value in NOT_NUMBERS),
-        ("theta_smooth", None, TypeError), ("theta_color", None, TypeError),
+        ("theta_smooth", None, TypeError),
         *((name, value, ValueError) for name in WEIGHTS for value in (math.nan, math.inf)),
         *((name, value, TypeError) for name in WEIGHTS for value in ("3", [1.0] * C, False)),
         ("normalization", "sym", ValueError), ("normalization", True, ValueError), ("include_self", 1, TypeError),
@@ -557,7 +557,6 @@ BAD_ARGUMENTS = [  # of which layers
     ([CONV_CRF], [
         ("window_size", 4, ValueError), ("window_size", -3, ValueError), ("window_size", 33, ValueError),
         ("window_size", 3.0, TypeError), ("blur", 0, ValueError), ("blur", "2", TypeError),
-        ("weight_smooth", None, TypeError), ("weight_appearance", None, TypeError),
         ("appearance_position", 1, TypeError), ("class_weights", 1, TypeError), ("class_weights", [1.0] * C, TypeError),
         ("learn_positions", 6, ValueError), ("learn_positions", True, ValueError),
         ("learn_positions", (6, 0), ValueError), ("learn_positions", (6.0, 7.0), TypeError),
@@ -565,7 +564,7 @@ BAD_ARGUMENTS = [  # of which layers
     ]),
     ([CRF_RNN], [
         ("test_iterations", -1, ValueError), ("test_iterations", 2.5, TypeError), ("test_iterations", True, TypeError),
-        ("test_iterations", None, TypeError), ("theta_space", None, TypeError), ("normalization", None, ValueError),
+        ("test_iterations", None, TypeError), ("normalization", None, ValueError),
         ("kernel_weights", "matrix", ValueError), ("kernel_weights", True, ValueError), ("learn_thetas", 1, TypeError),
     ]),
     ([GUIDANCE_CRF], [

@@ -52,7 +52,7 @@ def test_it_is_mean_field_over_two_windows():
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("method", ["lattice", "exact", "window", "guided"])
 def test_damping_and_temperature_reach_the_loop(method, traced):
-    options = {"method": method, "iterations": 3, "return_trace": traced, "logits": LOGITS}
+    options = {"method": method, "iterations": 3, "return_trace": traced, "logits": LOGITS, "weight_appearance": 10}
 
     def outcome(**changes):
         found = refine(IMAGE, **options, **changes)
@@ -64,26 +64,104 @@ def test_damping_and_temperature_reach_the_loop(method, traced):
     assert hot.max() < 0.6 and outcome(damping=0.0, temperature=1.0).equal(plain)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("method", ["lattice", "exact", "window", "guided"])
+def test_a_compatibility_reaches_the_loop(method, traced):
+    costs = np.random.default_rng(4).normal(size=(C, C))
+    options = {"method": method, "iterations": 3, "return_trace": traced, "logits": LOGITS}
+
+    def outcome(**changes):
+        found = refine(IMAGE, **options, **changes)
+        return tensor(found[0] if traced else found)
+
+    mixed = outcome(compatibility=costs)
+    assert (mixed - outcome()).abs().max() > 0.1
+    assert mixed.equal(outcome(compatibility=costs.tolist())) and mixed.equal(outcome(compatibility=tensor(costs)))
+    # Potts' costs, and the same of two classes that change places
+    assert_close("potts", outcome(compatibility=-np.eye(C)), outcome(compatibility="potts"))
+    if not traced:
+        swapped = refine(IMAGE, **{**options, "logits": LOGITS[::-1].copy()}, compatibility=costs[::-1, ::-1].copy())
+        assert_close("swapped", tensor(swapped[::-1].copy()), mixed)
+
+
+@pytest.mark.parametrize(
+    "costs, error, message",
+    [
+        (np.eye(C + 1), ValueError, r"expected shape \[3, 3\], got \[4, 4\]"),
+        (np.eye(C) * math.nan, ValueError, "expected finite"),
+        ("pots", ValueError, "expected one of 'potts', got 'pots'"),
+        ([[1, 2], [3]], TypeError, r"expected 'potts' or \[C, C\] numbers, got .*list"),
+        (3.0, ValueError, r"expected shape \[3, 3\], got \[1\]"),
+    ],
+)
+def test_bad_compatibilities(costs, error, message):
+    with pytest.raises(error, match=f"^compatibility: {message}"):
+        refine(IMAGE, logits=LOGITS, compatibility=costs)
+
+
 METHODS = {
     "lattice": filters.Lattice,
     "exact": filters.Exact,
-    "window": functools.partial(filters.Window, window_size=11, blur=4),
+    "window": functools.partial(filters.Window, window_size=11, blur=2),
 }
+DIAGONAL = math.hypot(H, W)
+
+
+def default_kernels(method):
+    image = tensor(IMAGE).permute(2, 0, 1)[None]
+    both = features.spatial((H, W), 0.005 * DIAGONAL), features.bilateral(image, 0.05 * DIAGONAL, 5.0)
+    return [METHODS[method](f, normalization="symmetric") for f in both]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_defaults_are_those_of_the_papers(method):
+def test_the_defaults_of_gaussian_kernels(method):
+    """Bandwidths are shares of the image; a network's scores meet small weights, labels large ones."""
+    expected = tc.mean_field(tensor(LOGITS)[None], default_kernels(method), weights=[1.0, 1.0], iterations=5)[0]
+    assert_close("of logits", tensor(refine(IMAGE, logits=LOGITS, method=method)), expected)
+    unary = torch.full((1, C, H, W), math.log(0.15)).scatter_(1, tensor(LABELS)[None, None], math.log(0.7))
+    expected = tc.mean_field(unary, default_kernels(method), weights=[3.0, 10.0], iterations=5)[0]
+    assert_close("of labels", tensor(refine(IMAGE, labels=LABELS, method=method)), expected)
+
+
+def test_the_defaults_of_others_have_a_name():
     image = tensor(IMAGE).permute(2, 0, 1)[None]
     kernels = [
-        METHODS[method](f, normalization="symmetric")
+        filters.Lattice(f, normalization="symmetric")
         for f in (features.spatial((H, W), 3.0), features.bilateral(image, 80.0, 13.0))
     ]
     expected = tc.mean_field(tensor(LOGITS)[None], kernels, weights=[3.0, 10.0], iterations=5)[0]
-    assert_close("refined", tensor(refine(IMAGE, logits=LOGITS, method=method)), expected)
+    assert_close("refined", tensor(refine(IMAGE, logits=LOGITS, **tc.PARAMETERS["densecrf"])), expected)
 
 
-def test_the_lattice_is_the_default():
-    assert np.array_equal(refine(IMAGE, logits=LOGITS), refine(IMAGE, logits=LOGITS, method="lattice"))
+F = np.random.default_rng(3).normal(size=(2, H, W)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "method, given",
+    [
+        ("guided", {"logits": LOGITS}),
+        ("guided", {"probabilities": HALF}),
+        ("guided", {"foreground": HALF[0]}),
+        ("guided", {"energies": LOGITS, "weight_appearance": 3, "iterations": 2}),
+        ("guided", {"labels": LABELS, "radius": 2}),
+        ("guided", {"logits": LOGITS, "features": F, "eps": 2.0}),
+        ("lattice", {"logits": LOGITS, "theta_color": 9}),
+        ("lattice", {"labels": LABELS}),
+        ("lattice", {"mask": LABELS == 1}),
+        ("lattice", {"logits": LOGITS, "features": F}),
+    ],
+)
+def test_the_method_where_none_is_given(method, given):
+    found, expected = refine(IMAGE, **given), refine(IMAGE, method=method, **given)
+    assert np.array_equal(found, expected)
+    assert np.array_equal(refine(IMAGE, method=None, **given), expected)
+
+
+def test_arguments_of_two_methods_are_refused_though_none_is_named():
+    with pytest.raises(ValueError, match="^radius: expected none with method='lattice', where it plays no part, got 2"):
+        refine(IMAGE, logits=LOGITS, theta_color=9, radius=2)
+    with pytest.raises(ValueError, match="^blur: expected none with method='lattice', where it plays no part, got 2"):
+        refine(IMAGE, logits=LOGITS, blur=2)
 
 
 def test_the_lattice_of_positions_is_kept(monkeypatch):
@@ -91,8 +169,8 @@ def test_the_lattice_of_positions_is_kept(monkeypatch):
     sizes, build = [], module.build
     monkeypatch.setattr(module, "build", lambda f, *rest: sizes.append(f.shape[1]) or build(f, *rest))
     monkeypatch.setattr(module, "_cache", type(module._cache)())
-    first = refine(IMAGE, logits=LOGITS)
-    assert np.array_equal(refine(IMAGE, logits=LOGITS), first)
+    first = refine(IMAGE, logits=LOGITS, method="lattice")
+    assert np.array_equal(refine(IMAGE, logits=LOGITS, method="lattice"), first)
     assert sorted(sizes) == [2, 5, 5]
 
 
@@ -245,12 +323,7 @@ def test_a_trace_records_and_changes_nothing(method):
     q, trace = refine(IMAGE, logits=LOGITS, method=method, iterations=3, return_trace=True)
     assert_close("q", tensor(q), tensor(refine(IMAGE, logits=LOGITS, method=method, iterations=3)))
     assert [r.iteration for r in trace.records] == [0, 1, 2, 3]
-    image = tensor(IMAGE).permute(2, 0, 1)[None]
-    kernels = [
-        METHODS[method](f, normalization="symmetric")
-        for f in (features.spatial((H, W), 3.0), features.bilateral(image, 80.0, 13.0))
-    ]
-    assert trace.records == tc.trace(tensor(LOGITS)[None], kernels, [3.0, 10.0], iterations=3)[1]
+    assert trace.records == tc.trace(tensor(LOGITS)[None], default_kernels(method), [1.0, 1.0], iterations=3)[1]
 
 
 def test_a_summary_by_hand():
@@ -301,8 +374,8 @@ USED = {
 @pytest.mark.parametrize("name", USED)
 def test_an_argument_is_for_the_methods_that_use_it(name):
     """Even where it is given as what it is by default."""
-    value = options.ARGUMENTS[name].default
     for method in (*METHODS, "guided"):
+        value = options.ARGUMENTS[name].value(method, "logits")
         if method in USED[name]:
             assert np.array_equal(
                 refine(IMAGE, logits=LOGITS, method=method, **{name: value}),
@@ -498,7 +571,7 @@ def test_arguments_are_left_as_they_were():
 
 def test_features_take_the_place_of_the_appearance():
     image = tensor(IMAGE).permute(2, 0, 1)[None]
-    f = features.bilateral(image, 80, 13)[0]
+    f = features.bilateral(image, "5%", 5)[0]
     expected = refined(logits=LOGITS)
     assert np.array_equal(refined(None, logits=LOGITS, features=f), expected)
     assert np.array_equal(refined(logits=LOGITS, features=f.numpy()), expected)
@@ -525,7 +598,7 @@ def test_it_cleans_up_noise():
 # Bad input ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["widnow", 3, None])
+@pytest.mark.parametrize("method", ["widnow", 3, ""])
 def test_unknown_methods(method):
     with pytest.raises(ValueError, match="^method: expected one of 'lattice', 'exact', 'window', 'guided', got"):
         refine(IMAGE, logits=LOGITS, method=method)

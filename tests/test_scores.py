@@ -71,7 +71,9 @@ def test_a_mask_is_the_same_in_every_kind(kind):
     probability = np.where(BOX, 0.8, 0.2).astype(np.float32)
     q = refined(PICTURE, mask=MASKS[kind], label_confidence=0.8)
     assert isinstance(q, np.ndarray) and q.dtype == np.float32
-    two = refined(PICTURE, probabilities=np.stack([1 - probability, probability]))
+    two = refined(
+        PICTURE, probabilities=np.stack([1 - probability, probability]), weight_smooth=3, weight_appearance=10
+    )
     assert_close("q", tensor(q), tensor(two[1]))
     assert np.array_equal(q > 0.5, BOX)
 

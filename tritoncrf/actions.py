@@ -14,13 +14,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 import tritoncrf
 from tritoncrf import demo, figures
 from tritoncrf.backends import resolve
 from tritoncrf.checks import MOST_CLASSES
-from tritoncrf.commands import CommandError, check_output
+from tritoncrf.commands import CommandError, check_output, make_folder
 from tritoncrf.devices import device_found
 from tritoncrf.diagnostics import Record
 from tritoncrf.features import bandwidths
@@ -36,12 +37,16 @@ from tritoncrf.files import (
 )
 from tritoncrf.options import ARGUMENTS, BINARY, PARAMETERS, SCORES, UNKNOWN
 from tritoncrf.refine import refine
-from tritoncrf.scores import as_stored, mask_values, resized, upright
+from tritoncrf.scores import as_stored as stored_values
+from tritoncrf.scores import mask_values, resized, upright
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "draw_demo", "print_info", "read_scores", "refine_file"]
+__all__ = [
+    "FIGURES", "class_name", "doubts", "draw_demo", "labels_of", "moved", "print_info", "read_scores", "refine_file",
+    "settings_of", "source_of",
+]  # fmt: skip
 
 FIGURES = (".png", ".pdf", ".svg")
 NOTICEABLE = 0.005  # the share of the pixels from which on a class is missed
@@ -50,6 +55,8 @@ VANISHED = 0.05  # and what is left of such a class
 
 def draw_demo(options: argparse.Namespace) -> None:
     """`tritoncrf demo`."""
+    if options.inputs is not None:
+        return _write_inputs(options.inputs)
     check_output("--out", options.out, FIGURES)
     with _steps("refine", "draw") as step:
         outcome = demo.run(device_found(options.device))
@@ -64,23 +71,33 @@ def draw_demo(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
 
 
+def _write_inputs(folder: Path) -> None:
+    """The demo's photo and scores, as files."""
+    make_folder("--inputs", folder)
+    photo, scores = folder / "photo.png", folder / "probabilities.npy"
+    with replacing(photo) as file:
+        Image.fromarray(demo.photo()).save(file, format="png")
+    with replacing(scores) as file:
+        np.save(file, demo.scores())
+    print(f"wrote {photo} and {scores}")
+
+
 def refine_file(options: argparse.Namespace) -> None:
     """`tritoncrf refine`."""
-    kind = next(kind for kind in SCORES if getattr(options, kind) is not None)
-    source, out = getattr(options, kind), _output(options)
+    kind, source = source_of(options)
+    out = _output(options)
     check_output("--out", out, (".png", ".npy"))
     for option, path in ("--figure", options.figure), ("--trace-figure", options.trace_figure):
         if path is not None:
             check_output(option, path, FIGURES)
     _check_distinct(options.image, source, out, options.figure, options.trace_figure)
-    given = {name: getattr(options, name) for name in ("method", *ARGUMENTS) if getattr(options, name) is not None}
-    settings: dict[str, Any] = {**_parameters(options.parameters), **given}
+    settings = settings_of(options)
     device, trace = device_found(options.device), None
     traced = options.trace or options.trace_figure is not None
 
     with _steps("load", "refine", "write") as step:
         image = np.asarray(read_image(options.image, upright=not options.as_stored))
-        scores = read_scores(kind, source, options.image, image.shape[:2], options)
+        scores = read_scores(kind, source, options.image, image.shape[:2], options.resize, options.as_stored)
         _check_png(out, kind, scores, settings)
         step()
         start = time.perf_counter()
@@ -92,7 +109,7 @@ def refine_file(options: argparse.Namespace) -> None:
         refined = found.float().cpu().numpy()
         seconds = time.perf_counter() - start
         step()
-        before, after = _before(kind, scores, settings), (refined > 0.5) * 1 if kind in BINARY else refined.argmax(0)
+        before, after = labels_of(kind, scores, settings), (refined > 0.5) * 1 if kind in BINARY else refined.argmax(0)
         with contextlib.ExitStack() as files:
             _write(files.enter_context(replacing(out)), out, refined, after, kind)
             if options.figure is not None:
@@ -106,8 +123,8 @@ def refine_file(options: argparse.Namespace) -> None:
         print(_table(trace.records))
         print(trace.summary)
     shares = _shares(before, after)
-    print(f"wrote {out}: {np.mean(before != after):.2%} of the pixels changed{_moved(shares, kind)}, {seconds:.2f} s")
-    for line in _doubts(shares, kind, settings, image.shape[:2]):
+    print(f"wrote {out}: {np.mean(before != after):.2%} of the pixels changed{moved(shares, kind)}, {seconds:.2f} s")
+    for line in doubts(shares, kind, settings, image.shape[:2]):
         print(f"tritoncrf: warning: {line}", file=sys.stderr)
 
 
@@ -117,11 +134,13 @@ def _shares(before: np.ndarray, after: np.ndarray) -> dict[int, tuple[float, flo
     return {int(c): (float(np.mean(before == c)), float(np.mean(after == c))) for c in classes if c >= 0}
 
 
-def _class(label: int, kind: str) -> str:
-    return ("background", "foreground")[label] if kind in BINARY else f"class {label}"
+def class_name(label: int, kind: str, names: Sequence[str] = ()) -> str:
+    """Of `names` where there are any."""
+    names = names or (("background", "foreground") if kind in BINARY else ())
+    return names[label] if names else f"class {label}"
 
 
-def _moved(shares: dict[int, tuple[float, float]], kind: str) -> str:
+def moved(shares: dict[int, tuple[float, float]], kind: str, names: Sequence[str] = ()) -> str:
     """The object, or the class whose share has changed most; of two that have changed alike the one that lost."""
 
     def change(label: int) -> tuple[float, bool]:
@@ -130,23 +149,37 @@ def _moved(shares: dict[int, tuple[float, float]], kind: str) -> str:
 
     label = 1 if kind in BINARY else max(shares, key=change)
     old, new = shares.get(label, (0.0, 0.0))
-    return f", {_class(label, kind)} from {old:.2%} to {new:.2%}" if old != new else ""
+    return f", {class_name(label, kind, names)} from {old:.2%} to {new:.2%}" if old != new else ""
 
 
-def _doubts(
-    shares: dict[int, tuple[float, float]], kind: str, settings: dict[str, Any], size: tuple[int, ...]
-) -> Iterator[str]:
+def doubts(
+    shares: dict[int, tuple[float, float]], kind: str, settings: Mapping[str, Any], size: Sequence[int],
+    names: Sequence[str] = (),
+) -> Iterator[str]:  # fmt: skip
     """What looks as if the settings do not fit the picture, a line each."""
     for label, (old, new) in shares.items():
         if old > NOTICEABLE and new < VANISHED * old:
             yield (
-                f"{_class(label, kind)} had {old:.2%} of the pixels and keeps {new:.2%}; a lower "
+                f"{class_name(label, kind, names)} had {old:.2%} of the pixels and keeps {new:.2%}; a lower "
                 "--weight-appearance or --theta-color keeps more"
             )
-    theta, longest = settings.get("theta_space", ARGUMENTS["theta_space"].default), max(size)
-    pixels = bandwidths("theta_space", theta, size)[0]
-    if settings.get("method", "lattice") in ARGUMENTS["theta_space"].methods and pixels > longest / 2:
+    theta, longest = settings.get("theta_space"), max(size)
+    if theta is not None and bandwidths("theta_space", theta, size)[0] > longest / 2:
         yield f"--theta-space {theta} is more than half of the image's {longest} pixels: positions hardly count"
+
+
+def source_of(options: argparse.Namespace) -> tuple[str, Path]:
+    """The kind of the scores and their file."""
+    kind = next(kind for kind in SCORES if getattr(options, kind) is not None)
+    return kind, getattr(options, kind)
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `refine` that are given, those of --parameters among them."""
+    given = {name: getattr(options, name) for name in ("method", *ARGUMENTS) if getattr(options, name) is not None}
+    if isinstance(given.get("compatibility"), Path):
+        given["compatibility"] = read_array(given["compatibility"])
+    return {**_parameters(options.parameters), **given}
 
 
 def _parameters(name: str | None) -> Mapping[str, Any]:
@@ -174,18 +207,18 @@ def _output(options: argparse.Namespace) -> Path:
 
 
 def read_scores(
-    kind: str, source: Path, image: Path, size: tuple[int, ...], options: argparse.Namespace
-) -> np.ndarray:  # fmt: skip
+    kind: str, source: Path, image: Path, size: Sequence[int], resize: bool = False, as_stored: bool = False
+) -> np.ndarray:
     """The scores of a file for an image of that size, brought to it where they are to be resized."""
-    turn = not options.as_stored
+    size, turn = tuple(size), not as_stored
     if kind in BINARY and source.suffix.lower() not in (".npy", ".npz"):
         picture = read_picture(source)
-        scores = as_stored(kind, upright(picture) if turn else picture)
+        scores = stored_values(kind, upright(picture) if turn else picture)
     else:
         scores = read_labels(source, turn) if kind == "labels" else read_array(source)
     if kind in BINARY:
         scores = mask_values(kind, scores, size).numpy()
-    if options.resize and scores.ndim == (2 if kind in (*BINARY, "labels") else 3) and scores.shape[-2:] != size:
+    if resize and scores.ndim == (2 if kind in (*BINARY, "labels") else 3) and scores.shape[-2:] != size:
         if _stretch(scores.shape[:2], size) < _stretch(scores.shape[-2:], size):
             raise CommandError(f"--{kind}: expected classes first, [C, H, W], got {list(scores.shape)} in {source}")
         return resized(kind, scores, size)
@@ -254,7 +287,7 @@ def _check_distinct(*paths: Path | None) -> None:
             raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")
 
 
-def _before(kind: str, scores: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+def labels_of(kind: str, scores: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
     """The labels that came: the best class of scores, -1 where a label is unknown."""
     if kind in BINARY:
         return (scores > 0.5) * 1

@@ -47,7 +47,8 @@ def _refusal(error: Exception, parser: Parser) -> str | None:
         return f"out of memory: {said}" if said else "out of memory"
     if isinstance(error, (ValueError, TypeError)):
         said = _by_options(said, _names(parser))
-    if isinstance(error, (CommandError, ValueError, TypeError, OSError)):
+    missing = isinstance(error, ImportError) and error.name is None  # what says which extra brings it, and no bug
+    if missing or isinstance(error, (CommandError, ValueError, TypeError, OSError)):
         return said or type(error).__name__
     full = FULL.search(said) if isinstance(error, RuntimeError) else None
     return full and full[0].replace("DefaultCPUAllocator: ", "out of memory: ")

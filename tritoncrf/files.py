@@ -69,7 +69,7 @@ def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
             if isinstance(image, TiffImageFile) and (channels := _further_channels(image)):
                 raise FileError(f"{path}: expected 1 or 3 channels, got {channels}; save those that are the photo's")
             turned = ImageOps.exif_transpose(image) if upright else image
-            return turned.convert("L" if turned.mode in ("1", "L") else "RGB")
+            return turned.convert("L" if turned.mode in ("1", "L", "LA") else "RGB")
 
     return decoded(path, "a picture", read)
 

@@ -6,42 +6,97 @@ from typing import Any, NamedTuple, cast, get_args
 
 from tritoncrf.types import Method, RefineOptions
 
-__all__ = ["ARGUMENTS", "BINARY", "METHODS", "PARAMETERS", "SCORES", "UNKNOWN", "settings"]
+__all__ = [
+    "ARGUMENTS", "BINARY", "METHODS", "PARAMETERS", "SCORES", "SHARES", "TEXTS", "UNKNOWN", "method_for", "settings",
+]  # fmt: skip
 
 METHODS: tuple[Method, ...] = get_args(Method)
 GAUSSIAN: tuple[Method, ...] = ("lattice", "exact", "window")
 SCORES = ("logits", "probabilities", "energies", "labels", "mask", "foreground")
 BINARY = SCORES[4:]  # of one object, [H, W]
+HARD = SCORES[3:5]  # of which no network said how sure it is
 UNKNOWN = 255  # of labels
 
 
 class Argument(NamedTuple):
-    """What an argument is where it is not given, and the methods and the kinds of scores that use it."""
+    """What an argument is where it is not given, and the methods and the kinds of scores that use it.
+
+    gentle: what it is for GAUSSIAN methods and the scores of a network, where that is something else: these methods
+        level small regions whose scores are low, which a label map has none of.
+    """
 
     default: Any
     methods: tuple[Method, ...] = METHODS
     scores: tuple[str, ...] = SCORES
+    gentle: Any = None
+
+    def value(self, method: Method, scores: str) -> Any:
+        """Where it is not given."""
+        gentle = self.gentle is not None and method in GAUSSIAN and scores not in HARD
+        return self.gentle if gentle else self.default
 
 
 ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
     {
-        "theta_space": Argument(80, GAUSSIAN),
-        "theta_color": Argument(13, GAUSSIAN),
-        "weight_appearance": Argument(10),
-        "theta_smooth": Argument(3, GAUSSIAN),
-        "weight_smooth": Argument(3, GAUSSIAN),
+        "theta_space": Argument("5%", GAUSSIAN),
+        "theta_color": Argument(5, GAUSSIAN),
+        "weight_appearance": Argument(10, gentle=1),
+        "theta_smooth": Argument("0.5%", GAUSSIAN),
+        "weight_smooth": Argument(3, GAUSSIAN, gentle=1),
+        "compatibility": Argument("potts"),
         "iterations": Argument(5),
         "damping": Argument(0.0),
         "temperature": Argument(1.0),
         "window_size": Argument(11, ("window",)),
-        "blur": Argument(4, ("window",)),
+        "blur": Argument(2, ("window",)),
         "radius": Argument(3, ("guided",)),
         "eps": Argument(1.0, ("guided",)),
-        "label_confidence": Argument(0.7, scores=("labels", "mask")),
+        "label_confidence": Argument(0.7, scores=HARD),
         "num_classes": Argument(None, scores=SCORES[:4]),
         "unknown": Argument("auto", scores=("labels",)),
     }
 )
+
+
+class Text(NamedTuple):
+    """What an argument means, and where a slider makes sense, its numbers: from, to, in steps of."""
+
+    meaning: str
+    numbers: tuple[float, float, float] | None = None
+
+
+TEXTS: Mapping[str, Text] = MappingProxyType(
+    {
+        "theta_space": Text(
+            "bandwidth of positions in the appearance kernel, in pixels, or 16% of the diagonal", (1, 200, 1)
+        ),
+        "theta_color": Text("bandwidth of colours, in 0..255 units", (1, 60, 0.5)),
+        "weight_appearance": Text("weight of the appearance kernel, or of the guided filter", (0, 30, 0.1)),
+        "theta_smooth": Text("bandwidth of the smoothness kernel, in pixels, or 1% of the diagonal", (0.5, 20, 0.5)),
+        "weight_smooth": Text("weight of the smoothness kernel", (0, 10, 0.1)),
+        "compatibility": Text("potts, or a file, .npy or .npz: what a row's class costs near a column's, [C, C]"),
+        "iterations": Text("mean-field steps", (0, 20, 1)),
+        "damping": Text("share of the old probabilities that each step keeps, from 0 to below 1", (0, 0.95, 0.05)),
+        "temperature": Text("above 1 the result is less certain, below 1 more", (0.1, 5, 0.1)),
+        "window_size": Text("side of the neighbourhood, odd, in blurred pixels", (3, 31, 2)),
+        "blur": Text("blur x blur pixels are averaged for the messages", (1, 8, 1)),
+        "radius": Text("radius of the filter's windows, in pixels", (1, 50, 1)),
+        "eps": Text("what counts as an edge, in 0..255 units squared"),
+        "label_confidence": Text("probability that they are right", (0.5, 0.99, 0.01)),
+        "num_classes": Text("number of classes"),
+        "unknown": Text("the label of unknown pixels, several as in --unknown=-1,255, or none"),
+    }
+)
+SHARES = (0.1, 40, 0.1)  # of a bandwidth of positions, in percent of the diagonal
+
+
+def method_for(scores: str, features: bool, given: Mapping[str, Any]) -> Method:
+    """The method where none is given, see `refine`; the arguments are those of `settings`."""
+    asked = [ARGUMENTS[name].methods for name, value in given.items() if value is not None]
+    if not all("guided" in methods for methods in asked):
+        return "lattice"
+    soft = scores not in HARD and not features
+    return "guided" if soft or any("lattice" not in methods for methods in asked) else "lattice"
 
 
 def settings(method: Method, scores: str, features: bool, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,9 +122,11 @@ def settings(method: Method, scores: str, features: bool, given: Mapping[str, An
         elif scores not in ARGUMENTS[name].scores:
             unused = f"{scores}="
         if unused is not None:
-            got = value if isinstance(value, (int, float, tuple)) else f"a {type(value).__name__}"
+            got = value if isinstance(value, (int, float, str, tuple)) else f"a {type(value).__name__}"
             raise ValueError(f"{name}: expected none with {unused}, where it plays no part, got {got}")
-    return {name: entry.default if given[name] is None else given[name] for name, entry in ARGUMENTS.items()}
+    return {
+        name: entry.value(method, scores) if given[name] is None else given[name] for name, entry in ARGUMENTS.items()
+    }
 
 
 def _set(iterations: int, smooth: tuple[float, float], appearance: tuple[float, float, float]) -> RefineOptions:

@@ -11,20 +11,22 @@ from tritoncrf.devices import device_found
 from tritoncrf.features import bandwidths, bilateral, color, evenly_spaced, spatial
 from tritoncrf.filters.base import Filter
 from tritoncrf.mean_field import NOT_FINITE, mean_field
-from tritoncrf.options import METHODS, settings
+from tritoncrf.options import METHODS, method_for, settings
 from tritoncrf.replay import replayed
 from tritoncrf.scores import as_tensor, expect_unknown, is_pil, like, unary_from, upright
 from tritoncrf.summary import Trace, summarized
-from tritoncrf.types import Array, Image, Method, RefineOptions, Theta, Unknown
+from tritoncrf.types import Array, Compatibility, Image, Method, RefineOptions, Theta, Unknown
 
 if TYPE_CHECKING:
     import PIL.Image
     from typing_extensions import Unpack
 
-__all__ = ["refine"]
+__all__ = ["kernels", "photo_from", "refine"]
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
 Device: TypeAlias = torch.device | str | None
+# "potts", or [C, C] numbers.
+Costs: TypeAlias = Literal["potts"] | Array | Sequence[Sequence[float]]
 REPLAYED: tuple[Method, ...] = "window", "guided"
 
 
@@ -119,12 +121,13 @@ def refine(
     labels: Image | None = None,
     mask: Image | None = None,
     foreground: Array | None = None,
-    method: Method = "lattice",
+    method: Method | None = None,
     theta_space: Theta | None = None,
     theta_color: Theta | None = None,
     weight_appearance: float | None = None,
     theta_smooth: Theta | None = None,
     weight_smooth: float | None = None,
+    compatibility: Costs | None = None,
     iterations: int | None = None,
     damping: float | None = None,
     temperature: float | None = None,
@@ -156,7 +159,9 @@ def refine(
 
     W is the guided filter by the image in 0..255 units, see `filters.Guided`.
 
-    What is not given has the value in parentheses. What is given where it plays no part is an error.
+    What is not given has the value in parentheses, which takes no more from the scores of real networks than chance
+    does (`tritoncrf experiments defaults` measures it); settings for one's own scores are better, and `tune` finds
+    them. What is given where it plays no part is an error.
 
     Args:
         image: a PIL image, turned upright as its EXIF orientation says, a NumPy array [H, W, 3], [H, W, 1] or [H, W],
@@ -175,18 +180,22 @@ def refine(
             that grows with their number (Krähenbühl and Koltun 2011). "exact": all, in a time that grows with its
             square. "window": those of a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018). "guided":
             those at most 2 radius away, by the guided filter, in a time that does not depend on it (SegModel: Shen et
-            al. 2017, with weight_appearance=2 and iterations=3).
-        theta_space, theta_smooth: bandwidths in pixels (80, 3), one number or one per axis; or a share of the image's
-            diagonal, such as "16%". Not with "guided".
-        theta_color: bandwidth in 0..255 units (13); one number or one per channel. Not with "guided".
-        weight_appearance, weight_smooth: weights of the two kernels (10, 3); the second not with "guided".
+            al. 2017, with weight_appearance=2 and iterations=3). Left out, it is "guided" for the scores of a network,
+            all kinds but labels and masks, with an image and without arguments of another method; else "lattice".
+        theta_space, theta_smooth: bandwidths in pixels, one number or one per axis; or a share of the image's
+            diagonal ("5%", "0.5%"). Not with "guided".
+        theta_color: bandwidth in 0..255 units (5); one number or one per channel. Not with "guided".
+        weight_appearance, weight_smooth: weights of the two kernels (10, 3; of the Gaussian kernels 1, 1 for the
+            scores of a network). The second not with "guided".
+        compatibility: what the class of a row costs where the class of a column is near, [C, C] numbers, negative for a
+            reward; or "potts", -1 for equal classes and 0 for others ("potts").
         iterations: mean-field steps (5); 0 gives softmax(U).
         damping: the share of the old Q that each step keeps, from 0 to below 1, for settings that swing (0.0).
         temperature: what the scores are divided by before each softmax, above 0 (1.0): above 1 for a less certain
             result.
         window_size: with "window", the side of the neighbourhood, odd, in pixels of the blurred image (11).
         blur: with "window", the messages are passed on the image averaged over blur x blur pixels, so that the
-            neighbourhood is window_size * blur pixels wide (4); 1 for full resolution.
+            neighbourhood is window_size * blur pixels wide (2); 1 for full resolution.
         radius: with "guided", the radius of the filter's windows in pixels, at least 1 (3); one int or one per axis.
         eps: with "guided", what counts as an edge, in 0..255 units squared, or in the unit of `features` squared:
             variances below are smoothed over. Above 0 (1).
@@ -230,7 +239,8 @@ def refine(
         >>> refine(image, mask=mask).shape
         (8, 9)
     """
-    checks.expect_choice("method", method, METHODS)
+    if method is not None:
+        checks.expect_choice("method", method, METHODS)
     checks.expect_bool("return_trace", return_trace)
     scores = {
         "logits": logits, "probabilities": probabilities, "energies": energies, "labels": labels, "mask": mask,
@@ -243,19 +253,22 @@ def refine(
     if image is None and features is None:
         raise TypeError("image: expected a PIL image, a NumPy array or a torch tensor (or pass features=), got None")
     [(name, value)] = given.items()
-    chosen = settings(method, name, features is not None, {
+    arguments = {
         "theta_space": theta_space, "theta_color": theta_color, "weight_appearance": weight_appearance,
-        "theta_smooth": theta_smooth, "weight_smooth": weight_smooth, "iterations": iterations,
+        "theta_smooth": theta_smooth, "weight_smooth": weight_smooth, "compatibility": compatibility,
+        "iterations": iterations,
         "damping": damping, "temperature": temperature, "window_size": window_size, "blur": blur, "radius": radius,
         "eps": eps,
         "label_confidence": label_confidence, "num_classes": num_classes, "unknown": expect_unknown(unknown),
-    })  # fmt: skip
+    }  # fmt: skip
+    method = method or method_for(name, features is not None, arguments)
+    chosen = settings(method, name, features is not None, arguments)
     where = value.device if device is None and isinstance(value, torch.Tensor) else device_found(device)
 
     with checks.check_values(True):
         photo = appearance = None
         if image is not None:
-            photo, turned = _image(image, where)
+            photo, turned = photo_from(image, where)
         unary = unary_from(name, value, None if photo is None else photo.shape[1:], where, chosen)
         size = unary.shape[1:]
         if photo is not None:
@@ -264,8 +277,8 @@ def refine(
             appearance = _features(features, name, size, where).to(unary.dtype)
         if not return_trace:
             return like(_refined(method, photo, appearance, unary, chosen), name, value)
-        kernels, weights = _kernels(method, photo, appearance, unary, chosen)
-        q, records = diagnostics.trace(unary[None], kernels, weights, **_update(chosen))
+        own = kernels(method, photo, appearance, unary, chosen)
+        q, records = diagnostics.trace(unary[None], own, **_loop(method, chosen, unary))
     return like(q[0], name, value), Trace(records, summarized(torch.softmax(unary, 0), q[0]))
 
 
@@ -277,8 +290,9 @@ def _refined(
     what is made of them is as large as they say, such as a lattice."""
 
     def solve(photo: torch.Tensor | None, unary: torch.Tensor) -> torch.Tensor:
-        kernels, weights = _kernels(method, photo, appearance, unary, chosen)
-        return mean_field(unary[None], kernels, weights, **_update(chosen))[0]
+        return mean_field(
+            unary[None], kernels(method, photo, appearance, unary, chosen), **_loop(method, chosen, unary)
+        )[0]
 
     fixed = [tuple(value) if isinstance(value, (list, tuple)) else (value,) for value in chosen.values()]
     plain = all(v is None or isinstance(v, (int, float, str)) for values in fixed for v in values)
@@ -291,18 +305,36 @@ def _refined(
     return q
 
 
-def _update(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """How often and how the loop updates Q."""
-    temperature = checks.expect_number("temperature", chosen["temperature"], positive=True)
-    return {"iterations": chosen["iterations"], "damping": chosen["damping"], "temperature": temperature}
+def _loop(method: Method, chosen: Mapping[str, Any], unary: torch.Tensor) -> dict[str, Any]:
+    """What else `mean_field` takes."""
+    names = ("weight_appearance",) if method == "guided" else ("weight_smooth", "weight_appearance")
+    return {
+        "weights": [checks.expect_number(name, chosen[name]) for name in names],
+        "compatibility": _costs(chosen["compatibility"], unary),
+        "iterations": chosen["iterations"],
+        "damping": chosen["damping"],
+        "temperature": checks.expect_number("temperature", chosen["temperature"], positive=True),
+    }
 
 
-def _kernels(
+def _costs(value: Costs, unary: torch.Tensor) -> Compatibility:
+    """A compatibility beside the unary; its shape `mean_field` looks at."""
+    if isinstance(value, str):
+        checks.expect_choice("compatibility", value, ("potts",))
+        return "potts"
+    try:
+        array = value if isinstance(value, torch.Tensor) else np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"compatibility: expected 'potts' or [C, C] numbers, got {checks.kind_of(value)}") from None
+    return as_tensor("compatibility", array).to(unary.device, unary.dtype)
+
+
+def kernels(
     method: Method, photo: torch.Tensor | None, appearance: torch.Tensor | None, unary: torch.Tensor,
     chosen: Mapping[str, Any],
-) -> tuple[list[Filter], list[float]]:  # fmt: skip
-    """The method's filters and their weights, of features [1, D, *S] or else of a photo [C, H, W]."""
-    weights, made_of = [checks.expect_number("weight_appearance", chosen["weight_appearance"])], "features"
+) -> list[Filter]:  # fmt: skip
+    """The method's filters of features [1, D, *S], or else of a photo [C, H, W]; bandwidths may be tensors."""
+    made_of = "features"
     if appearance is None:
         assert photo is not None
         if method == "guided":
@@ -313,13 +345,12 @@ def _kernels(
         appearance = appearance.to(unary.dtype)
     if method == "guided":
         with checks.renamed("guide", "features"):
-            return [filters.Guided(appearance, chosen["radius"], chosen["eps"])], weights
-    weights = [checks.expect_number("weight_smooth", chosen["weight_smooth"]), *weights]
+            return [filters.Guided(appearance, chosen["radius"], chosen["eps"])]
     window_size, blur = chosen["window_size"], chosen["blur"]
     with checks.renamed("features", "theta_smooth"):
         smoothness = _smoothness(method, unary.shape[1:], chosen["theta_smooth"], unary, window_size, blur)
     with checks.renamed("features", made_of):
-        return [smoothness, _gaussian(method, appearance, window_size, blur)], weights
+        return [smoothness, _gaussian(method, appearance, window_size, blur)]
 
 
 def _gaussian(method: Method, features: torch.Tensor, window_size: int, blur: int) -> Filter:
@@ -342,7 +373,7 @@ def _smoothness(
     return _gaussian(method, positions, window_size, blur)
 
 
-def _image(value: Image, device: torch.device) -> tuple[torch.Tensor, str]:
+def photo_from(value: Image, device: torch.device) -> tuple[torch.Tensor, str]:
     """The image [C, H, W], uint8 or floating, on `device`; and how it was turned, for an error about its size."""
     wanted = "a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]"
     turned = ""

@@ -70,6 +70,7 @@ class RefineOptions(TypedDict, total=False):
     weight_appearance: float
     theta_smooth: Theta
     weight_smooth: float
+    compatibility: Literal["potts"] | Array | Sequence[Sequence[float]]
     iterations: int
     damping: float
     temperature: float

@@ -4,7 +4,6 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-import tritoncrf as tc
 from docs.gallery import pictures
 from docs.gallery.pictures import Picture
 from docs.gallery.sheet import Panel, enlarged, labelled, sheet
@@ -47,7 +46,7 @@ def guided(whole: Picture) -> list[Panel]:
 def lattice(picture: Picture) -> list[Panel]:
     scores = noisy_scores(picture.truth, len(picture.classes))
     sharp = {"probabilities": scores, "theta_color": 3}
-    rough, exact = (tc.refine(picture.image, method=method, **sharp) for method in ("lattice", "exact"))
+    rough, exact = (picture.refined(method, **sharp) for method in ("lattice", "exact"))
     error = np.abs(rough - exact).max(0)
     drawn = 0.6 + 0.4 * grey_of(picture.image)
     drawn = drawn + error[..., None] * (to_rgb(BROKEN) - drawn)
@@ -73,7 +72,7 @@ def exact(picture: Picture) -> list[Panel]:
 
 
 def refined(picture: Picture, scores: np.ndarray, **settings) -> np.ndarray:
-    return tc.refine(picture.image, probabilities=scores, **settings).argmax(0)
+    return picture.refined(probabilities=scores, **settings).argmax(0)
 
 
 def hair_found(picture: Picture, labels: np.ndarray) -> float:

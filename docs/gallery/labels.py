@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-import tritoncrf as tc
 from docs.gallery import pictures
 from docs.gallery.pictures import Picture
 from docs.gallery.sheet import labelled, sheet
@@ -42,7 +41,7 @@ def labels() -> Figure:
     scribbles, blocks = scribbled(picture), coarsened(picture)
 
     def panel(title, given, remark, **settings):
-        refined = tc.refine(picture.image, labels=given, num_classes=len(picture.classes), **settings).argmax(0)
+        refined = picture.refined(labels=given, num_classes=len(picture.classes), **settings).argmax(0)
         return labelled(title, picture, refined, remark)
 
     known = scribbles != UNKNOWN

@@ -12,6 +12,10 @@ from docs.gallery import pictures
 from docs.gallery.sheet import labelled, sheet
 from tritoncrf.synthetic import noisy_scores
 
+# As published: for noise as rough as this the layers' own starts are too gentle.
+CONV = {"theta_space": 80, "theta_color": 13, "weight_smooth": 3, "weight_appearance": 10}
+RECURRENT = {"theta_space": 160, "theta_color": 3, "weight_smooth": 3, "weight_appearance": 5}
+
 
 @torch.no_grad()
 def layers() -> Figure:
@@ -28,8 +32,8 @@ def layers() -> Figure:
 
     panels = [labelled("Input labels", picture, scores.argmax(0))]
     panels += [
-        panel("ConvCRF", tc.ConvCRF(classes), logits, "11 x 11, blur 4"),
-        panel("CRFRNN", tc.CRFRNN(classes), logits, ""),
+        panel("ConvCRF", tc.ConvCRF(classes, **CONV), logits, "11 x 11, blur 4"),
+        panel("CRFRNN", tc.CRFRNN(classes, **RECURRENT), logits, ""),
         panel("GuidanceCRF", tc.GuidanceCRF(classes), quarter, "at a quarter"),
         replace(labelled("Mask", picture, picture.truth), subtitle="drawn by hand"),
         panel("ConvCRF, preset", tc.ConvCRF(classes, 7, preset="released"), logits, "7 x 7, blur 4"),

@@ -1,13 +1,13 @@
 """Before and after, by every method of `refine`: noisy scores of masks that were drawn by hand, and what comes of them.
 
-All take `refine`'s defaults, but for the guided filter's radius.
+All take the settings of `pictures`, but for the guided filter's radius.
 """
 
 import time
 
+import numpy as np
 from matplotlib.figure import Figure
 
-import tritoncrf as tc
 from docs.gallery import pictures
 from docs.gallery.pictures import Picture
 from docs.gallery.sheet import labelled, photographed, sheet
@@ -24,10 +24,9 @@ def methods() -> Figure:
     scores = noisy_scores(picture.truth, len(picture.classes))
     refined = {}
     for method, settings in METHODS.items():
-        few = {"probabilities": scores[:, :16, :16], "method": method, **settings}
-        tc.refine(picture.image[:16, :16], **few)  # imports and allocates, untimed
+        picture.cropped(np.s_[:16, :16]).refined(method, probabilities=scores[:, :16, :16], **settings)  # untimed
         start = time.perf_counter()
-        labels = tc.refine(picture.image, probabilities=scores, method=method, **settings).argmax(0)
+        labels = picture.refined(method, probabilities=scores, **settings).argmax(0)
         refined[method.capitalize()] = labels, time.perf_counter() - start
     return figures.methods(picture.image, scores.argmax(0), refined, truth=picture.truth, names=picture.classes)
 
@@ -52,7 +51,7 @@ def before_and_after(kind: str, picture: Picture) -> Figure:
         labelled("Input labels", picture, scores.argmax(0)),
     ]
     for method, settings in METHODS.items():
-        labels = tc.refine(picture.image, probabilities=scores, method=method, **settings).argmax(0)
+        labels = picture.refined(method, probabilities=scores, **settings).argmax(0)
         remark = ", ".join(f"{name} {value}" for name, value in settings.items())
         panels.append(labelled(method.capitalize(), picture, labels, remark))
     return sheet(panels, 3, picture)

@@ -1,15 +1,14 @@
-"""What each parameter of `refine` does: a small value, the default and a large one, all else at its default."""
+"""What each parameter of `refine` does: a small value, that of `pictures` and a large one, all else as there."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-import tritoncrf as tc
 from docs.gallery import pictures
 from docs.gallery.sheet import labelled, sheet
 from tritoncrf.synthetic import noisy_scores
 
 DETAIL = np.s_[100:200, 40:215]  # of Hopper at half its size; all of it is refined
-# Of each parameter a small value, the default and a large one, and in words what the first and the last do.
+# Of each parameter a small value, the usual and a large one, and in words what the first and the last do.
 GAUSSIAN = {
     "theta_color": ((3, 13, 100), "like colours only", "unlike ones too"),
     "theta_space": ((5, 80, 400), "near pixels only", "far ones too"),
@@ -45,7 +44,7 @@ def drawn(of_methods) -> Figure:
     panels = []
     for method, rows in of_methods.items():
         for name, (values, small, large) in rows.items():
-            for value, remark in zip(values, (small, "default", large)):
-                q = tc.refine(picture.image, probabilities=scores, method=method, **{name: value})
+            for value, remark in zip(values, (small, "as usual", large)):
+                q = picture.refined(method, probabilities=scores, **{name: value})
                 panels.append(labelled(f"{name} {value}", detail, q.argmax(0)[DETAIL], remark))
     return sheet(panels, 3, picture)

@@ -10,7 +10,15 @@ import numpy as np
 from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw
 
-from tritoncrf import demo
+from tritoncrf import PARAMETERS, demo, refine
+
+# The scores are noise as rough as that of pseudo-labels: the settings are those that pipelines have for these.
+SETTINGS = {
+    "lattice": PARAMETERS["densecrf"],
+    "exact": PARAMETERS["densecrf"],
+    "window": {**PARAMETERS["densecrf"], "blur": 4},
+    "guided": {},
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,10 @@ class Picture:
 
     def halved(self) -> "Picture":
         return Picture(np.array(Image.fromarray(self.image).reduce(2)), self.truth[::2, ::2], self.classes)
+
+    def refined(self, method: str = "lattice", **options) -> np.ndarray:
+        """Probabilities [C, H, W] by a method with its SETTINGS, unless `options` say otherwise."""
+        return refine(self.image, method=method, **{**SETTINGS[method], **options})
 
     def cropped(self, detail: tuple[slice, slice]) -> "Picture":
         return Picture(self.image[detail], self.truth[detail], self.classes)

@@ -25,6 +25,7 @@ def dots(
     """
     from matplotlib.figure import Figure
 
+    legend: list[str] = []
     names = list(dict.fromkeys(name for panel in found.values() for series in panel.values() for name in series))
     labels = 0.075 * max(map(len, names)) + 0.3
     width, height = labels + len(found) * (PANEL + SPACE), TOP + ROW * len(names) + BELOW
@@ -51,9 +52,10 @@ def dots(
         axes.set_axisbelow(True)
         axes.set_xlabel(unit, color=MUTED)
         head(axes, title, "")
-        if len(series) > 1:
+        if len(series) > 1 and list(series) != legend:  # panels side by side share that of the first
+            legend = list(series)
             axes.legend(
-            frameon=False, labelcolor=INK, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), borderpad=0,
-            handletextpad=0.2, columnspacing=1.0, fontsize=9,
-        )  # fmt: skip
+                frameon=False, labelcolor=INK, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), borderpad=0,
+                handletextpad=0.2, columnspacing=1.0, fontsize=9,
+            )  # fmt: skip
     return figure

@@ -78,17 +78,22 @@ RUNS |= {
     )
     for part, options in PARTS.items()
 }  # fmt: skip
-# The small network at three sizes, stopped early, midway and when done, each with a schedule of its own.
-EPOCHS = {(90, 120): (4, 12, 60), (180, 240): (2, 6, 18), (360, 480): (1, 2, 6)}
-STAGES = {
-    f"unary_{height}_{epochs}": Run(
+# The small network at three sizes, by height; early, midway and when done, each with a schedule of its own.
+WIDTHS = {90: 120, 180: 240, 360: 480}
+EPOCHS = {90: (4, 12), 180: (2, 6, 18), 360: (1, 2, 6)}
+STAGES = {height: [f"unary_{height}_{n}" for n in epochs] for height, epochs in EPOCHS.items()}
+RUNS |= {
+    name: Run(
         "small_unary", None,
-        (f"phases.unary.epochs={epochs}", f"data.resize=[{height}, {width}]", f"augment.crop=[{height}, {width}]"),
+        (
+            f"phases.unary.epochs={epochs}",
+            *(f"{key}=[{height}, {WIDTHS[height]}]" for key in ("data.resize", "augment.crop")),
+        ),
     )
-    for (height, width), all_epochs in EPOCHS.items()
-    for epochs in all_epochs
+    for height, names in STAGES.items()
+    for name, epochs in zip(names, EPOCHS[height])
 }  # fmt: skip
-RUNS |= STAGES
+STAGES[90].append("unary")
 SMALL = (
     "Scaled down: CamVid, 367 training and 101 validation images, at a quarter of its size, 90 x 120; networks on a "
     "ResNet-18 at half width, from random weights. The papers have a ResNet-101 or VGG-16 from ImageNet, on Pascal VOC."

@@ -35,10 +35,15 @@ class Estimate:
         text = f"{100 * self.value:{sign}.2f}"
         return text if np.isnan(self.error) else f"{text} \N{PLUS-MINUS SIGN} {100 * self.error:.2f}"
 
+    @property
+    def clear(self) -> bool:
+        """Whether chance leads so far from zero in less than one of twenty cases."""
+        return abs(self.value) > student(self.count - 1) * self.error
+
     def difference(self) -> str:
-        """The same with its sign, in bold where chance leads so far from zero in less than one of twenty cases."""
+        """The same with its sign, in bold where it is clear."""
         text = self.percent("+")
-        return f"**{text}**" if abs(self.value) > student(self.count - 1) * self.error else text
+        return f"**{text}**" if self.clear else text
 
 
 def student(freedom: int) -> float:

@@ -7,13 +7,15 @@ import tritoncrf as tc
 from assertions import assert_close
 from cases import interpreted, random_features
 from filter_catalogue import LATTICE, assert_loop_within_budget
+from tritoncrf import checks
 from tritoncrf.filters import Lattice
 from tritoncrf.filters.lattice import build
 from tritoncrf.kernels import lattice as kernels
-from tritoncrf.kernels import simplex
+from tritoncrf.kernels import simplex, vertices
 from tritoncrf.kernels.common import record_launches
 from tritoncrf.reference import lattice as reference
 from tritoncrf.reference import simplex as reference_simplex
+from waits import watched
 
 
 def built(size, d, classes, batch=1, shared=False, scale=False):
@@ -81,7 +83,8 @@ def test_neighbours(name, device):
     (codes,) = reference_simplex.simplex(f, layout)[1]
     codes = codes.unique()
     expected = reference_simplex.neighbours([codes], layout)
-    assert torch.equal(simplex.neighbours([codes.to(device)], layout).cpu(), expected)
+    found = vertices.neighbours(codes.to(device), simplex.packed(layout, 0, device), f.shape[1] + 1)
+    assert torch.equal(found.cpu(), expected)
     assert (expected < len(codes)).any() == (len(codes) > 0)
 
 
@@ -93,6 +96,61 @@ def test_groups_of_codes(device):
     _, codes, _ = simplex.simplex(f.to(device, torch.float32), layout)
     for code, wanted in zip(codes, of_pairs(*reference_simplex.simplex(f, layout)[1:], 12), strict=True):
         assert torch.equal(code.cpu(), wanted)
+
+
+FEATURES = {
+    "image": lambda: torch.randn(1, 5, 90),
+    "one-pixel": lambda: torch.randn(1, 3, 1),
+    "a-tile": lambda: 9 * torch.randn(1, 1, vertices.TILE // 2),
+    "a-tile-and-one": lambda: torch.randn(1, 2, (vertices.TILE + 1) // 3),
+    "one-simplex": lambda: torch.full((2, 2, 700), 0.3),
+    "batch": lambda: torch.randn(3, 2, 4, 50).movedim(0, 2).flatten(2) / 3,
+    "codes-of-63-bits": lambda: 60 * torch.randn(2, 5, 40),
+    "codes-of-two-integers": lambda: 10 * torch.randn(2, 12, 17),
+    "far-from-the-origin": lambda: torch.randn(2, 3, 40) + torch.tensor([0, 1e6]).view(2, 1, 1),
+    "empty-batch": lambda: torch.randn(0, 3, 5),
+}
+
+
+@pytest.fixture
+def no_codes_before(monkeypatch):
+    monkeypatch.setattr(simplex, "_wide", set())
+
+
+@pytest.mark.parametrize("tile, chunk", [(vertices.TILE, 16), (32, 4)])
+@pytest.mark.parametrize("name", interpreted(FEATURES, "batch", "codes-of-63-bits"))
+def test_the_tables(name, tile, chunk, device, no_codes_before, monkeypatch):
+    """As PyTorch makes them. Small tiles: more of them than one program adds up at a time, and than a vertex's pairs."""
+    f = FEATURES[name]()
+    monkeypatch.setattr(vertices, "TILE", tile)
+    monkeypatch.setattr(reference_simplex, "CHUNK", chunk)
+    weights, *expected = build(f, "torch")
+    found_weights, *found = build(f.to(device), "triton")
+    assert_close("b", found_weights, weights, dtype=torch.float32)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a.cpu(), b)
+
+
+def test_building_waits_once(device, no_codes_before, monkeypatch):
+    """For the sizes of the tables; twice where codes are the first of their kind that 31 bits do not hold."""
+    monkeypatch.setattr(checks, "values_checked", lambda x: False)  # as on a GPU
+    waits = []
+    for spread in 1, 60, 60, 1, 1:
+        f = spread * torch.randn(1, 5, 50, device=device)
+        with record_launches() as launches, watched() as watch:
+            Lattice(f, normalization="symmetric", backend="triton")
+        waits.append(len(watch.waits))
+        assert set(watch.waits) == {"tolist"}
+    assert waits == [1, 2, 1, 1, 1]
+    assert len(launches) == 12  # six of which build, and six weigh the rows
+
+
+@pytest.mark.parametrize("features", [1e6, 1e30, torch.nan])
+def test_features_too_far_apart_are_refused(features, device):
+    f = torch.randn(1, 2, 30, device=device)
+    f[0, 1, 7] = features
+    with pytest.raises(ValueError, match="^features: expected lattice coordinates of at most 65536, got .* theta"):
+        build(f, "triton")
 
 
 @pytest.mark.parametrize("reverse", [False, True])

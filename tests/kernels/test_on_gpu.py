@@ -1,6 +1,7 @@
 """What only a GPU can show: real sizes, graph capture, memory, the same bits many times, and offsets beyond 2^31."""
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -203,6 +204,20 @@ def test_memory_stays_within_states(options, states, device):
         q = sharpen(logits, filters_of(image, **options))
         grown = torch.cuda.max_memory_allocated() - before
     assert grown <= (states + 1) * q.numel() * q.element_size()  # and its result
+
+
+def test_building_a_lattice_waits_once(device):
+    features = tc.features.bilateral(picture(device)[1], 80.0, 13.0)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        tc.filters.Lattice(features, normalization="symmetric")  # compiled, before waits are counted
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            tc.filters.Lattice(features, normalization="symmetric")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [warning for warning in found if "called a synchronizing" in str(warning.message)]
+    assert len(waits) == 1, [str(warning) for warning in waits]
 
 
 def test_lattices_give_the_same_bits_twenty_times(device):

@@ -3,16 +3,18 @@
 import csv
 import dataclasses
 import shutil
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tritoncrf as tc
-from tritoncrf.models import config
+from tritoncrf.models import checkpoints, config, data
 from tritoncrf.models.__main__ import main
-from tritoncrf.models.experiments import lattice_error, runs, synthetic_task, trained
+from tritoncrf.models.experiments import defaults, lattice_error, runs, synthetic_task, trained
 from tritoncrf.models.experiments.dot_plot import dots
 from tritoncrf.models.experiments.statistics import (
     Estimate,
@@ -25,6 +27,11 @@ from tritoncrf.models.experiments.statistics import (
 )
 from tritoncrf.models.experiments.tables import EXPERIMENTS, Experiment, Row
 from tritoncrf.synthetic import noisy_scores
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 CPU = torch.device("cpu")
 TOML = """
@@ -154,7 +161,7 @@ def test_released_rows_are_the_layer_and_fullcrf_is_refine():
     conv, full = synthetic_task.METHODS["ConvCRF 5, released"], synthetic_task.METHODS["equal: lattice"]
     layer = tc.ConvCRF(3, window_size=5, blur=4, preset="released")
     assert torch.equal(conv.refined(scores, image, []), layer(scores, image)[0].argmax(0))
-    expected = tc.refine(image[0], logits=(scores[0] + 1e-20).log()).argmax(0)
+    expected = tc.refine(image[0], logits=(scores[0] + 1e-20).log(), **tc.PARAMETERS["densecrf"]).argmax(0)
     assert torch.equal(full.refined(scores, image, full.filters(image)), expected)
 
 
@@ -199,6 +206,84 @@ def test_without_data_there_is_the_demos_photo():
 def test_folders_without_any_of_the_data_are_refused(tmp_path, capsys):
     assert main(["experiments", "synthetic", "--data", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
     assert "expected a folder with some of voc, camvid, coco_stuff" in capsys.readouterr().err
+
+
+# Defaults -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored(small_voc):
+    """Beside "voc", whose class 15 is the house, a network's foreground of it; and an empty "camvid"."""
+    (small_voc / "camvid").mkdir()
+    (small_voc / "network_scores" / "voc").mkdir(parents=True)
+    for path in (small_voc / "voc" / "labels").glob("*.png"):
+        truth = np.array(Image.open(path))
+        Image.fromarray(np.where(truth == 1, defaults.PERSON, truth).astype(np.uint8)).save(path)
+        sure = np.where(truth == 1, 0.8, 0.1).astype(np.float16)
+        np.savez(small_voc / "network_scores" / "voc" / f"{path.stem}.npz", foreground=sure)
+    return small_voc
+
+
+def test_score_sets_are_of_the_photos_there(scored):
+    people, labels, masks = defaults.person(scored), defaults.noisy(scored), defaults.masks(scored)
+    assert [len(found.items) for found in (people, labels, masks)] == [3, 3, 3]
+    for item in people.items:
+        assert ((item.scores["foreground"] > 0.5) == (item.truth == 1))[item.truth != 255].all()
+        assert set(np.unique(item.truth)) == {0, 1, 255} or set(np.unique(item.truth)) == {0, 1}
+    for item in labels.items:
+        found = item.scores["labels"]
+        assert found.shape == item.truth.shape and set(np.unique(found)) <= {0, 2, 15}
+        assert 0.5 < np.mean((found == item.truth)[item.truth != 255]) < 0.95
+        assert (found[:8, :8] == found[0, 0]).all()
+    assert [half.items for half in (people.half(False), people.half(True))] == [people.items[:1], people.items[1:]]
+
+
+def test_coarse_scores_keep_their_mean_and_lose_their_detail():
+    logits = np.random.default_rng(0).normal(size=(3, 32, 48)).astype(np.float32)
+    item = defaults.Scored(np.zeros((32, 48, 3)), {"logits": logits}, np.zeros((32, 48), int))
+    found = defaults.coarse(defaults.ScoreSet("net", [item], 3), 8)
+    [rough] = [item.scores["logits"] for item in found.items]
+    assert found.name == "net, stride 8" and rough.shape == logits.shape
+    assert rough.mean() == pytest.approx(logits.mean(), abs=0.02) and rough.std() < logits.std() / 4
+
+
+def test_the_scores_of_a_training_are_those_of_its_last_epoch(shapes, tmp_path, monkeypatch):
+    settings = config.parse(tomllib.loads(TOML.format(phase="unary", split="")), "here")
+    network, asked = config.build(settings, 3, "here").eval(), []
+
+    def trained(path, device):
+        asked.append(path)
+        return checkpoints.Trained(network, settings, ("ground", "house", "tree"))
+
+    monkeypatch.setattr(defaults.checkpoints, "trained", trained)
+    monkeypatch.setattr(defaults.data, "camvid", data.folder)
+    found = defaults.camvid("small", runs.Place(shapes, tmp_path, large=False), every=2)
+    assert asked == [tmp_path / "runs" / "small" / "last.pt"]
+    assert len(found.items) == 2 and found.num_classes == 3
+    photo = torch.as_tensor(found.items[1].image).permute(2, 0, 1)
+    with torch.no_grad():
+        assert np.array_equal(found.items[1].scores["logits"], network(photo[None])[0].numpy())
+
+
+def test_the_report_of_defaults(scored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(defaults, "train", lambda names, place: None)
+    monkeypatch.setattr(defaults, "STAGES", {})
+    assert main(["experiments", "defaults", "--data", str(scored), "-o", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "defaults.md").read_text()
+    assert text.count("| no CRF ") == 3 and text.count("| refine, defaults ") == 3
+    assert text.count("| CRFRNN ") == 1  # of the network's scores alone
+    with open(tmp_path / "out" / "defaults.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * (len(defaults.WAYS) + 2 * (len(defaults.WAYS) - 3))
+    for row in rows:
+        if row["method"] == "no CRF":
+            assert float(row["difference"]) == 0 and 0 < float(row["value"]) <= 1
+    assert (tmp_path / "out" / "defaults.png").stat().st_size > 1000
+
+
+def test_defaults_need_all_of_the_data(small_voc, tmp_path, capsys):
+    assert main(["experiments", "defaults", "--data", str(small_voc), "-o", str(tmp_path / "out")]) == 2
+    assert "expected a folder with camvid, network_scores and voc, got none of camvid" in capsys.readouterr().err
 
 
 # The lattice ----------------------------------------------------------------------------------------------------------
@@ -249,15 +334,18 @@ def test_every_row_has_its_run_and_every_comparison_its_rows():
         assert lineage[-1] == name and all(runs.RUNS[b].start == a for a, b in pairwise(lineage))
 
 
-@pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("name", runs.RUNS)
+STAGED = {name: height for height, names in runs.STAGES.items() for name in names if name != "unary"}
+AT_ALL_SIZES = [(name, large) for name in runs.RUNS for large in (False, True)[: 1 if name in STAGED else 2]]
+
+
+@pytest.mark.parametrize("name, large", AT_ALL_SIZES)
 def test_every_run_is_a_configuration_of_its_own(name, large):
     def settings_of(run):
         return config.load(runs.RUNS[run].config, runs.changes(run, runs.Place(None, None, large)))
 
-    settings = settings_of(name)
+    settings, height = settings_of(name), STAGED.get(name, 90)
     assert settings.data.format == "camvid"
-    assert settings.data.resize == ((360, 480) if large else (90, 120))
+    assert settings.data.resize == ((360, 480) if large else (height, runs.WIDTHS[height]))
     assert settings.network["depth"] == (101 if large else 18)
     if settings.augment:
         size = settings.augment["crop"]

@@ -115,6 +115,20 @@ def test_resizing_is_linear_between_the_centres_of_pixels():
     assert resized(x, (1, 2)) is x
 
 
+def test_the_window_of_the_pipeline_starts_as_in_the_paper():
+    """But for what is given, and what a preset has."""
+
+    def thetas(**crf):
+        layer = ResNetConvCRF(C, network=RESNET, crf=crf).crf
+        found = [layer.theta(f"theta_{name}") for name in ("smooth", "space", "color")]
+        return [None if theta is None else round(theta.item(), 4) for theta in found], layer
+
+    found, layer = thetas()
+    assert found == [3, 80, 13] and (layer.weight_smooth, layer.weight_appearance) == (3, 10)
+    assert thetas(theta_space=20)[0] == [3, 20, 13] and thetas(appearance_position=False)[0] == [3, None, 13]
+    assert thetas(preset="released")[0] == [3, None, 13]
+
+
 @networks
 @pytest.mark.parametrize(
     "image, message",

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ import tritoncrf as tc
 from tritoncrf import cli, refine
 from tritoncrf.files import FileError
 from tritoncrf.models import metrics, tuning
+from tritoncrf.models.scored import Scored
+from tritoncrf.models.tuning import descent
+from tritoncrf.models.tuning.slopes import LEARNED, slopes
 
 optuna = pytest.importorskip("optuna", reason="needs Optuna, the extra `tune`")
 BUDGET = 4
@@ -52,14 +56,27 @@ def test_what_it_finds_and_what_it_is_judged_by():
         assert len(fold.trials) == BUDGET
         for trial in fold.trials:
             assert trial.value == miou(*given, seen, trial.parameters)
-        best = max(trial.value for trial in fold.trials)
-        assert miou(*given, seen, fold.parameters) >= max(best, miou(*given, seen, {}))
+        assert miou(*given, seen, fold.parameters) >= miou(*given, seen, {})
         for n in fold.images:
             q = refine(given[0][n], foreground=given[1][n], **fold.parameters)
             counts += metrics.confusion_matrix((q > 0.5) * 1, given[2][n], 2)
     assert found.refined.value == metrics.mean_iou(counts)
     assert found.gain.value == pytest.approx(found.refined.value - found.alone.value) and found.gain.value > 0.1
-    assert found.helps and found.parameters["method"] == "lattice"
+    assert found.helps and found.parameters["method"] in ("lattice", "guided")
+
+
+def test_a_trial_wins_where_it_is_clearly_ahead():
+    """Edges of two grey levels, which Gaussian settings with a name smooth over; of few images nothing is told."""
+
+    def found(count):
+        _, p, truths = problem(count=count)
+        images = [(2 * t[..., None] + 100).astype(np.uint8).repeat(3, 2) for t in truths]
+        return tuned(images, p, truths, budget=24, theta_smooth="0.3%")
+
+    many, few = found(8), found(6)
+    assert all(fold.chosen.startswith("trial") for fold in many.folds)
+    assert many.parameters in [{"theta_smooth": "0.3%", **fold.parameters} for fold in many.folds]
+    assert not any(fold.chosen.startswith("trial") for fold in few.folds)
 
 
 def test_where_scores_are_right_no_crf_is_best():
@@ -94,6 +111,11 @@ def test_arguments_that_are_given_stay():
     for trial in found.folds[0].trials:
         assert "iterations" not in trial.parameters and "theta_color" not in trial.parameters
     assert found.parameters["iterations"] == 2 and found.parameters["theta_color"] == 30.0
+    images, _, truths = problem()
+    none = tuned(images, [np.clip(t, 0.2, 0.8) for t in truths], truths, iterations=2)
+    assert none.parameters["iterations"] == 0  # no CRF is no CRF
+    found = tuned(*problem(), method="guided", radius=2, budget=2)
+    assert found.parameters["method"] == "guided" and found.parameters["radius"] == 2
 
 
 def test_where_it_ran_is_no_setting(tmp_path):
@@ -108,8 +130,99 @@ def test_the_seed_decides():
     assert first == again and first.folds[0].trials != other.folds[0].trials
 
 
+# By gradients -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["foreground", "labels"])
+@pytest.mark.parametrize("method", ["lattice", "exact", "window"])
+def test_slopes_are_those_of_the_cross_entropy(method, kind):
+    """By differences, of the settings as `refine` takes them; the lattice's jump, so for it of its weights and costs."""
+    [image, *_], [p, *_], [truth, *_] = problem()
+    truth = truth.copy()
+    truth[:2] = 255
+    scores = {"foreground": p.astype(np.float64)} if kind == "foreground" else {"labels": (p > 0.5) * 1}
+    image = image / 255.0  # in float64
+    given = {
+        "method": method, "theta_space": (5.0, 4.0), "theta_color": 40.0, "theta_smooth": "9%", "weight_smooth": 0.4,
+        "weight_appearance": 0.7, "compatibility": [[-1.0, 0.2], [0.1, -0.9]], "iterations": 2,
+    }  # fmt: skip
+
+    def loss(changes):
+        q = refine(image, **scores, **{**given, **changes})
+        q = np.stack([1 - q, q]) if kind == "foreground" else q
+        known = truth != 255
+        return -np.log(np.take_along_axis(q, np.where(known, truth, 0)[None], 0)[0][known].astype(float)).mean()
+
+    found = slopes(Scored(image, scores, truth), given)
+    step = 1e-3 if kind == "foreground" else 1e-2
+    wanted = []
+    for name in LEARNED:
+        low, high = ({name: _scaled(given[name], np.exp(sign * step))} for sign in (-1, 1))
+        wanted.append((loss(high) - loss(low)) / 2 / step)
+    for row, column in np.ndindex(2, 2):
+        low, high = (np.array(given["compatibility"]) for _ in range(2))
+        low[row, column] -= step
+        high[row, column] += step
+        wanted.append((loss({"compatibility": high}) - loss({"compatibility": low})) / 2 / step)
+    n = 3 if method == "lattice" else 0
+    assert np.abs(wanted[n:]).max() > 0.01
+    np.testing.assert_allclose(found[n:], wanted[n:], rtol=0.02, atol=2e-4)
+
+
+def _scaled(value, factor):
+    if isinstance(value, str):
+        return f"{float(value[:-1]) * factor}%"
+    return tuple(v * factor for v in value) if isinstance(value, tuple) else value * factor
+
+
+@pytest.mark.parametrize("method", ["lattice", "exact", "window"])
+def test_gradients_lower_the_cross_entropy_and_what_they_find_is_refines(method, tmp_path):
+    images, p, truths = problem(noise=0.6)
+    draw = np.random.default_rng(0)
+    given = [draw.integers(0, 256, image.shape, dtype=np.uint8) for image in images], p, truths  # nothing to see
+    found = tuned(*given, method=method, search="gradient", budget=8)
+    for fold in found.folds:
+        seen = [n for n in range(4) if n not in fold.images]
+        assert len(fold.trials) == 8
+        for trial in fold.trials:
+            assert set(trial.parameters) == {"method", *LEARNED, "compatibility", "iterations"}
+            assert trial.value == miou(*given, seen, trial.parameters)
+        losses = [cross_entropy(*given, seen, trial.parameters) for trial in fold.trials]
+        assert losses[-1] < 0.95 * losses[0]
+    parameters = found.folds[0].trials[-1].parameters
+    found = replace(found, parameters=parameters)
+    (tmp_path / "p.toml").write_text(found.toml())
+    assert tc.load_parameters(tmp_path / "p.toml") == found.parameters
+    assert found.figure().axes and "compatibility" in str(found)
+
+
+def cross_entropy(images, foreground, truths, which, parameters):
+    losses = []
+    for n in which:
+        q = refine(images[n], foreground=foreground[n], **parameters)
+        losses.append(-np.log(np.where(truths[n] == 1, q, 1 - q).clip(1e-12)).mean())
+    return np.mean(losses)
+
+
+def test_gradients_leave_what_is_given():
+    found = tuned(*problem(), search="gradient", theta_color=30.0, compatibility="potts", iterations=1)
+    for trial in found.folds[0].trials:
+        assert not {"theta_color", "compatibility", "iterations"} & set(trial.parameters)
+    thetas = [trial.parameters["theta_space"] for trial in found.folds[0].trials]
+    assert len(set(thetas)) == BUDGET
+
+
+def test_gradients_end_where_the_measure_no_longer_grows(monkeypatch):
+    monkeypatch.setattr(descent, "PATIENCE", 2)
+    images, _, truths = problem()
+    sure = [np.clip(t, 0.01, 0.99).astype(np.float32) for t in truths]  # nothing to gain
+    found = tuned(images, sure, truths, search="gradient", budget=50)
+    assert [len(fold.trials) for fold in found.folds] == [3, 3]
+
+
+@pytest.mark.parametrize("search", tuning.SEARCHES)
 @pytest.mark.parametrize("stop", [2, BUDGET + 1])
-def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path, stop):
+def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path, stop, search):
     given, seen = problem(), []
 
     def killed(line):
@@ -118,18 +231,19 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path, stop):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tuned(*given, study=tmp_path / "s.sqlite", progress=killed)
+        tuned(*given, search=search, study=tmp_path / "s.sqlite", progress=killed)
     counted = []
-    found = tuned(*given, study=tmp_path / "s.sqlite", progress=counted.append)
-    assert found == tuned(*given)
+    found = tuned(*given, search=search, study=tmp_path / "s.sqlite", progress=counted.append)
+    assert found == tuned(*given, search=search)
     study = optuna.load_study(study_name="fold 0", storage=f"sqlite:///{tmp_path / 's.sqlite'}")
     assert len(study.trials) == BUDGET
 
 
 @pytest.mark.slow
-def test_processes_change_no_bit():
+@pytest.mark.parametrize("search", tuning.SEARCHES)
+def test_processes_change_no_bit(search):
     given = problem()
-    assert tuned(*given, jobs=2) == tuned(*given)
+    assert tuned(*given, search=search, jobs=2) == tuned(*given, search=search)
 
 
 def test_a_study_of_another_search_is_refused(tmp_path):
@@ -166,6 +280,8 @@ IMAGES, P, TRUTHS = problem()
     ({"folds": 5}, ValueError, "^folds: expected an int from 2 to 4, got 5"),
     ({"folds": 1}, ValueError, "^folds: expected an int from 2 to 4, got 1"),
     ({"measure": "dice"}, ValueError, "^measure: expected one of 'miou'"),
+    ({"search": "grid"}, ValueError, "^search: expected one of 'tpe', 'gradient'"),
+    ({"search": "gradient", "method": "guided"}, ValueError, "^search: expected 'tpe' with method='guided'"),
     ({"method": "magic"}, ValueError, "^method: expected one of 'lattice'"),
     ({"jobs": -1}, ValueError, "^jobs: expected an int from 0"),
     ({"theta": 3}, TypeError, "^theta: expected arguments of refine"),

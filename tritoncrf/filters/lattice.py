@@ -242,18 +242,35 @@ def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
         raise ValueError(
             f"features: expected fewer than 2^31 pairs of a pixel and a lattice vertex, got {list(features.shape)}"
         )
-    ends, shift = _ends_and_shift(features)
-    if len(shift):
-        features, ends = _shifted(features, shift), ends - shift
+    shift = features.new_empty((0, d), dtype=torch.float64)
+    with few_threads(features.device, images * pixels * (d + 1)):
+        found = _connected(features, backend)
+        if found is None:
+            ends, shift = _ends_and_shift(features)
+            if len(shift):
+                features, ends = _shifted(features, shift), ends - shift
+                found = _connected(features, backend)
+        if found is None:
+            found = _connected_on_host(features, ends, backend)
+    weights, vertices, *tables = found
+    return [weights.contiguous(), vertices.view(weights.shape), *tables, shift.to(features.device)]
+
+
+def _connected(features: torch.Tensor, backend: str) -> Sequence[torch.Tensor] | None:
+    """Weights and tables that need no number on the host but their sizes; None where there are none such."""
+    if backend == "torch" or features.numel() == 0:
+        return None
+    return kernels.simplex.connected(features, simplex.CHUNK, simplex.MAX_COORDINATE, simplex.MAX_CODES)
+
+
+def _connected_on_host(features: torch.Tensor, ends: torch.Tensor, backend: str) -> Sequence[torch.Tensor]:
+    """Weights and tables, whose codes are laid out on the host; an error where features are too far apart. PyTorch
+    connects the vertices, whatever the backend: where Triton does not, their codes are several integers each."""
+    images, d, pixels = features.shape
     least, most = (ends[0].amin(0), ends[1].amax(0)) if images else ends.new_zeros((2, d))
     layout = simplex.key_layout(least.tolist(), most.tolist(), images, pixels)
-    with few_threads(features.device, images * pixels * (d + 1)):
-        module = modules(backend).simplex
-        weights, codes, simplices = module.simplex(features, layout)
-        # Vertices of several groups of codes are looked up by PyTorch in any case.
-        neighbours = module.neighbours if len(codes) == 1 else simplex.neighbours
-        vertices, *tables = simplex.connect(codes, simplices, layout, neighbours)
-    return [weights.contiguous(), vertices.view(weights.shape), *tables, shift.to(features.device)]
+    weights, codes, simplices = modules(backend).simplex.simplex(features, layout)
+    return weights, *simplex.connect(codes, simplices, layout)
 
 
 def _ends_and_shift(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

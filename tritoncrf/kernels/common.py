@@ -12,7 +12,7 @@ import triton.language as tl
 # size is 1, as of an axis that is not there, and that rows, and what is made of them, are a multiple of 16 long, since
 # they are then read in vectors.
 OF_SIZE = {
-    "do_not_specialize": ["CHUNKS", "V", "V0", "V1"],
+    "do_not_specialize": ["CHUNKS", "V", "V0", "V1", "E", "TILES", "IMAGES"],
     "do_not_specialize_on_alignment": ["N", "NZ", "NY", "n", "CLASS_BLOCKS", "stride_tm", "first_ptr", "second_ptr"],
 }
 

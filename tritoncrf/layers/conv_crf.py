@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +17,19 @@ from tritoncrf.mean_field import mean_field, possible
 from tritoncrf.types import Backend, Compatibility, Normalization, Output, Precision, Theta
 
 PRESETS = (None, "released")
+
+
+class Start(NamedTuple):
+    """Bandwidths theta_space and theta_color, and the kernels' weights, where none are given."""
+
+    space: float
+    color: float
+    smooth: float
+    appearance: float
+
+
+# Those of `refine` for the scores of a network, theta_space in pixels of a photo of 375 x 500; and the authors'.
+STARTS = {None: Start(30.0, 5.0, 1.0, 1.0), "released": Start(80.0, 13.0, 3.0, 10.0)}
 
 
 class WindowOptions(Execution):
@@ -44,12 +57,13 @@ class ConvCRF(Layer):
             pixels. 1 is exact.
         iterations: mean-field updates.
         theta_smooth, theta_space: bandwidths of the position in the smoothness and the appearance kernel, in
-            pixels or in the unit of `spacing`; a number or one per axis. theta_space is 80 if left out.
+            pixels or in the unit of `spacing`; a number or one per axis. theta_space is 30 if left out, in the
+            preset 80.
         theta_color: bandwidth of the colour, in 0..255 units whatever the image's dtype; a number or one
-            per channel.
+            per channel. 5 if left out, in the preset 13.
         appearance_position: whether the appearance kernel sees the position. If left out it does, but in the
             preset only where theta_space is given.
-        weight_smooth, weight_appearance: initial kernel weights w_m.
+        weight_smooth, weight_appearance: initial kernel weights w_m. 1 and 1 if left out, in the preset 3 and 10.
         class_weights: learn each w_m per class, [C], instead of one number.
         compatibility: learn the 1x1 convolution c of the messages, [C, C] (the paper's +C). It starts at a
             constant, which a softmax does not see; without it c = 0, the Potts model.
@@ -87,8 +101,8 @@ class ConvCRF(Layer):
     def __init__(
         self, num_classes: int, window_size: int = 11, blur: int = 4, iterations: int = 5, *,
         theta_smooth: Theta = 3.0, theta_space: Theta | None = None,
-        theta_color: Theta = 13.0, appearance_position: bool | None = None,
-        weight_smooth: float = 3.0, weight_appearance: float = 10.0, class_weights: bool = False,
+        theta_color: Theta | None = None, appearance_position: bool | None = None,
+        weight_smooth: float | None = None, weight_appearance: float | None = None, class_weights: bool = False,
         compatibility: bool = False, learn_positions: Sequence[int] | None = None,
         normalization: Normalization | None = None, include_self: bool = True, spacing: Theta | None = None,
         damping: float = 0.0, temperature: float = 1.0,
@@ -117,21 +131,25 @@ class ConvCRF(Layer):
             **execution(precision, backend),
         }
 
-        thetas = {"theta_smooth": theta_smooth, "theta_color": theta_color}
+        start = STARTS[preset]
+        thetas = {"theta_smooth": theta_smooth, "theta_color": start.color if theta_color is None else theta_color}
         if appearance_position:
-            thetas["theta_space"] = 80.0 if theta_space is None else theta_space
+            thetas["theta_space"] = start.space if theta_space is None else theta_space
         for name, theta in thetas.items():
             value = bandwidth(name, theta)
             setattr(self, self._stored(name), nn.Parameter((1 / value if released else value.log()).to(**factory)))
         shape = (num_classes,) if checks.expect_bool("class_weights", class_weights) else ()
-        for name, weight in ("weight_smooth", weight_smooth), ("weight_appearance", weight_appearance):
-            setattr(self, name, nn.Parameter(torch.full(shape, checks.expect_number(name, weight), **factory)))
+        for name, given, own in (
+            ("weight_smooth", weight_smooth, start.smooth), ("weight_appearance", weight_appearance, start.appearance)
+        ):  # fmt: skip
+            weight = own if given is None else checks.expect_number(name, given)
+            setattr(self, name, nn.Parameter(torch.full(shape, weight, **factory)))
         self.class_weight = nn.Parameter(torch.full((num_classes,), 0.2, **factory)) if released else None
         self.compatibility: nn.Parameter | None = None
         self.positions: nn.Parameter | None = None
         if checks.expect_bool("compatibility", compatibility):
-            start = 0.1 * math.sqrt(2 / num_classes)
-            self.compatibility = nn.Parameter(torch.full((num_classes, num_classes), start, **factory))
+            level = 0.1 * math.sqrt(2 / num_classes)
+            self.compatibility = nn.Parameter(torch.full((num_classes, num_classes), level, **factory))
         if learn_positions is not None:
             if not isinstance(learn_positions, (list, tuple)) or not 1 <= len(learn_positions) <= 3:
                 raise ValueError(

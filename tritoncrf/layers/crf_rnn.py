@@ -38,9 +38,11 @@ class CRFRNN(Layer):
         num_classes: C.
         iterations, test_iterations: updates in training mode (5, in the presets 10) and in evaluation mode (10).
         theta_smooth, theta_space: bandwidths of the position in the smoothness and the appearance kernel, in pixels or
-            in the unit of `spacing`; a number or one per axis.
+            in the unit of `spacing`; a number or one per axis. theta_space is 30 if left out, in the presets 160.
         theta_color: bandwidth of the colour, in 0..255 units whatever the image's dtype; a number or one per channel.
-        weight_smooth, weight_appearance: initial kernel weights; 3 and 5, in the preset "released-keras" 1 and 1.
+            5 if left out, in the presets 3.
+        weight_smooth, weight_appearance: initial kernel weights; 1 and 1 if left out, in the presets 3 and 5, but in
+            "released-keras" 1 and 1.
         kernel_weights: learn each W_m as one number per class, "class"; as a matrix [C, C], "full" (the presets);
             or as one number, "scalar".
         learn_thetas: also learn the bandwidths, as log_theta_*. The lattice's derivative is that of its own function,
@@ -80,8 +82,8 @@ class CRFRNN(Layer):
 
     def __init__(
         self, num_classes: int, iterations: int | None = None, test_iterations: int = 10, *,
-        theta_smooth: Theta = 3.0, theta_space: Theta = 160.0,
-        theta_color: Theta = 3.0, weight_smooth: float | None = None,
+        theta_smooth: Theta = 3.0, theta_space: Theta | None = None,
+        theta_color: Theta | None = None, weight_smooth: float | None = None,
         weight_appearance: float | None = None, kernel_weights: KernelWeights | None = None,
         learn_thetas: bool = False, normalization: Normalization = "after", include_self: bool = True,
         spacing: Theta | None = None, damping: float = 0.0, temperature: float = 1.0,
@@ -105,7 +107,13 @@ class CRFRNN(Layer):
             **execution(precision, backend),
         }
 
-        given = {"theta_smooth": theta_smooth, "theta_space": theta_space, "theta_color": theta_color}
+        # Without a preset those of `refine` for the scores of a network, theta_space in pixels of a photo of 375 x 500.
+        space, color = (30.0, 5.0) if preset is None else (160.0, 3.0)
+        given = {
+            "theta_smooth": theta_smooth,
+            "theta_space": space if theta_space is None else theta_space,
+            "theta_color": color if theta_color is None else theta_color,
+        }
         thetas = {name: bandwidth(name, theta) for name, theta in given.items()}
         self.fixed_thetas: dict[str, float | list[float]] = {}
         if checks.expect_bool("learn_thetas", learn_thetas):
@@ -120,7 +128,7 @@ class CRFRNN(Layer):
         checks.expect_choice("kernel_weights", kernel_weights, KERNEL_WEIGHTS)
         eye = torch.eye(num_classes, **factory)
         ones = {"scalar": torch.ones((), **factory), "class": torch.ones(num_classes, **factory), "full": eye}
-        starts = (3.0, 5.0) if code is None else code.weights
+        starts = (1.0, 1.0) if code is None else code.weights
         weights = {"weight_smooth": weight_smooth, "weight_appearance": weight_appearance}
         for (name, weight), start in zip(weights.items(), starts):
             weight = start if weight is None else checks.expect_number(name, weight)

@@ -6,9 +6,11 @@ Features f of D channels are elevated to the hyperplane of D + 1 coordinates tha
 
 where each lies in a simplex of D + 1 lattice vertices, with barycentric weights b that add up to 1.
 
-The coordinates of vertex r of a simplex are (D + 1) u_j + r, with integers u: a vertex is known by u and r, packed into
-an integer with mixed radix. Where one integer of 63 bits does not hold all u, groups of them are packed apart, and each
-group's codes continue the numbering of those before.
+The coordinates of vertex r of a simplex are (D + 1) u_j + r, with integers u, and add up to 0: a vertex is known by its
+D differences u_j - u_{j+1}. Each follows from two features, so few values are possible, and all are packed into an
+integer with mixed radix. A step along axis j adds the same number, step_j, to every vertex's code. Where one integer of
+63 bits does not hold all differences, groups of them are packed apart, and each group's codes continue the numbering of
+those before.
 """
 
 import itertools
@@ -25,16 +27,25 @@ CHUNK = 16  # pairs that are added up at a time where vertices are served in par
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """How a vertex's integers u are packed: code_g = sum_j (u_j - low_j) stride_gj; the first, times D + 1, plus r."""
+    """How a vertex is packed: code_g = sum_j (u_j - u_{j+1} - low_j) stride_gj = origin_g + sum_j step_gj u_j."""
 
     low: tuple[int, ...]  # [D]
-    strides: tuple[tuple[int, ...], ...]  # [groups][D]; 0 where another group holds the axis
+    strides: tuple[tuple[int, ...], ...]  # [groups][D]; 0 where another group holds the difference
     sizes: tuple[int, ...]  # codes of each group
     image_stride: int  # of the image's index in the first group
 
     @property
     def dimensions(self) -> int:
         return len(self.low)
+
+    @property
+    def steps(self) -> list[list[int]]:
+        """[groups][D + 1]"""
+        return [[a - b for a, b in zip((*s, 0), (0, *s))] for s in self.strides]
+
+    @property
+    def origins(self) -> list[int]:
+        return [-_dot(strides, self.low) for strides in self.strides]
 
     @property
     def dtypes(self) -> list[torch.dtype]:
@@ -79,19 +90,24 @@ def far_periods(ends):
 def key_layout(least: list[float], most: list[float], images: int, pixels: int) -> KeyLayout:
     """Space for every vertex of features within [least, most] and for its neighbours."""
     d = len(least)
-    low, extents = [], []
     for ends in _coordinate_ends(least, most):
         if not all(abs(end) <= MAX_COORDINATE for end in ends):
             raise ValueError(
                 f"features: expected lattice coordinates of at most {MAX_COORDINATE}, got {max(map(abs, ends)):.4g}; "
                 "the theta that divides these features is too small"
             )
-        # Rounding, wrapping and the simplex's vertices move u by up to 2, a neighbour by 1 more; 0.01 is float32's.
-        first, last = math.floor(ends[0] / (d + 1) - 0.01) - 3, math.ceil(ends[1] / (d + 1) + 0.01) + 2
+    low, extents, before = [], [], (0.0, 0.0)
+    for j, (sigma, a, b) in enumerate(zip(sigmas(d), least, most)):
+        # (e_j - e_{j+1}) / (D + 1) has these ends. A vertex lies within 1 of its pixels, a neighbour within 2; 0.01 is
+        # float32's.
+        own = sigma * a, sigma * b
+        first = math.floor(((j + 2) * own[0] - j * before[1]) / (d + 1) - 0.01) - 2
+        last = math.ceil(((j + 2) * own[1] - j * before[0]) / (d + 1) + 0.01) + 2
         low.append(first)
         extents.append(last - first + 1)
+        before = own
     groups: list[list[int]] = [[]]
-    sizes, pairs = [max(images, 1) * (d + 1)], max(images * pixels * (d + 1), 1)
+    sizes, pairs = [max(images, 1)], max(images * pixels * (d + 1), 1)
     for j, extent in enumerate(extents):
         limit = MAX_CODES if len(groups) == 1 else MAX_CODES // pairs
         if sizes[-1] * extent > limit:
@@ -153,16 +169,16 @@ def simplex(features, layout: KeyLayout):
     weights = weights.mT.reshape(images, pixels, d + 1)
 
     origins = []
-    for g, strides in enumerate(layout.strides):
-        origin = torch.zeros(images, pixels, dtype=torch.int64, device=device)
+    for g, (steps, first) in enumerate(zip(layout.steps, layout.origins)):
+        origin = torch.full((images, pixels), first, dtype=torch.int64, device=device)
         if g == 0:
             origin += torch.arange(images, device=device)[:, None] * layout.image_stride
-        for row, low, stride in zip(cell, layout.low, strides):
-            if stride:
-                origin.view(-1).add_((row - low).long(), alpha=stride)
+        for row, step in zip(cell, steps):
+            if step:
+                origin.view(-1).add_(row.long(), alpha=step)
         origins.append(origin.flatten())
     orders, simplices = (d + 1) ** d, None
-    if len(origins) == 1 and layout.sizes[0] // (d + 1) * orders <= MAX_CODES:
+    if len(origins) == 1 and layout.sizes[0] * orders <= MAX_CODES:
         key = origins[0] * orders
         for n, row in enumerate(rank[:-1]):
             key.add_(row.long(), alpha=(d + 1) ** n)
@@ -171,13 +187,10 @@ def simplex(features, layout: KeyLayout):
         origins, rank = [origins[0].index_select(0, first)], rank.index_select(1, first)
 
     rank, codes = rank.long(), []
-    for g, (strides, origin, dtype) in enumerate(zip(layout.strides, origins, layout.dtypes)):
+    for steps, origin, dtype in zip(layout.steps, origins, layout.dtypes):
         # Vertex r lies one back along each axis whose rank is above d - r.
-        column = torch.tensor([*strides, 0], device=device)[:, None]
-        back = torch.zeros_like(rank).scatter_(0, rank, column.expand_as(rank))
+        back = torch.zeros_like(rank).scatter_(0, rank, torch.tensor(steps, device=device)[:, None].expand_as(rank))
         code = torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin)  # [D + 1, S]
-        if g == 0:
-            code = code * (d + 1) + torch.arange(d + 1, device=device)[:, None]
         codes.append(code.to(dtype).mT.flatten())
     return weights, codes, simplices
 
@@ -203,9 +216,8 @@ def simplex_gradient(features, d_weights):
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
 
-def connect(codes, simplices, layout: KeyLayout, neighbours_of):
-    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave; neighbours_of
-    is `neighbours`, of this module or of the kernels.
+def connect(codes, simplices, layout: KeyLayout):
+    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave.
 
     Returns int32 tensors:
         vertices: [E], the vertex of each pair, 0 .. V - 1 in the order of the codes.
@@ -220,7 +232,7 @@ def connect(codes, simplices, layout: KeyLayout, neighbours_of):
     for code, size in zip(codes[1:], layout.sizes[1:]):
         key = numbered(key)[0].long() * size + code
     vertices, starts, sorted_pairs = numbered(key)
-    neighbours = neighbours_of([code[sorted_pairs[starts]] for code in codes], layout)
+    following = neighbours([code[sorted_pairs[starts]] for code in codes], layout)
     if simplices is not None:
         vertices = vertices.view(-1, d + 1).index_select(0, simplices).flatten()  # quicker than by brackets
         narrow = torch.int16 if len(starts) < 1 << 15 else torch.int32  # which sorts quicker
@@ -233,7 +245,7 @@ def connect(codes, simplices, layout: KeyLayout, neighbours_of):
     chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
     chunk_starts = _cut_up(starts, vertex_chunks, chunks)
     group_starts = _cut_up(vertex_chunks, vertex_groups, groups)
-    tables = vertices, neighbours, sorted_pairs, chunk_starts, group_starts, vertex_groups
+    tables = vertices, following, sorted_pairs, chunk_starts, group_starts, vertex_groups
     return tuple(table.int() for table in tables)
 
 
@@ -268,16 +280,12 @@ def neighbours(codes, layout: KeyLayout):
         low_bits = (8 << count.bit_length()) - 1
         seen = torch.zeros(low_bits + 1, dtype=torch.bool, device=device)
         seen[name & low_bits] = True
-    wraps = (codes[0] % (d + 1) == 0).to(name.dtype)
     own = torch.arange(count + 1, dtype=torch.int32, device=device)
     found = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
     for j in range(d + 1 if count else 0):
-        # Next: every coordinate 1 less, but coordinate j d more: r - 1 (or d and u - 1, from r = 0), then u_j + 1.
-        steps = [strides[j] if j < d else 0 for strides in layout.strides]
-        lower = [-sum(strides) for strides in layout.strides]
-        steps[0], lower[0] = steps[0] * (d + 1) - 1, (lower[0] + 1) * (d + 1)
+        # Every coordinate 1 less, but coordinate j D more: u_j - 1 of the others, or r, which is in no difference.
+        steps = [group[j] for group in layout.steps]
         wanted = name + _dot(steps, factors)
-        wanted.add_(wraps, alpha=_dot(lower, factors))
         if len(codes) == 1:
             at, same = _find(name, wanted)
             following = torch.where(same, at, count)
@@ -285,7 +293,7 @@ def neighbours(codes, layout: KeyLayout):
             rows = seen[wanted & low_bits].nonzero().squeeze(1)
             at, same = _find(table, wanted[rows])
             at, rows = place[at[same]], rows[same]
-            same = [c[at] == c[rows] + s + wraps[rows] * w for c, s, w in zip(codes, steps, lower)]
+            same = [c[at] == c[rows] + step for c, step in zip(codes, steps)]
             true = torch.stack(same).all(0)
             following = torch.full_like(name, count)
             following[rows[true]] = at[true]

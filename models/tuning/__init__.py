@@ -1,0 +1,324 @@
+"""Settings of `refine` for one's own scores: searched for on some images, judged on the others.
+
+The images are split into folds. For each fold a search sees the other images alone; what wins on those is then
+measured on the fold, so that the sum over the folds says what the search gains on images that it has not seen. Among
+its candidates are always no CRF, the defaults and the settings of known pipelines. A trial wins only where it is
+clearly ahead of the best of them (Student's t, one in twenty): the best of many trials on a few images is best by
+chance. The settings that are handed over are those of the folds' winners, or of the other candidates, that are best on
+all images; and none at all, iterations = 0, where the search gains nothing on what it has not seen.
+
+    problem     images, scores and truths, and processes that share the images of a trial
+    studies     where trials are kept
+    proposals   the search by proposals, Optuna's
+    descent     the search by gradients, `slopes` the gradients
+
+Processes share the images of a trial, never the trials. So a search that was stopped goes on to the same end, in any
+number of processes.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tritoncrf import checks
+from tritoncrf.files import FileError, decoded
+from tritoncrf.models.experiments.statistics import Estimate, jackknife
+from tritoncrf.models.scored import MEASURES, measures
+from tritoncrf.models.tuning.descent import descended
+from tritoncrf.models.tuning.problem import Asked, Parameters, Problem, expect_problem, shared
+from tritoncrf.models.tuning.proposals import SPACES, proposed
+from tritoncrf.models.tuning.slopes import LEARNED
+from tritoncrf.models.tuning.studies import Trial, expect_optuna, stored
+from tritoncrf.options import ARGUMENTS, GAUSSIAN, METHODS, PARAMETERS, method_for
+from tritoncrf.types import Image, Method, RefineOptions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["SEARCHES", "SPACES", "Fold", "Trial", "Tuned", "load_parameters", "tune"]
+
+BY_NAME = {"miou": 0, "boundary": 1, "accuracy": 3}  # of MEASURES
+SEARCHES = "tpe", "gradient"
+NONE, DEFAULTS = "no CRF", "defaults"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What a search without the images of this fold found best, `chosen`; its trials in order."""
+
+    images: tuple[int, ...]
+    chosen: str
+    parameters: Parameters
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came out.
+
+    Attributes:
+        parameters: for `refine(..., **parameters)`, "method" among them; "iterations" 0 where no CRF is best.
+        measure: which of "miou", "boundary" and "accuracy".
+        alone: the measure of the scores as they came, with its standard error over the images.
+        refined: the same of each image refined with what was chosen without it.
+        gain: the difference of the two on the same images.
+        folds: the searches.
+    """
+
+    parameters: Parameters
+    measure: str
+    alone: Estimate
+    refined: Estimate
+    gain: Estimate
+    folds: tuple[Fold, ...]
+
+    @property
+    def helps(self) -> bool:
+        """Whether a CRF is handed over."""
+        return bool(self.parameters.get("iterations") != 0)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{MEASURES[BY_NAME[self.measure]]}, percent, on images that the settings were not chosen on:",
+            f"  without CRF  {self.alone.percent()}",
+            f"  with CRF     {self.refined.percent()}",
+            f"  difference   {self.gain.percent('+')}",
+        ]
+        if not self.helps:
+            lines.append("no CRF is best: iterations = 0")
+        width = max(map(len, self.parameters))
+        shown = {name: checks.shown(value) for name, value in self.parameters.items()}
+        return "\n".join([*lines, *(f"{name:{width}}  {value}" for name, value in shown.items())])
+
+    def toml(self) -> str:
+        """The parameters, and how good they are in comments."""
+        before, after, gain = self.alone.percent(), self.refined.percent(), self.gain.percent("+")
+        head = f"# {MEASURES[BY_NAME[self.measure]]}: {before} without CRF, {after} with it, {gain}"
+        return "\n".join([head, *(f"{name} = {json.dumps(value)}" for name, value in self.parameters.items()), ""])
+
+    def figure(self) -> "Figure":
+        """The measure against each parameter, in all searches; the chosen value is marked."""
+        from tritoncrf.models.network_figures import searched
+
+        return searched(self)
+
+
+def tune(
+    images: Sequence[Image], *, truths: Sequence[Any], logits: Sequence[Any] | None = None,
+    probabilities: Sequence[Any] | None = None, energies: Sequence[Any] | None = None,
+    labels: Sequence[Any] | None = None, mask: Sequence[Any] | None = None, foreground: Sequence[Any] | None = None,
+    method: Method = "lattice", search: Literal["tpe", "gradient"] = "tpe", budget: int = 100, measure: str = "miou",
+    folds: int = 2, seed: int = 0, jobs: int = 0,
+    study: str | Path | None = None, progress: Callable[[str], None] | None = None, **options: Any,
+) -> Tuned:  # fmt: skip
+    """Find arguments of `refine` for scores like these, whose truth is known.
+
+    Args:
+        images: as `refine` takes them, one for each of the scores. A trial wins over settings that have a name where it
+            is clearly ahead on the images of its search, which of three or fewer is never told: so take 8 or more.
+        truths: label maps [H, W] of integers, 255 where unknown; of a mask or a foreground 0, 1 and 255.
+        logits, probabilities, energies, labels, mask, foreground: exactly one; a sequence of what `refine` takes.
+        method: whose parameters are searched for.
+        search: "tpe", Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), for all parameters of the
+            method. "gradient", not for "guided": Adam on the cross-entropy, through the library's own gradients, for
+            the bandwidths, the weights and the compatibility [C, C], from the best of the named settings on; its best
+            trial by the measure counts, and it ends before the budget where that has not grown for 15 steps.
+        budget: trials for each fold.
+        measure: what is to become largest over all images of a fold's search: "miou", mean IoU over the classes that
+            occur; "boundary", mean Boundary IoU within 2 % of the diagonal; "accuracy", of pixels.
+        folds: 2 or more, at most as many as there are images; each holds every `folds`-th image.
+        seed: of the search; gradients need none.
+        jobs: processes that share the images of a trial; 0 is this one. A script needs `if __name__ == "__main__":`.
+        study: a file of SQLite that trials are kept in; a search that was stopped, with the same arguments, goes on.
+        progress: called with a line of text after each trial.
+        options: further arguments of `refine`, such as num_classes or label_confidence, which stay as they are.
+
+    Returns:
+        What was found, see `Tuned`. The same for the same arguments, whatever `jobs` and however often it was stopped.
+        All images and scores are held in memory, in every process.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came, before the search starts.
+        ModuleNotFoundError: Optuna is not installed; `pip install "tritoncrf[tune]"` does.
+
+    Example:
+        >>> import numpy as np, tritoncrf as tc
+        >>> draw = np.random.default_rng(0)
+        >>> truths = [np.repeat([[0, 1]], 8, 0).repeat(4, 1) for _ in range(4)]
+        >>> images = [np.uint8(90 * t[..., None] + 40).repeat(3, 2) for t in truths]
+        >>> p = [np.clip(0.3 + 0.4 * t + 0.3 * draw.normal(size=t.shape), 0, 1) for t in truths]
+        >>> tuned = tc.tune(images, foreground=p, truths=truths, budget=5)
+        >>> tuned.gain.value >= 0
+        True
+    """
+    expect_optuna()
+    given = {
+        "logits": logits, "probabilities": probabilities, "energies": energies, "labels": labels, "mask": mask,
+        "foreground": foreground,
+    }  # fmt: skip
+    checks.expect_choice("method", method, METHODS)
+    checks.expect_choice("search", search, SEARCHES)
+    checks.expect_choice("measure", measure, tuple(BY_NAME))
+    if search == "gradient" and method not in GAUSSIAN:
+        raise ValueError(f"search: expected 'tpe' with method={method!r}, which has no bandwidths, got 'gradient'")
+    for name in options:
+        if name not in ARGUMENTS and name not in ("device",):
+            raise TypeError(f"{name}: expected arguments of refine, {', '.join(ARGUMENTS)} or device")
+    problem = expect_problem(images, given, truths, options)
+    budget = checks.expect_int("budget", budget, 1, 1_000_000)
+    folds = checks.expect_int("folds", folds, 2, len(problem.items))
+    seed = checks.expect_int("seed", seed, 0)
+    jobs = checks.expect_int("jobs", jobs, 0, 1024)
+
+    candidates = _candidates(method, problem.kind, options)
+    said = progress or (lambda line: None)
+    everything = range(len(problem.items))
+    with shared(problem, jobs) as asked:
+        known: dict[str, np.ndarray] = {}
+        for name, parameters in candidates.items():
+            known[name] = asked("counts", parameters, everything)
+            said(f"{name}: {_value(known[name], measure):.2%}")
+        searches, finalists, held_out = [], dict(candidates), np.empty_like(known[NONE])
+        for fold in range(folds):
+            held, seen = everything[fold::folds], [n for n in everything if n % folds != fold]
+            choices = [(name, own, _value(known[name][seen], measure)) for name, own in candidates.items()]
+            settings = method, search, measure, folds, fold, seed, sorted(SPACES[method].items())
+            kept = stored(study, f"fold {fold}", problem.digest(settings))
+            trials = []
+            found = _search(problem, kept, search, method, choices, seed * folds + fold, budget, measure, seen, asked)
+            for trial in found:
+                trials.append(trial)
+                best = max(t.value for t in trials)
+                said(f"fold {fold + 1} of {folds}, trial {len(trials)} of {budget}: {trial.value:.2%}, best {best:.2%}")
+            chosen, parameters, least = max(choices, key=lambda choice: choice[2])  # of equal ones the first: no CRF
+            number = max(range(len(trials)), key=lambda n: trials[n].value)
+            if trials[number].value > least:
+                counts = asked("counts", trials[number].parameters, everything)
+                ahead = _gain(counts[seen], known[chosen][seen], measure)
+                if ahead.clear:
+                    chosen, parameters = f"trial {number}", trials[number].parameters
+                    finalists[f"fold {fold}"], known[f"fold {fold}"] = parameters, counts
+            searches.append(Fold(tuple(held), chosen, parameters, tuple(trials)))
+            held_out[list(held)] = known[chosen if chosen in candidates else f"fold {fold}"][list(held)]
+    [alone], [refined] = (
+        jackknife(counts, lambda total: [measures(total)[BY_NAME[measure]]]) for counts in (known[NONE], held_out)
+    )
+    gain = _gain(held_out, known[NONE], measure)
+    winner = max(known, key=lambda name: _value(known[name], measure))
+    parameters = finalists[winner] if gain.value > 0 else candidates[NONE]
+    return Tuned({**_kept(options), **parameters}, measure, alone, refined, gain, tuple(searches))
+
+
+def load_parameters(path: str | Path) -> RefineOptions:
+    """Arguments of `refine` from a TOML file such as `tune` writes.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        A dict for `refine(..., **parameters)`.
+
+    Raises:
+        ValueError: no such file, no TOML, or what `refine` does not take; naming the file and the argument.
+
+    Example:
+        >>> import pathlib, tempfile, tritoncrf as tc
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "tuned.toml"
+        >>> _ = path.write_text('method = "guided"\\nradius = 5\\n')
+        >>> tc.load_parameters(path)
+        {'method': 'guided', 'radius': 5}
+    """
+    path = Path(path)
+
+    def read(path: Path) -> Parameters:
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except RecursionError:
+            raise FileError(f"{path}: expected arguments of refine, got tables nested too deep") from None
+
+    found = decoded(path, "a TOML file", read)
+    for name, value in found.items():
+        if name != "method" and name not in ARGUMENTS:
+            raise FileError(f"{path}: expected method, {', '.join(ARGUMENTS)}, got {name}")
+        if not _plain(value) and not (name == "compatibility" and isinstance(value, list) and all(map(_plain, value))):
+            raise FileError(
+                f"{path}: {name}: expected a number, a word or a list of numbers, got {checks.shown(value)}"
+            )
+    if found.get("method", "lattice") not in METHODS:
+        raise FileError(f"{path}: method: expected one of {', '.join(METHODS)}, got {checks.shown(found['method'])}")
+    return found  # type: ignore[return-value]
+
+
+# Choosing -------------------------------------------------------------------------------------------------------------
+
+
+def _search(
+    problem: Problem, study: Any, search: str, method: Method, choices: list[tuple[str, Parameters, float]], seed: int,
+    budget: int, measure: str, seen: Sequence[int], asked: Asked,
+) -> Iterator[Trial]:  # fmt: skip
+    """The trials of a fold, which sees these images; `choices` are the candidates with their measure on them."""
+
+    def value_of(parameters: Parameters) -> float:
+        return _value(asked("counts", parameters, seen), measure)
+
+    if search == "tpe":
+        space = {name: numbers for name, numbers in SPACES[method].items() if name not in problem.options}
+        return proposed(study, space, method, seed, budget, value_of)
+    free = [name for name in (*LEARNED, "compatibility", "iterations") if name not in problem.options]
+    begun = [c for c in choices if c[1]["method"] == method and c[1].get("iterations") != 0]
+    _, best, _ = max(begun, key=lambda choice: choice[2])
+    start = {name: best.get(name, ARGUMENTS[name].value(method, problem.kind)) for name in free}
+    return descended(
+        study, {"method": method, **start}, problem.num_classes, budget, value_of,
+        lambda parameters: asked("slopes", parameters, seen).mean(0),
+    )  # fmt: skip
+
+
+def _gain(counts: np.ndarray, others: np.ndarray, measure: str) -> Estimate:
+    """How much larger the measure of some counts [images, ...] is than that of others of the same images."""
+    index = BY_NAME[measure]
+    pairs = np.stack([counts, others], 1)
+    [found] = jackknife(pairs, lambda pair: [measures(pair[0])[index] - measures(pair[1])[index]])
+    return found
+
+
+def _candidates(method: Method, kind: str, options: Parameters) -> dict[str, Parameters]:
+    """What a search must beat, of methods that take these options."""
+    fixed = {name: value for name, value in options.items() if name in ARGUMENTS}
+    named, usual = method if method in GAUSSIAN else "lattice", method_for(kind, False, fixed)
+    found: dict[str, Parameters] = {DEFAULTS: {"method": usual}, f"{method}, {DEFAULTS}": {"method": method}}
+    if method == usual:
+        del found[f"{method}, {DEFAULTS}"]
+    found |= {name: {"method": named, **published} for name, published in PARAMETERS.items()}
+    able = {
+        name: {**own, **fixed} for name, own in found.items()
+        if all(own["method"] in ARGUMENTS[given].methods for given in fixed)
+    }  # fmt: skip
+    return {NONE: {"method": method, "iterations": 0}, **able}
+
+
+def _kept(options: Parameters) -> Parameters:
+    """Those of the fixed arguments that are settings, and that a file can hold."""
+    kinds = bool, int, float, str, tuple, list
+    return {name: value for name, value in options.items() if name in ARGUMENTS and isinstance(value, kinds)}
+
+
+def _plain(value: Any) -> bool:
+    """A number, a word, or numbers in a list."""
+    single = isinstance(value, (bool, int, float, str))
+    return single or isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
+
+
+def _value(found: np.ndarray, measure: str) -> float:
+    """The measure of counts [images, ...]."""
+    return float(measures(found.sum(0))[BY_NAME[measure]])

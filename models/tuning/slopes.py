@@ -1,0 +1,63 @@
+"""The cross-entropy of refined scores, and its derivatives by the settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import nll_loss
+
+from tritoncrf.features import bandwidths
+from tritoncrf.mean_field import mean_field
+from tritoncrf.models.scored import Scored
+from tritoncrf.options import ARGUMENTS, settings
+from tritoncrf.refine import kernels, photo_from
+from tritoncrf.scores import expect_unknown, unary_from
+
+__all__ = ["LEARNED", "slopes"]
+
+WEIGHTS = "weight_smooth", "weight_appearance"
+LEARNED = "theta_space", "theta_color", "theta_smooth", *WEIGHTS  # by their logarithms
+CPU = torch.device("cpu")
+
+
+def slopes(item: Scored, parameters: Mapping[str, Any]) -> np.ndarray:
+    """Derivatives of one image's cross-entropy, the mean over the pixels whose truth is known.
+
+    Args:
+        item: an image, its scores and their truth.
+        parameters: of `refine`, with a Gaussian method, and weights above 0.
+
+    Returns:
+        [len(LEARNED) + C^2], float64: by the logarithms of LEARNED, then by the costs.
+    """
+    [(kind, scores)] = item.scores.items()
+    given = {name: parameters.get(name) for name in ARGUMENTS}
+    given["unknown"] = expect_unknown(parameters.get("unknown", "auto"))
+    chosen = settings(parameters["method"], kind, False, given)
+    photo, _ = photo_from(item.image, CPU)
+    size = photo.shape[1:]
+    unary = unary_from(kind, scores, size, CPU, chosen)
+
+    # Each is multiplied by a factor 1 = exp(0), by whose logarithm the derivative is taken.
+    factors = {name: torch.zeros((), dtype=torch.float64, requires_grad=True) for name in LEARNED}
+    for name in "theta_space", "theta_smooth":
+        chosen[name] = [theta * factors[name].exp() for theta in bandwidths(name, chosen[name], size)]
+    chosen["theta_color"] = _times(chosen["theta_color"], factors["theta_color"])
+    costs = chosen["compatibility"]
+    costs = -torch.eye(len(unary)) if isinstance(costs, str) else torch.as_tensor(costs)
+    costs = costs.to(unary.dtype).detach().requires_grad_()
+    refined = mean_field(
+        unary[None], kernels(parameters["method"], photo, None, unary, chosen),
+        [(chosen[name] * factors[name].exp()).to(unary.dtype) for name in WEIGHTS], costs, chosen["iterations"],
+        output="log_probabilities", damping=chosen["damping"], temperature=chosen["temperature"],
+    )  # fmt: skip
+    truth = torch.from_numpy(item.truth)[None]
+    known = max(1, int((truth != 255).sum()))
+    loss = nll_loss(refined, truth, ignore_index=255, reduction="sum") / known
+    found = torch.autograd.grad(loss, [*factors.values(), costs])
+    return torch.cat([g.double().reshape(-1) for g in found]).numpy()
+
+
+def _times(theta: Any, factor: torch.Tensor) -> Any:
+    return [t * factor.exp() for t in theta] if isinstance(theta, (list, tuple)) else theta * factor.exp()
