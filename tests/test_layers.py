@@ -380,7 +380,7 @@ def test_training_lowers_the_loss_the_same_way_every_time(layer, variant, change
 @pytest.mark.parametrize(
     "layer, changes, size, step",
     [
-        (CONV_CRF, {"window_size": 5, "blur": 1, "weight_appearance": 10}, (12, 12), 1),
+        (CONV_CRF, {"window_size": 5, "blur": 1, "weight_smooth": 3, "weight_appearance": 10}, (12, 12), 1),
         (CRF_RNN, {"weight_appearance": 5}, (20, 20), 1),
         (GUIDANCE_CRF, {"radius": 3, "strength": 10}, (40, 40), 2),
     ],

@@ -420,7 +420,7 @@ def computed_on(monkeypatch):
 
     module = importlib.import_module("tritoncrf.refine")
     monkeypatch.setattr(module, "mean_field", mean_field)
-    monkeypatch.setattr(module, "_kernels", lambda *_: ([], []))
+    monkeypatch.setattr(module, "kernels", lambda *_: [])
     return found
 
 

@@ -15,6 +15,7 @@ CONVCRF = {
     "blur": 1,
     "theta_smooth": 1.0,
     "theta_space": 3.0,
+    "theta_color": 13.0,
     "weight_smooth": 0.5,
     "weight_appearance": 0.5,
     "compatibility": True,

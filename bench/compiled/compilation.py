@@ -8,17 +8,19 @@ import contextlib
 import re
 import subprocess
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.driver import driver
-from triton.runtime.jit import create_function_from_signature
+from triton.runtime.jit import JITCallable, create_function_from_signature
 
 from bench.compiled.sass import marked
 from ptx.program import Program
@@ -189,10 +191,22 @@ def _named(launch: Launch, path: tuple[int, ...]) -> str:
     return launch.kernel.arg_names[path[0]] + "".join(f"[{n}]" for n in path[1:])
 
 
+def _one_at_a_time(parse):
+    """Python 3.11 miscounts the depth of what it parses where several threads parse, and raises a SystemError."""
+    lock = threading.Lock()
+
+    def locked(self):
+        with lock:
+            return parse(self)
+
+    return locked
+
+
 def compile_all(launches: Iterable[Launch], target: str, mixes: bool = False) -> list[Binary]:
     """Compile every launch, and with `mixes` disassemble it as well; Triton lets go of the interpreter lock while LLVM
     and ptxas run, and so do the tools."""
-    with pretended(TARGETS[target]), ThreadPoolExecutor() as pool:
+    parsing = mock.patch.object(JITCallable, "parse", _one_at_a_time(JITCallable.parse))
+    with pretended(TARGETS[target]), parsing, ThreadPoolExecutor() as pool:
         compiled = list(pool.map(lambda launch: _compile(launch, target), launches))
         if mixes:
             list(pool.map(lambda binary: binary.mix, compiled))  # cached: a report reads them one by one
