@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
 
 import ptxemu
+from ptx.arithmetic import mulhi
 
 # The kernel tests run for sm_80 and sm_90.
 TARGETS = [
@@ -330,3 +332,11 @@ def test_sectors_are_counted(target):
     assert profile.sectors["read"] == profile.distinct["read"] == n * 4 // 32 == profile.distinct["written"]
     assert profile.warps["st.global"] == profile.global_instructions["written"]
     assert sum(line[2] for line in profile.lines.values()) == 2 * n * 4 // 32
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_the_high_half_of_a_product(dtype):
+    bits, ends = 8 * np.dtype(dtype).itemsize, np.iinfo(dtype)
+    a, b = np.array([ends.max, ends.min, 2115, 7], dtype), np.array([ends.max], dtype)
+    expected = np.array([int(x) * int(b[0]) >> bits for x in a], dtype)
+    assert np.array_equal(mulhi(a, b), expected)

@@ -52,9 +52,9 @@ def remainder(a, b, run, at, m):
 
 
 def mulhi(a, b):
-    if a.dtype.itemsize == 4:
+    if a.dtype.itemsize <= 4:
         wide = i64 if a.dtype.kind == "i" else u64
-        return ((a.astype(wide) * b.astype(wide)) >> wide(32)).astype(a.dtype)
+        return ((a.astype(wide) * b.astype(wide)) >> wide(8 * a.dtype.itemsize)).astype(a.dtype)
     a, b = np.broadcast_arrays(a, b)
     out = [((int(x) * int(y)) >> 64) & (2**64 - 1) for x, y in zip(a.ravel(), b.ravel())]
     return np.array(out, u64).reshape(a.shape).view(a.dtype)
