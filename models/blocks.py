@@ -30,6 +30,12 @@ def options(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
     return {} if value is None else dict(value)
 
 
+def crf_options(value: Mapping[str, Any] | None, paper: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a pipeline's layer: what its paper starts from, where nothing else is given; a preset has its own."""
+    given = options("crf", value)
+    return {**paper, **given} if given.get("preset") is None else given
+
+
 def msra_(conv: nn.Conv2d) -> nn.Conv2d:
     """Normal weights of variance 2 / fan-in and no bias (He et al. 2015, section 2.2)."""
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tritoncrf import CRFRNN, checks
-from tritoncrf.models.blocks import bilinear_, msra_, options, recomputed, scaled
+from tritoncrf.models.blocks import bilinear_, crf_options, msra_, options, recomputed, scaled
 from tritoncrf.models.segmenter import Pixels, Segmenter, WithCRF
 
 # Channels of VGG-16's 3x3 convolutions between its poolings, and where a pooling ends among the `features`.
@@ -141,9 +141,8 @@ class FCN8sCRFRNN(WithCRF):
     def __init__(
         self, num_classes: int = 21, *, network: Mapping[str, Any] | None = None, crf: Mapping[str, Any] | None = None
     ) -> None:
-        unary, given = FCN8s(num_classes, **options("network", network)), options("crf", crf)
-        start = PAPER if given.get("preset") is None else {}  # a preset has its own
-        super().__init__(unary, CRFRNN(num_classes, **{**start, **given}))
+        unary = FCN8s(num_classes, **options("network", network))
+        super().__init__(unary, CRFRNN(num_classes, **crf_options(crf, PAPER)))
 
 
 def cropped(x: torch.Tensor, offset: int, size: Sequence[int]) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tritoncrf import ConvCRF, checks
-from tritoncrf.models.blocks import options
+from tritoncrf.models.blocks import crf_options, options
 from tritoncrf.models.resnet import ResNet
 from tritoncrf.models.segmenter import Pixels, Segmenter, WithCRF, resized
 
@@ -95,8 +95,7 @@ class ResNetConvCRF(WithCRF):
     def __init__(
         self, num_classes: int = 21, *, network: Mapping[str, Any] | None = None, crf: Mapping[str, Any] | None = None
     ) -> None:
-        unary, given = ResNetFCN(num_classes, **options("network", network)), options("crf", crf)
-        start = PAPER if given.get("preset") is None else {}  # a preset has its own
-        if given.get("appearance_position") is False:
-            start = {name: value for name, value in start.items() if name != "theta_space"}
-        super().__init__(unary, ConvCRF(num_classes, **{**start, **given}))
+        unary, given = ResNetFCN(num_classes, **options("network", network)), crf_options(crf, PAPER)
+        if given.get("appearance_position") is False and "theta_space" not in (crf or {}):
+            given.pop("theta_space", None)  # no position, no bandwidth
+        super().__init__(unary, ConvCRF(num_classes, **given))
