@@ -15,7 +15,7 @@ from tritoncrf.options import METHODS, method_for, settings
 from tritoncrf.replay import replayed
 from tritoncrf.scores import as_tensor, expect_unknown, is_pil, like, unary_from, upright
 from tritoncrf.summary import Trace, summarized
-from tritoncrf.types import Array, Compatibility, Image, Method, RefineOptions, Theta, Unknown
+from tritoncrf.types import Array, Compatibility, Costs, Image, Method, RefineOptions, Theta, Unknown
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -25,8 +25,6 @@ __all__ = ["kernels", "photo_from", "refine"]
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
 Device: TypeAlias = torch.device | str | None
-# "potts", or [C, C] numbers.
-Costs: TypeAlias = Literal["potts"] | Array | Sequence[Sequence[float]]
 REPLAYED: tuple[Method, ...] = "window", "guided"
 
 
@@ -159,8 +157,8 @@ def refine(
 
     W is the guided filter by the image in 0..255 units, see `filters.Guided`.
 
-    What is not given has the value in parentheses, which takes no more from the scores of real networks than chance
-    does (`tritoncrf experiments defaults` measures it); settings for one's own scores are better, and `tune` finds
+    What is not given has the value in parentheses, chosen to take nothing from the scores of real networks; what it
+    does to them `tritoncrf experiments defaults` measures. Settings for one's own scores are better, and `tune` finds
     them. What is given where it plays no part is an error.
 
     Args:

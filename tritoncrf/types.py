@@ -42,6 +42,8 @@ Box: TypeAlias = Literal["count", "constant"]
 
 #: The Potts model, or costs [C, C].
 Compatibility: TypeAlias = Union[Literal["potts"], "torch.Tensor"]
+#: The same as `refine` takes them.
+Costs: TypeAlias = Literal["potts"] | Array | Sequence[Sequence[float]]
 #: What the first messages of the loop are made of.
 Initial: TypeAlias = Literal["softmax", "log_softmax"]
 #: What the loop gives.
@@ -70,7 +72,7 @@ class RefineOptions(TypedDict, total=False):
     weight_appearance: float
     theta_smooth: Theta
     weight_smooth: float
-    compatibility: Literal["potts"] | Array | Sequence[Sequence[float]]
+    compatibility: Costs
     iterations: int
     damping: float
     temperature: float
