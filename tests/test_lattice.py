@@ -76,7 +76,7 @@ def test_a_neighbour_found_by_its_hash_alone_is_none(monkeypatch):
     monkeypatch.setattr(simplex, "hash_factors", lambda groups, attempt: [1, 1])
     # From the first, along axis 0: codes (5, 5), the second's hash. From the second, along axis 2: (8, 1), the first's.
     # Along axis 1: (3, 6) and (7, 3), their own.
-    assert (simplex.neighbours(codes, layout) == 2).all()
+    assert (simplex.neighbours(codes, layout, [0, len(codes[0])]) == 2).all()
 
 
 def test_work_grows_with_the_square_of_the_features():
@@ -88,7 +88,7 @@ def test_work_grows_with_the_square_of_the_features():
             least, most = f.amin((0, 2)).tolist(), f.amax((0, 2)).tolist()
             layout = simplex.key_layout(least, most, 1, 50)
             _, *simplices = simplex.simplex(f, layout)
-            simplex.connect(*simplices, layout, in_chunks=False)
+            simplex.connect(*simplices, layout, chunked=False)
         written.append(work.written)
     assert math.log(written[1] / written[0], 4) < 2.1
 

@@ -276,6 +276,7 @@ def iterate(
             if keep:
                 kept.append(step.probabilities(state))
         last = step.image(step.probabilities(_next(step, state, damping))) if damping else step.scores(state)
+        del step, state  # their memory, before that of a copy
         return [last.contiguous(), *kept]
 
 

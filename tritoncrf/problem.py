@@ -98,15 +98,14 @@ def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Ma
 def solved(problems: Sequence[Problem], built: Callable[[], None] = lambda: None) -> torch.Tensor:
     """Q, [B, C, *S], of problems of one key, or of a single one; replayed unless values are looked at on the way:
     those of photos of floats, and of features where what is made of them is as large as they say, such as a lattice.
-    `built` is called when the filters are."""
+    `built`: of `kernels`."""
     first = problems[0]
     photo = None if first.photo is None else _stacked([p.photo for p in problems if p.photo is not None])
     appearance = None if first.appearance is None else first.appearance[None]
     unary = _stacked([p.unary for p in problems])
 
     def solve(photo: torch.Tensor | None, unary: torch.Tensor) -> torch.Tensor:
-        own = kernels(first.method, photo, appearance, unary, first.chosen)
-        built()
+        own = kernels(first.method, photo, appearance, unary, first.chosen, built)
         return mean_field(unary, own, **loop(first.method, first.chosen, unary))
 
     with checks.check_values(True):
@@ -161,10 +160,10 @@ def _costs(value: Costs, unary: torch.Tensor) -> Compatibility:
 
 def kernels(
     method: Method, photo: torch.Tensor | None, appearance: torch.Tensor | None, unary: torch.Tensor,
-    chosen: Mapping[str, Any],
+    chosen: Mapping[str, Any], built: Callable[[], None] = lambda: None,
 ) -> list[Filter]:  # fmt: skip
     """The method's filters of features [B, D, *S], or else of photos [B, C, H, W], beside a unary [B, C, *S];
-    bandwidths may be tensors."""
+    bandwidths may be tensors. `built` is called after each of large ones."""
     made_of = "features"
     if appearance is None:
         assert photo is not None
@@ -178,11 +177,13 @@ def kernels(
         with checks.renamed("guide", "features"):
             return [filters.Guided(appearance, chosen["radius"], chosen["eps"])]
     window_size, blur = chosen["window_size"], chosen["blur"]
-    with checks.renamed("features", made_of):  # the larger first, while nothing else takes memory
-        own = _gaussian(method, appearance, window_size, blur)
-    del appearance
     with checks.renamed("features", "theta_smooth"):
-        return [_smoothness(method, unary.shape[2:], chosen["theta_smooth"], unary, window_size, blur), own]
+        smoothness = _smoothness(method, unary.shape[2:], chosen["theta_smooth"], unary, window_size, blur)
+    built()
+    with checks.renamed("features", made_of):
+        found = [smoothness, _gaussian(method, appearance, window_size, blur)]
+    built()
+    return found
 
 
 def _gaussian(method: Method, features: torch.Tensor, window_size: int, blur: int) -> Filter:

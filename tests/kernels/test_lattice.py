@@ -82,7 +82,7 @@ def test_neighbours(name, device):
     layout = reference_simplex.key_layout([-9.0] * f.shape[1], [9.0] * f.shape[1], f.shape[0], f.shape[2])
     (codes,) = reference_simplex.simplex(f, layout)[1]
     codes = codes.unique()
-    expected = reference_simplex.neighbours([codes], layout)
+    expected = reference_simplex.neighbours([codes], layout, [0, len(codes)])
     found = vertices.neighbours(codes.to(device), simplex.packed(layout, 0, device), f.shape[1] + 1)
     assert torch.equal(found.cpu(), expected)
     assert (expected < len(codes)).any() == (len(codes) > 0)
@@ -120,13 +120,23 @@ def no_codes_before(monkeypatch):
 @pytest.mark.parametrize("tile, chunk", [(vertices.TILE, 16), (32, 4)])
 @pytest.mark.parametrize("name", interpreted(FEATURES, "batch", "codes-of-63-bits"))
 def test_the_tables(name, tile, chunk, device, no_codes_before, monkeypatch):
-    """As PyTorch makes them. Small tiles: more of them than one program adds up at a time, and than a vertex's pairs."""
+    """As PyTorch makes them, which numbers vertices in another order. Small tiles: more of them than one program adds up
+    at a time, and than a vertex's pairs."""
     f = FEATURES[name]()
     monkeypatch.setattr(vertices, "TILE", tile)
     monkeypatch.setattr(reference_simplex, "CHUNK", chunk)
-    weights, *expected = build(f, "torch")
+    weights, of_pairs, neighbours, _, starts, _, _, shift = build(f, "torch")
     found_weights, *found = build(f.to(device), "triton")
     assert_close("b", found_weights, weights, dtype=torch.float32)
+    number = torch.full((len(starts),), len(starts) - 1)  # of PyTorch's vertices
+    number[of_pairs.flatten().long()] = found[0].cpu().flatten().long()
+    assert torch.equal(number.sort().values, torch.arange(len(starts)))
+    own = torch.empty_like(neighbours)
+    own[:, number] = number[neighbours.long()].int()
+    of_pairs = number[of_pairs.long()].int()
+    counts = torch.bincount(of_pairs.flatten(), minlength=len(starts) - 1)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+    expected = of_pairs, own, of_pairs.flatten().argsort(stable=True).int(), *reference_simplex.in_chunks(starts), shift
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype and torch.equal(a.cpu(), b)
 

@@ -10,13 +10,13 @@ Everything here works on rows: values [B, N, C], so that a vertex or a pixel is 
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from tritoncrf.reference.simplex import CHUNK
 from tritoncrf.step import Step, few_threads
@@ -104,32 +104,49 @@ def image_of(rows, like):
     return rows.mT.unflatten(2, like.shape[2:])
 
 
-def splat(rows, scaled: ScaledLattice):
-    """splat(scale . x) of rows [B, N, C]: [B or 1, V + 1, C], B if the lattice is shared; the last vertex is empty."""
+def filtered(rows, scaled: ScaledLattice, reverse: bool, memory=None):
+    """blur_D ... blur_0 splat(scale . x) of rows [B, N, C], or blur_0 ... blur_D if `reverse`: the vertices that
+    `sliced` reads, [B or 1, V + 1, C], B if the lattice is shared; the last vertex is empty. In `memory`, [2, numbers],
+    if that is given."""
     lattice = scaled.lattice
     rows = rows if lattice.shared else rows.flatten(0, 1)[None]
-    return summed_groups(rows, lattice.pair_pixels, lattice.segments, scaled.splat_weights)
-
-
-def filtered(rows, scaled: ScaledLattice, reverse: bool):
-    """blur_D ... blur_0 splat(scale . x), or blur_0 ... blur_D if `reverse`: the vertices that `sliced` reads."""
-    v, axes = splat(rows, scaled), scaled.lattice.neighbours.unbind(0)
+    shape = len(rows), lattice.count + 1, rows.shape[2]
+    memory = rows.new_empty(2, math.prod(shape)) if memory is None else memory
+    v, other = (x[: math.prod(shape)].view(shape) for x in memory)
+    splat(rows, scaled, out=v)
+    axes = lattice.neighbours.unbind(0)
     for neighbours in reversed(axes) if reverse else axes:
-        v = blurred(v, neighbours)
+        blur(v, neighbours, out=other)
+        v, other = other, v
     return v
 
 
-def blurred(v, neighbours):
+def splat(rows, scaled: ScaledLattice, out):
+    """splat(scale . x) into vertices [B, V + 1, C]; a part of them at a time, which the cache holds."""
+    lattice = scaled.lattice
+    part = _part(out) if out.device.type == "cpu" else out.shape[1]  # elsewhere it would wait to know a part's pairs
+    firsts = [0, *lattice.segments[part::part].tolist()] if part < out.shape[1] else [0]
+    for n, (first, last) in enumerate(itertools.pairwise([*firsts, len(lattice.sorted_pairs)])):
+        cut = slice(n * part, (n + 1) * part)
+        for x, v in zip(rows, out):
+            pixels, weights = lattice.pair_pixels[first:last], scaled.splat_weights[first:last]
+            v[cut] = weighted_sums(x, pixels, lattice.segments[cut] - first, weights)
+
+
+def blur(v, neighbours, out):
     """blur_j of vertices [B, V + 1, C] by their neighbours [V + 1, 2] along an axis; a part at a time, whose sums of
     two the cache holds."""
-    found, part = torch.empty_like(v), max(1, PART // max(1, v.shape[2]))
+    part = _part(v)
     starts = torch.arange(0, 2 * min(part, v.shape[1]), 2, dtype=neighbours.dtype, device=v.device)
-    for one, into in zip(v, found):
-        pieces = one.split(part), neighbours.split(part), into.split(part)
-        for own, index, out in zip(*pieces, strict=True):
+    for one, into in zip(v, out):
+        for own, index, new in zip(one.split(part), neighbours.split(part), into.split(part), strict=True):
             both = weighted_sums(one, index.flatten(), starts[: len(index)], None)
-            torch.add(own, both, alpha=0.5, out=out)
-    return found
+            torch.add(own, both, alpha=0.5, out=new)
+
+
+def _part(rows) -> int:
+    """How many rows [.., C] at a time."""
+    return max(1, PART // max(1, rows.shape[-1]))
 
 
 def slice_table(scaled: ScaledLattice, batch: int):
@@ -175,16 +192,6 @@ def softmax_of_rows(scores):
     scores -= scores.amax(-1, keepdim=True)
     scores.exp_()
     return scores.div_(scores.sum(-1, keepdim=True))
-
-
-def summed_groups(rows, index, starts, weights):
-    """`weighted_sums` of every group of rows, [G, n, C]."""
-    if len(rows) == 1:
-        return weighted_sums(rows[0], index, starts, weights)[None]
-    sums = rows.new_empty((len(rows), len(index if starts is None else starts), rows.shape[2]))
-    for out, x in zip(sums, rows):
-        out.copy_(weighted_sums(x, index, starts, weights))
-    return sums
 
 
 def weighted_sums(rows, index, starts, weights):
@@ -243,15 +250,17 @@ class LatticeStep(Step):
         return found
 
     def _write_scores(self, rows, block, found, last=None):
-        """The scores of a block of classes into `found`, a part of the pixels at a time; then `last` of all classes'."""
-        own = rows[..., block].contiguous()
-        v = [filtered(own, K.entry, reverse=False) for K in self.operators]
-        mixing = [a[block] if a.ndim == 1 else a for a in self.mixing]
-        parts = (x.flatten(0, 1).split(self._part) for x in (found, self._unary_rows))
-        for sums, into, unary in zip(self._sums(v, mixing, self._tables_out), *parts, strict=True):
-            torch.add(sums, unary[:, block], out=into[:, block])
-            if last is not None:
-                into.copy_(last(into))
+        """A block's scores into `found`, a part of the pixels at a time; then `last` of those of all classes."""
+        own = rows[..., block].clone(memory_format=torch.contiguous_format)  # which may be written over
+        part = _part(rows)
+        into, unary = (x.flatten(0, 1).split(part) for x in (found, self._unary_rows))
+        for n, (a, K, table) in enumerate(zip(self.mixing, self.operators, self._tables_out, strict=True)):
+            v = filtered(own, K.entry, reverse=False, memory=self._memory)
+            sums = self._sums(v, a[block] if a.ndim == 1 else a, table, part)
+            for scores, before, more in zip(into, into if n else unary, sums, strict=True):
+                torch.add(before[:, block], more, out=scores[:, block])
+        for scores in into if last is not None else ():
+            scores.copy_(last(scores))
 
     def _blocks(self, classes: int):
         """The classes whose vertices are in memory at one time; all, where a matrix mixes them."""
@@ -274,25 +283,25 @@ class LatticeStep(Step):
             back = [sliced(x, K.entry, len(g)) for x, K in zip(v, self.operators, strict=True)]
             gradient = sum(mixed(a, b) for a, b in zip(adjoint, back))
         else:
-            gradient = torch.cat([*self._sums(v, adjoint, self._tables_in)]).view(g.shape)
+            filters = zip(v, adjoint, self._tables_in, strict=True)
+            each = zip(*(self._sums(*own, _part(g)) for own in filters), strict=True)
+            gradient = torch.cat([functools.reduce(torch.add, sums) for sums in each]).view(g.shape)
         if through_softmax:
             gradient = q * (gradient - torch.linalg.vecdot(q, gradient)[..., None])
         return gradient, back
 
-    @property
-    def _part(self):
-        """Pixels at a time."""
-        return max(1, PART // max(1, self.unary.shape[1]))
+    @functools.cached_property
+    def _memory(self):
+        """For the vertices of one filter after another, of a block of classes, before and after a blur."""
+        width = self._blocks(self.unary.shape[1])[0].stop
+        most = max(K.lattice.count + 1 for K in self.operators) * max(len(self.unary), 1)
+        return self.unary.new_empty(2, most * width)
 
-    def _sums(self, vertices, mixing, tables):
-        """sum_m A_m scale_m . alpha slice_m(v_m), a part of the pixels at a time, [pixels, C]."""
-        rows = [mixed(a, v).flatten(0, 1) if a.ndim else v.flatten(0, 1) for a, v in zip(mixing, vertices)]
-        parts = [zip(*(x.split(self._part) for x in table)) for table in tables]
-        for each in zip(*parts, strict=True):
-            total, *others = (weighted_sums(v, index, None, b * factor) for v, (index, b, factor) in zip(rows, each))
-            for other in others:
-                total.add_(other)
-            yield total
+    def _sums(self, v, a, table, part):
+        """A scale . alpha slice(v), a part of the pixels at a time, [pixels, C]; a number A is in the table."""
+        v = (mixed(a, v) if a.ndim else v).flatten(0, 1)
+        for index, b, factor in zip(*(x.split(part) for x in table)):
+            yield weighted_sums(v, index, None, b * factor)
 
     @functools.cached_property
     def _tables_in(self):

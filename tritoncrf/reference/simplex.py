@@ -234,48 +234,74 @@ def simplex_gradient(features, d_weights):
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
 
-def connect(codes, simplices, layout: KeyLayout, in_chunks: bool):
-    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave; the list of codes is
-    used up.
+def connect(codes, simplices, layout: KeyLayout, chunked: bool):
+    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave; the list of
+    codes is used up.
+
+    Vertex r of one simplex is never another vertex of another: their coordinates differ modulo D + 1. So vertices are
+    sorted, numbered and looked up r by r, in tables that are small.
 
     Returns int32 tensors:
-        vertices: [E], the vertex of each pair, 0 .. V - 1 in the order of the codes.
+        vertices: [E], the vertex of each pair, 0 .. V - 1 in the order of r, and of codes within one.
         neighbours: [D + 1, V + 1, 2], next and previous along each axis; V, an empty vertex, where there is none.
         sorted_pairs: [E], the pairs in the order of their vertices, and of pixels within one.
+        chunk_starts, group_starts, vertex_groups: of `in_chunks`, if `chunked`; else where each vertex's pairs begin,
+            [V + 1], and two that are empty.
+    """
+    vertices, own, bounds = _numbered_by_corner(codes, layout)
+    codes.clear()
+    if simplices is not None:
+        vertices = vertices.index_select(0, simplices)  # quicker than by brackets
+    sorted_pairs, starts = _sorted_by_corner(vertices, bounds)
+    tables = in_chunks(starts) if chunked else (starts, starts.new_empty(0), starts.new_empty(0))
+    return vertices.flatten(), neighbours(own, layout, bounds), sorted_pairs.flatten(), *tables
+
+
+def _numbered_by_corner(codes, layout: KeyLayout):
+    """The number of each vertex, int32 [S, D + 1]; each group's codes [V] in the order of the numbers; and where those
+    of each r begin, D + 2 integers."""
+    columns = [code.view(-1, layout.dimensions + 1) for code in codes]
+    vertices = torch.empty(columns[0].shape, dtype=torch.int32, device=codes[0].device)
+    own, bounds = [], [0]
+    for r in range(vertices.shape[1]):
+        code = [column[:, r].contiguous() for column in columns]
+        key = code[0]
+        for more, size in zip(code[1:], layout.sizes[1:]):
+            key = numbered(key)[0].long() * size + more
+        number, starts, order = numbered(key)
+        vertices[:, r] = number + bounds[-1]
+        own.append([c.index_select(0, order.index_select(0, starts)) for c in code])
+        bounds.append(bounds[-1] + len(starts))
+    return vertices, [torch.cat(parts) for parts in zip(*own)], bounds
+
+
+def _sorted_by_corner(vertices, bounds):
+    """`connect`'s sorted pairs, [D + 1, Bf N], of vertices [Bf N, D + 1], and where each vertex's begin, [V + 1]."""
+    pixels, corners = vertices.shape
+    sorted_pairs = torch.empty((corners, pixels), dtype=torch.int32, device=vertices.device)
+    starts = []
+    for r, (first, last) in enumerate(itertools.pairwise(bounds)):
+        narrow = torch.int16 if last - first < 1 << 15 else torch.int32  # which sorts quicker
+        ordered, order = torch.sort((vertices[:, r] - first).to(narrow), stable=True)
+        sorted_pairs[r] = order.mul_(corners).add_(r)
+        every = torch.arange(last - first, dtype=narrow, device=vertices.device)
+        starts.append(torch.searchsorted(ordered, every, out_int32=True).add_(r * pixels))
+    return sorted_pairs, torch.cat([*starts, sorted_pairs.new_full((1,), corners * pixels)])
+
+
+def in_chunks(starts):
+    """Where each vertex's sorted pairs begin, [V + 1], in pieces that are added up apart.
+
+    Returns int32 tensors:
         chunk_starts: [chunks + 1], where each chunk of at most CHUNK sorted pairs of one vertex begins.
         group_starts: [groups + 1], where each group of at most CHUNK chunks of one vertex begins.
         vertex_groups: [V + 1], where each vertex's groups begin.
-    Unless `in_chunks`, a vertex's pairs are one chunk, of any length, and the last two are empty.
     """
-    d, device = layout.dimensions, codes[0].device
-    key = codes[0]
-    for code, size in zip(codes[1:], layout.sizes[1:]):
-        key = numbered(key)[0].long() * size + code
-    vertices, starts, sorted_pairs = numbered(key)
-    own = [code.index_select(0, sorted_pairs.index_select(0, starts)) for code in codes]
-    # What is as large as a table that is kept goes when it has served.
-    del key
-    codes.clear()
-    if simplices is not None:
-        del sorted_pairs
-        vertices = vertices.view(-1, d + 1).index_select(0, simplices).flatten()  # quicker than by brackets
-        narrow = torch.int16 if len(starts) < 1 << 15 else torch.int32  # which sorts quicker
-        ordered, sorted_pairs = torch.sort(vertices.to(narrow), stable=True)
-        every = torch.arange(len(starts), dtype=narrow, device=device)
-        starts = torch.searchsorted(ordered, every, out_int32=True)
-        del ordered, every
-
-    sorted_pairs = sorted_pairs.int()
-    chunk_starts = torch.cat([starts.int(), sorted_pairs.new_full((1,), len(sorted_pairs))])
-    group_starts, vertex_groups = sorted_pairs.new_empty(0), sorted_pairs.new_empty(0)
-    if in_chunks:
-        vertex_chunks = _ends((chunk_starts.diff() + CHUNK - 1) // CHUNK)
-        vertex_groups = _ends((vertex_chunks.diff() + CHUNK - 1) // CHUNK)
-        chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
-        group_starts = _cut_up(vertex_chunks, vertex_groups, groups).int()
-        chunk_starts = _cut_up(chunk_starts, vertex_chunks, chunks).int()
-        vertex_groups = vertex_groups.int()
-    return vertices, neighbours(own, layout), sorted_pairs, chunk_starts, group_starts, vertex_groups
+    vertex_chunks = _ends((starts.diff() + CHUNK - 1) // CHUNK)
+    vertex_groups = _ends((vertex_chunks.diff() + CHUNK - 1) // CHUNK)
+    chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
+    group_starts = _cut_up(vertex_chunks, vertex_groups, groups)
+    return _cut_up(starts.long(), vertex_chunks, chunks).int(), group_starts.int(), vertex_groups.int()
 
 
 def _ends(counts):
@@ -294,41 +320,45 @@ def _cut_up(starts, run_pieces, pieces: int):
     return torch.cat([starts[run] + within * CHUNK, starts[-1:]])
 
 
-def neighbours(codes, layout: KeyLayout):
-    """`connect`'s neighbours, from each group's codes [V] of all vertices, in their order.
+def neighbours(codes, layout: KeyLayout, bounds):
+    """`connect`'s neighbours, from each group's codes [V] of all vertices, which ascend from each of the bounds to the
+    next: those of one r, or all.
 
     A vertex is looked up by one integer: its code, or a hash of the codes of several groups, their sum with factors
     modulo 2^64. With many axes few neighbours exist: most are seen not to by some bits of their hash, and what is found
     by it is compared code by code.
     """
     d, count, device = layout.dimensions, len(codes[0]), codes[0].device
-    name, factors = codes[0], [1]
+    found = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
     if len(codes) > 1:
         name, factors = _hashed(codes)
         table, place = torch.sort(name)
         low_bits = (8 << count.bit_length()) - 1
         seen = torch.zeros(low_bits + 1, dtype=torch.bool, device=device)
         seen[name & low_bits] = True
-    found = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
-    for j, part in itertools.product(range(d + 1), _parts(count)):
+    for j in range(d + 1 if count else 0):
         # Every coordinate 1 less, but coordinate j D more: u_j - 1 of the others, or r, which is in no difference.
         steps = [group[j] for group in layout.steps]
-        wanted = name[part] + _dot(steps, factors)
         if len(codes) == 1:
-            at, same = _find(name, wanted)
-            rows = same.nonzero().squeeze(1)
-            at = at[rows]
+            parts = [*itertools.pairwise(bounds)]
+            for (first, last), (low, high) in zip(parts, [parts[-1], *parts]):  # of r - 1
+                at, same = _find(codes[0][low:high], codes[0][first:last] + steps[0])
+                rows = same.nonzero().squeeze(1)
+                _connect(found[j], rows + first, at[rows] + low)
         else:
+            wanted = name + _dot(steps, factors)
             rows = seen[wanted & low_bits].nonzero().squeeze(1)
             at, same = _find(table, wanted[rows])
             at, rows = place[at[same]], rows[same]
-            same = [c[at] == c[part][rows] + step for c, step in zip(codes, steps)]
-            true = torch.stack(same).all(0)
-            at, rows = at[true], rows[true]
-        rows += part.start
-        found[j, rows, 0] = at.int()
-        found[j, at, 1] = rows.int()
+            true = torch.stack([c[at] == c[rows] + step for c, step in zip(codes, steps)]).all(0)
+            _connect(found[j], rows[true], at[true])
     return found
+
+
+def _connect(neighbours, rows, following):
+    """Note which vertex follows each of these, and that they come before it."""
+    neighbours[rows, 0] = following.int()
+    neighbours[following, 1] = rows.int()
 
 
 def _find(table, wanted):
