@@ -12,14 +12,14 @@ __all__ = ["Outcome", "Stages"]
 class Stages(Protocol):
     """What is done with every item, in three stages; it can be pickled, for it goes to the processes that do it."""
 
-    def read(self, item: Any) -> Any:
-        """What `refine` needs of an item; beside other items' `refine`, in a thread."""
+    def read(self, item: Any, device: torch.device) -> Any:
+        """What `refine` needs of an item; in a thread beside the `refine` of others."""
 
     def key(self, loaded: Any) -> Hashable:
         """Those of one key can be refined together; None: by itself."""
 
-    def refine(self, loaded: list[Any], device: torch.device) -> list[Any]:
-        """Of several of one key, what `write` needs of each; not on the device, if that is no CPU."""
+    def refine(self, loaded: list[Any]) -> list[Any]:
+        """Of several of one key, what `write` needs of each."""
 
     def write(self, item: Any, refined: Any) -> Any:
         """The result; small, where it comes from another process."""
