@@ -134,7 +134,7 @@ LIBRARIES = {
     "problem": {"torch", "numpy"},
     "refine": {"torch", "numpy", "PIL", "typing_extensions"},
     "scores": {"torch", "numpy", "PIL"},
-    "datasets": {"torch", "numpy", "PIL", "typing_extensions", "h5py", "zarr"},
+    "datasets": {"torch", "numpy", "PIL", "ray", "typing_extensions", "h5py", "zarr"},
     "densecrf": {"torch", "numpy"},
     "synthetic": {"torch", "numpy"},
     "figures": {"torch", "numpy", "matplotlib", "PIL"},
