@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cluster_stages import Toy
 
+from cluster_stages import Toy
 from tritoncrf.datasets import cluster
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -72,7 +72,9 @@ def test_a_cluster_that_others_fill_is_waited_for_and_said_so(machine, kind, mon
 def test_a_cluster_that_is_begun_here_ends_here_and_says_what_it_lacks(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", "")
-    with pytest.raises(ConnectionError, match="address: expected .* that works, got: .*No module named 'cluster_stages'"):
+    with pytest.raises(
+        ConnectionError, match="address: expected .* that works, got: .*No module named 'cluster_stages'"
+    ):
         list(cluster.run(Toy(), [1], jobs=1))
     assert not ray.is_initialized()
 
