@@ -37,7 +37,7 @@ from tritoncrf.models.augment import Augment
 from tritoncrf.models.checkpoints import field, number
 from tritoncrf.models.config import Config, Phase
 from tritoncrf.models.distributed import World
-from tritoncrf.models.locks import locked
+from tritoncrf.locks import locked
 from tritoncrf.models.losses import cross_entropy
 from tritoncrf.models.optimization import (
     batch_norms,

@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "synthetic": {"checks"},
     "figures": {"checks", "diagnostics"},
     "files": {"figures"},
+    "locks": {"files"},
     "reports": {"files"},
     "demo": {"types", "checks", "options", "refine", "synthetic"},
     "__init__": {
@@ -120,6 +121,7 @@ LIBRARIES = {
     "synthetic": {"torch", "numpy"},
     "figures": {"torch", "numpy", "matplotlib", "PIL"},
     "files": {"numpy", "matplotlib", "PIL"},
+    "locks": set(),
     "reports": {"torch", "matplotlib"},
     "demo": {"torch", "numpy", "matplotlib", "PIL"},
     "actions": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
