@@ -1,0 +1,288 @@
+"""Many items over the processes of one machine.
+
+Each process has a connection of its own, so that one that is killed holds no lock that others wait for. It is sent an
+item when it has fewer than it can have in work, so that the quick ones get more. What a killed process had in work is
+tried again item by item, each by itself in a process: the one that kills it again fails, and the others go on.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from tritoncrf.checks import expect_int
+from tritoncrf.datasets.pipeline import END, outcomes, pace
+from tritoncrf.datasets.stages import Outcome, Stages
+from tritoncrf.devices import device_found, expect_device
+
+__all__ = ["places", "run"]
+
+PATIENCE = 30.0  # seconds that an item in work may take until its process, which is to end, is killed
+WINDOW = 4  # how many times the items in work may be done and wait for one before them
+CACHE = 32 << 20  # bytes of lattices that a process keeps
+
+
+def places(jobs: int, devices: Sequence[torch.device | str] | None) -> list[torch.device]:
+    """Where the processes compute, one each; empty for this process.
+
+    Raises:
+        TypeError, ValueError: devices that are not here or not of one kind; jobs beside GPUs.
+    """
+    jobs = expect_int("jobs", jobs, 0, 1024)
+    if devices is not None and (isinstance(devices, (str, torch.device)) or len(devices) == 0):
+        raise ValueError(f"devices: expected a list such as ['cuda:0', 'cuda:1'], got {devices!r}")
+    found = [expect_device(d) for d in devices] if devices is not None else [device_found()]
+    if all(d.type == "cpu" for d in found):
+        if len(found) > 1:
+            raise ValueError(f"devices: expected the CPU once, got {len(found)} times; jobs= are its processes")
+        return found * jobs
+    if any(d.type == "cpu" for d in found):
+        raise ValueError("devices: expected GPUs or the CPU, got both")
+    if jobs:
+        raise ValueError(f"jobs: expected 0 on GPUs, which have one process each, got {jobs}")
+    return found if len(found) > 1 else []
+
+
+def run(
+    stages: Stages, items: Iterable[Any], *, jobs: int = 0, devices: Sequence[torch.device | str] | None = None
+) -> Iterator[Outcome]:
+    """What becomes of every item, in order.
+
+    Args:
+        stages: what is done; picklable, where there are other processes.
+        items: read in the caller's thread, a few at a time.
+        jobs: processes of one thread each on the CPU; 0 for this process.
+        devices: GPUs, with a process each if they are several. The GPU if there is one, else the CPU.
+
+    Raises:
+        RuntimeError: processes that end before they begin.
+        Exception: what `items` raises.
+    """
+    where = places(jobs, devices)
+    if not where:
+        numbers = iter(items)
+        device = device_found() if devices is None else expect_device(devices[0])
+        return outcomes(stages, lambda may_wait: next(numbers, END), device)
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "jobs: the processes import the script that starts them, which starts them again; put the call "
+            'below `if __name__ == "__main__":`'
+        )
+    return _spread(stages, items, where)
+
+
+def _spread(stages: Stages, items: Iterable[Any], where: Sequence[torch.device]) -> Iterator[Outcome]:
+    """Starts the processes, feeds them and ends them."""
+    task = _packed(stages)
+    workers: list[_Worker] = []
+    try:
+        for device in where:
+            workers.append(_Worker(task, device))
+        for worker in workers:
+            worker.expect_ready()
+        yield from _Spread(workers, iter(enumerate(items))).outcomes()
+    finally:
+        for worker in workers:
+            worker.end()
+        for worker in workers:
+            worker.join()
+
+
+class _Spread:
+    """Items under way to processes and back."""
+
+    def __init__(self, workers: list["_Worker"], items: Iterator[tuple[int, Any]]) -> None:
+        self.workers, self.items = workers, items
+        self.suspects: deque[tuple[int, Any]] = deque()  # in work where a process was killed
+        self.done: dict[int, Outcome] = {}
+        self.next, self.ended = 0, False  # the next to give
+        self.window = WINDOW * sum(worker.room for worker in workers)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        while True:
+            for worker in self.workers:
+                self._feed(worker)
+            if not any(worker.tasks for worker in self.workers):
+                return
+            ready = wait([worker.connection for worker in self.workers if worker.tasks])
+            for worker in [worker for worker in self.workers if worker.connection in ready]:
+                self._receive(worker)
+            while self.next in self.done:
+                yield self.done.pop(self.next)
+                self.next += 1
+
+    def _feed(self, worker: "_Worker") -> None:
+        """Items for a process, as many as it can have; of suspects one, and none beside it."""
+        if self.suspects and not worker.tasks:
+            worker.send(*self.suspects.popleft(), alone=True)
+        while not self.suspects and worker.has_room() and self._may_begin():
+            number, item = next(self.items, (0, END))
+            self.ended = item is END
+            if not self.ended:
+                worker.send(number, item)
+
+    def _may_begin(self) -> bool:
+        """Whether another item may go out: not while as many as memory is meant for wait for a slow one."""
+        under_way = sum(len(worker.tasks) for worker in self.workers)
+        return not self.ended and len(self.done) + under_way < self.window
+
+    def _receive(self, worker: "_Worker") -> None:
+        """An outcome from a process, or what its end means."""
+        try:
+            number, outcome = worker.receive()
+            self.done[number] = outcome
+        except (EOFError, OSError):
+            lost = [*worker.tasks.items()]
+            code = worker.replace()
+            if len(lost) > 1:
+                self.suspects.extend(lost)
+            for number, item in lost if len(lost) == 1 else []:
+                error = RuntimeError(f"the process that refined it was ended{_reason(code)}")
+                self.done[number] = Outcome(item, None, error, (0.0, 0.0, 0.0))
+
+
+def _reason(code: int | None) -> str:
+    """Why a process has ended."""
+    if code is None or code >= 0:
+        return f" with status {code}"
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-code).name
+        return f" by {name}" + (", as the system does where memory is short" if name == "SIGKILL" else "")
+    return f" by signal {-code}"
+
+
+class _Worker:
+    """A process and what it has in work."""
+
+    def __init__(self, task: bytes, device: torch.device) -> None:
+        self.task, self.device = task, device
+        has = pace(device)
+        self.room = has.ahead + has.together + has.behind
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.tasks: dict[int, Any] = {}
+        self.alone = False
+        self.process = context.Process(target=_work, args=(other, str(self.device)), daemon=True)
+        self.process.start()
+        other.close()
+        with contextlib.suppress(OSError):  # one that has ended already says so when it is expected to be ready
+            self.connection.send_bytes(self.task)
+
+    def expect_ready(self) -> None:
+        """An error unless the process has begun."""
+        try:
+            error = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode
+            raise RuntimeError(
+                f"jobs: a process ended before it began{_reason(code)}; a script that starts processes needs "
+                '`if __name__ == "__main__":` around what starts them'
+            ) from None
+        if error is not None:
+            raise TypeError(f"items: expected what other processes can import, got what they cannot: {error}")
+
+    def has_room(self) -> bool:
+        return len(self.tasks) < (1 if self.alone else self.room)
+
+    def send(self, number: int, item: Any, alone: bool = False) -> None:
+        """Hand over an item."""
+        message = _packed((number, item))
+        self.tasks[number], self.alone = item, alone
+        with contextlib.suppress(OSError):  # a process that has ended is found out when it is to answer
+            self.connection.send_bytes(message)
+
+    def receive(self) -> tuple[int, Outcome]:
+        number, result, error, seconds = pickle.loads(self.connection.recv_bytes())
+        self.alone = False
+        return number, Outcome(self.tasks.pop(number), result, error, seconds)
+
+    def replace(self) -> int | None:
+        """Start the process again; how the one before ended."""
+        self.process.join()
+        code = self.process.exitcode
+        self.connection.close()
+        self._start()
+        self.expect_ready()
+        return code
+
+    def end(self) -> None:
+        """Let the process finish what it refines, and no more."""
+        self.connection.close()
+
+    def join(self) -> None:
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _work(connection: Connection, device: str) -> None:
+    """What a process does, until its connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it ends it
+    torch.set_num_threads(1)
+    try:
+        stages = pickle.loads(connection.recv_bytes())
+    except Exception as error:
+        connection.send_bytes(_packed(str(error)))
+        return
+    connection.send_bytes(_packed(None))
+    inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    # Always received, so that neither side waits for the other to take what it sends.
+    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    numbers: deque[int] = deque()
+
+    def source(may_wait: bool) -> Any:
+        try:
+            message = inbox.get(block=may_wait)
+        except queue.Empty:
+            return None
+        if message is None:
+            return END
+        number, item = pickle.loads(message)
+        numbers.append(number)
+        return item
+
+    for outcome in outcomes(stages, source, torch.device(device)):
+        message = _packed((numbers.popleft(), outcome.result, _sendable(outcome.error), outcome.seconds))
+        try:
+            connection.send_bytes(message)
+        except OSError:
+            os._exit(0)  # nobody waits for it; what was read ahead is not to be refined
+
+
+def _receive(connection: Connection, inbox: "queue.SimpleQueue[bytes | None]") -> None:
+    """Items into the inbox, and None when there are no more."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            inbox.put(connection.recv_bytes())
+    inbox.put(None)
+
+
+def _packed(value: Any) -> bytes:
+    """`value` as it is sent to another process."""
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise TypeError(f"items: expected what can be sent to other processes, got what cannot: {error}") from error
+
+
+def _sendable(error: Exception | None) -> Exception | None:
+    """An error that another process can read."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
