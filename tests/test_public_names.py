@@ -26,6 +26,7 @@ NAMES = [
     "load_parameters",
     "mean_field",
     "refine",
+    "refine_many",
     "trace",
     "tune",
 ]
@@ -89,7 +90,7 @@ def public(module) -> list[str]:
 def test_the_package():
     assert public(tc) == NAMES
     assert all(hasattr(tc, name) for name in NAMES)
-    functions = "box_mean", "clear_cache", "guided_filter", "mean_field", "refine", "trace"
+    functions = "box_mean", "clear_cache", "guided_filter", "mean_field", "refine", "refine_many", "trace"
     assert all(inspect.isfunction(getattr(tc, name)) for name in functions)
 
 

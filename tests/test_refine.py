@@ -418,7 +418,7 @@ def computed_on(monkeypatch):
         found.append(logits.device.type)
         return torch.zeros(logits.shape)
 
-    module = importlib.import_module("tritoncrf.refine")
+    module = importlib.import_module("tritoncrf.problem")
     monkeypatch.setattr(module, "mean_field", mean_field)
     monkeypatch.setattr(module, "kernels", lambda *_: [])
     return found
@@ -441,7 +441,7 @@ def test_it_is_computed_where_the_device_says(kind, computed_on):
 
 @pytest.mark.parametrize("kind, expected", [("NumPy", "meta"), ("labels", "meta"), ("torch", "cpu")])
 def test_arrays_go_to_the_gpu_if_there_is_one_and_tensors_stay(kind, expected, computed_on, monkeypatch):
-    module = importlib.import_module("tritoncrf.refine")
+    module = importlib.import_module("tritoncrf.problem")
     monkeypatch.setattr(module, "device_found", lambda device: torch.device("meta"))  # stands for a GPU
     if kind == "labels":
         monkeypatch.setattr(module, "unary_from", lambda *given: torch.zeros(C, H, W, device=given[3]))

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from assertions import assert_close
 from tritoncrf import checks, refine, replay
 
-module = importlib.import_module("tritoncrf.refine")  # whose name the function has taken in the package
+module = importlib.import_module("tritoncrf.problem")  # whose name the function has taken in the package
 
 RANDOM = np.random.default_rng(0)
 PHOTOS = RANDOM.integers(0, 256, (4, 12, 15, 3), dtype=np.uint8)

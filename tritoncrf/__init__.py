@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what `load_lazily` is told below
     from tritoncrf import synthetic as synthetic
     from tritoncrf import types as types
     from tritoncrf.checks import check_values
+    from tritoncrf.datasets.many import refine_many
     from tritoncrf.diagnostics import trace
     from tritoncrf.filters.box import box_mean
     from tritoncrf.filters.guided import guided_filter
@@ -43,6 +44,7 @@ __all__ = [
     "load_parameters",
     "mean_field",
     "refine",
+    "refine_many",
     "trace",
     "tune",
 ]
@@ -61,6 +63,7 @@ load_lazily(
         "load_parameters": "models.tuning",
         "mean_field": "mean_field",
         "refine": "refine",
+        "refine_many": "datasets.many",
         "trace": "diagnostics",
         "tune": "models.tuning",
         "densecrf": "densecrf",

@@ -11,7 +11,7 @@ from tritoncrf.features import bandwidths
 from tritoncrf.mean_field import mean_field
 from tritoncrf.models.scored import Scored
 from tritoncrf.options import ARGUMENTS, settings
-from tritoncrf.refine import kernels, photo_from
+from tritoncrf.problem import kernels, photo_from
 from tritoncrf.scores import expect_unknown, unary_from
 
 __all__ = ["LEARNED", "slopes"]
@@ -48,7 +48,7 @@ def slopes(item: Scored, parameters: Mapping[str, Any]) -> np.ndarray:
     costs = -torch.eye(len(unary)) if isinstance(costs, str) else torch.as_tensor(costs)
     costs = costs.to(unary.dtype).detach().requires_grad_()
     refined = mean_field(
-        unary[None], kernels(parameters["method"], photo, None, unary, chosen),
+        unary[None], kernels(parameters["method"], photo[None], None, unary[None], chosen),
         [(chosen[name] * factors[name].exp()).to(unary.dtype) for name in WEIGHTS], costs, chosen["iterations"],
         output="log_probabilities", damping=chosen["damping"], temperature=chosen["temperature"],
     )  # fmt: skip

@@ -11,7 +11,7 @@ from tritoncrf import checks, filters
 from tritoncrf.kernels.common import record_launches
 from waits import watched
 
-module = importlib.import_module("tritoncrf.refine")
+module = importlib.import_module("tritoncrf.problem")
 
 OPTIONS = {
     "window": dict(method="window", blur=1), "blurred": dict(method="window"), "guided": dict(method="guided"),

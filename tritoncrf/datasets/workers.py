@@ -23,6 +23,7 @@ from tritoncrf.checks import expect_int
 from tritoncrf.datasets.pipeline import END, outcomes, pace
 from tritoncrf.datasets.stages import Outcome, Stages
 from tritoncrf.devices import device_found, expect_device
+from tritoncrf.filters.lattice import limit_cache
 
 __all__ = ["places", "run"]
 
@@ -105,7 +106,7 @@ class _Spread:
         self.suspects: deque[tuple[int, Any]] = deque()  # in work where a process was killed
         self.done: dict[int, Outcome] = {}
         self.next, self.ended = 0, False  # the next to give
-        self.window = WINDOW * sum(worker.room for worker in workers)
+        self.window = WINDOW * sum(worker.most for worker in workers)
 
     def outcomes(self) -> Iterator[Outcome]:
         while True:
@@ -124,7 +125,7 @@ class _Spread:
         """Items for a process, as many as it can have; of suspects one, and none beside it."""
         if self.suspects and not worker.tasks:
             worker.send(*self.suspects.popleft(), alone=True)
-        while not self.suspects and worker.has_room() and self._may_begin():
+        while not self.suspects and worker.takes_more() and self._may_begin():
             number, item = next(self.items, (0, END))
             self.ended = item is END
             if not self.ended:
@@ -166,7 +167,7 @@ class _Worker:
     def __init__(self, task: bytes, device: torch.device) -> None:
         self.task, self.device = task, device
         has = pace(device)
-        self.room = has.ahead + has.together + has.behind
+        self.most = has.ahead + has.together + has.behind
         self._start()
 
     def _start(self) -> None:
@@ -194,8 +195,8 @@ class _Worker:
         if error is not None:
             raise TypeError(f"items: expected what other processes can import, got what they cannot: {error}")
 
-    def has_room(self) -> bool:
-        return len(self.tasks) < (1 if self.alone else self.room)
+    def takes_more(self) -> bool:
+        return len(self.tasks) < (1 if self.alone else self.most)
 
     def send(self, number: int, item: Any, alone: bool = False) -> None:
         """Hand over an item."""
@@ -233,6 +234,7 @@ def _work(connection: Connection, device: str) -> None:
     """What a process does, until its connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it ends it
     torch.set_num_threads(1)
+    limit_cache(CACHE)
     try:
         stages = pickle.loads(connection.recv_bytes())
     except Exception as error:

@@ -170,6 +170,12 @@ def clear_cache() -> None:
     replay.clear()
 
 
+def limit_cache(most: int) -> None:
+    """Keep at most so many bytes of lattices of pixel positions on a device."""
+    global CACHE_BYTES
+    CACHE_BYTES = most
+
+
 def _keep(key: Hashable, lattice: Lattice) -> None:
     """Keep what was just built, and of the others on its device, the last used first, as many as memory allows."""
     device = lattice.tensors[0].device
