@@ -1,4 +1,4 @@
-"""Of an image in files: read it and its scores, refine them, write its labels."""
+"""Of an image in files: read it and its scores, refine them, write its labels and count how good they are."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from tritoncrf.datasets.entries import Entry
-from tritoncrf.datasets.evaluation import Counts, counted, read_truth
+from tritoncrf.datasets.evaluation import Counts, counted, read_back, read_truth
+from tritoncrf.datasets.many import pinned
 from tritoncrf.datasets.outputs import Outputs
 from tritoncrf.datasets.score_files import Found, Reading
 from tritoncrf.files import read_image
 from tritoncrf.options import BINARY
-from tritoncrf.refine import refine
-from tritoncrf.scores import as_tensor, labels_of
+from tritoncrf.problem import Problem, posed, solved
+from tritoncrf.scores import labels_of
 
 __all__ = ["FileStages", "Task", "Written"]
 
@@ -34,22 +35,15 @@ class Loaded:
     Attributes:
         image: [H, W, 3] or [H, W].
         found: its scores.
-        scores: the same on the device where they are refined; None where the image is finished.
+        problem: the same where they are refined; None where there is nothing to do: the image is finished, or has
+            one class alone.
         truth: [H, W], -1 where unknown; None where there is none.
     """
 
     image: np.ndarray
     found: Found
-    scores: torch.Tensor | None
+    problem: Problem | None
     truth: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Refined:
-    """What was loaded, and the probabilities in place of its scores; None where the image is finished."""
-
-    loaded: Loaded
-    probabilities: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class FileStages:
         outputs: what is written.
         options: of `refine`.
         settings: the digest of all that decides the bits, which outputs carry.
-        num_classes: of the true labels; None: any.
+        num_classes: of the true labels; None: as many as there are.
     """
 
     reading: Reading
@@ -86,11 +80,16 @@ class FileStages:
     def read(self, task: Task, device: torch.device) -> Loaded:
         entry, upright = task.entry, not self.reading.as_stored
         image = np.asarray(read_image(entry.image, upright=upright))
-        size = image.shape[:2]
+        size = image.shape[0], image.shape[1]
         found = self.reading.scores(entry.scores, entry.image, size)
         truth = None if entry.truth is None else read_truth(entry.truth, size, self._classes(found), upright)
-        scores = None if task.finished else as_tensor(found.kind, found.array).to(device)
-        return Loaded(image, found, scores, truth)
+        if task.finished or _single(found):
+            return Loaded(image, found, None, truth)
+        options = dict(self.options)
+        if found.classes is not None and not isinstance(options.get("compatibility", "potts"), str):
+            options["compatibility"] = _of_classes(options["compatibility"], found.classes)
+        scores = pinned(found.array) if device.type == "cuda" else found.array
+        return Loaded(image, found, posed(image, {found.kind: scores}, device, options), truth)
 
     def _classes(self, found: Found) -> int | None:
         """How many there are, where the scores of one image or the user say it."""
@@ -100,34 +99,37 @@ class FileStages:
         return len(found.array) if whole else self.num_classes
 
     def key(self, loaded: Loaded) -> Hashable:
-        return None
+        return None if loaded.problem is None else loaded.problem.key()
 
-    def refine(self, loaded: list[Loaded]) -> list[Refined]:
-        return [Refined(one, None if one.scores is None else self._refined(one)) for one in loaded]
+    def refine(self, loaded: list[Loaded]) -> list[tuple[Loaded, torch.Tensor | None]]:
+        """What was loaded, each with its probabilities [C, H, W], or None."""
+        if loaded[0].problem is None:
+            return [(loaded[0], None)]
+        return [*zip(loaded, solved([one.problem for one in loaded if one.problem is not None]))]
 
-    def _refined(self, loaded: Loaded) -> np.ndarray:
-        scores, classes = loaded.scores, loaded.found.classes
-        options = dict(self.options)
-        if classes is not None and not isinstance(options.get("compatibility", "potts"), str):
-            options["compatibility"] = _of_classes(options["compatibility"], classes)
-        q = refine(loaded.image, **{loaded.found.kind: scores}, device=scores.device, **options)
-        return q.float().cpu().numpy()
-
-    def write(self, task: Task, refined: Refined) -> Written:
-        name, loaded, q = task.entry.name, refined.loaded, refined.probabilities
-        kind, classes, changed = loaded.found.kind, loaded.found.classes, None
-        before = labels_of(kind, loaded.found.array, self.options)
-        if q is not None:
-            after = (q > 0.5) * 1 if kind in BINARY else q.argmax(0)
+    def write(self, task: Task, refined: tuple[Loaded, torch.Tensor | None]) -> Written:
+        loaded, q = refined
+        name, found, changed = task.entry.name, loaded.found, None
+        before = labels_of(found.kind, found.array, self.options)
+        if not task.finished:
+            probabilities = np.ones((1, *before.shape), np.float32) if q is None else q.float().cpu().numpy()
+            if found.kind in BINARY:
+                probabilities = probabilities[1]
+            after = probabilities > 0.5 if found.kind in BINARY else probabilities.argmax(0)
             changed = float(np.mean(before != after))
             mark = {"settings": self.settings, "changed": changed}
-            self.outputs.write(name, loaded.image, q, kind, classes, mark)
+            self.outputs.write(name, loaded.image, probabilities, found.kind, found.classes, mark)
         if loaded.truth is None:
             return Written(changed, None)
-        if classes is not None:
-            before = classes[before]
-        after = self.outputs.labels(name, kind)
+        if found.classes is not None:
+            before = np.where(before < 0, -1, found.classes[before])
+        after = read_back(self.outputs, name, found.kind)
         return Written(changed, (counted(before, loaded.truth), counted(after, loaded.truth)))
+
+
+def _single(found: Found) -> bool:
+    """Whether an image has one class alone, so that there is nothing to refine."""
+    return found.classes is not None and len(found.classes) == 1
 
 
 def _of_classes(costs: np.ndarray, classes: np.ndarray) -> np.ndarray:

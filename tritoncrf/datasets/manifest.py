@@ -1,9 +1,9 @@
 """What an output folder says of itself: the settings of its images, and how it went with each of them.
 
-    OUT/settings.json           all that decides the bits, written before any image
-    OUT/manifest.jsonl          a line an image, appended once its outputs are whole
-    OUT/manifest-2-of-8.jsonl   the same of a shard; on reading, all manifests are one
-    OUT/records/NAME.json       in place of lines on an object store, which cannot append; uploads need no lock
+OUT/settings.json           all that decides the bits, written before any image
+OUT/manifest.jsonl          a line an image, appended once its outputs are whole
+OUT/manifest-2-of-8.jsonl   the same of a shard; on reading, all manifests are one
+OUT/records/NAME.json       in place of lines on an object store, which cannot append; uploads need no lock
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from tritoncrf.files import FileError, write
+from tritoncrf.files import FileError, is_local, write
 from tritoncrf.locks import locked
 
 __all__ = ["Manifest", "Record", "digest", "in_shard", "opened"]
@@ -59,6 +59,11 @@ def _parsed(line: bytes) -> Record | None:
     return record if isinstance(record.name, str) else None
 
 
+def _whole(lines: bytes) -> bytes:
+    """Without the last one, if it is not finished."""
+    return lines[: lines.rfind(b"\n") + 1]
+
+
 class Manifest(Protocol):
     """The records of a folder, of which there is one an image."""
 
@@ -71,26 +76,22 @@ class Manifest(Protocol):
 class _Lines:
     """The records in a folder's files of lines, one of which grows."""
 
-    def __init__(self, path: Path, others: Sequence[Path]):
+    def __init__(self, file: IO[bytes], others: Sequence[Path]):
+        self._file = file
         self.records: dict[str, Record] = {}
-        for other in (*others, path):
-            for line in other.read_bytes().split(b"\n"):
+        content = file.read()
+        for lines in (*(other.read_bytes() for other in others), content):
+            for line in _whole(lines).splitlines():
                 if (record := _parsed(line)) is not None:
                     self._take(record)
-        self._file: IO[bytes] = open(path, "r+b", buffering=0)
-        self._cut_off()
+        file.truncate(len(_whole(content)))
+        file.seek(0, os.SEEK_END)
 
     def _take(self, record: Record) -> None:
         """An image that failed in one shard may have been refined in another."""
         known = self.records.get(record.name)
         if known is None or known.error is not None or record.error is None:
             self.records[record.name] = record
-
-    def _cut_off(self) -> None:
-        """Takes off a line that was not finished."""
-        content = self._file.read()
-        self._file.truncate(content.rfind(b"\n") + 1)
-        self._file.seek(0, 2)
 
     def add(self, record: Record) -> None:
         line = record.line()
@@ -101,9 +102,6 @@ class _Lines:
         if not whole:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file.name))
         self._take(record)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class _Objects:
@@ -143,13 +141,10 @@ def opened(folder: Path, settings: Mapping[str, Any], shard: tuple[int, int] | N
     Raises:
         FileError: another run has it; the images that are there have other settings.
     """
-    if not isinstance(folder, Path):
+    if not is_local(folder):
         _agree(folder, settings)
-        objects = _Objects(folder / "records")
-        try:
+        with contextlib.closing(_Objects(folder / "records")) as objects:
             yield objects
-        finally:
-            objects.close()
         return
     with locked(folder, shared=shard is not None):
         _agree(folder, settings)
@@ -157,8 +152,8 @@ def opened(folder: Path, settings: Mapping[str, Any], shard: tuple[int, int] | N
         path.touch()
         with locked(path):
             others = [other for other in sorted(folder.glob("manifest*.jsonl")) if other != path]
-            with contextlib.closing(_Lines(path, others)) as lines:
-                yield lines
+            with path.open("r+b", buffering=0) as file:
+                yield _Lines(file, others)
 
 
 def _agree(folder: Path, settings: Mapping[str, Any]) -> None:
