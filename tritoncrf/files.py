@@ -58,7 +58,8 @@ def address(text: str) -> Path:
         raise ImportError(f"{text}: universal-pathlib opens addresses; `pip install 'tritoncrf[data]'`") from error
     try:
         path = UPath(text)
-        path.fs  # noqa: B018: made when it is asked for, of a package that may be missing
+        # Made now, of a package that may be missing.
+        path.fs  # noqa: B018
     except ImportError as error:
         raise ImportError(f"{text}: {_reason(error)}") from error
     except ValueError as error:
@@ -165,7 +166,7 @@ def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.n
 
 
 def read_arrays(path: Path, choose: Callable[[Arrays], Content]) -> Content:
-    """What `choose` takes from an .npy or .npz, of which nothing else is read; objects that are pickled in it are not."""
+    """What `choose` takes from an .npy or .npz. Nothing else is read of it, and no object that is pickled."""
 
     def read(path: Path) -> Content:
         with path.open("rb") as file:
@@ -221,7 +222,7 @@ def expect_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the block ends well, and leaves nothing behind when not.
 
-    What is no file, such as a device or a pipe, is written at the end of the block, and so is an address, in one request.
+    What is no file, such as a device or a pipe, is written at the end of the block; an address too, in one request.
     """
     if not is_local(path):
         buffer = io.BytesIO()

@@ -25,8 +25,7 @@ def read_scores(
 
 def is_picture(kind: str, source: Path) -> bool:
     """Whether a file of scores is read as a picture."""
-    ending = source.suffix.lower()
-    return ending == ".png" if kind == "labels" else kind in BINARY and ending not in (".npy", ".npz")
+    return kind in (*BINARY, "labels") and source.suffix.lower() not in (".npy", ".npz")
 
 
 def read_pixels(kind: str, source: Path, as_stored: bool = False) -> np.ndarray:
@@ -38,23 +37,32 @@ def read_pixels(kind: str, source: Path, as_stored: bool = False) -> np.ndarray:
 
 
 def fitted(
-    kind: str, scores: np.ndarray, source: object, image: Path, size: Sequence[int], resize: bool = False
-) -> np.ndarray:
-    """Scores that came from `source` at the size of an image, resized if they are to be; of one object as floats."""
+    kind: str, scores: np.ndarray, source: object, image: Path, size: Sequence[int], resize: bool = False,
+    upsample: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """Scores that came from `source` at the size of an image; of one object as floats. What is of another size is an
+    error, unless it is to be resized, or it is smaller and to be upsampled."""
     size = tuple(size)
     if kind in BINARY:
         scores = mask_values(kind, scores, size).numpy()
-    if resize and scores.ndim == (2 if kind in (*BINARY, "labels") else 3) and scores.shape[-2:] != size:
+    if (resize or upsample) and scores.ndim == (2 if kind in (*BINARY, "labels") else 3) and scores.shape[-2:] != size:
         if _stretch(scores.shape[:2], size) < _stretch(scores.shape[-2:], size):
             raise CommandError(f"--{kind}: expected classes first, [C, H, W], got {list(scores.shape)} in {source}")
+        if not resize and any(n > most for n, most in zip(scores.shape[-2:], size)):
+            raise CommandError(f"--upsample: expected at most {_sizes(image, scores, size)}; --resize takes any")
         return resized(kind, scores, size)
     if scores.shape[-2:] != size and 2 <= scores.ndim <= 3 and scores.shape[:2] != size:
-        got, wanted = (" x ".join(map(str, shape)) for shape in (scores.shape[-2:], size))
         raise CommandError(
-            f"--{kind}: expected the size of {image}, {wanted}, got {got}; --resize brings them together, and "
-            "--as-stored leaves pictures unturned"
+            f"--{kind}: expected {_sizes(image, scores, size)}; --resize brings them together, and --as-stored leaves "
+            "pictures unturned"
         )
     return scores
+
+
+def _sizes(image: Path, scores: np.ndarray, size: Sequence[int]) -> str:
+    """Of an image, and the one that its scores have instead."""
+    got, wanted = (" x ".join(map(str, shape)) for shape in (scores.shape[-2:], size))
+    return f"the size of {image}, {wanted}, got {got}"
 
 
 def _stretch(size: Sequence[int], other: Sequence[int]) -> float:

@@ -275,7 +275,7 @@ def resized(name: str, scores: np.ndarray, size: Sequence[int]) -> np.ndarray:
             checks.expect_logits(name, planes, axis=1, sign=1 if name == "logits" else -1)
         planes = planes.to(torch.promote_types(planes.dtype, torch.float32)).clamp(-checks.RULED_OUT, checks.RULED_OUT)
         planes = F.interpolate(planes, tuple(size), mode="bilinear", align_corners=False)
-    return planes.view(*scores.shape[:-2], *size).numpy().astype(scores.dtype)
+    return planes.view(*scores.shape[:-2], *size).numpy().astype(scores.dtype, copy=False)
 
 
 def as_tensor(name: str, value: Image) -> torch.Tensor:

@@ -122,7 +122,9 @@ class _Folder:
         exact = [file for file in alike if unicodedata.normalize("NFC", file) == name]
         found = exact or self._found.get(name) or alike
         if len(found) > 1:
-            raise CommandError(f"{self._option}: expected one file of a name, got {' and '.join(found)} in {self._path}")
+            raise CommandError(
+                f"{self._option}: expected one file of a name, got {' and '.join(found)} in {self._path}"
+            )
         if not found or found[0] in self._dangling and self._skip:
             return None
         path = self._path / found[0]
@@ -157,7 +159,9 @@ def _listed_remotely(option: str, folder: Path, recursive: bool) -> Iterator[tup
     fs, root = cast(Any, folder).fs, cast(Any, folder).path.rstrip("/")
     try:
         with explained(folder, "a folder that can be listed"):
-            found = fs.find(root, detail=True) if recursive else {file["name"]: file for file in fs.ls(root, detail=True)}
+            found = (
+                fs.find(root, detail=True) if recursive else {file["name"]: file for file in fs.ls(root, detail=True)}
+            )
     except FileError as error:
         raise CommandError(f"{option}: {error}") from error
     for path, file in found.items():
@@ -216,7 +220,9 @@ def _of_list(path: Path, images_dir: Path | None, search: _Search) -> tuple[list
         if below not in folders:
             there = images_dir / below if below else images_dir
             looked = there.is_dir() or not below
-            folders[below] = _Folder("--images-dir", there, PICTURES, _Search(False, search.skip_missing)) if looked else None
+            folders[below] = (
+                _Folder("--images-dir", there, PICTURES, _Search(False, search.skip_missing)) if looked else None
+            )
         folder = folders[below]
         pair = folder.find(last) if folder else None
         return pair and (below + slash + pair[0], pair[1])
@@ -263,9 +269,7 @@ def _partners(
     return {name: Stored(scores, keys[name]) for name in names if name in keys}
 
 
-def _files(
-    option: str, path: Path, endings: tuple[str, ...], names: Sequence[str], search: _Search
-) -> dict[str, Path]:
+def _files(option: str, path: Path, endings: tuple[str, ...], names: Sequence[str], search: _Search) -> dict[str, Path]:
     """The files of the images by name."""
     folder = _Folder(option, path, endings, search)
     found = {name: pair[1] for name in names if (pair := folder.find(name))}

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tritoncrf.datasets.outputs import Outputs
+from tritoncrf.datasets.outputs import UNKNOWN_16
 from tritoncrf.files import FileError, read_labels
 from tritoncrf.models.metrics import boundary_counts, boundary_iou_per_class, confusion_matrix, iou_per_class
 from tritoncrf.models.scored import band
-from tritoncrf.options import BINARY, UNKNOWN
+from tritoncrf.options import UNKNOWN
 
-__all__ = ["Counts", "counted", "read_back", "read_truth", "table"]
+__all__ = ["Counts", "counted", "read_truth", "table"]
 
 MOST_CLASSES = 4096  # of labels whose number of classes nobody said; what is beyond is no class
-UNKNOWN_16 = 65535
 
 
 @dataclass(frozen=True)
@@ -59,19 +58,6 @@ def read_truth(path: Path, size: tuple[int, int], num_classes: int | None, uprig
         wanted = f"true labels from 0 to {most - 1}, or {UNKNOWN} where unknown"
         raise FileError(f"{path}: expected {wanted}, got {known.min()} to {known.max()}")
     return truth
-
-
-def read_back(outputs: Outputs, name: str, kind: str) -> np.ndarray:
-    """The labels of an image's outputs, [H, W], -1 where unknown."""
-    path = outputs.paths(name)[-1]
-    if path.suffix == ".npz":
-        with path.open("rb") as file, np.load(file) as arrays:
-            q = arrays["probabilities"]
-            labels = q > 0.5 if kind in BINARY else q.argmax(0)
-            return arrays["classes"][labels] if "classes" in arrays else labels
-    labels = read_labels(path)
-    unknown = labels == (UNKNOWN if labels.dtype == np.uint8 else UNKNOWN_16)
-    return np.where(unknown, -1, labels.astype(np.int64))
 
 
 def counted(labels: np.ndarray, truth: np.ndarray) -> Counts:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tritoncrf.datasets.entries import Entry
-from tritoncrf.datasets.evaluation import Counts, counted, read_back, read_truth
+from tritoncrf.datasets.evaluation import Counts, counted, read_truth
 from tritoncrf.datasets.many import pinned
 from tritoncrf.datasets.outputs import Outputs
 from tritoncrf.datasets.score_files import Found, Reading
@@ -86,8 +86,11 @@ class FileStages:
         if task.finished or _single(found):
             return Loaded(image, found, None, truth)
         options = dict(self.options)
-        if found.classes is not None and not isinstance(options.get("compatibility", "potts"), str):
-            options["compatibility"] = _of_classes(options["compatibility"], found.classes)
+        if found.classes is not None:
+            if found.kind == "labels":
+                options["num_classes"] = len(found.classes)
+            if not isinstance(costs := options.get("compatibility", "potts"), str):
+                options["compatibility"] = _of_classes(costs, found.classes)
         scores = pinned(found.array) if device.type == "cuda" else found.array
         return Loaded(image, found, posed(image, {found.kind: scores}, device, options), truth)
 
@@ -123,7 +126,7 @@ class FileStages:
             return Written(changed, None)
         if found.classes is not None:
             before = np.where(before < 0, -1, found.classes[before])
-        after = read_back(self.outputs, name, found.kind)
+        after = self.outputs.labels(name)
         return Written(changed, (counted(before, loaded.truth), counted(after, loaded.truth)))
 
 

@@ -1,24 +1,23 @@
 """The scores of a data set's images as their files hold them, class activation maps among them."""
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from tritoncrf.commands import CommandError
-from tritoncrf.datasets.pickles import read_pickled
+from tritoncrf.datasets.cams import classes_of, keys_and_maps, with_background
+from tritoncrf.datasets.pickles import read_npy
 from tritoncrf.datasets.stored import Stored, read_stored
-from tritoncrf.files import Arrays, FileError, one_array, read_arrays
-from tritoncrf.options import HARD, SCORES
+from tritoncrf.files import Arrays, one_array, read_arrays
 from tritoncrf.readers import fitted, is_picture, read_pixels
 
 __all__ = ["Found", "Reading"]
 
-MAPS = ("high_res", "hr_cam", "rw", "cam")  # of class activation maps beside their keys, the finest first
-SLACK = 1e-3  # by which scores may pass 1
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,27 @@ class Reading:
     cam_offset: int = 1
     allow_pickle: bool = False
 
+    def __post_init__(self) -> None:
+        if self.upsample is not None and self.kind == "labels" and not self.cams:
+            raise CommandError("--upsample: expected scores, got --labels; --resize takes the nearest")
+        if not self.cams:
+            for name, default in ("background_power", None), ("background_score", None), ("cam_offset", 1):
+                if getattr(self, name) != default:
+                    raise CommandError(f"--{name.replace('_', '-')}: expected --cams beside it, got none")
+            return
+        if self.kind not in ("probabilities", "labels"):
+            raise CommandError(
+                f"--cams: expected them as --probabilities, or their best as --labels, got --{self.kind}"
+            )
+        if (self.background_power is None) == (self.background_score is None):
+            raise CommandError("--cams: expected --background-power or --background-score beside it, one of them")
+        if self.background_power is not None and not 0 < self.background_power < math.inf:
+            raise CommandError(f"--background-power: expected a number above 0, got {self.background_power}")
+        if self.background_score is not None and not 0 <= self.background_score <= 1:
+            raise CommandError(f"--background-score: expected a score from 0 to 1, got {self.background_score}")
+        if self.cam_offset < 0:
+            raise CommandError(f"--cam-offset: expected 0 or more, got {self.cam_offset}")
+
     def scores(self, source: Path | Stored, image: Path, size: Sequence[int]) -> Found:
         """The scores of an image of that size.
 
@@ -84,4 +104,30 @@ class Reading:
             CommandError: scores of another size.
             ImportError: HDF5 or Zarr, and no package that reads it.
         """
-        raise NotImplementedError
+        if not self.cams:
+            return Found(self.kind, self._fitted(self.kind, self._array(source), source, image, size))
+        keys, maps = self._read(source, lambda arrays: keys_and_maps(source, arrays, self.scores_key))
+        classes = classes_of(source, keys, len(maps), self.cam_offset)
+        maps = (
+            self._fitted("probabilities", maps, source, image, size) if len(maps) else np.zeros((0, *size), maps.dtype)
+        )
+        scores = with_background(maps, self.background_power, self.background_score)
+        return Found(self.kind, scores.argmax(0) if self.kind == "labels" else scores, classes)
+
+    def _array(self, source: Path | Stored) -> np.ndarray:
+        if not isinstance(source, Stored) and is_picture(self.kind, source):
+            return read_pixels(self.kind, source, self.as_stored)
+        return self._read(source, lambda arrays: one_array(source, arrays, self.scores_key))
+
+    def _read(self, source: Path | Stored, choose: Callable[[Arrays], Content]) -> Content:
+        """What `choose` takes from a file of arrays."""
+        if isinstance(source, Stored):
+            return read_stored(source, choose)
+        if source.suffix.lower() == ".npy":
+            return read_npy(source, choose, self.allow_pickle)
+        return read_arrays(source, choose)
+
+    def _fitted(
+        self, kind: str, scores: np.ndarray, source: Path | Stored, image: Path, size: Sequence[int]
+    ) -> np.ndarray:
+        return fitted(kind, scores, source, image, size, self.resize, self.upsample is not None)

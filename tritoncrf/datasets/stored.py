@@ -67,8 +67,8 @@ def _opened(file: Path) -> Iterator[Any]:
         if file.suffix.lower() == ".zarr":
             import zarr
 
-            options = {} if is_local(file) else {"storage_options": dict(cast(Any, file).storage_options)}
-            yield zarr.open_group(str(file), mode="r", **options)
+            options = None if is_local(file) else dict(cast(Any, file).storage_options)
+            yield zarr.open_group(str(file), mode="r", storage_options=options)
             return
         import h5py
     except ImportError as error:
