@@ -117,7 +117,7 @@ MAY_IMPORT = {
         "datasets",
         "datasets.evaluation",
     },
-    "datasets.run": {"files", "datasets", "datasets.evaluation", "datasets.file_stages"},
+    "datasets.run": {"options", "files", "datasets", "datasets.evaluation", "datasets.file_stages"},
     "datasets.command": {
         "__init__",
         "checks",

@@ -94,8 +94,17 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert (tmp_path / "settings.json").read_bytes() == before and set(read(tmp_path)) == {"a"}
 
 
+def test_settings_change_while_all_have_failed(tmp_path):
+    added(tmp_path, record("a", error="expected the size of a.png"))
+    with opened(tmp_path, {"--resize": True}) as manifest:
+        assert set(manifest.records) == {"a"}  # of other settings, which its digest says
+    assert json.loads((tmp_path / "settings.json").read_bytes()) == {"--resize": True}
+    with pytest.raises(FileError, match="--iterations: none there, 5 now"), opened(tmp_path, SETTINGS, (1, 2)):
+        pass  # another shard may have begun with those that are there
+
+
 def test_a_long_setting_is_shown_in_part(tmp_path):
-    added(tmp_path)
+    added(tmp_path, record("a"))
     with pytest.raises(FileError, match=r"--theta-space: 5% there, x{40}\.\.\. now$"):
         opened(tmp_path, {**SETTINGS, "--theta-space": "x" * 500}).__enter__()
 

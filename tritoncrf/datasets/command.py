@@ -28,20 +28,22 @@ from tritoncrf.datasets.stages import Outcome
 from tritoncrf.datasets.stored import Stored
 from tritoncrf.devices import device_found
 from tritoncrf.files import FileError, is_local, temporaries
-from tritoncrf.options import ARGUMENTS, method_for, settings
+from tritoncrf.options import ARGUMENTS, UNKNOWN, method_for, settings
 from tritoncrf.refine import refine
 from tritoncrf.scores import expect_unknown
 
 __all__ = ["refine_set"]
 
 SUFFIX = len(".0123456789abcdef.part")  # of the temporary files of `files.replacing`
-TRIED = 16  # pixels a side of the image on which the arguments of refine are tried
+TRIED = 16  # pixels a side, and classes, of the image on which the arguments of refine are tried
 
 
 def refine_set(options: argparse.Namespace) -> int:
     """`tritoncrf refine` of a data set; 1 if an image has failed."""
     if options.out is None:
         raise CommandError("--out: expected the folder of the outputs, got none")
+    if options.address is not None and options.engine is None:
+        raise CommandError(f"--address: expected --engine ray beside it, got {options.address} alone")
     kind, source = source_of(options)
     reading = _chosen(Reading, options, kind=kind)
     given = settings_of(options)
@@ -59,7 +61,7 @@ def refine_set(options: argparse.Namespace) -> int:
     outputs = _chosen(Outputs, options, folder=options.out)
     decisive = _decisive(kind, arguments, reading, outputs)
     stages = FileStages(reading, outputs, arguments, digest(decisive), given.get("num_classes"))
-    _prepare(outputs, stages.settings, entries)
+    _prepare(outputs, stages.settings, entries, options.recursive)
     with opened(outputs.folder, decisive, options.shard) as manifest:
         _sweep(outputs, entries, alone=options.shard is None)
         run = Run(stages, manifest, entries, options.retry_failed, counting=options.ground_truth is not None)
@@ -85,7 +87,7 @@ def _chosen(record: type[Any], options: argparse.Namespace, /, **others: Any) ->
 def _try(kind: str, arguments: Mapping[str, Any]) -> None:
     """What `refine` says of its arguments, before any image: an error that all of them would end with."""
     costs = arguments.get("compatibility", "potts")
-    classes = arguments.get("num_classes") or (2 if isinstance(costs, str) else len(costs))
+    classes = arguments.get("num_classes") or (TRIED if isinstance(costs, str) else len(costs))
     size = TRIED, TRIED
     scores: np.ndarray
     if kind == "labels":
@@ -106,8 +108,10 @@ def _decisive(kind: str, arguments: Mapping[str, Any], reading: Reading, outputs
     fields = {**settings(method, kind, False, given), **vars(reading), **vars(outputs)}
     for name in ("kind", "folder", "allow_pickle"):
         del fields[name]
+    if kind != "labels" and (fields["num_classes"] or 0) <= UNKNOWN:
+        fields["num_classes"] = None  # which then changes nothing
     found |= {f"--{name.replace('_', '-')}": _plain(value) for name, value in fields.items()}
-    return cast(dict[str, Any], json.loads(json.dumps(found)))
+    return cast(dict[str, Any], json.loads(json.dumps(found)))  # as it is when it is read again
 
 
 def _plain(value: Any) -> Any:
@@ -117,14 +121,16 @@ def _plain(value: Any) -> Any:
     return "sha256 " + hashlib.sha256(np.asarray(value, np.float64).tobytes()).hexdigest()[:16]
 
 
-def _prepare(outputs: Outputs, settings: str, entries: Sequence[Entry]) -> None:
+def _prepare(outputs: Outputs, settings: str, entries: Sequence[Entry], recursive: bool) -> None:
     """The folder of the outputs, in which nothing is that they would replace but what carries this digest."""
     folder = outputs.folder
-    if any(_lies_in(path, folder) for path in {path.parent for entry in entries for path in _inputs(entry)}):
-        raise FileError(f"{folder}: expected a folder of its own to write to, got one that is read from")
+    paths = {path: entry.name for entry in entries for path in outputs.paths(entry.name)}
+    places = {_resolved(place) for place in {folder, *(path.parent for path in paths)}}
+    for place in {path.parent for entry in entries for path in _inputs(entry)}:
+        if (found := _resolved(place)) in places or recursive and found in _resolved(folder).parents:
+            raise FileError(f"{folder}: expected a folder of its own to write to, got one that is read from")
     if is_local(folder):
         make_folder("--out", folder)
-    paths = {path: entry.name for entry in entries for path in outputs.paths(entry.name)}
     if not (folder / "settings.json").exists():
         for path in sorted(listed(folder) & paths.keys()):
             if (outputs.mark(paths[path]) or {}).get("settings") != settings:
@@ -145,11 +151,8 @@ def _inputs(entry: Entry) -> list[Path]:
     return [path for path in (entry.image, scores, entry.truth) if path is not None]
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether a folder is another, or below it."""
-    if is_local(path) and is_local(folder):
-        path, folder = path.resolve(), folder.resolve()
-    return path == folder or folder in path.parents
+def _resolved(folder: Path) -> Path:
+    return folder.resolve() if is_local(folder) else folder
 
 
 @contextlib.contextmanager

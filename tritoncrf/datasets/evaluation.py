@@ -33,6 +33,10 @@ class Counts:
         one, two = self.grown(size), other.grown(size)
         return Counts(one.confusion + two.confusion, one.boundary + two.boundary)
 
+    def of_truth(self, label: int) -> int:
+        """How many pixels are truly of a class."""
+        return int(self.confusion[label + 1 :][:1].sum())
+
     def grown(self, size: int) -> "Counts":
         """With classes, up to so many, of which nothing was counted."""
         more = (0, size - len(self.boundary))

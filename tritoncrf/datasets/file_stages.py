@@ -119,7 +119,7 @@ class FileStages:
             if found.kind in BINARY:
                 probabilities = probabilities[1]
             after = probabilities > 0.5 if found.kind in BINARY else probabilities.argmax(0)
-            changed = float(np.mean(before != after))
+            changed = round(float(np.mean(before != after)), 6)
             mark = {"settings": self.settings, "changed": changed}
             self.outputs.write(name, loaded.image, probabilities, found.kind, found.classes, mark)
         if loaded.truth is None:

@@ -147,30 +147,32 @@ def opened(folder: Path, settings: Mapping[str, Any], shard: tuple[int, int] | N
             yield objects
         return
     with locked(folder, shared=shard is not None):
-        _agree(folder, settings)
+        if shard is not None:
+            _agree(folder, settings)
         path = folder / ("manifest.jsonl" if shard is None else f"manifest-{shard[0]}-of-{shard[1]}.jsonl")
         path.touch()
-        with locked(path):
-            others = [other for other in sorted(folder.glob("manifest*.jsonl")) if other != path]
-            with path.open("r+b", buffering=0) as file:
-                yield _Lines(file, others)
+        with locked(path), path.open("r+b", buffering=0) as file:
+            lines = _Lines(file, [other for other in sorted(folder.glob("manifest*.jsonl")) if other != path])
+            if shard is None:
+                _agree(folder, settings, used=any(record.error is None for record in lines.records.values()))
+            yield lines
 
 
-def _agree(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings of a folder, or an error where it has others."""
+def _agree(folder: Path, settings: Mapping[str, Any], used: bool = True) -> None:
+    """Writes the settings of a folder; an error where it has others with which images were refined."""
     path = folder / "settings.json"
-    if not path.exists():
-        return write(path, json.dumps(settings, indent=2).encode() + b"\n")
-    try:
-        there = json.loads(path.read_bytes())
-    except ValueError:
-        there = None
-    if not isinstance(there, dict):
-        raise FileError(f"{path}: expected settings as JSON, got something else")
-    differing = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
-    if differing:
-        words = [f"{name}: {_shown(there.get(name))} there, {_shown(settings.get(name))} now" for name in differing]
-        raise FileError(f"{folder}: expected a folder without images of other settings, got {'; '.join(words)}")
+    there = None
+    if path.exists():
+        with contextlib.suppress(ValueError):
+            there = json.loads(path.read_bytes())
+        if not isinstance(there, dict):
+            raise FileError(f"{path}: expected settings as JSON, got something else")
+        differing = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
+        if differing and used:
+            words = "; ".join(f"{n}: {_shown(there.get(n))} there, {_shown(settings.get(n))} now" for n in differing)
+            raise FileError(f"{folder}: expected a folder without images of other settings, got {words}")
+    if there != settings:
+        write(path, json.dumps(settings, indent=2).encode() + b"\n")
 
 
 def _shown(value: Any) -> str:

@@ -17,6 +17,7 @@ from tritoncrf.datasets.file_stages import FileStages, Task, Written
 from tritoncrf.datasets.manifest import Manifest, Record
 from tritoncrf.datasets.stages import Outcome
 from tritoncrf.files import is_local
+from tritoncrf.options import BINARY
 
 __all__ = ["Run", "listed"]
 
@@ -43,6 +44,7 @@ class Run:
         self, stages: FileStages, manifest: Manifest, entries: Sequence[Entry], retry_failed: bool, counting: bool
     ):
         self._settings, self._manifest, self._total = stages.settings, manifest, len(entries)
+        self._binary = stages.reading.kind in BINARY
         self.tasks: list[Task] = []
         self._failed: dict[str, str] = {}
         self._skipped = self._refined = 0
@@ -109,6 +111,9 @@ class Run:
         """Say how it went; the status of the command, 1 if an image has failed."""
         if self._counts is not None:
             print(table(*self._counts))
+            if self._binary and not self._counts[0].of_truth(1):
+                said = "expected an object that is 1, got none; 255 is unknown"
+                print(f"tritoncrf: warning: --ground-truth: {said}", file=sys.stderr)
         line = f"{self._refined} refined, {self._skipped} skipped, {len(self._failed)} failed"
         if self._refined:
             bound = STAGES[int(self._seconds.argmax())]
