@@ -35,13 +35,13 @@ from tritoncrf.files import (
 from tritoncrf.options import ARGUMENTS, BINARY, PARAMETERS, SCORES, UNKNOWN
 from tritoncrf.readers import read_scores
 from tritoncrf.refine import refine
+from tritoncrf.scores import labels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "FIGURES", "class_name", "doubts", "draw_demo", "labels_of", "moved", "print_info", "refine_file", "settings_of",
-    "source_of",
+    "FIGURES", "class_name", "doubts", "draw_demo", "moved", "print_info", "refine_file", "settings_of", "source_of",
 ]  # fmt: skip
 
 FIGURES = (".png", ".pdf", ".svg")
@@ -251,16 +251,6 @@ def _check_distinct(*paths: Path | None) -> None:
     for n, path in enumerate(outputs):
         if path in (image, source, *outputs[:n]):
             raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")
-
-
-def labels_of(kind: str, scores: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
-    """The labels that came: the best class of scores, -1 where a label is unknown."""
-    if kind in BINARY:
-        return (scores > 0.5) * 1
-    if kind == "labels":
-        marks = settings.get("unknown", "auto")
-        return np.where(np.isin(scores, UNKNOWN if marks == "auto" else marks), -1, scores.astype(np.int64))
-    return scores.argmin(0) if kind == "energies" else scores.argmax(0)
 
 
 def _write(file: IO[bytes], path: Path, probabilities: np.ndarray, labels: np.ndarray, kind: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tritoncrf import checks, demo
-from tritoncrf.actions import doubts, labels_of, moved, settings_of, source_of
+from tritoncrf.actions import doubts, moved, settings_of, source_of
 from tritoncrf.commands import CommandError
 from tritoncrf.devices import device_found
 from tritoncrf.files import read_array, read_image, read_picture
@@ -23,7 +23,7 @@ from tritoncrf.options import ARGUMENTS, BINARY, GAUSSIAN, METHODS, PARAMETERS, 
 from tritoncrf.options import settings as completed
 from tritoncrf.readers import read_scores
 from tritoncrf.refine import refine
-from tritoncrf.scores import upright
+from tritoncrf.scores import labels_of, upright
 from tritoncrf.summary import Summary, summarized
 from tritoncrf.types import Method
 
