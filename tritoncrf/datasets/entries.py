@@ -78,7 +78,11 @@ def matched(
 def stem(name: str) -> str:
     """A file's name without its ending, of "x.nii.gz" without both, in composed letters."""
     head, ending = os.path.splitext(name)
-    return unicodedata.normalize("NFC", os.path.splitext(head)[0] if ending.lower() == ".gz" else head)
+    return _composed(os.path.splitext(head)[0] if ending.lower() == ".gz" else head)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,18 @@ class _Folder:
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
-    def find(self, text: str) -> tuple[str, Path] | None:
-        """The stem and the path of a file by its name, with or without an ending."""
-        name = unicodedata.normalize("NFC", text)
+    def at(self, name: str) -> tuple[str, Path] | None:
+        """The stem and the path of the file of that stem."""
+        return self._one(name, self._found.get(name, []))
+
+    def named(self, text: str) -> tuple[str, Path] | None:
+        """The same of the file of that name, or else of one that only ends otherwise."""
+        name = _composed(text)
         alike = self._found.get(stem(name), [])
-        exact = [file for file in alike if unicodedata.normalize("NFC", file) == name]
-        found = exact or self._found.get(name) or alike
+        exact = [file for file in alike if _composed(file) == name]
+        return self._one(stem(name), exact) or self.at(name) or self._one(stem(name), alike)
+
+    def _one(self, name: str, found: Sequence[str]) -> tuple[str, Path] | None:
         if len(found) > 1:
             raise CommandError(
                 f"{self._option}: expected one file of a name, got {' and '.join(found)} in {self._path}"
@@ -130,7 +140,7 @@ class _Folder:
         path = self._path / found[0]
         if found[0] in self._dangling:
             raise FileError(f"{path}: expected a file, got a link that leads nowhere")
-        return stem(found[0]), path
+        return name, path
 
 
 def _listed(option: str, folder: Path, recursive: bool) -> Iterator[tuple[str, bool]]:
@@ -166,8 +176,13 @@ def _listed_remotely(option: str, folder: Path, recursive: bool) -> Iterator[tup
         raise CommandError(f"{option}: {error}") from error
     for path, file in found.items():
         name = path.removeprefix(f"{root}/")
-        if file["type"] == "file" and not any(part.startswith(".") for part in name.split("/")):
+        if file["type"] == "file" and not _is_hidden(name):
             yield name, True
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or a folder above it is, of a name with subfolders."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _pictures(images: Sequence[str], images_dir: Path | None, search: _Search) -> tuple[dict[str, Path], list[str]]:
@@ -187,7 +202,7 @@ def _pictures(images: Sequence[str], images_dir: Path | None, search: _Search) -
         path = address(text)
         if path.is_dir():
             folder = _Folder("IMAGES", path, PICTURES, search)
-            pairs = [pair for name in folder if (pair := folder.find(name))]
+            pairs = [pair for name in folder if (pair := folder.at(name))]
             if not pairs:
                 raise CommandError(f"IMAGES: expected pictures in {path}, got none; {', '.join(PICTURES)}")
         elif text.lower().endswith(".txt"):
@@ -224,7 +239,7 @@ def _of_list(path: Path, images_dir: Path | None, search: _Search) -> tuple[list
                 _Folder("--images-dir", there, PICTURES, _Search(False, search.skip_missing)) if looked else None
             )
         folder = folders[below]
-        pair = folder.find(last) if folder else None
+        pair = folder.named(last) if folder else None
         return pair and (below + slash + pair[0], pair[1])
 
     for line in filter(None, map(str.strip, lines)):
@@ -249,7 +264,7 @@ def _globbed(text: str) -> Iterator[tuple[str, Path]]:
         remote, start = cast(Any, folder).fs, cast(Any, folder).path.rstrip("/") + "/"
         names = [path.removeprefix(start) for path in remote.glob(start + pattern)]
     for name in names:
-        if name.lower().endswith(PICTURES):
+        if name.lower().endswith(PICTURES) and not _is_hidden(name):
             yield name, folder / name
 
 
@@ -264,7 +279,7 @@ def _partners(
     """The scores of the images by name."""
     if scores.suffix.lower() not in MANY:
         return _files(option, scores, endings, names, search)
-    keys = {unicodedata.normalize("NFC", key): key for key in stored_names(scores, search.recursive)}
+    keys = {_composed(key): key for key in stored_names(scores, search.recursive)}
     search.expect_none(option, f"one in {scores} for each image", [n for n in names if n not in keys], len(names))
     return {name: Stored(scores, keys[name]) for name in names if name in keys}
 
@@ -272,6 +287,6 @@ def _partners(
 def _files(option: str, path: Path, endings: tuple[str, ...], names: Sequence[str], search: _Search) -> dict[str, Path]:
     """The files of the images by name."""
     folder = _Folder(option, path, endings, search)
-    found = {name: pair[1] for name in names if (pair := folder.find(name))}
+    found = {name: pair[1] for name in names if (pair := folder.at(name))}
     search.expect_none(option, f"a file in {path} for each image", [n for n in names if n not in found], len(names))
     return found
