@@ -100,6 +100,21 @@ def _reason(error: Exception) -> str:
     return words if len(words) <= 200 else f"{words[:200]}..."
 
 
+@contextlib.contextmanager
+def _picture(path: Path) -> "Iterator[PIL.Image.Image]":
+    """A picture, its pixels read."""
+    from PIL import Image, UnidentifiedImageError
+
+    with path.open("rb") as file:
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            raise ValueError("no format that Pillow reads") from None  # its own names the open file
+        with image:
+            image.load()
+            yield image
+
+
 def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
     """A PIL image, RGB or grey ("L"); its pixels as they are stored, or turned as a viewer shows them."""
     from PIL import Image, ImageOps
@@ -108,8 +123,7 @@ def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
     def read(path: Path) -> Image.Image:
         if path.name.lower().endswith(VOLUMES):
             raise FileError(f"{path}: expected a picture, got a volume; in Python refine takes its features")
-        with path.open("rb") as file, Image.open(file) as image:
-            image.load()
+        with _picture(path) as image:
             if image.mode.startswith(("I", "F")):
                 hint = "; of 16 bits, np.uint8(x // 257) keeps the upper 8" if "16" in image.mode else ""
                 raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}{hint}")
@@ -133,11 +147,10 @@ def read_labels(path: Path, upright: bool = False) -> np.ndarray:
     """[H, W] integers; the indices of a palette picture, not its colours."""
     if path.suffix.lower() != ".png":
         return read_array(path, extensions=(".png", ".npy", ".npz"))
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     def read(path: Path) -> np.ndarray:
-        with path.open("rb") as file, Image.open(file) as image:
-            image.load()
+        with _picture(path) as image:
             if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
                 raise FileError(f"{path}: expected label indices, one channel or a palette, got {image.mode}")
             return np.array(ImageOps.exif_transpose(image) if upright else image)
@@ -147,11 +160,9 @@ def read_labels(path: Path, upright: bool = False) -> np.ndarray:
 
 def read_picture(path: Path) -> "PIL.Image.Image":
     """A PIL image of any mode, as it is stored."""
-    from PIL import Image
 
-    def read(path: Path) -> Image.Image:
-        with path.open("rb") as file, Image.open(file) as image:
-            image.load()
+    def read(path: Path) -> "PIL.Image.Image":
+        with _picture(path) as image:
             return image
 
     return decoded(path, "a picture", read)

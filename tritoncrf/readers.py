@@ -46,7 +46,8 @@ def fitted(
     if kind in BINARY:
         scores = mask_values(kind, scores, size).numpy()
     if (resize or upsample) and scores.ndim == (2 if kind in (*BINARY, "labels") else 3) and scores.shape[-2:] != size:
-        if _stretch(scores.shape[:2], size) < _stretch(scores.shape[-2:], size):
+        rounding = sum(1 / max(n, 1) for n in scores.shape[-2:])  # of a network's strides
+        if _stretch(scores.shape[:2], size) < _stretch(scores.shape[-2:], size) - rounding:
             raise CommandError(f"--{kind}: expected classes first, [C, H, W], got {list(scores.shape)} in {source}")
         if not resize and any(n > most for n, most in zip(scores.shape[-2:], size)):
             raise CommandError(f"--upsample: expected at most {_sizes(image, scores, size)}; --resize takes any")

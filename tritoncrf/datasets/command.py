@@ -44,6 +44,9 @@ def refine_set(options: argparse.Namespace) -> int:
         raise CommandError("--out: expected the folder of the outputs, got none")
     if options.address is not None and options.engine is None:
         raise CommandError(f"--address: expected --engine ray beside it, got {options.address} alone")
+    for name in ("device", "devices") if options.engine else ():
+        if getattr(options, name) is not None:
+            raise CommandError(f"--{name}: expected none beside --engine {options.engine}, which places the work")
     kind, source = source_of(options)
     reading = _chosen(Reading, options, kind=kind)
     given = settings_of(options)
@@ -161,7 +164,7 @@ def _outcomes(stages: FileStages, tasks: Sequence[Task], options: argparse.Names
     if options.engine == "ray":
         from tritoncrf.datasets import cluster
 
-        found = cluster.run(stages, tasks, address=options.address)
+        found = cluster.run(stages, tasks, address=options.address, jobs=options.jobs or 0)
     else:
         found = workers.run(stages, tasks, **_where(len(tasks), options))
     threads = torch.get_num_threads()

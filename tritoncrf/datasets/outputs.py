@@ -1,5 +1,6 @@
 """What is written of an image: whole or not at all, marked with the settings that made it."""
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tritoncrf import figures
 from tritoncrf.commands import CommandError
-from tritoncrf.files import FileError, decoded, is_local, replacing
+from tritoncrf.files import FileError, decoded, is_local, replacing, write
 from tritoncrf.options import BINARY, UNKNOWN
 
 __all__ = ["UNKNOWN_16", "Outputs"]
@@ -81,9 +82,7 @@ class Outputs:
         for path in filter(is_local, paths):
             path.parent.mkdir(parents=True, exist_ok=True)
         if self.overlay:
-            drawn = figures.overlay(figures.grey_of(image), labels)
-            with replacing(paths[0]) as file:
-                Image.fromarray((255 * drawn).round().astype(np.uint8)).save(file, format="jpeg", quality=QUALITY)
+            write(paths[0], _drawn(image, labels))
         if self.save == "probabilities":
             arrays = {} if classes is None else {"classes": classes}
             with replacing(paths[-1]) as file:
@@ -161,6 +160,13 @@ class Outputs:
                 return arrays["classes"][labels] if "classes" in arrays else labels, mark
 
         return decoded(self.paths(name)[-1], "an output of refine", of_npz if self.save == "probabilities" else of_png)
+
+
+def _drawn(image: np.ndarray, labels: np.ndarray) -> bytes:
+    """A JPEG of the labels over the picture; in memory, for written to a file it says nothing of a full disk."""
+    picture, drawn = figures.overlay(figures.grey_of(image), labels), io.BytesIO()
+    Image.fromarray((255 * picture).round().astype(np.uint8)).save(drawn, format="jpeg", quality=QUALITY)
+    return drawn.getvalue()
 
 
 def _parsed(text: object) -> dict[str, Any] | None:

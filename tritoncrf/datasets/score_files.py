@@ -104,13 +104,15 @@ class Reading:
             CommandError: scores of another size.
             ImportError: HDF5 or Zarr, and no package that reads it.
         """
+
+        def at_size(kind: str, scores: np.ndarray) -> np.ndarray:
+            return fitted(kind, scores, source, image, size, self.resize, self.upsample is not None)
+
         if not self.cams:
-            return Found(self.kind, self._fitted(self.kind, self._array(source), source, image, size))
+            return Found(self.kind, at_size(self.kind, self._array(source)))
         keys, maps = self._read(source, lambda arrays: keys_and_maps(source, arrays, self.scores_key))
         classes = classes_of(source, keys, len(maps), self.cam_offset)
-        maps = (
-            self._fitted("probabilities", maps, source, image, size) if len(maps) else np.zeros((0, *size), maps.dtype)
-        )
+        maps = at_size("probabilities", maps) if len(maps) else np.zeros((0, *size), np.float32)
         scores = with_background(maps, self.background_power, self.background_score)
         return Found(self.kind, scores.argmax(0) if self.kind == "labels" else scores, classes)
 
@@ -126,8 +128,3 @@ class Reading:
         if source.suffix.lower() == ".npy":
             return read_npy(source, choose, self.allow_pickle)
         return read_arrays(source, choose)
-
-    def _fitted(
-        self, kind: str, scores: np.ndarray, source: Path | Stored, image: Path, size: Sequence[int]
-    ) -> np.ndarray:
-        return fitted(kind, scores, source, image, size, self.resize, self.upsample is not None)

@@ -52,7 +52,7 @@ def read_stored(stored: Stored, choose: Callable[[Arrays], Content]) -> Content:
         if stored.key not in root:
             raise FileError(f"{stored.file}: expected {stored.key}, got nothing of this name")
         node = root[stored.key]
-        return choose(np.asarray(node) if _is_array(node) else {name: np.asarray(node[name]) for name in node})
+        return choose(np.asarray(node) if _is_array(node) else {name: np.asarray(node[name]) for name in sorted(node)})
 
 
 def _is_array(node: Any) -> bool:
