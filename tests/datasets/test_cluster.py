@@ -1,15 +1,26 @@
 """Items over a Ray cluster: each has its outcome, whatever becomes of one of them and of the cluster."""
 
+import json
 import os
 import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+import tritoncrf as tc
 from cluster_stages import Toy
+from tritoncrf import cli
 from tritoncrf.datasets import cluster
+from tritoncrf.datasets.entries import Entry
+from tritoncrf.datasets.file_stages import FileStages, Task
+from tritoncrf.datasets.outputs import Outputs
+from tritoncrf.datasets.score_files import Reading
+from tritoncrf.files import FileError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its own settings
@@ -79,6 +90,14 @@ def test_a_cluster_that_is_begun_here_ends_here_and_says_what_it_lacks(monkeypat
     assert not ray.is_initialized()
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # From here on there is a cluster, which a call without an address takes.
 
 
@@ -116,3 +135,32 @@ def test_an_item_that_kills_its_process_leaves_the_others(two_cores, monkeypatch
     assert {o.item: o.result[0] for o in found if o.error is None} == {n: 2 * n for n in range(40)}
     assert [(o.item, str(o.error)[:19]) for o in found if o.error] == [("killed", "lost by the cluster")]
     assert len(found) == 41
+
+
+def test_the_command_gives_the_bits_of_refine_on_a_cluster_too(two_cores, one_thread, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the processes of the cluster are not
+    generator = np.random.default_rng(0)
+    expected = {}
+    Path("images").mkdir()
+    Path("scores").mkdir()
+    for name, size in ("a 1", (20, 30)), ("çé", (9, 40)), ("c", (20, 30)):
+        image = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+        p = generator.dirichlet(np.ones(3), size).transpose(2, 0, 1).astype(np.float32)
+        Image.fromarray(image).save(f"images/{name}.png")
+        np.save(f"scores/{name}.npy", p)
+        expected[name] = tc.refine(image, probabilities=p, method="lattice", device="cpu")
+    np.save("scores/c.npy", p[:, 1:])
+    given = ["refine", "images", "--probabilities", f"file://{tmp_path}/scores", "--method", "lattice", "-o", "out"]
+    assert cli.main([*given, "--engine", "ray", "--save", "probabilities"]) == 1
+    for name in "a 1", "çé":
+        assert np.array_equal(np.load(f"out/{name}.npz")["probabilities"], expected[name].astype(np.float16))
+    records = map(json.loads, Path("out/manifest.jsonl").read_text().splitlines())
+    errors = {record["name"]: record["error"] for record in records}
+    assert errors.pop("c").startswith("--probabilities: expected the size of") and errors == {"a 1": None, "çé": None}
+
+
+def test_a_folder_of_outputs_that_a_machine_lacks_is_an_error(tmp_path):
+    stages = FileStages(Reading("probabilities"), Outputs(tmp_path / "away"), {}, "")
+    with pytest.raises(FileError, match="away: expected a folder that every machine reaches, got none on "):
+        stages.read(Task(Entry("a", tmp_path / "a.png", tmp_path / "a.npy")), torch.device("cpu"))
+    assert not (tmp_path / "away").exists()
