@@ -10,6 +10,7 @@ Everything here works on rows: values [B, N, C], so that a vertex or a pixel is 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from tritoncrf.reference.simplex import CHUNK
 from tritoncrf.step import Step, few_threads
 
 VECTOR = 16  # classes that torch's softmax of a row takes at once
+BLOCK = 5 << 20  # numbers of a lattice's vertices at one time
+PART = 1 << 18  # numbers that a core's cache holds beside what they are made from
 
 
 @dataclass
@@ -62,13 +65,9 @@ class Lattice:
     @functools.cached_property
     def segments(self) -> torch.Tensor:
         """Where each vertex's sorted_pairs begin, [V + 1]; vertex V has none."""
+        if len(self.vertex_groups) == 0:
+            return self.chunk_starts
         return self.chunk_starts[self.group_starts[self.vertex_groups]]
-
-    @functools.cached_property
-    def around(self):
-        """Each vertex and its two neighbours, [D + 1, V + 1, 3]."""
-        own = torch.arange(self.count + 1, dtype=torch.int32, device=self.neighbours.device)
-        return torch.cat([own.expand(self.corners, -1)[..., None], self.neighbours], 2)
 
 
 @dataclass
@@ -114,13 +113,23 @@ def splat(rows, scaled: ScaledLattice):
 
 def filtered(rows, scaled: ScaledLattice, reverse: bool):
     """blur_D ... blur_0 splat(scale . x), or blur_0 ... blur_D if `reverse`: the vertices that `sliced` reads."""
-    v, lattice = splat(rows, scaled), scaled.lattice
-    weights = v.new_full((3,), 0.5)
-    weights[0] = 1
-    weights = weights.expand(lattice.count + 1, 3)
-    for index in lattice.around.flip(0) if reverse else lattice.around:
-        v = summed_groups(v, index, None, weights)
+    v, axes = splat(rows, scaled), scaled.lattice.neighbours.unbind(0)
+    for neighbours in reversed(axes) if reverse else axes:
+        v = blurred(v, neighbours)
     return v
+
+
+def blurred(v, neighbours):
+    """blur_j of vertices [B, V + 1, C] by their neighbours [V + 1, 2] along an axis; a part at a time, whose sums of
+    two the cache holds."""
+    found, part = torch.empty_like(v), max(1, PART // max(1, v.shape[2]))
+    starts = torch.arange(0, 2 * min(part, v.shape[1]), 2, dtype=neighbours.dtype, device=v.device)
+    for one, into in zip(v, found):
+        pieces = one.split(part), neighbours.split(part), into.split(part)
+        for own, index, out in zip(*pieces, strict=True):
+            both = weighted_sums(one, index.flatten(), starts[: len(index)], None)
+            torch.add(own, both, alpha=0.5, out=out)
+    return found
 
 
 def slice_table(scaled: ScaledLattice, batch: int):
@@ -158,12 +167,12 @@ def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
 
 
 def softmax_of_rows(scores):
-    """Q of fresh scores [B, N, C], written over them where classes are few: torch's softmax is slow on short rows."""
-    if scores.shape[2] >= VECTOR:
-        return torch.softmax(scores, 2)
-    scores -= scores.amax(2, keepdim=True)
+    """Q of fresh scores [.., C], written over them where classes are few: torch's softmax is slow on short rows."""
+    if scores.shape[-1] >= VECTOR:
+        return torch.softmax(scores, -1)
+    scores -= scores.amax(-1, keepdim=True)
     scores.exp_()
-    return scores.div_(scores.sum(2, keepdim=True))
+    return scores.div_(scores.sum(-1, keepdim=True))
 
 
 def summed_groups(rows, index, starts, weights):
@@ -180,7 +189,10 @@ def weighted_sums(rows, index, starts, weights):
     """Sums of weighted rows: index [n, k] or, with starts, index [E] in segments; one pass, nothing gathered."""
     if 0 in rows.shape or 0 in index.shape:
         return rows.new_zeros((index.shape[0] if starts is None else starts.shape[0], rows.shape[1]))
-    return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
+    if starts is None:
+        starts = torch.arange(0, index.numel(), index.shape[1], dtype=index.dtype, device=index.device)
+        index, weights = index.flatten(), None if weights is None else weights.flatten()
+    return torch.embedding_bag(rows, index, starts, mode=0, per_sample_weights=weights)[0]
 
 
 def in_few_threads(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,7 +207,8 @@ def in_few_threads(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class LatticeStep(Step):
-    """The step of any number of lattices: A_m acts on the vertices, and all filters are sliced in one pass.
+    """The step of any number of lattices: A_m acts on the vertices, and what is sliced becomes Q a part of the pixels
+    at a time, while it is in the cache.
 
     A state, and what is kept of it, is rows [B, N, C].
     """
@@ -212,18 +225,37 @@ class LatticeStep(Step):
 
     @in_few_threads
     def next(self, state):
-        return softmax_of_rows(self._scores(state))
+        return self._through(state, softmax_of_rows)
 
     @in_few_threads
     def scores(self, state):
-        return self.image(self._scores(state))
+        return self.image(self._through(state, lambda scores: scores))
 
-    def _scores(self, rows):
-        v = [mixed(a, filtered(rows, K.entry, reverse=False)) for a, K in zip(self.mixing, self.operators, strict=True)]
-        return self._sliced(v, self._table_out).add_(self._unary_rows)
+    def _through(self, rows, last):
+        """`last` of the scores, rows [B, N, C]; over the state, unless it is kept."""
+        found = torch.empty_like(rows) if self.keeps else rows
+        blocks = self._blocks(rows.shape[2])
+        for block in blocks:
+            own = rows[..., block].contiguous()
+            v = [filtered(own, K.entry, reverse=False) for K in self.operators]
+            mixing = [a[block] if a.ndim == 1 else a for a in self.mixing]
+            parts = (x.flatten(0, 1).split(self._part) for x in (found, self._unary_rows))
+            for sums, into, unary in zip(self._sums(v, mixing, self._tables_out), *parts, strict=True):
+                torch.add(sums, unary[:, block], out=into[:, block])
+                if block == blocks[-1]:
+                    into.copy_(last(into))
+        return found
+
+    def _blocks(self, classes: int):
+        """The classes whose vertices are in memory at one time; all, where a matrix mixes them."""
+        most = max(K.lattice.count for K in self.operators) * len(self.unary)
+        count = 1 if any(a.ndim == 2 for a in self.mixing) else max(1, math.ceil(classes * most / BLOCK))
+        width = max(1, math.ceil(classes / count))
+        return [slice(first, min(first + width, classes)) for first in range(0, classes, width)]
 
     @functools.cached_property
     def _unary_rows(self):
+        """a U, [B, N, C]"""
         rows = self.unary.flatten(2).mT
         return torch.mul(rows, self.unary_weight, out=rows.new_empty(rows.shape))
 
@@ -235,34 +267,39 @@ class LatticeStep(Step):
             back = [sliced(x, K.entry, len(g)) for x, K in zip(v, self.operators, strict=True)]
             gradient = sum(mixed(a, b) for a, b in zip(adjoint, back))
         else:
-            gradient = self._sliced([mixed(a, x) for a, x in zip(adjoint, v)], self._table_in)
+            gradient = torch.cat([*self._sums(v, adjoint, self._tables_in)]).view(g.shape)
         if through_softmax:
             gradient = q * (gradient - torch.linalg.vecdot(q, gradient)[..., None])
         return gradient, back
 
-    @functools.cached_property
-    def _table_in(self):
-        return self._table([K.entry for K in self.operators])
+    @property
+    def _part(self):
+        """Pixels at a time."""
+        return max(1, PART // max(1, self.unary.shape[1]))
+
+    def _sums(self, vertices, mixing, tables):
+        """sum_m A_m scale_m . alpha slice_m(v_m), a part of the pixels at a time, [pixels, C]; `_tables` know what A_m
+        are numbers."""
+        rows = [mixed(a, v).flatten(0, 1) if a.ndim else v.flatten(0, 1) for a, v in zip(mixing, vertices)]
+        parts = [zip(index.split(self._part), w.split(self._part)) for index, w in tables]
+        for each in zip(*parts, strict=True):
+            total, *others = (weighted_sums(v, index, None, w) for v, (index, w) in zip(rows, each))
+            for other in others:
+                total.add_(other)
+            yield total
 
     @functools.cached_property
-    def _table_out(self):
-        return self._table([K.exit for K in self.operators])
+    def _tables_in(self):
+        return self._tables([K.entry for K in self.operators])
 
-    def _table(self, scaled_lattices):
-        """Every filter's slice table, side by side; the vertices of each filter follow those of the one before."""
-        batch, indices, weights, first = len(self.unary), [], [], 0
-        for scaled in scaled_lattices:
-            index, weight = slice_table(scaled, batch)
-            indices.append(index + first)
-            weights.append(weight)
-            first += (scaled.lattice.count + 1) * (batch if scaled.lattice.shared else 1)
-        return torch.cat(indices, 1), torch.cat(weights, 1)
+    @functools.cached_property
+    def _tables_out(self):
+        return self._tables([K.exit for K in self.operators])
 
-    def _sliced(self, vertices, table):
-        """sum_m scale_m . alpha slice_m(v_m): [B, N, C]."""
-        index, weights = table
-        rows = torch.cat([v.flatten(0, 1) for v in vertices])
-        return weighted_sums(rows, index, None, weights).view(self.kept_shape(self.unary))
+    def _tables(self, scaled_lattices):
+        """Each filter's slice table, with the weight of all its classes, if it is one."""
+        tables = (slice_table(scaled, len(self.unary)) for scaled in scaled_lattices)
+        return [(index, w if a.ndim else w * a) for a, (index, w) in zip(self.mixing, tables)]
 
 
 def mixed(a, rows):
