@@ -185,7 +185,8 @@ def _where(tasks: int, options: argparse.Namespace) -> dict[str, Any]:
         devices = [f"cuda:{n}" for n in options.devices]
     jobs = options.jobs
     if jobs is None:
-        on_cpu = options.devices is None and device_found(options.device).type == "cpu"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = min(tasks, cores) if on_cpu and min(tasks, cores) > 1 else 0
+        on_cpu = options.devices is None and device_found(options.device).type == "cpu"
+        jobs = cores if on_cpu and min(tasks, cores) > 1 else 0
+    jobs = min(jobs, tasks)  # one for each, where few are left
     return {"jobs": jobs, "devices": devices}
