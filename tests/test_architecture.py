@@ -164,7 +164,7 @@ LIBRARIES = {
     "problem": {"torch", "numpy"},
     "refine": {"torch", "numpy", "PIL", "typing_extensions"},
     "scores": {"torch", "numpy", "PIL"},
-    "datasets": {"torch", "numpy", "PIL", "typing_extensions", "h5py", "zarr"},
+    "datasets": {"torch", "numpy", "PIL", "ray", "typing_extensions", "h5py", "zarr"},
     "datasets.evaluation": {"numpy"},
     "datasets.file_stages": {"torch", "numpy"},
     "datasets.run": {"numpy", "tqdm"},

@@ -28,7 +28,7 @@ from tritoncrf.datasets.stages import Outcome
 from tritoncrf.datasets.stored import Stored
 from tritoncrf.devices import device_found
 from tritoncrf.files import FileError, is_local, temporaries
-from tritoncrf.options import ARGUMENTS, UNKNOWN, method_for, settings
+from tritoncrf.options import ARGUMENTS, SCORES, UNKNOWN, method_for, settings
 from tritoncrf.refine import refine
 from tritoncrf.scores import expect_unknown
 
@@ -47,6 +47,8 @@ def refine_set(options: argparse.Namespace) -> int:
     for name in ("device", "devices") if options.engine else ():
         if getattr(options, name) is not None:
             raise CommandError(f"--{name}: expected none beside --engine {options.engine}, which places the work")
+    if options.engine:
+        _anchor(options)
     kind, source = source_of(options)
     reading = _chosen(Reading, options, kind=kind)
     given = settings_of(options)
@@ -75,6 +77,15 @@ def refine_set(options: argparse.Namespace) -> int:
             print(f"tritoncrf: interrupted, {run.progress()}; the same command goes on", file=sys.stderr)
             return 130
     return run.conclude()
+
+
+def _anchor(options: argparse.Namespace) -> None:
+    """Makes local paths absolute: the processes of a cluster work in folders of their own."""
+    options.images = [text if "://" in text else os.path.abspath(text) for text in options.images]
+    for name in ("out", "images_dir", "ground_truth", *SCORES):
+        path = getattr(options, name)
+        if path is not None and is_local(path):
+            setattr(options, name, path.absolute())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Of an image in files: read it and its scores, refine them, write its labels and count how good they are."""
 
+import platform
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from tritoncrf.datasets.evaluation import Counts, counted, read_truth
 from tritoncrf.datasets.many import pinned
 from tritoncrf.datasets.outputs import Outputs
 from tritoncrf.datasets.score_files import Found, Reading
-from tritoncrf.files import read_image
+from tritoncrf.files import FileError, is_local, read_image
 from tritoncrf.options import BINARY
 from tritoncrf.problem import Problem, posed, solved
 from tritoncrf.scores import labels_of
@@ -78,7 +79,9 @@ class FileStages:
     num_classes: int | None = None
 
     def read(self, task: Task, device: torch.device) -> Loaded:
-        entry, upright = task.entry, not self.reading.as_stored
+        entry, upright, folder = task.entry, not self.reading.as_stored, self.outputs.folder
+        if is_local(folder) and not folder.is_dir():
+            raise FileError(f"{folder}: expected a folder that every machine reaches, got none on {platform.node()}")
         image = np.asarray(read_image(entry.image, upright=upright))
         size = image.shape[0], image.shape[1]
         found = self.reading.scores(entry.scores, entry.image, size)

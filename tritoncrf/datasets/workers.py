@@ -25,7 +25,7 @@ from tritoncrf.datasets.stages import Outcome, Stages
 from tritoncrf.devices import device_found, expect_device
 from tritoncrf.filters.lattice import limit_cache
 
-__all__ = ["places", "run"]
+__all__ = ["CACHE", "places", "run", "sendable"]
 
 PATIENCE = 30.0  # seconds that an item in work may take until its process, which is to end, is killed
 WINDOW = 4  # how many times the items in work may be done and wait for one before them
@@ -258,7 +258,7 @@ def _work(connection: Connection, device: str) -> None:
         return item
 
     for outcome in outcomes(stages, source, torch.device(device)):
-        message = _packed((numbers.popleft(), outcome.result, _sendable(outcome.error), outcome.seconds))
+        message = _packed((numbers.popleft(), outcome.result, sendable(outcome.error), outcome.seconds))
         try:
             connection.send_bytes(message)
         except OSError:
@@ -281,7 +281,7 @@ def _packed(value: Any) -> bytes:
         raise TypeError(f"items: expected what can be sent to other processes, got what cannot: {error}") from error
 
 
-def _sendable(error: Exception | None) -> Exception | None:
+def sendable(error: Exception | None) -> Exception | None:
     """An error that another process can read."""
     try:
         pickle.loads(pickle.dumps(error))
