@@ -21,6 +21,7 @@ from tritoncrf.reference.simplex import CHUNK
 from tritoncrf.step import Step, few_threads
 
 VECTOR = 16  # classes that torch's softmax of a row takes at once
+PART = 1 << 17  # numbers that a core's cache holds beside what they are made from
 
 
 @dataclass
@@ -65,10 +66,17 @@ class Lattice:
         return self.chunk_starts[self.group_starts[self.vertex_groups]]
 
     @functools.cached_property
-    def around(self):
-        """Each vertex and its two neighbours, [D + 1, V + 1, 3]."""
-        own = torch.arange(self.count + 1, dtype=torch.int32, device=self.neighbours.device)
-        return torch.cat([own.expand(self.corners, -1)[..., None], self.neighbours], 2)
+    def blurs(self):
+        """Each vertex and its two neighbours, [D + 1, 3 (V + 1)]; where each three begin, and what they weigh."""
+        count, new = self.count + 1, self.neighbours.new_empty
+        around = new((self.corners, count, 3))
+        torch.arange(count, out=around[0, :, 0])
+        around[1:, :, 0] = around[0, :, 0]
+        around[:, :, 1:] = self.neighbours
+        starts = torch.arange(0, 3 * count, 3, dtype=around.dtype, device=around.device)
+        weights = self.weights.new_full((count, 3), 0.5)
+        weights[:, 0] = 1
+        return around.flatten(1), starts, weights.flatten()
 
 
 @dataclass
@@ -114,12 +122,9 @@ def splat(rows, scaled: ScaledLattice):
 
 def filtered(rows, scaled: ScaledLattice, reverse: bool):
     """blur_D ... blur_0 splat(scale . x), or blur_0 ... blur_D if `reverse`: the vertices that `sliced` reads."""
-    v, lattice = splat(rows, scaled), scaled.lattice
-    weights = v.new_full((3,), 0.5)
-    weights[0] = 1
-    weights = weights.expand(lattice.count + 1, 3)
-    for index in lattice.around.flip(0) if reverse else lattice.around:
-        v = summed_groups(v, index, None, weights)
+    v, (around, starts, weights) = splat(rows, scaled), scaled.lattice.blurs
+    for index in reversed(around) if reverse else around:
+        v = summed_groups(v, index, starts, weights)
     return v
 
 
@@ -158,12 +163,12 @@ def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
 
 
 def softmax_of_rows(scores):
-    """Q of fresh scores [B, N, C], written over them where classes are few: torch's softmax is slow on short rows."""
-    if scores.shape[2] >= VECTOR:
-        return torch.softmax(scores, 2)
-    scores -= scores.amax(2, keepdim=True)
+    """Q of fresh scores [.., C], written over them where classes are few: torch's softmax is slow on short rows."""
+    if scores.shape[-1] >= VECTOR:
+        return torch.softmax(scores, -1)
+    scores -= scores.amax(-1, keepdim=True)
     scores.exp_()
-    return scores.div_(scores.sum(2, keepdim=True))
+    return scores.div_(scores.sum(-1, keepdim=True))
 
 
 def summed_groups(rows, index, starts, weights):
@@ -195,7 +200,8 @@ def in_few_threads(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class LatticeStep(Step):
-    """The step of any number of lattices: A_m acts on the vertices, and all filters are sliced in one pass.
+    """The step of any number of lattices: A_m acts on the vertices, and what is sliced becomes Q a part of the pixels
+    at a time, while it is in the cache.
 
     A state, and what is kept of it, is rows [B, N, C].
     """
@@ -212,20 +218,26 @@ class LatticeStep(Step):
 
     @in_few_threads
     def next(self, state):
-        return softmax_of_rows(self._scores(state))
+        return self._through(state, softmax_of_rows)
 
     @in_few_threads
     def scores(self, state):
-        return self.image(self._scores(state))
+        return self.image(self._through(state, lambda scores: scores))
 
-    def _scores(self, rows):
-        v = [mixed(a, filtered(rows, K.entry, reverse=False)) for a, K in zip(self.mixing, self.operators, strict=True)]
-        return self._sliced(v, self._table_out).add_(self._unary_rows)
+    def _through(self, rows, last):
+        """`last` of the scores, rows [B, N, C]; over the state, unless it is kept."""
+        v = [filtered(rows, K.entry, reverse=False) for K in self.operators]
+        found = torch.empty_like(rows) if self.keeps else rows
+        parts = zip(self._sums(v, self.mixing, self._tables_out), self._unary_rows.split(self._part), strict=True)
+        for into, (sums, unary) in zip(found.flatten(0, 1).split(self._part), parts, strict=True):
+            into.copy_(last(sums.add_(unary)))
+        return found
 
     @functools.cached_property
     def _unary_rows(self):
+        """a U, [B N, C]"""
         rows = self.unary.flatten(2).mT
-        return torch.mul(rows, self.unary_weight, out=rows.new_empty(rows.shape))
+        return torch.mul(rows, self.unary_weight, out=rows.new_empty(rows.shape)).flatten(0, 1)
 
     @in_few_threads
     def backward(self, q, g, through_softmax: bool, messages: bool):
@@ -235,34 +247,34 @@ class LatticeStep(Step):
             back = [sliced(x, K.entry, len(g)) for x, K in zip(v, self.operators, strict=True)]
             gradient = sum(mixed(a, b) for a, b in zip(adjoint, back))
         else:
-            gradient = self._sliced([mixed(a, x) for a, x in zip(adjoint, v)], self._table_in)
+            gradient = torch.cat([*self._sums(v, adjoint, self._tables_in)]).view(g.shape)
         if through_softmax:
             gradient = q * (gradient - torch.linalg.vecdot(q, gradient)[..., None])
         return gradient, back
 
-    @functools.cached_property
-    def _table_in(self):
-        return self._table([K.entry for K in self.operators])
+    @property
+    def _part(self):
+        """Pixels at a time."""
+        return max(1, PART // max(1, self.unary.shape[1]))
+
+    def _sums(self, vertices, mixing, tables):
+        """sum_m A_m scale_m . alpha slice_m(v_m), a part of the pixels at a time: [pixels, C]."""
+        rows = [mixed(a, v).flatten(0, 1) if a.ndim else v.flatten(0, 1) for a, v in zip(mixing, vertices)]
+        weights = [w if a.ndim else w * a for a, (_, w) in zip(mixing, tables)]
+        parts = [zip(i.split(self._part), w.split(self._part)) for (i, _), w in zip(tables, weights)]
+        for each in zip(*parts, strict=True):
+            total, *others = (weighted_sums(v, index, None, w) for v, (index, w) in zip(rows, each))
+            for other in others:
+                total.add_(other)
+            yield total
 
     @functools.cached_property
-    def _table_out(self):
-        return self._table([K.exit for K in self.operators])
+    def _tables_in(self):
+        return [slice_table(K.entry, len(self.unary)) for K in self.operators]
 
-    def _table(self, scaled_lattices):
-        """Every filter's slice table, side by side; the vertices of each filter follow those of the one before."""
-        batch, indices, weights, first = len(self.unary), [], [], 0
-        for scaled in scaled_lattices:
-            index, weight = slice_table(scaled, batch)
-            indices.append(index + first)
-            weights.append(weight)
-            first += (scaled.lattice.count + 1) * (batch if scaled.lattice.shared else 1)
-        return torch.cat(indices, 1), torch.cat(weights, 1)
-
-    def _sliced(self, vertices, table):
-        """sum_m scale_m . alpha slice_m(v_m): [B, N, C]."""
-        index, weights = table
-        rows = torch.cat([v.flatten(0, 1) for v in vertices])
-        return weighted_sums(rows, index, None, weights).view(self.kept_shape(self.unary))
+    @functools.cached_property
+    def _tables_out(self):
+        return [slice_table(K.exit, len(self.unary)) for K in self.operators]
 
 
 def mixed(a, rows):
