@@ -74,15 +74,15 @@ def test_subfolders(folder):
 def test_files_folders_and_globs_together(folder):
     made(folder, "a/1.jpg", "b/2.jpg", "b/2.json", "c/x[3].jpg", "c/no.jpg")
     made(folder / "scores", "1.npy", "2.npy", "x[3].npy")
-    entries, _ = found(["a", "b/*.jp*g", "c/x[3].jpg", "a/1.jpg"])
-    assert [image for image, _ in entries.values()] == ["a/1.jpg", "b/2.jpg", "c/x[3].jpg"]
+    entries, _ = found(["a", "b/*.jp*g", f"file://{folder}/c/x[3].jpg", "a/1.jpg"])
+    assert [image for image, _ in entries.values()] == ["a/1.jpg", "b/2.jpg", f"{folder}/c/x[3].jpg"]
 
 
 def test_names_of_a_list(folder):
     """With or without an ending, with another, with subfolders, with spaces, and a second column."""
     made(folder / "images", "a.jpg", "b.1.png", "c d.png", "sub/e.png", "f.png")
     made(folder / "scores", "a.npy", "b.1.npy", "c d.npy", "e.npy", "f.npy")
-    Path("list.txt").write_text("\ufeffa  1\n\nb.1 -1\nc d\n/sub/e.png /labels/e.png\nf.jpg\na\n", "utf-8")
+    Path("list.txt").write_text("\ufeff./a  1\n\nb.1 -1\nc d\n/sub/e.png /labels/e.png\nf.jpg\na\n", "utf-8")
     entries, missing = found(["list.txt"], images_dir=Path("images"))
     assert {name: image for name, (image, _) in entries.items()} == {
         "a": "images/a.jpg", "b.1": "images/b.1.png", "c d": "images/c d.png", "e": "images/sub/e.png",

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import resource
 
 import numpy as np
 import pytest
@@ -191,10 +190,10 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, save, fa
     assert outputs.paths("a")[-1].read_bytes() == old and outputs.mark("a") == MARK
 
 
-@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limits on files on this system")
 @pytest.mark.parametrize("save", ["labels", "probabilities"])
 def test_a_limit_of_the_system(tmp_path, save):
     """The same by a real error of the system, in the middle of a file."""
+    resource = pytest.importorskip("resource", reason="no limits on files on this system")
     q, image = np.repeat(drawn(3), 40, axis=1), np.repeat(IMAGE, 40, axis=0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))

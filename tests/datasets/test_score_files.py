@@ -2,6 +2,7 @@
 
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from PIL import Image
 import tritoncrf as tc
 from assertions import assert_close
 from tritoncrf.commands import CommandError
+from tritoncrf.datasets.entries import matched
 from tritoncrf.datasets.score_files import Reading
 from tritoncrf.datasets.stored import Stored
-from tritoncrf.files import FileError, address
+from tritoncrf.files import FileError, address, read_image
 
 H, W, C = 12, 15, 4
 RNG = np.random.default_rng(0)
@@ -369,3 +371,19 @@ def test_an_array_is_in_memory_once(tmp_path, ending):
     finally:
         tracemalloc.stop()
     assert peak < 1.3 * scores.nbytes
+
+
+def test_a_networks_scores_of_real_photos():
+    """float16 in .npz, of 32 photos."""
+    data = Path(__file__).parents[3] / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip("needs the shared data")
+    photos, truth = data / "voc" / "images", data / "voc" / "labels"
+    entries, _ = matched([str(photos)], "foreground", data / "network_scores" / "voc", truth=truth)
+    assert len(entries) == 32 and all(entry.truth for entry in entries)
+    for entry in entries[:3]:
+        size = read_image(entry.image).size[::-1]
+        with np.load(entry.scores) as arrays:
+            stored = arrays["foreground"]
+        assert stored.dtype == np.float16
+        same(read(entry.scores, size, "foreground").array, stored.astype(np.float32))

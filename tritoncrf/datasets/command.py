@@ -42,11 +42,7 @@ def refine_set(options: argparse.Namespace) -> int:
     """`tritoncrf refine` of a data set; 1 if an image has failed."""
     if options.out is None:
         raise CommandError("--out: expected the folder of the outputs, got none")
-    if options.address is not None and options.engine is None:
-        raise CommandError(f"--address: expected --engine ray beside it, got {options.address} alone")
-    for name in ("device", "devices") if options.engine else ():
-        if getattr(options, name) is not None:
-            raise CommandError(f"--{name}: expected none beside --engine {options.engine}, which places the work")
+    _expect_places(options)
     if options.engine:
         _anchor(options)
     kind, source = source_of(options)
@@ -169,6 +165,37 @@ def _resolved(folder: Path) -> Path:
     return folder.resolve() if is_local(folder) else folder
 
 
+def _expect_places(options: argparse.Namespace) -> None:
+    """An error for options that say where, and cannot be, before anything is written."""
+    if options.engine is None:
+        if options.address is not None:
+            raise CommandError(f"--address: expected --engine ray beside it, got {options.address} alone")
+        if options.devices is not None and options.device is not None:
+            raise CommandError("--devices: expected none beside --device, got both")
+        workers.places(options.jobs or 0, _devices(options))
+        return
+    for name in ("device", "devices"):
+        if getattr(options, name) is not None:
+            raise CommandError(f"--{name}: expected none beside --engine {options.engine}, which places the work")
+
+
+def _devices(options: argparse.Namespace) -> list[str] | None:
+    """Those that are asked for."""
+    if options.devices is not None:
+        return [f"cuda:{number}" for number in options.devices]
+    return None if options.device is None else [options.device]
+
+
+def _jobs(options: argparse.Namespace, tasks: int) -> int:
+    """How many processes: all cores of a machine without GPU, unless something else is asked for, but one a task."""
+    if options.jobs is not None:
+        return min(int(options.jobs), tasks)
+    if options.devices is not None or device_found(options.device).type != "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(tasks, cores) if min(tasks, cores) > 1 else 0
+
+
 @contextlib.contextmanager
 def _outcomes(stages: FileStages, tasks: Sequence[Task], options: argparse.Namespace) -> Iterator[Iterator[Outcome]]:
     """The outcomes of tasks, by whatever does them, which is stopped at the end of the block."""
@@ -177,7 +204,7 @@ def _outcomes(stages: FileStages, tasks: Sequence[Task], options: argparse.Names
 
         found = cluster.run(stages, tasks, address=options.address, jobs=options.jobs or 0)
     else:
-        found = workers.run(stages, tasks, **_where(len(tasks), options))
+        found = workers.run(stages, tasks, jobs=_jobs(options, len(tasks)), devices=_devices(options))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in every process of `jobs`: the number of threads changes bits
     try:
@@ -185,18 +212,3 @@ def _outcomes(stages: FileStages, tasks: Sequence[Task], options: argparse.Names
             yield outcomes
     finally:
         torch.set_num_threads(threads)
-
-
-def _where(tasks: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments jobs and devices of `workers.run`; unless said otherwise, all cores of a machine without GPU."""
-    if options.devices is not None and options.device is not None:
-        raise CommandError("--devices: expected none beside --device, got both")
-    devices = None if options.device is None else [options.device]
-    if options.devices is not None:
-        devices = [f"cuda:{n}" for n in options.devices]
-    jobs = options.jobs
-    if jobs is None:
-        on_cpu = options.devices is None and device_found(options.device).type == "cpu"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = min(tasks, cores) if on_cpu and min(tasks, cores) > 1 else 0
-    return {"jobs": jobs, "devices": devices}

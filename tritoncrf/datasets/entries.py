@@ -191,8 +191,9 @@ def _pictures(images: Sequence[str], images_dir: Path | None, search: _Search) -
     missing: list[str] = []
 
     def add(name: str, path: Path) -> None:
-        name = name if search.recursive else name.rpartition("/")[2]
-        if ".." in name.split("/"):
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        name = "/".join(parts) if search.recursive else parts[-1]
+        if ".." in parts[:-1]:
             raise CommandError(f"IMAGES: expected pictures below --images-dir, got {path}")
         other = found.setdefault(name, path)
         if other != path:
@@ -208,7 +209,7 @@ def _pictures(images: Sequence[str], images_dir: Path | None, search: _Search) -
         elif text.lower().endswith(".txt"):
             pairs, without = _of_list(path, images_dir, search)
             missing += without
-        elif os.path.lexists(text) if is_local(path) else path.is_file():
+        elif os.path.lexists(path) if is_local(path) else path.is_file():
             if not path.exists():
                 raise FileError(f"{path}: expected a picture, got a link that leads nowhere")
             pairs = [(stem(path.name), path)]
