@@ -3,6 +3,8 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def run_block(block: str) -> None:
+    if "__main__" in block:  # a script, which processes that it starts import
+        Path("script.py").write_text(block)
+        subprocess.run([sys.executable, "script.py"], check=True, timeout=120)
+        return
     exec(compile(block, "a page", "exec"), {"__name__": "__main__"})
 
 

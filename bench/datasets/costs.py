@@ -16,7 +16,7 @@ import tritoncrf as tc
 from bench import ROOT
 from bench.datasets.simulation import Cost
 from bench.workloads import brightness_bands, load_picture
-from tritoncrf.datasets import cluster, workers
+from tritoncrf.datasets import cluster, manifest, workers
 from tritoncrf.datasets.entries import Entry
 from tritoncrf.datasets.file_stages import FileStages, Task
 from tritoncrf.datasets.outputs import Outputs
@@ -142,3 +142,12 @@ def reporting_by_ray(items: int) -> float | None:
         return None
     os.environ["PYTHONPATH"] = str(ROOT)  # the processes that Ray starts find `bench` by it
     return reporting(cluster.run, items)
+
+
+def noting(folder: Path, items: int) -> float:
+    """Seconds a line of the manifest."""
+    with manifest.opened(folder, {}) as lines:
+        begun = time.perf_counter()
+        for n in range(items):
+            lines.add(manifest.Record(f"{n}", "", 0.0, 0.0))
+        return (time.perf_counter() - begun) / items

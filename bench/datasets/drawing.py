@@ -31,10 +31,14 @@ def scaling(findings: "Findings") -> Figure:
         ends = [findings.predicted(name, n) for n in machines]
         _line(right, machines, [COCO / run.seconds for run in ends], name)
     left.plot([*findings.rates], [*findings.rates.values()], "s", ms=9, mfc="none", mec=figures.INK, zorder=3)
-    _dress(left, "One machine", f"predicted, of {CORES} cores; squares: measured", "processes")
+    _dress(left, "One machine", f"predicted, of {CORES} cores; squares: maps, measured", "processes")
     _dress(right, "Several", f"predicted, {CORES} processes each, the start included", "machines")
     for axes in left, right:
-        axes.set(xscale="log", yscale="log")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        for axis in axes.xaxis, axes.yaxis:
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_minor_formatter(lambda value, _: "")
         axes.set_ylabel("images a second", color=figures.MUTED)
     figures.legend(
         figure, [(COLORS[name], KINDS[name].words) for name in findings.kinds], 3, "lower left", (0.03, 0.02)

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from bench.datasets import drawing
-from bench.datasets.costs import CPU, KINDS, SIZE, Measured, measure, prepared, rate, reporting, reporting_by_ray
+from bench.datasets.costs import (
+    CPU,
+    KINDS,
+    SIZE,
+    Measured,
+    measure,
+    noting,
+    prepared,
+    rate,
+    reporting,
+    reporting_by_ray,
+)  # fmt: skip
 from bench.datasets.machines import COCO, CORES, COUNTS, LATENCY, LINK, STORAGE, predicted
 from bench.datasets.resident import weigh
 from bench.datasets.simulation import NAMES, Machines, Run, simulate
@@ -28,8 +39,8 @@ SIMULATED = 200  # images beside those that are measured here
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured: each kind's costs; images a second of so many processes; seconds an item of handing it over,
-    and by Ray, if it is installed; and memory after each small image."""
+    """What was measured: each kind's costs; images a second of so many processes; seconds an image of handing it over
+    and writing its line in the manifest, and by Ray, if it is installed; and memory after each small image."""
 
     kinds: dict[str, Measured]
     rates: dict[int, float]
@@ -69,8 +80,10 @@ def survey(size: Sequence[int], photos: Sequence[Path], few: tuple[int, int], ha
         kinds = {name: measure(Path(place, name), kind, size, photos) for name, kind in KINDS.items()}
         stages, tasks = prepared(Path(place, "again"), KINDS["maps"], size, photos)
         rates = {jobs: rate(stages, tasks * (2 * jobs), jobs) for jobs in (1, 2)}
-    report = reporting(workers.run, handed, jobs=1, devices=CPU)
-    return Findings(kinds, rates, report, reporting_by_ray(2 * handed), np.array([*weigh(*few)]))
+        noted = noting(Path(place), handed)
+    report, by_ray = reporting(workers.run, handed, jobs=1, devices=CPU), reporting_by_ray(2 * handed)
+    by_ray = None if by_ray is None else by_ray + noted
+    return Findings(kinds, rates, report + noted, by_ray, np.array([*weigh(*few)]))
 
 
 def costs_in_words(findings: Findings, size: Sequence[int]) -> str:
@@ -82,7 +95,7 @@ def costs_in_words(findings: Findings, size: Sequence[int]) -> str:
     header = ["scores", "read s", "refine s", "write s", "MB fetched", "MB stored", "start s"]
     return "\n".join([
         "## Measured: an image on one core\n",
-        f"Photos of {size[0]} x {size[1]}, DeepLab's settings, 10 iterations, the median of the images after the first.",
+        f"Photos of {size[0]} x {size[1]}, DeepLab's settings, 10 iterations; medians, without the first image.",
         "Start: what the first outcome takes more than an image.\n",
         reports.table(header, lines),
         *(f"- {name}: {KINDS[name].words}" for name in findings.kinds), "",
@@ -100,7 +113,7 @@ def here_in_words(findings: Findings) -> str:
     return "\n".join([
         "## Measured beside the simulation: maps on this machine\n",
         reports.table(["processes", "images/s", "simulated"], lines),
-        f"Handing over an item and its outcome takes {number(findings.report, 1e3)} ms{by_ray}.\n",
+        f"Handing over an image and noting its outcome takes {number(findings.report, 1e3)} ms{by_ray}.\n",
     ])  # fmt: skip
 
 
@@ -143,9 +156,9 @@ def memory_in_words(memory: np.ndarray, few: tuple[int, int]) -> tuple[str, bool
     grown = later[-sizes:].mean() - later[:sizes].mean()
     text = "\n".join([
         "## Measured: memory\n",
-        f"{images} images of {sizes} sizes in a process of `refine_many`. Once every size had been there twice, its own "
-        f"memory was {later.min() / 1e6:.0f} to",
-        f"{later.max() / 1e6:.0f} MB, and the mean of the last {sizes} images {grown / 1e6:+.1f} MB from that of the first. "
+        f"{images} images of {sizes} sizes in a process of `refine_many`. Once every size had been there twice, it had",
+        f"{later.min() / 1e6:.0f} to {later.max() / 1e6:.0f} MB of its own; from the first {sizes} images after that to "
+        f"the last the mean changed by {grown / 1e6:+.1f} MB.",
         f"With shared code it had {memory[:, 1].max() / 1e6:.0f} MB at most.\n",
     ])  # fmt: skip
     return text, bool(grown <= GROWTH)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from tritoncrf.reference.simplex import CHUNK
 from tritoncrf.step import Step, few_threads
