@@ -26,7 +26,7 @@ BY_HAND = [
     (Cost(1.0, 20, 0), 4, {"link": 10.0}, 2, 1, 1, 5.0, "the network"),  # a link each
     (Cost(1.0, 0, 20), 3, {"storage": 10.0}, 1, 1, 1, 9.0, "the storage"),  # stored before the next is computed
     (Cost(1.0, 0, 0), 4, {"latency": 0.5}, 1, 1, 1, 6.5, "the cores"),
-    (Cost(1.0, 0, 0), 4, {"report": 3.0}, 1, 4, 4, 13.0, "the process that is told"),
+    (Cost(1.0, 0, 0), 4, {"report": 3.0}, 1, 4, 4, 13.0, "the parent process"),
 ]
 
 

@@ -109,7 +109,7 @@ def here_in_words(findings: Findings) -> str:
         here = Machines(1, jobs, jobs, math.inf, math.inf, 0.0, 0.0, findings.report)
         simulated = SIMULATED / simulate(findings.kinds["maps"].costs, SIMULATED, here).seconds
         lines.append([str(jobs), number(found), number(simulated)])
-    by_ray = "" if findings.by_ray is None else f", by Ray {number(findings.by_ray, 1e3)} ms"
+    by_ray = "" if findings.by_ray is None else f", by Ray at most {number(findings.by_ray, 1e3)} ms"
     return "\n".join([
         "## Measured beside the simulation: maps on this machine\n",
         reports.table(["processes", "images/s", "simulated"], lines),
@@ -128,7 +128,7 @@ def predictions_in_words(findings: Findings) -> str:
         f"Assumed: machines of {CORES} cores with a process each, every core as fast as the one measured; a link of",
         f"{LINK * 8e-9:.0f} Gbit/s for each machine; storage that gives {STORAGE / 1e9:.0f} GB/s to all together, and "
         f"begins to answer after {LATENCY * 1e3:.0f} ms.",
-        "The process that is told takes every outcome: the command's own, and of several machines Ray's.\n",
+        "The parent process takes every outcome: on several machines from Ray.\n",
         reports.table(["scores", "machines", "images/s", "time", "bound by", "busy"], lines),
     ])  # fmt: skip
 
@@ -157,8 +157,8 @@ def memory_in_words(memory: np.ndarray, few: tuple[int, int]) -> tuple[str, bool
     text = "\n".join([
         "## Measured: memory\n",
         f"{images} images of {sizes} sizes in a process of `refine_many`. Once every size had been there twice, it had",
-        f"{later.min() / 1e6:.0f} to {later.max() / 1e6:.0f} MB of its own; from the first {sizes} images after that to "
-        f"the last the mean changed by {grown / 1e6:+.1f} MB.",
+        f"{later.min() / 1e6:.0f} to {later.max() / 1e6:.0f} MB of its own; from then on the mean over {sizes} images",
+        f"changed by {grown / 1e6:+.1f} MB.",
         f"With shared code it had {memory[:, 1].max() / 1e6:.0f} MB at most.\n",
     ])  # fmt: skip
     return text, bool(grown <= GROWTH)

@@ -2,9 +2,10 @@
 
     every process:  fetch the scores -> compute (read, refine, write) -> store the labels -> report, and the next image
 
-While a process computes, the scores of its next image are fetched. The storage, each machine's link and the process
-that takes all reports serve who comes first, one at a time; a core serves one process until its image is computed. What
-is not modelled: cores that slow each other down in memory, machines that fail, and storage that has slow moments.
+While a process computes, the scores of its next image are fetched. The storage, each machine's link and the parent
+process, which takes all reports, serve who comes first, one at a time; a core serves one process until its image is
+computed. What is not modelled: cores that slow each other down in memory, machines that fail, and storage that has slow
+moments.
 """
 
 import heapq
@@ -12,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NAMES = {"cores": "the cores", "links": "the network", "storage": "the storage", "reports": "the process that is told"}
+NAMES = {"cores": "the cores", "links": "the network", "storage": "the storage", "reports": "the parent process"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Machines:
 
 @dataclass(frozen=True)
 class Run:
-    """How long it takes, and which share of that time the cores, links, storage and the one that is told are busy."""
+    """How long it takes, and which share of that time the cores, links, storage and parent process are busy."""
 
     seconds: float
     busy: dict[str, float]
