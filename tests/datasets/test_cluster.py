@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -43,6 +44,12 @@ def test_an_address_without_a_cluster_is_one_line(where, monkeypatch, capfd):
 def test_an_address_in_the_environment_is_not_passed_over(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port()}")
     with pytest.raises(ValueError, match="^address: expected .* got '127.0.0.1:"):
+        next(cluster.run(Toy(), [1]))
+
+
+def test_without_ray_the_error_says_what_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=re.escape('a cluster needs Ray: pip install "tritoncrf[ray]"')):
         next(cluster.run(Toy(), [1]))
 
 

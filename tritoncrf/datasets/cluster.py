@@ -34,6 +34,11 @@ RETRIES = 2  # of a block whose actor has died
 PATIENCE = 10.0  # seconds that a cluster's door may take to open
 MOMENTS = 10  # half seconds until a cluster without a free CPU or GPU is said to be busy
 STORE = 128 << 20  # bytes that the processes of a cluster of this machine alone share; items and outcomes are small
+QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "killed by `ray.kill`",  # the actors, where the user has stopped it
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # to reach a cluster; each takes half a minute
 
 
@@ -116,8 +121,8 @@ def _pass(
 
 def _ray() -> ModuleType:
     """Ray, which says nothing on the way and sends no statistics."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
