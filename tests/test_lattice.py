@@ -88,7 +88,7 @@ def test_work_grows_with_the_square_of_the_features():
             least, most = f.amin((0, 2)).tolist(), f.amax((0, 2)).tolist()
             layout = simplex.key_layout(least, most, 1, 50)
             _, *simplices = simplex.simplex(f, layout)
-            simplex.connect(*simplices, layout)
+            simplex.connect(*simplices, layout, in_chunks=False)
         written.append(work.written)
     assert math.log(written[1] / written[0], 4) < 2.1
 

@@ -80,7 +80,7 @@ def _from_scores(
         checks.expect_logits(name, scores, axis=0, sign=sign)
         return sign * scores
     _expect_probabilities(name, scores, "pass scores before the softmax as logits=, and costs as energies=")
-    return scores.clamp(min=CLIP).log()
+    return scores.clamp(min=CLIP).log_()
 
 
 def _axes_hint(name: str, shape: Sequence[int], size: Sequence[int] | None) -> str:

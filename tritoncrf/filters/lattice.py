@@ -276,7 +276,7 @@ def _connected_on_host(features: torch.Tensor, ends: torch.Tensor, backend: str)
     least, most = (ends[0].amin(0), ends[1].amax(0)) if images else ends.new_zeros((2, d))
     layout = simplex.key_layout(least.tolist(), most.tolist(), images, pixels)
     weights, codes, simplices = modules(backend).simplex.simplex(features, layout)
-    return weights, *simplex.connect(codes, simplices, layout)
+    return weights, *simplex.connect(codes, simplices, layout, in_chunks=backend != "torch")
 
 
 def _ends_and_shift(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

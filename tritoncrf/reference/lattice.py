@@ -10,6 +10,7 @@ Everything here works on rows: values [B, N, C], so that a vertex or a pixel is 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ from tritoncrf.reference.simplex import CHUNK
 from tritoncrf.step import Step, few_threads
 
 VECTOR = 16  # classes that torch's softmax of a row takes at once
-PART = 1 << 17  # numbers that a core's cache holds beside what they are made from
+BLOCK = 5 << 20  # numbers of a lattice's vertices at one time
+PART = 1 << 18  # numbers that a core's cache holds beside what they are made from
 
 
 @dataclass
@@ -63,20 +65,9 @@ class Lattice:
     @functools.cached_property
     def segments(self) -> torch.Tensor:
         """Where each vertex's sorted_pairs begin, [V + 1]; vertex V has none."""
+        if len(self.vertex_groups) == 0:
+            return self.chunk_starts
         return self.chunk_starts[self.group_starts[self.vertex_groups]]
-
-    @functools.cached_property
-    def blurs(self):
-        """Each vertex and its two neighbours, [D + 1, 3 (V + 1)]; where each three begin, and what they weigh."""
-        count, new = self.count + 1, self.neighbours.new_empty
-        around = new((self.corners, count, 3))
-        torch.arange(count, out=around[0, :, 0])
-        around[1:, :, 0] = around[0, :, 0]
-        around[:, :, 1:] = self.neighbours
-        starts = torch.arange(0, 3 * count, 3, dtype=around.dtype, device=around.device)
-        weights = self.weights.new_full((count, 3), 0.5)
-        weights[:, 0] = 1
-        return around.flatten(1), starts, weights.flatten()
 
 
 @dataclass
@@ -122,10 +113,23 @@ def splat(rows, scaled: ScaledLattice):
 
 def filtered(rows, scaled: ScaledLattice, reverse: bool):
     """blur_D ... blur_0 splat(scale . x), or blur_0 ... blur_D if `reverse`: the vertices that `sliced` reads."""
-    v, (around, starts, weights) = splat(rows, scaled), scaled.lattice.blurs
-    for index in reversed(around) if reverse else around:
-        v = summed_groups(v, index, starts, weights)
+    v, axes = splat(rows, scaled), scaled.lattice.neighbours.unbind(0)
+    for neighbours in reversed(axes) if reverse else axes:
+        v = blurred(v, neighbours)
     return v
+
+
+def blurred(v, neighbours):
+    """blur_j of vertices [B, V + 1, C] by their neighbours [V + 1, 2] along an axis; a part at a time, whose sums of
+    two the cache holds."""
+    found, part = torch.empty_like(v), max(1, PART // max(1, v.shape[2]))
+    starts = torch.arange(0, 2 * min(part, v.shape[1]), 2, dtype=neighbours.dtype, device=v.device)
+    for one, into in zip(v, found):
+        pieces = one.split(part), neighbours.split(part), into.split(part)
+        for own, index, out in zip(*pieces, strict=True):
+            both = weighted_sums(one, index.flatten(), starts[: len(index)], None)
+            torch.add(own, both, alpha=0.5, out=out)
+    return found
 
 
 def slice_table(scaled: ScaledLattice, batch: int):
@@ -185,7 +189,10 @@ def weighted_sums(rows, index, starts, weights):
     """Sums of weighted rows: index [n, k] or, with starts, index [E] in segments; one pass, nothing gathered."""
     if 0 in rows.shape or 0 in index.shape:
         return rows.new_zeros((index.shape[0] if starts is None else starts.shape[0], rows.shape[1]))
-    return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
+    if starts is None:
+        starts = torch.arange(0, index.numel(), index.shape[1], dtype=index.dtype, device=index.device)
+        index, weights = index.flatten(), None if weights is None else weights.flatten()
+    return torch.embedding_bag(rows, index, starts, mode=0, per_sample_weights=weights)[0]
 
 
 def in_few_threads(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -226,18 +233,31 @@ class LatticeStep(Step):
 
     def _through(self, rows, last):
         """`last` of the scores, rows [B, N, C]; over the state, unless it is kept."""
-        v = [filtered(rows, K.entry, reverse=False) for K in self.operators]
         found = torch.empty_like(rows) if self.keeps else rows
-        parts = zip(self._sums(v, self.mixing, self._tables_out), self._unary_rows.split(self._part), strict=True)
-        for into, (sums, unary) in zip(found.flatten(0, 1).split(self._part), parts, strict=True):
-            into.copy_(last(sums.add_(unary)))
+        blocks = self._blocks(rows.shape[2])
+        for block in blocks:
+            own = rows[..., block].contiguous()
+            v = [filtered(own, K.entry, reverse=False) for K in self.operators]
+            mixing = [a[block] if a.ndim == 1 else a for a in self.mixing]
+            parts = (x.flatten(0, 1).split(self._part) for x in (found, self._unary_rows))
+            for sums, into, unary in zip(self._sums(v, mixing, self._tables_out), *parts, strict=True):
+                torch.add(sums, unary[:, block], out=into[:, block])
+                if block == blocks[-1]:
+                    into.copy_(last(into))
         return found
+
+    def _blocks(self, classes: int):
+        """The classes whose vertices are in memory at one time; all, where a matrix mixes them."""
+        most = max(K.lattice.count for K in self.operators) * len(self.unary)
+        count = 1 if any(a.ndim == 2 for a in self.mixing) else max(1, math.ceil(classes * most / BLOCK))
+        width = max(1, math.ceil(classes / count))
+        return [slice(first, min(first + width, classes)) for first in range(0, classes, width)]
 
     @functools.cached_property
     def _unary_rows(self):
-        """a U, [B N, C]"""
+        """a U, [B, N, C]"""
         rows = self.unary.flatten(2).mT
-        return torch.mul(rows, self.unary_weight, out=rows.new_empty(rows.shape)).flatten(0, 1)
+        return torch.mul(rows, self.unary_weight, out=rows.new_empty(rows.shape))
 
     @in_few_threads
     def backward(self, q, g, through_softmax: bool, messages: bool):
@@ -258,10 +278,10 @@ class LatticeStep(Step):
         return max(1, PART // max(1, self.unary.shape[1]))
 
     def _sums(self, vertices, mixing, tables):
-        """sum_m A_m scale_m . alpha slice_m(v_m), a part of the pixels at a time: [pixels, C]."""
+        """sum_m A_m scale_m . alpha slice_m(v_m), a part of the pixels at a time, [pixels, C]; `_tables` know what A_m
+        are numbers."""
         rows = [mixed(a, v).flatten(0, 1) if a.ndim else v.flatten(0, 1) for a, v in zip(mixing, vertices)]
-        weights = [w if a.ndim else w * a for a, (_, w) in zip(mixing, tables)]
-        parts = [zip(i.split(self._part), w.split(self._part)) for (i, _), w in zip(tables, weights)]
+        parts = [zip(index.split(self._part), w.split(self._part)) for index, w in tables]
         for each in zip(*parts, strict=True):
             total, *others = (weighted_sums(v, index, None, w) for v, (index, w) in zip(rows, each))
             for other in others:
@@ -270,11 +290,16 @@ class LatticeStep(Step):
 
     @functools.cached_property
     def _tables_in(self):
-        return [slice_table(K.entry, len(self.unary)) for K in self.operators]
+        return self._tables([K.entry for K in self.operators])
 
     @functools.cached_property
     def _tables_out(self):
-        return [slice_table(K.exit, len(self.unary)) for K in self.operators]
+        return self._tables([K.exit for K in self.operators])
+
+    def _tables(self, scaled_lattices):
+        """Each filter's slice table, with the weight of all its classes, if it is one."""
+        tables = (slice_table(scaled, len(self.unary)) for scaled in scaled_lattices)
+        return [(index, w if a.ndim else w * a) for a, (index, w) in zip(self.mixing, tables)]
 
 
 def mixed(a, rows):

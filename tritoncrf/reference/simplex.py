@@ -22,6 +22,7 @@ import torch
 
 MAX_COORDINATE = 1 << 16  # float32 places a pixel within 1 / 128 of a coordinate up to here
 MAX_CODES = 1 << 62
+PART = 1 << 14  # pixels at a time: what is made of them on the way stays in a core's cache
 CHUNK = 16  # pairs that are added up at a time where vertices are served in parallel
 
 
@@ -136,12 +137,17 @@ def _elevated(features):
     return torch.stack(rows)
 
 
+def _narrow(d: int) -> torch.dtype:
+    """The dtype of ranks, which on their way are -d .. 2 d."""
+    return torch.int8 if d < 64 else torch.int16
+
+
 def _simplex(features):
     """Cells, ranks and fractions, each [D + 1, Bf N], of features [Bf, D, N]; ranks are small integers."""
     d, distance = features.shape[1], _elevated(features)
     cell = (distance * (1 / (d + 1))).round_()  # half to even
     distance -= cell * (d + 1)
-    narrow = torch.int8 if d < 64 else torch.int16  # -d .. 2 d
+    narrow = _narrow(d)
     rank = torch.arange(d + 1, dtype=narrow, device=features.device)[:, None].repeat(1, distance.shape[1])
     for i, j in itertools.combinations(range(d + 1), 2):
         higher = (distance[i] < distance[j]).view(torch.int8)
@@ -161,22 +167,23 @@ def simplex(features, layout: KeyLayout):
     A simplex is known by its cell and its ranks: where they fit in one integer, each simplex comes once.
     """
     (images, d, pixels), device = features.shape, features.device
-    cell, rank, fraction = _simplex(features)
-    by_rank = torch.empty_like(fraction).scatter_(0, rank.long(), fraction)
-    weights = torch.empty_like(by_rank)
-    weights[0] = 1 + (by_rank[d] - by_rank[0])
-    weights[1:] = by_rank[:-1].flip(0) - by_rank[1:].flip(0)
-    weights = weights.mT.reshape(images, pixels, d + 1)
-
-    origins = []
-    for g, (steps, first) in enumerate(zip(layout.steps, layout.origins)):
-        origin = torch.full((images, pixels), first, dtype=torch.int64, device=device)
-        if g == 0:
-            origin += torch.arange(images, device=device)[:, None] * layout.image_stride
-        for row, step in zip(cell, steps):
-            if step:
-                origin.view(-1).add_(row.long(), alpha=step)
-        origins.append(origin.flatten())
+    weights = features.new_empty((images, pixels, d + 1))
+    rank = torch.empty((d + 1, images, pixels), dtype=_narrow(d), device=device)
+    origins = [torch.empty((images, pixels), dtype=torch.int64, device=device) for _ in layout.steps]
+    for image in range(images):
+        for part in _parts(pixels):
+            cell, rank[:, image, part], fraction = _simplex(features[image : image + 1, :, part])
+            by_rank = torch.empty_like(fraction).scatter_(0, rank[:, image, part].long(), fraction)
+            own = torch.empty_like(by_rank)
+            own[0] = 1 + (by_rank[d] - by_rank[0])
+            own[1:] = by_rank[:-1].flip(0) - by_rank[1:].flip(0)
+            weights[image, part] = own.mT
+            for g, (origin, steps, first) in enumerate(zip(origins, layout.steps, layout.origins)):
+                origin[image, part] = first + (image * layout.image_stride if g == 0 else 0)
+                for row, step in zip(cell, steps):
+                    if step:
+                        origin[image, part].add_(row.long(), alpha=step)
+    rank, origins = rank.flatten(1), [origin.flatten() for origin in origins]
     orders, simplices = (d + 1) ** d, None
     if len(origins) == 1 and layout.sizes[0] * orders <= MAX_CODES:
         key = origins[0] * orders
@@ -186,13 +193,23 @@ def simplex(features, layout: KeyLayout):
         first = order.index_select(0, starts)
         origins, rank = [origins[0].index_select(0, first)], rank.index_select(1, first)
 
-    rank, codes = rank.long(), []
+    codes = []
     for steps, origin, dtype in zip(layout.steps, origins, layout.dtypes):
-        # Vertex r lies one back along each axis whose rank is above d - r.
-        back = torch.zeros_like(rank).scatter_(0, rank, torch.tensor(steps, device=device)[:, None].expand_as(rank))
-        code = torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin)  # [D + 1, S]
-        codes.append(code.to(dtype).mT.flatten())
+        code, steps = rank.new_empty((rank.shape[1], d + 1), dtype=dtype), torch.tensor(steps, device=device)[:, None]
+        for part in _parts(rank.shape[1]):
+            own = rank[:, part].long()
+            # Vertex r lies one back along each axis whose rank is above d - r.
+            back = torch.zeros_like(own).scatter_(0, own, steps.expand_as(own))
+            code[part] = (
+                torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin[part]).mT
+            )
+        codes.append(code.flatten())
     return weights, codes, simplices
+
+
+def _parts(count: int):
+    """Slices of so many pixels or simplices, a part at a time."""
+    return [slice(first, min(first + PART, count)) for first in range(0, count, PART)]
 
 
 def numbered(key):
@@ -216,7 +233,7 @@ def simplex_gradient(features, d_weights):
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
 
-def connect(codes, simplices, layout: KeyLayout):
+def connect(codes, simplices, layout: KeyLayout, in_chunks: bool):
     """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave.
 
     Returns int32 tensors:
@@ -226,27 +243,35 @@ def connect(codes, simplices, layout: KeyLayout):
         chunk_starts: [chunks + 1], where each chunk of at most CHUNK sorted pairs of one vertex begins.
         group_starts: [groups + 1], where each group of at most CHUNK chunks of one vertex begins.
         vertex_groups: [V + 1], where each vertex's groups begin.
+    Unless `in_chunks`, a vertex's pairs are one chunk, of any length, and the last two are empty.
     """
     d, device = layout.dimensions, codes[0].device
     key = codes[0]
     for code, size in zip(codes[1:], layout.sizes[1:]):
         key = numbered(key)[0].long() * size + code
     vertices, starts, sorted_pairs = numbered(key)
-    following = neighbours([code[sorted_pairs[starts]] for code in codes], layout)
+    first = sorted_pairs[starts]
+    codes = [code[first] for code in codes]
+    del key, first  # each is as large as a table that is kept
     if simplices is not None:
+        del sorted_pairs
         vertices = vertices.view(-1, d + 1).index_select(0, simplices).flatten()  # quicker than by brackets
         narrow = torch.int16 if len(starts) < 1 << 15 else torch.int32  # which sorts quicker
         ordered, sorted_pairs = torch.sort(vertices.to(narrow), stable=True)
         starts = torch.searchsorted(ordered, torch.arange(len(starts), dtype=narrow, device=device))
+        del ordered
 
-    starts = torch.cat([starts, starts.new_full((1,), len(sorted_pairs))])
-    vertex_chunks = _ends((starts.diff() + CHUNK - 1) // CHUNK)
-    vertex_groups = _ends((vertex_chunks.diff() + CHUNK - 1) // CHUNK)
-    chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
-    chunk_starts = _cut_up(starts, vertex_chunks, chunks)
-    group_starts = _cut_up(vertex_chunks, vertex_groups, groups)
-    tables = vertices, following, sorted_pairs, chunk_starts, group_starts, vertex_groups
-    return tuple(table.int() for table in tables)
+    sorted_pairs = sorted_pairs.int()
+    chunk_starts = torch.cat([starts, starts.new_full((1,), len(sorted_pairs))])
+    group_starts, vertex_groups = sorted_pairs.new_empty(0), sorted_pairs.new_empty(0)
+    if in_chunks:
+        vertex_chunks = _ends((chunk_starts.diff() + CHUNK - 1) // CHUNK)
+        vertex_groups = _ends((vertex_chunks.diff() + CHUNK - 1) // CHUNK)
+        chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
+        group_starts = _cut_up(vertex_chunks, vertex_groups, groups).int()
+        chunk_starts = _cut_up(chunk_starts, vertex_chunks, chunks)
+        vertex_groups = vertex_groups.int()
+    return vertices, neighbours(codes, layout), sorted_pairs, chunk_starts.int(), group_starts, vertex_groups
 
 
 def _ends(counts):
