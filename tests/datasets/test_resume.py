@@ -117,7 +117,8 @@ def test_killed_at_random_moments(names, kills):
         wait_for(process, outputs)
         time.sleep(chance.uniform(0, 0.05))
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        _, err = process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0), err
         before, done = done, written()
         times_before, times = times, begun(names)
         assert before.items() <= done.items(), "a finished output was written again"
