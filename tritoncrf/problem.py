@@ -1,6 +1,6 @@
 """The CRF that a call of `refine` describes, and those of several images solved together."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +95,10 @@ def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Ma
 
 
 @torch.no_grad()
-def solved(problems: Sequence[Problem]) -> torch.Tensor:
+def solved(problems: Sequence[Problem], built: Callable[[], None] = lambda: None) -> torch.Tensor:
     """Q, [B, C, *S], of problems of one key, or of a single one; replayed unless values are looked at on the way:
-    those of photos of floats, and of features where what is made of them is as large as they say, such as a lattice."""
+    those of photos of floats, and of features where what is made of them is as large as they say, such as a lattice.
+    `built` is called when the filters are."""
     first = problems[0]
     photo = None if first.photo is None else _stacked([p.photo for p in problems if p.photo is not None])
     appearance = None if first.appearance is None else first.appearance[None]
@@ -105,6 +106,7 @@ def solved(problems: Sequence[Problem]) -> torch.Tensor:
 
     def solve(photo: torch.Tensor | None, unary: torch.Tensor) -> torch.Tensor:
         own = kernels(first.method, photo, appearance, unary, first.chosen)
+        built()
         return mean_field(unary, own, **loop(first.method, first.chosen, unary))
 
     with checks.check_values(True):
@@ -176,10 +178,11 @@ def kernels(
         with checks.renamed("guide", "features"):
             return [filters.Guided(appearance, chosen["radius"], chosen["eps"])]
     window_size, blur = chosen["window_size"], chosen["blur"]
+    with checks.renamed("features", made_of):  # the larger first, while nothing else takes memory
+        own = _gaussian(method, appearance, window_size, blur)
+    del appearance
     with checks.renamed("features", "theta_smooth"):
-        smoothness = _smoothness(method, unary.shape[2:], chosen["theta_smooth"], unary, window_size, blur)
-    with checks.renamed("features", made_of):
-        return [smoothness, _gaussian(method, appearance, window_size, blur)]
+        return [_smoothness(method, unary.shape[2:], chosen["theta_smooth"], unary, window_size, blur), own]
 
 
 def _gaussian(method: Method, features: torch.Tensor, window_size: int, blur: int) -> Filter:

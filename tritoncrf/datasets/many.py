@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from tritoncrf import checks
 from tritoncrf.datasets import workers
+from tritoncrf.datasets.memory import give_back
 from tritoncrf.options import ARGUMENTS, METHODS, SCORES, method_for, settings
 from tritoncrf.problem import Problem, posed, solved
 from tritoncrf.scores import expect_unknown, like
@@ -108,7 +109,7 @@ class Loaded:
 
     name: Any
     problem: Problem
-    scores: Any
+    like: Any  # an array without numbers, of the kind of the scores
 
 
 @dataclass(frozen=True)
@@ -121,18 +122,20 @@ class Refining:
     def load(self, name: Any, image: Image, scores: Image, device: torch.device) -> Loaded:
         """An image on the device."""
         value = pinned(scores) if device.type == "cuda" else scores
-        return Loaded(name, posed(image, {self.kind: value}, device, self.options), scores)
+        return Loaded(name, posed(image, {self.kind: value}, device, self.options), _empty(scores))
 
     def key(self, loaded: Loaded) -> Hashable:
         return loaded.problem.key()
 
     def refine(self, loaded: list[Loaded]) -> list[tuple[Loaded, torch.Tensor]]:
-        return [*zip(loaded, solved([one.problem for one in loaded]))]
+        found = solved([one.problem for one in loaded], give_back)
+        give_back()
+        return [*zip(loaded, found)]
 
     def result(self, refined: tuple[Loaded, torch.Tensor]) -> Array:
         """As `refine` gives it."""
         loaded, q = refined
-        return like(q, self.kind, loaded.scores)
+        return like(q, self.kind, loaded.like)
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,13 @@ def told_by(name: Any) -> Iterator[None]:
     except (TypeError, ValueError, RuntimeError) as error:
         error.args = (f"{name}: {error}", *error.args[1:])
         raise
+
+
+def _empty(value: Any) -> Any:
+    """Nothing, of the kind, dtype and device of an array; what is no array itself."""
+    if isinstance(value, torch.Tensor):
+        return value.new_empty(0)
+    return np.empty(0, value.dtype) if isinstance(value, np.ndarray) else value
 
 
 def pinned(value: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from tritoncrf.checks import expect_int
+from tritoncrf.datasets.memory import keep_together
 from tritoncrf.datasets.pipeline import END, outcomes, pace
 from tritoncrf.datasets.stages import Outcome, Stages
 from tritoncrf.devices import device_found, expect_device
@@ -29,7 +30,7 @@ __all__ = ["CACHE", "places", "run", "sendable"]
 
 PATIENCE = 30.0  # seconds that an item in work may take until its process, which is to end, is killed
 WINDOW = 4  # how many times the items in work may be done and wait for one before them
-CACHE = 32 << 20  # bytes of lattices that a process keeps
+CACHE = 16 << 20  # bytes of lattices that a process keeps
 
 
 def places(jobs: int, devices: Sequence[torch.device | str] | None) -> list[torch.device]:
@@ -235,6 +236,7 @@ def _work(connection: Connection, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it ends it
     torch.set_num_threads(1)
     limit_cache(CACHE)
+    keep_together()
     try:
         stages = pickle.loads(connection.recv_bytes())
     except Exception as error:

@@ -21,7 +21,7 @@ from tritoncrf.reference.simplex import CHUNK
 from tritoncrf.step import Step, few_threads
 
 VECTOR = 16  # classes that torch's softmax of a row takes at once
-BLOCK = 5 << 20  # numbers of a lattice's vertices at one time
+BLOCK = 3 << 20  # numbers of a lattice's vertices at one time
 PART = 1 << 18  # numbers that a core's cache holds beside what they are made from
 
 
@@ -132,20 +132,22 @@ def blurred(v, neighbours):
 
 
 def slice_table(scaled: ScaledLattice, batch: int):
-    """Rows of `filtered`'s result, its groups end to end, and their weights scale . alpha b: [B N, D + 1] each."""
-    lattice = scaled.lattice
+    """Rows of `filtered`'s result, its groups end to end, and their b, [B N, D + 1] each; and scale . alpha, by which b
+    is to be multiplied, [B N, 1]."""
+    lattice, b = scaled.lattice, scaled.lattice.weights
     index = lattice.vertices.expand(batch, -1, -1)
     if lattice.shared and batch != 1:
         first = torch.arange(batch, dtype=index.dtype, device=index.device) * (lattice.count + 1)
         index = index + first[:, None, None]
-    weights = (scaled.weights * lattice.alpha).expand(batch, -1, -1)
-    return index.flatten(0, 1), weights.flatten(0, 1)
+    scale = b.new_ones((1, 1, 1)) if scaled.scale is None else scaled.scale.flatten(1)[..., None]
+    tables = index, b.expand(batch, -1, -1), (scale * lattice.alpha).expand(batch, scaled.pixels, 1)
+    return tuple(table.flatten(0, 1) for table in tables)
 
 
 def sliced(v, scaled: ScaledLattice, batch: int):
     """scale . alpha slice(v): [B, N, C]."""
-    index, weights = slice_table(scaled, batch)
-    return weighted_sums(v.flatten(0, 1), index, None, weights).view(batch, scaled.pixels, v.shape[2])
+    index, b, factor = slice_table(scaled, batch)
+    return weighted_sums(v.flatten(0, 1), index, None, b * factor).view(batch, scaled.pixels, v.shape[2])
 
 
 def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
@@ -154,7 +156,7 @@ def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
     rows, cotangent: in . x and out . y, [B, N, C]; v_forward: `filtered` x, v_reverse: `filtered` y, reversed.
     """
     batch = rows.shape[0]
-    index, _ = slice_table(ScaledLattice(lattice, None), batch)
+    index, *_ = slice_table(ScaledLattice(lattice, None), batch)
     total = rows.new_empty((len(index), lattice.corners))
     for r in range(lattice.corners):
         ahead, back = (v.flatten(0, 1)[index[:, r]] for v in (v_forward, v_reverse))
@@ -233,17 +235,22 @@ class LatticeStep(Step):
     def _through(self, rows, last):
         """`last` of the scores, rows [B, N, C]; over the state, unless it is kept."""
         found = torch.empty_like(rows) if self.keeps else rows
-        blocks = self._blocks(rows.shape[2])
+        *blocks, final = self._blocks(rows.shape[2])
         for block in blocks:
-            own = rows[..., block].contiguous()
-            v = [filtered(own, K.entry, reverse=False) for K in self.operators]
-            mixing = [a[block] if a.ndim == 1 else a for a in self.mixing]
-            parts = (x.flatten(0, 1).split(self._part) for x in (found, self._unary_rows))
-            for sums, into, unary in zip(self._sums(v, mixing, self._tables_out), *parts, strict=True):
-                torch.add(sums, unary[:, block], out=into[:, block])
-                if block == blocks[-1]:
-                    into.copy_(last(into))
+            self._write_scores(rows, block, found)
+        self._write_scores(rows, final, found, last)
         return found
+
+    def _write_scores(self, rows, block, found, last=None):
+        """The scores of a block of classes into `found`, a part of the pixels at a time; then `last` of all classes'."""
+        own = rows[..., block].contiguous()
+        v = [filtered(own, K.entry, reverse=False) for K in self.operators]
+        mixing = [a[block] if a.ndim == 1 else a for a in self.mixing]
+        parts = (x.flatten(0, 1).split(self._part) for x in (found, self._unary_rows))
+        for sums, into, unary in zip(self._sums(v, mixing, self._tables_out), *parts, strict=True):
+            torch.add(sums, unary[:, block], out=into[:, block])
+            if last is not None:
+                into.copy_(last(into))
 
     def _blocks(self, classes: int):
         """The classes whose vertices are in memory at one time; all, where a matrix mixes them."""
@@ -277,12 +284,11 @@ class LatticeStep(Step):
         return max(1, PART // max(1, self.unary.shape[1]))
 
     def _sums(self, vertices, mixing, tables):
-        """sum_m A_m scale_m . alpha slice_m(v_m), a part of the pixels at a time, [pixels, C]; `_tables` know what A_m
-        are numbers."""
+        """sum_m A_m scale_m . alpha slice_m(v_m), a part of the pixels at a time, [pixels, C]."""
         rows = [mixed(a, v).flatten(0, 1) if a.ndim else v.flatten(0, 1) for a, v in zip(mixing, vertices)]
-        parts = [zip(index.split(self._part), w.split(self._part)) for index, w in tables]
+        parts = [zip(*(x.split(self._part) for x in table)) for table in tables]
         for each in zip(*parts, strict=True):
-            total, *others = (weighted_sums(v, index, None, w) for v, (index, w) in zip(rows, each))
+            total, *others = (weighted_sums(v, index, None, b * factor) for v, (index, b, factor) in zip(rows, each))
             for other in others:
                 total.add_(other)
             yield total
@@ -296,9 +302,9 @@ class LatticeStep(Step):
         return self._tables([K.exit for K in self.operators])
 
     def _tables(self, scaled_lattices):
-        """Each filter's slice table, with the weight of all its classes, if it is one."""
+        """Each filter's slice table, times its A_m where that is a number."""
         tables = (slice_table(scaled, len(self.unary)) for scaled in scaled_lattices)
-        return [(index, w if a.ndim else w * a) for a, (index, w) in zip(self.mixing, tables)]
+        return [(*rest, factor if a.ndim else factor * a) for a, (*rest, factor) in zip(self.mixing, tables)]
 
 
 def mixed(a, rows):

@@ -195,11 +195,12 @@ def simplex(features, layout: KeyLayout):
 
     codes = []
     for steps, origin, dtype in zip(layout.steps, origins, layout.dtypes):
-        code, steps = rank.new_empty((rank.shape[1], d + 1), dtype=dtype), torch.tensor(steps, device=device)[:, None]
+        code = rank.new_empty((rank.shape[1], d + 1), dtype=dtype)
+        along = torch.tensor(steps, device=device)[:, None]
         for part in _parts(rank.shape[1]):
             own = rank[:, part].long()
             # Vertex r lies one back along each axis whose rank is above d - r.
-            back = torch.zeros_like(own).scatter_(0, own, steps.expand_as(own))
+            back = torch.zeros_like(own).scatter_(0, own, along.expand_as(own))
             code[part] = (
                 torch.cat([torch.zeros_like(back[:1]), back.flip(0)[:-1]]).cumsum(0).neg_().add_(origin[part]).mT
             )
@@ -234,7 +235,8 @@ def simplex_gradient(features, d_weights):
 
 
 def connect(codes, simplices, layout: KeyLayout, in_chunks: bool):
-    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave.
+    """The lattice's tables, of E = Bf N (D + 1) pairs of a pixel and a vertex, from what `simplex` gave; the list of codes is
+    used up.
 
     Returns int32 tensors:
         vertices: [E], the vertex of each pair, 0 .. V - 1 in the order of the codes.
@@ -250,28 +252,30 @@ def connect(codes, simplices, layout: KeyLayout, in_chunks: bool):
     for code, size in zip(codes[1:], layout.sizes[1:]):
         key = numbered(key)[0].long() * size + code
     vertices, starts, sorted_pairs = numbered(key)
-    first = sorted_pairs[starts]
-    codes = [code[first] for code in codes]
-    del key, first  # each is as large as a table that is kept
+    own = [code.index_select(0, sorted_pairs.index_select(0, starts)) for code in codes]
+    # What is as large as a table that is kept goes when it has served.
+    del key
+    codes.clear()
     if simplices is not None:
         del sorted_pairs
         vertices = vertices.view(-1, d + 1).index_select(0, simplices).flatten()  # quicker than by brackets
         narrow = torch.int16 if len(starts) < 1 << 15 else torch.int32  # which sorts quicker
         ordered, sorted_pairs = torch.sort(vertices.to(narrow), stable=True)
-        starts = torch.searchsorted(ordered, torch.arange(len(starts), dtype=narrow, device=device))
-        del ordered
+        every = torch.arange(len(starts), dtype=narrow, device=device)
+        starts = torch.searchsorted(ordered, every, out_int32=True)
+        del ordered, every
 
     sorted_pairs = sorted_pairs.int()
-    chunk_starts = torch.cat([starts, starts.new_full((1,), len(sorted_pairs))])
+    chunk_starts = torch.cat([starts.int(), sorted_pairs.new_full((1,), len(sorted_pairs))])
     group_starts, vertex_groups = sorted_pairs.new_empty(0), sorted_pairs.new_empty(0)
     if in_chunks:
         vertex_chunks = _ends((chunk_starts.diff() + CHUNK - 1) // CHUNK)
         vertex_groups = _ends((vertex_chunks.diff() + CHUNK - 1) // CHUNK)
         chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
         group_starts = _cut_up(vertex_chunks, vertex_groups, groups).int()
-        chunk_starts = _cut_up(chunk_starts, vertex_chunks, chunks)
+        chunk_starts = _cut_up(chunk_starts, vertex_chunks, chunks).int()
         vertex_groups = vertex_groups.int()
-    return vertices, neighbours(codes, layout), sorted_pairs, chunk_starts.int(), group_starts, vertex_groups
+    return vertices, neighbours(own, layout), sorted_pairs, chunk_starts, group_starts, vertex_groups
 
 
 def _ends(counts):
@@ -305,33 +309,32 @@ def neighbours(codes, layout: KeyLayout):
         low_bits = (8 << count.bit_length()) - 1
         seen = torch.zeros(low_bits + 1, dtype=torch.bool, device=device)
         seen[name & low_bits] = True
-    own = torch.arange(count + 1, dtype=torch.int32, device=device)
     found = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
-    for j in range(d + 1 if count else 0):
+    for j, part in itertools.product(range(d + 1), _parts(count)):
         # Every coordinate 1 less, but coordinate j D more: u_j - 1 of the others, or r, which is in no difference.
         steps = [group[j] for group in layout.steps]
-        wanted = name + _dot(steps, factors)
+        wanted = name[part] + _dot(steps, factors)
         if len(codes) == 1:
             at, same = _find(name, wanted)
-            following = torch.where(same, at, count)
+            rows = same.nonzero().squeeze(1)
+            at = at[rows]
         else:
             rows = seen[wanted & low_bits].nonzero().squeeze(1)
             at, same = _find(table, wanted[rows])
             at, rows = place[at[same]], rows[same]
-            same = [c[at] == c[rows] + step for c, step in zip(codes, steps)]
+            same = [c[at] == c[part][rows] + step for c, step in zip(codes, steps)]
             true = torch.stack(same).all(0)
-            following = torch.full_like(name, count)
-            following[rows[true]] = at[true]
-        found[j, :-1, 0] = following
-        found[j, :, 1].scatter_(0, following, own[:-1])
-        found[j, -1, 1] = count
+            at, rows = at[true], rows[true]
+        rows += part.start
+        found[j, rows, 0] = at.int()
+        found[j, at, 1] = rows.int()
     return found
 
 
 def _find(table, wanted):
     """Where each of the integers stands in the sorted table, and whether it does."""
     at = torch.searchsorted(table, wanted).clamp_max_(len(table) - 1)
-    return at, table[at] == wanted
+    return at, table.index_select(0, at) == wanted
 
 
 def _hashed(codes):
