@@ -32,7 +32,7 @@ from tritoncrf.files import save_small_figure
 from tritoncrf.reports import number
 
 FEW = 1000, 50  # small images, and sizes of theirs
-GROWTH = 4 << 20  # bytes that memory may grow by, once every size has been there twice
+GROWTH = 2 << 20  # bytes that memory may grow by in the second half
 HANDED = 2000  # items that nothing is done with
 SIMULATED = 200  # images beside those that are measured here
 
@@ -152,13 +152,13 @@ def hours(seconds: float) -> str:
 def memory_in_words(memory: np.ndarray, few: tuple[int, int]) -> tuple[str, bool]:
     """How it went with the memory after each image, and whether it is flat."""
     images, sizes = few
-    later = memory[2 * sizes :, 0]
+    later = memory[images // 2 :, 0]
     grown = later[-sizes:].mean() - later[:sizes].mean()
     text = "\n".join([
         "## Measured: memory\n",
-        f"{images} images of {sizes} sizes in a process of `refine_many`. Once every size had been there twice, it had",
-        f"{later.min() / 1e6:.0f} to {later.max() / 1e6:.0f} MB of its own; from then on the mean over {sizes} images",
-        f"changed by {grown / 1e6:+.1f} MB.",
+        f"{images} images of {sizes} sizes in a process of `refine_many`. In the second half it had",
+        f"{later.min() / 1e6:.0f} to {later.max() / 1e6:.0f} MB of its own, the mean of the last {sizes} images "
+        f"{grown / 1e6:+.1f} MB from that of the first {sizes}.",
         f"With shared code it had {memory[:, 1].max() / 1e6:.0f} MB at most.\n",
     ])  # fmt: skip
     return text, bool(grown <= GROWTH)

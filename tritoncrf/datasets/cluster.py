@@ -23,8 +23,7 @@ import torch
 from tritoncrf.checks import expect_int
 from tritoncrf.datasets.pipeline import END, outcomes
 from tritoncrf.datasets.stages import Outcome, Stages
-from tritoncrf.datasets.workers import CACHE, sendable
-from tritoncrf.filters.lattice import limit_cache
+from tritoncrf.datasets.workers import sendable, settle
 
 __all__ = ["run"]
 
@@ -81,8 +80,7 @@ class _Worker:
 
     def __init__(self, stages: Stages, device: str) -> None:
         self.stages, self.device = stages, torch.device(device)
-        torch.set_num_threads(1)
-        limit_cache(CACHE)
+        settle()
 
     def __call__(self, block: Mapping[str, Any]) -> dict[str, list[bytes]]:
         numbers, items = zip(*map(pickle.loads, block["item"]))

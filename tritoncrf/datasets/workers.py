@@ -26,7 +26,7 @@ from tritoncrf.datasets.stages import Outcome, Stages
 from tritoncrf.devices import device_found, expect_device
 from tritoncrf.filters.lattice import limit_cache
 
-__all__ = ["CACHE", "places", "run", "sendable"]
+__all__ = ["places", "run", "sendable", "settle"]
 
 PATIENCE = 30.0  # seconds that an item in work may take until its process, which is to end, is killed
 WINDOW = 4  # how many times the items in work may be done and wait for one before them
@@ -231,12 +231,17 @@ class _Worker:
             self.process.join()
 
 
-def _work(connection: Connection, device: str) -> None:
-    """What a process does, until its connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it ends it
+def settle() -> None:
+    """How a process that refines one image after another begins."""
     torch.set_num_threads(1)
     limit_cache(CACHE)
     keep_together()
+
+
+def _work(connection: Connection, device: str) -> None:
+    """What a process does, until its connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it ends it
+    settle()
     try:
         stages = pickle.loads(connection.recv_bytes())
     except Exception as error:
