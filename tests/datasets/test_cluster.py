@@ -24,7 +24,11 @@ from tritoncrf.datasets.score_files import Reading
 from tritoncrf.files import FileError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its own settings
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's own, of its own settings
+    # One test's actors may still be ending when the next begins.
+    pytest.mark.filterwarnings("ignore:every CPU of the Ray cluster"),
+]
 
 
 def unused_port() -> int:

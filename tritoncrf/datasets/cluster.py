@@ -31,7 +31,7 @@ TOGETHER = {"cpu": 16, "cuda": 64}  # items of a block, which is what is done ag
 BLOCKS = 8  # that each actor gets at least, where there are as many items: none waits long for the last
 RETRIES = 2  # of a block whose actor has died
 PATIENCE = 10.0  # seconds that a cluster's door may take to open
-MOMENTS = 10  # half seconds until a cluster without a free CPU or GPU is said to be busy
+MOMENTS = 20  # half seconds until a cluster without a free CPU or GPU is said to be busy
 STORE = 128 << 20  # bytes that the processes of a cluster of this machine alone share; items and outcomes are small
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
