@@ -1,4 +1,4 @@
-"""`python -m bench run | compare | profile | compile | gpu | first | exercise`: see README.md beside this file."""
+"""`python -m bench run | compare | profile | compile | gpu | first | exercise | datasets`: see README.md, here."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench import RESULTS, first, gpu
 from bench.compare import compare
+from bench.datasets import report
 from bench.exercise import exercise
 from bench.suite import run_suite
 from tritoncrf.commands import CommandError, Parser, check_output, make_folder, run
@@ -64,6 +65,11 @@ def _parser() -> Parser:
     command.add_argument("part", choices=first.PARTS)
     command.set_defaults(run=lambda options: first.run_part(options.part))
 
+    command = commands.add_parser("datasets", help="costs of images, what machines would do by them, and memory")
+    command.add_argument("--out", type=Path, default=RESULTS)
+    command.add_argument("--data", type=Path, help="with photos in its folder coco_stuff (Grace Hopper)")
+    command.set_defaults(run=_datasets)
+
     return parser
 
 
@@ -77,6 +83,11 @@ def _gpu(options: argparse.Namespace) -> int:
     if options.data is not None and not options.data.is_dir():
         raise CommandError(f"--data: expected a folder, got {options.data}")
     return gpu.run(options.stage, options.out, options.commit, options.data, options.minutes)
+
+
+def _datasets(options: argparse.Namespace) -> int:
+    make_folder("--out", options.out)
+    return report.run(options.out, options.data)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ def peak_on_cpu(provider: str, work: CRFWork, stage: str, learns: str | None) ->
     return int(printed.splitlines()[-1])  # peers may print before
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
@@ -49,9 +49,9 @@ def _main(provider, stage, learns, kind, work):
     runner(provider, Inputs(small(work), "cpu", learns=learns), stage)()
     call = runner(provider, Inputs(work, "cpu", learns=learns), stage)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _status("VmRSS")
+    before = status("VmRSS")
     kept = call()  # outputs count: a training step's gradients are as large as the scores
-    print(_status("VmHWM") - before)
+    print(status("VmHWM") - before)
     del kept
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tritoncrf.actions import FIGURES, read_scores
+from tritoncrf.actions import FIGURES
 from tritoncrf.checks import renamed
 from tritoncrf.commands import CommandError, check_output, make_folder
 from tritoncrf.devices import device_found
@@ -29,6 +29,7 @@ from tritoncrf.models.segmenter import Segmenter
 from tritoncrf.models.training import Trainer
 from tritoncrf.models.weights import some
 from tritoncrf.options import SCORES
+from tritoncrf.readers import read_scores
 
 __all__ = ["evaluate", "make_table", "measure", "predict", "train", "try_defaults", "tune"]
 

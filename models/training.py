@@ -32,12 +32,12 @@ from tqdm import tqdm
 
 from tritoncrf.checks import kind_of
 from tritoncrf.files import FileError, save_figure, temporaries, write
+from tritoncrf.locks import locked
 from tritoncrf.models import checkpoints, data, evaluation, network_figures
 from tritoncrf.models.augment import Augment
 from tritoncrf.models.checkpoints import field, number
 from tritoncrf.models.config import Config, Phase
 from tritoncrf.models.distributed import World
-from tritoncrf.models.locks import locked
 from tritoncrf.models.losses import cross_entropy
 from tritoncrf.models.optimization import (
     batch_norms,

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tritoncrf"
 LAZY = {"tritoncrf.kernels", "tritoncrf.reference"}  # packages whose modules are used as attributes
 
-# What each module or folder of the package may import; a folder may always import its own files.
+# What each module or folder of the package may import; a folder may always import its own files. Those of its files
+# that may import more have places of their own.
 # Arrows never turn back: each may import only what stands above it in this table.
 MAY_IMPORT = {
     "types": set(),
@@ -53,6 +54,8 @@ MAY_IMPORT = {
     "synthetic": {"checks"},
     "figures": {"checks", "diagnostics"},
     "files": {"figures"},
+    "locks": {"files"},
+    "readers": {"scores", "commands", "files", "options"},
     "reports": {"files"},
     "datasets": {
         "types",
@@ -65,6 +68,8 @@ MAY_IMPORT = {
         "commands",
         "figures",
         "files",
+        "locks",
+        "readers",
     },
     "demo": {"types", "checks", "options", "refine", "synthetic"},
     "__init__": {
@@ -98,7 +103,35 @@ MAY_IMPORT = {
         "commands",
         "figures",
         "files",
+        "readers",
         "demo",
+    },
+    "datasets.evaluation": {"__init__", "options", "files", "datasets"},
+    "datasets.file_stages": {
+        "types",
+        "checks",
+        "options",
+        "problem",
+        "scores",
+        "files",
+        "datasets",
+        "datasets.evaluation",
+    },
+    "datasets.run": {"options", "files", "datasets", "datasets.evaluation", "datasets.file_stages"},
+    "datasets.command": {
+        "__init__",
+        "checks",
+        "devices",
+        "options",
+        "refine",
+        "scores",
+        "commands",
+        "files",
+        "datasets",
+        "actions",
+        "datasets.evaluation",
+        "datasets.file_stages",
+        "datasets.run",
     },
     "session": {
         "types",
@@ -110,11 +143,12 @@ MAY_IMPORT = {
         "summary",
         "commands",
         "files",
+        "readers",
         "demo",
         "actions",
     },
     "app": {"options", "commands", "figures", "demo", "actions", "session"},
-    "cli": {"__init__", "options", "commands", "actions", "app"},
+    "cli": {"__init__", "options", "commands", "files", "actions", "datasets.command", "app"},
     "__main__": {"cli"},
 }
 
@@ -130,11 +164,17 @@ LIBRARIES = {
     "problem": {"torch", "numpy"},
     "refine": {"torch", "numpy", "PIL", "typing_extensions"},
     "scores": {"torch", "numpy", "PIL"},
-    "datasets": {"torch", "numpy", "PIL", "typing_extensions"},
+    "datasets": {"torch", "numpy", "PIL", "ray", "typing_extensions", "h5py", "zarr"},
+    "datasets.evaluation": {"numpy"},
+    "datasets.file_stages": {"torch", "numpy"},
+    "datasets.run": {"numpy", "tqdm"},
+    "datasets.command": {"torch", "numpy"},
     "densecrf": {"torch", "numpy"},
     "synthetic": {"torch", "numpy"},
     "figures": {"torch", "numpy", "matplotlib", "PIL"},
-    "files": {"numpy", "matplotlib", "PIL"},
+    "files": {"numpy", "matplotlib", "PIL", "upath"},
+    "readers": {"numpy"},
+    "locks": set(),
     "reports": {"torch", "matplotlib"},
     "demo": {"torch", "numpy", "matplotlib", "PIL"},
     "actions": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
@@ -154,7 +194,13 @@ def named(path: Path) -> str:
 
 def place_of(path: Path) -> str:
     """The module or folder of the package that a file is in, a key of MAY_IMPORT."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return place_among(list(path.relative_to(PACKAGE).with_suffix("").parts))
+
+
+def place_among(parts: list[str]) -> str:
+    """The key of a module's names below the package: its own, or its folder's."""
+    own = ".".join(parts[:2])
+    return own if own in MAY_IMPORT else parts[0]
 
 
 def dotted(path: Path) -> str:
@@ -196,7 +242,7 @@ def imported_place(name: str) -> str | None:
     if parts[0] != "tritoncrf":
         return None
     known = len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file())
-    return parts[1] if known else "__init__"
+    return place_among(parts[1:]) if known else "__init__"
 
 
 def graph() -> dict[str, set[str]]:

@@ -483,7 +483,11 @@ def broken(source, target):
     "option, name, message",
     [
         ("--logits", "gone.npy", "gone.npy: expected an array, got no such file"),
-        ("--logits", "folder.npy", "folder.npy: expected an array, got a folder"),
+        (
+            "--logits",
+            "folder.npy",
+            "--logits: expected a file in folder.npy for each image, got none for 1 of 1: image",
+        ),
         ("--logits", "scores.txt", "scores.txt: expected a file ending in .npy or .npz"),
         ("--logits", "broken.npy", "broken.npy: expected an array, unreadable: "),
         ("--logits", "broken.npz", "broken.npz: expected an array, unreadable: "),

@@ -3,15 +3,28 @@
 import errno
 import os
 import stat
+import sys
 import threading
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tritoncrf.commands import CommandError, check_output, make_folder
-from tritoncrf.files import FileError, expect_apart, read_array, read_image, replacing, temporaries, write
+from tritoncrf.files import (
+    FileError,
+    address,
+    expect_apart,
+    is_local,
+    read_array,
+    read_image,
+    read_labels,
+    replacing,
+    temporaries,
+    write,
+)
 
 ONLY_UNIX = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes and devices on this system")
 
@@ -197,3 +210,64 @@ def test_leftovers_are_told_from_other_files(tmp_path):
     assert temporaries(tmp_path, "(out|folder)") == [own]
     with replacing(tmp_path / "out"):
         assert len(temporaries(tmp_path, "out")) == 2
+
+
+@pytest.mark.parametrize(
+    "text, path",
+    [
+        ("a/b.png", "a/b.png"),
+        ("/a b", "/a b"),
+        ("file:///a/b.png", "/a/b.png"),
+        ("local:///a/ü", "/a/ü"),
+        ("s3:/b", "s3:/b"),
+    ],
+)
+def test_local_paths_need_nothing(text, path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "upath", None)
+    assert address(text) == Path(path) and is_local(address(text))
+
+
+def test_addresses_that_cannot_be_opened(monkeypatch):
+    pytest.importorskip("upath")
+    with pytest.raises(FileError, match=r"nosuch://b/x: expected a local path or an address that fsspec knows"):
+        address("nosuch://b/x")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ImportError, match="s3://b/x: Install s3fs to access S3") as error:
+        address("s3://b/x")
+    assert error.value.name is None  # for the command line: no bug
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(ImportError, match=r"s3://b/x: universal-pathlib opens addresses; `pip install") as error:
+        address("s3://b/x")
+    assert error.value.name is None
+
+
+def test_files_at_an_address():
+    pytest.importorskip("upath")
+    folder = address("memory://files/folder")
+    assert not is_local(folder) and str(folder / "a b") == "memory://files/folder/a b"
+    with replacing(folder / "a.npy") as file:
+        np.save(file, np.arange(3))
+    with replacing(folder / "a.png") as file:
+        Image.fromarray(np.eye(3, dtype=np.uint8)).save(file, format="png")
+    np.testing.assert_array_equal(read_array(folder / "a.npy"), np.arange(3))
+    np.testing.assert_array_equal(read_labels(folder / "a.png"), np.eye(3))
+    assert read_image(folder / "a.png").size == (3, 3)
+    with pytest.raises(FileError, match=r"memory://files/folder/b.npy: expected an array, got no such file"):
+        read_array(folder / "b.npy")
+    write(folder / "b.npy", b"no array")
+    with pytest.raises(FileError, match=r"memory://files/folder/b.npy: expected an array, unreadable"):
+        read_array(folder / "b.npy")
+
+
+def test_nothing_reaches_an_address_before_it_is_whole():
+    pytest.importorskip("upath")
+    path = address("memory://files/whole.png")
+    with pytest.raises(ValueError), replacing(path) as file:
+        file.write(b"half")
+        raise ValueError
+    assert not path.exists()
+    write(path, b"old")
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"

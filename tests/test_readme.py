@@ -2,9 +2,14 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tritoncrf import cli, demo
 
@@ -42,6 +47,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def run_block(block: str) -> None:
+    if "__main__" in block:  # a script, which processes that it starts import
+        Path("script.py").write_text(block)
+        subprocess.run([sys.executable, "script.py"], check=True, timeout=120)
+        return
     exec(compile(block, "a page", "exec"), {"__name__": "__main__"})
 
 
@@ -57,6 +66,11 @@ def test_every_command_is_shown(name):
 
 def test_the_commands_work_in_their_order(capsys):
     run_block(EXAMPLE)
+    for folder in "photos", "scores", "truth":
+        Path(folder).mkdir()
+    shutil.copy("photo.png", "photos")
+    shutil.copy("probabilities.npy", "scores/photo.npy")
+    Image.fromarray(demo.mask().astype(np.uint8)).save("truth/photo.png")
     for arguments in commands():
         assert cli.main(arguments) == 0, capsys.readouterr().err
         written = [Path(value) for option, value in zip(arguments, arguments[1:]) if option in ("-o", "--figure")]

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import math
 import os
 import platform
 import sys
@@ -28,24 +27,21 @@ from tritoncrf.features import bandwidths
 from tritoncrf.files import (
     read_array,
     read_image,
-    read_labels,
-    read_picture,
     replacing,
     save_figure,
     write_labels,
     write_mask,
 )
 from tritoncrf.options import ARGUMENTS, BINARY, PARAMETERS, SCORES, UNKNOWN
+from tritoncrf.readers import read_scores
 from tritoncrf.refine import refine
-from tritoncrf.scores import as_stored as stored_values
-from tritoncrf.scores import mask_values, resized, upright
+from tritoncrf.scores import labels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "FIGURES", "class_name", "doubts", "draw_demo", "labels_of", "moved", "print_info", "read_scores", "refine_file",
-    "settings_of", "source_of",
+    "FIGURES", "class_name", "doubts", "draw_demo", "moved", "print_info", "refine_file", "settings_of", "source_of",
 ]  # fmt: skip
 
 FIGURES = (".png", ".pdf", ".svg")
@@ -206,36 +202,6 @@ def _output(options: argparse.Namespace) -> Path:
     return out
 
 
-def read_scores(
-    kind: str, source: Path, image: Path, size: Sequence[int], resize: bool = False, as_stored: bool = False
-) -> np.ndarray:
-    """The scores of a file for an image of that size, brought to it where they are to be resized."""
-    size, turn = tuple(size), not as_stored
-    if kind in BINARY and source.suffix.lower() not in (".npy", ".npz"):
-        picture = read_picture(source)
-        scores = stored_values(kind, upright(picture) if turn else picture)
-    else:
-        scores = read_labels(source, turn) if kind == "labels" else read_array(source)
-    if kind in BINARY:
-        scores = mask_values(kind, scores, size).numpy()
-    if resize and scores.ndim == (2 if kind in (*BINARY, "labels") else 3) and scores.shape[-2:] != size:
-        if _stretch(scores.shape[:2], size) < _stretch(scores.shape[-2:], size):
-            raise CommandError(f"--{kind}: expected classes first, [C, H, W], got {list(scores.shape)} in {source}")
-        return resized(kind, scores, size)
-    if scores.shape[-2:] != size and 2 <= scores.ndim <= 3 and scores.shape[:2] != size:
-        got, wanted = (" x ".join(map(str, shape)) for shape in (scores.shape[-2:], size))
-        raise CommandError(
-            f"--{kind}: expected the size of {image}, {wanted}, got {got}; --resize brings them together, and "
-            "--as-stored leaves pictures unturned"
-        )
-    return scores
-
-
-def _stretch(size: Sequence[int], other: Sequence[int]) -> float:
-    """How far two sizes are from one shape."""
-    return abs(math.log(max(size[0], 1) * other[1] / (max(size[1], 1) * other[0])))
-
-
 def _check_png(out: Path, kind: str, scores: np.ndarray, settings: dict[str, Any]) -> None:
     """An error where the classes are more than a .png holds beside 255, for unknown; before any work."""
     classes = len(scores) if kind in SCORES[:3] else settings.get("num_classes") or 2
@@ -285,16 +251,6 @@ def _check_distinct(*paths: Path | None) -> None:
     for n, path in enumerate(outputs):
         if path in (image, source, *outputs[:n]):
             raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")
-
-
-def labels_of(kind: str, scores: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
-    """The labels that came: the best class of scores, -1 where a label is unknown."""
-    if kind in BINARY:
-        return (scores > 0.5) * 1
-    if kind == "labels":
-        marks = settings.get("unknown", "auto")
-        return np.where(np.isin(scores, UNKNOWN if marks == "auto" else marks), -1, scores.astype(np.int64))
-    return scores.argmin(0) if kind == "energies" else scores.argmax(0)
 
 
 def _write(file: IO[bytes], path: Path, probabilities: np.ndarray, labels: np.ndarray, kind: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tritoncrf
-from tritoncrf.commands import Parser, add_device, run
+from tritoncrf.commands import CommandError, Parser, add_device, run
 from tritoncrf.models.__main__ import NAMES, add_commands
 from tritoncrf.options import ARGUMENTS, METHODS, PARAMETERS, SCORES, TEXTS
 
@@ -38,11 +38,46 @@ def _theta(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"expected a number, or a share such as 16%, got {text!r}") from None
 
 
+def _path(text: str) -> Path:
+    """A local path, or an address such as s3://bucket/name."""
+    if "://" not in text:
+        return Path(text)
+    from tritoncrf.files import address
+
+    try:
+        return address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _devices(text: str) -> tuple[int, ...]:
+    """The GPUs of an option --devices."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers of GPUs with commas between, got {text!r}") from None
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """I and N of an option --shard."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N, from 1/N to N/N, got {text!r}")
+    return int(number), int(count)
+
+
 def _costs(text: str) -> str | Path:
     """A compatibility: "potts", or a file's name."""
     return text if text == "potts" else Path(text)
 
 
+ONE_IMAGE = ("force", "figure", "trace", "trace_figure")  # options that play no part for data sets
+DATA_SET = (  # and those that do for nothing else
+    "images_dir", "recursive", "skip_missing", "ground_truth", "jobs", "devices", "shard", "retry_failed", "save",
+    "confidence", "overlay", "upsample", "cams", "background_power", "background_score", "cam_offset", "scores_key",
+    "allow_pickle", "engine", "address",
+)  # fmt: skip
+MANY = (".h5", ".hdf5", ".zarr")  # scores of many images in one file
 FILES = {
     "labels": "label indices, 255 unknown; .png, .npy or .npz",
     "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy or .npz",
@@ -92,12 +127,16 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tritoncrf {tritoncrf.__version__}")
     commands = parser.add_subparsers(required=True, metavar=" | ".join(COMMANDS))
 
-    command = commands.add_parser("refine", help="refine the scores or labels of one image")
+    command = commands.add_parser("refine", help="refine the scores or labels of one image, or of a data set")
+    command.add_argument(
+        "images", nargs="+", metavar="IMAGE",
+        help="a photo, in any format that Pillow reads; of a data set several, a folder, a glob, or a .txt of names",
+    )  # fmt: skip
     _add_scores(command)
     command.add_argument(
-        "-o", "--out", type=Path,
+        "-o", "--out", type=_path,
         help="labels as an indexed .png, a mask as a .png of 0 and 255, or float32 probabilities as .npy "
-        "(IMAGE_refined.png, if there is none)",
+        "(IMAGE_refined.png, if there is none); of a data set a folder",
     )  # fmt: skip
     command.add_argument("--force", action="store_true", help="replace an IMAGE_refined.png")
     command.add_argument("--figure", type=Path, metavar="FILE", help="also draw before and after: .png, .pdf or .svg")
@@ -106,7 +145,8 @@ def _parser() -> Parser:
     )
     command.add_argument("--trace-figure", type=Path, metavar="FILE", help="draw the iterations: .png, .pdf or .svg")
     _add_settings(command)
-    command.set_defaults(run=_run, action="refine_file")
+    _add_data_set(command)
+    command.set_defaults(run=_run_refine)
 
     add_commands(commands)
 
@@ -119,6 +159,10 @@ def _parser() -> Parser:
     command.set_defaults(run=_run, action="draw_demo")
 
     command = commands.add_parser("app", help="a page on this machine to see what each setting of refine does")
+    command.add_argument(
+        "image", type=Path, nargs="?", metavar="IMAGE",
+        help="a photo, in any format that Pillow reads; the demo's, if there is none",
+    )  # fmt: skip
     _add_scores(command, required=False)
     _add_settings(command)
     command.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (127.0.0.1)")
@@ -131,18 +175,45 @@ def _parser() -> Parser:
 
 
 def _add_scores(command: argparse.ArgumentParser, required: bool = True) -> None:
-    """The files of one image, and how they are read."""
-    text = "a photo, in any format that Pillow reads" + ("" if required else "; the demo's, if there is none")
-    command.add_argument("image", type=Path, nargs=None if required else "?", metavar="IMAGE", help=text)
+    """The files of scores, and how they are read."""
     scores = command.add_mutually_exclusive_group(required=required)
     for kind in SCORES:
-        scores.add_argument(f"--{kind}", type=Path, metavar="FILE", help=FILES.get(kind, FILES["scores"]))
+        scores.add_argument(f"--{kind}", type=_path, metavar="FILE", help=FILES.get(kind, FILES["scores"]))
     command.add_argument(
         "--resize", action="store_true", help="bring scores to the image's size: bilinear, labels the nearest"
     )
     command.add_argument(
         "--as-stored", action="store_true", help="leave pictures as stored, whatever their EXIF orientation"
     )
+
+
+def _add_data_set(command: argparse.ArgumentParser) -> None:
+    """What belongs to data sets alone; None, or False, where it is not given."""
+    group = command.add_argument_group(
+        "data sets", "IMAGES matched by name with a folder of scores, or an .h5 or .zarr; OUT is a folder, in which "
+        "the same command goes on after a stop",
+    )  # fmt: skip
+    add = group.add_argument
+    add("--images-dir", type=_path, metavar="FOLDER", help="where the names of a .txt are looked for")
+    add("--recursive", action="store_true", help="subfolders too, which become part of the names")
+    add("--skip-missing", action="store_true", help="leave out images without scores, and names without images")
+    add("--ground-truth", type=_path, metavar="FOLDER", help="label maps, 255 unknown: print IoU before and after")
+    add("--jobs", type=int, metavar="N", help="processes of one thread each; 0: none beside this one (all cores)")
+    add("--devices", type=_devices, metavar="0,1", help="these GPUs, a process each (the first)")
+    add("--shard", type=_shard, metavar="I/N", help="only the I-th of N parts, for job arrays; I from 1")
+    add("--retry-failed", action="store_true", help="try images again that have failed in an earlier run")
+    add("--save", choices=("labels", "probabilities"), help="what is written: labels, or float16 in an .npz (labels)")
+    add("--confidence", type=float, metavar="P", help="write unknown, 255, where the best class is less probable")
+    add("--overlay", action="store_true", help="also draw the labels over the picture")
+    add("--upsample", choices=("bilinear",), help="bring smaller scores to the image's size, logits before the softmax")
+    add("--cams", action="store_true", help="the files hold class activation maps")
+    add("--background-power", type=float, metavar="N", help="their background: 1 - the highest map, to this power")
+    add("--background-score", type=float, metavar="S", help="their background: this score")
+    add("--cam-offset", type=int, metavar="N", help="the label of a map's key k is k + N (1)")
+    add("--scores-key", metavar="NAME", help="the array, of files that hold several")
+    add("--allow-pickle", action="store_true", help="read pickled .npy; only arrays, nothing in them is run")
+    add("--engine", choices=("ray",), help="spread over a cluster by Ray Data")
+    add("--address", metavar="NAME", help="with --engine ray: of the cluster (the one that runs, or a local one)")
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -179,6 +250,40 @@ def _run(options: argparse.Namespace) -> None:
     from tritoncrf import actions
 
     getattr(actions, options.action)(options)
+
+
+def _run_refine(options: argparse.Namespace) -> int:
+    """One image, or a data set; an error for options of the other."""
+    several = _is_data_set(options)
+    for name in ONE_IMAGE if several else DATA_SET:
+        if getattr(options, name) not in (None, False):
+            what = "one image and its scores, got a data set" if several else "a data set, got one image and its scores"
+            raise CommandError(f"--{name.replace('_', '-')}: expected {what}")
+    if several:
+        from tritoncrf.datasets import command
+
+        return command.refine_set(options)
+    from tritoncrf import actions
+
+    options.image = Path(options.images[0])
+    actions.refine_file(options)
+    return 0
+
+
+def _is_data_set(options: argparse.Namespace) -> bool:
+    """Whether images or their scores are more than a file each."""
+    [scores] = [source for kind in SCORES if (source := getattr(options, kind)) is not None]
+    image = options.images[0]
+    pattern = "://" in image or any(letter in image for letter in "*?[")
+    if (
+        len(options.images) > 1
+        or image.endswith(".txt")
+        or Path(image).is_dir()
+        or pattern
+        and not Path(image).exists()
+    ):
+        return True
+    return scores.is_dir() or scores.suffix.lower() in MANY
 
 
 def _run_app(options: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "palette",
     "plain",
     "trace",
+    "voc_palette",
 ]
 
 # A grey for class 0, usually the background; then the seven colours of Okabe and Ito (2008); then 13 chosen
@@ -49,6 +50,14 @@ def palette() -> npt.NDArray[np.uint8]:
         saturation, value = ((0.55, 0.95), (0.85, 0.75), (0.75, 0.45))[n % 3]
         others.append([round(255 * v) for v in colorsys.hsv_to_rgb(n * 0.618034 % 1, saturation, value)])
     return np.array(distinct + others, dtype=np.uint8)
+
+
+def voc_palette() -> npt.NDArray[np.uint8]:
+    """[256, 3] uint8 colours of PASCAL VOC's label files: the bits of a label, from the lowest, in turn to red, green
+    and blue, from the highest."""
+    label = np.arange(256)[:, None]
+    bits = [(label >> 3 * n + np.arange(3) & 1) << 7 - n for n in range(8)]
+    return np.sum(bits, axis=0).astype(np.uint8)
 
 
 def comparison(

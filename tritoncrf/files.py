@@ -1,13 +1,16 @@
-"""Pictures and arrays on disk: read with one clear error naming the file, written whole or not at all."""
+"""Pictures and arrays on disk: read with one clear error naming the file, written whole or not at all.
+
+A path is a `pathlib.Path`, or what `address` makes of "s3://bucket/name" and its like.
+"""
 
 import contextlib
 import io
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -19,10 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Content = TypeVar("Content")
+#: What a file of arrays holds: one, or several by name.
+Arrays: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
 
 __all__ = [
-    "FileError", "decoded", "expect_apart", "read_array", "read_image", "read_labels", "read_picture", "replacing",
-    "save_figure", "save_small_figure", "temporaries", "write", "write_labels", "write_mask",
+    "Arrays", "FileError", "address", "decoded", "expect_apart", "explained", "is_local", "one_array", "read_array",
+    "read_arrays", "read_image", "read_labels", "read_picture", "replacing", "save_figure", "save_small_figure",
+    "temporaries", "write", "write_labels", "write_mask",
 ]  # fmt: skip
 
 SAMPLES_PER_PIXEL = 277  # a tag of TIFF
@@ -34,15 +40,56 @@ class FileError(ValueError):
     """A file that is not what was expected; the message begins with its name."""
 
 
+def address(text: str) -> Path:
+    """A local path, "file:///x" included; of another "scheme://..." a `upath.UPath`, which is used like one.
+
+    Raises:
+        ImportError: an address, and no universal-pathlib, or not what its scheme needs beside it.
+        ValueError: a scheme that fsspec does not know.
+    """
+    scheme = re.match("([a-z][a-z0-9+.-]+)://", text)
+    if scheme is None:
+        return Path(text)
+    if scheme[1] in ("file", "local"):
+        return Path(text[scheme.end() :])
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise ImportError(f"{text}: universal-pathlib opens addresses; `pip install 'tritoncrf[data]'`") from error
+    try:
+        path = UPath(text)
+        # Made now, of a package that may be missing.
+        path.fs  # noqa: B018
+    except ImportError as error:
+        raise ImportError(f"{text}: {_reason(error)}") from error
+    except ValueError as error:
+        raise FileError(f"{text}: expected a local path or an address that fsspec knows, {_reason(error)}") from error
+    return cast(Path, path)
+
+
+def is_local(path: Path) -> bool:
+    """Whether it is no address of `address`."""
+    return isinstance(path, Path)
+
+
 def decoded(path: Path, what: str, read: Callable[[Path], Content]) -> Content:
     """What `read(path)` gives; one error, naming the file, for all that decoders raise."""
-    if not path.is_file():
+    if is_local(path) and not path.is_file():
         kind = "a folder" if path.is_dir() else "a link that leads nowhere" if path.is_symlink() else "no such file"
         raise FileError(f"{path}: expected {what}, got {kind}")
-    try:
+    with explained(path, what):
         return read(path)
-    except (FileError, MemoryError):
+
+
+@contextlib.contextmanager
+def explained(path: Path, what: str) -> Iterator[None]:
+    """One error, naming the file, for all that decoders raise."""
+    try:
+        yield
+    except (FileError, ImportError, MemoryError):
         raise
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: expected {what}, got no such file") from error
     except Exception as error:  # broken files make decoders raise nearly anything, SyntaxError included
         raise FileError(f"{path}: expected {what}, unreadable: {_reason(error)}") from error
 
@@ -53,6 +100,21 @@ def _reason(error: Exception) -> str:
     return words if len(words) <= 200 else f"{words[:200]}..."
 
 
+@contextlib.contextmanager
+def _picture(path: Path) -> "Iterator[PIL.Image.Image]":
+    """A picture, its pixels read."""
+    from PIL import Image, UnidentifiedImageError
+
+    with path.open("rb") as file:
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            raise ValueError("no format that Pillow reads") from None  # its own names the open file
+        with image:
+            image.load()
+            yield image
+
+
 def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
     """A PIL image, RGB or grey ("L"); its pixels as they are stored, or turned as a viewer shows them."""
     from PIL import Image, ImageOps
@@ -61,8 +123,7 @@ def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
     def read(path: Path) -> Image.Image:
         if path.name.lower().endswith(VOLUMES):
             raise FileError(f"{path}: expected a picture, got a volume; in Python refine takes its features")
-        with Image.open(path) as image:
-            image.load()
+        with _picture(path) as image:
             if image.mode.startswith(("I", "F")):
                 hint = "; of 16 bits, np.uint8(x // 257) keeps the upper 8" if "16" in image.mode else ""
                 raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}{hint}")
@@ -86,11 +147,10 @@ def read_labels(path: Path, upright: bool = False) -> np.ndarray:
     """[H, W] integers; the indices of a palette picture, not its colours."""
     if path.suffix.lower() != ".png":
         return read_array(path, extensions=(".png", ".npy", ".npz"))
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     def read(path: Path) -> np.ndarray:
-        with Image.open(path) as image:
-            image.load()
+        with _picture(path) as image:
             if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
                 raise FileError(f"{path}: expected label indices, one channel or a palette, got {image.mode}")
             return np.array(ImageOps.exif_transpose(image) if upright else image)
@@ -100,11 +160,9 @@ def read_labels(path: Path, upright: bool = False) -> np.ndarray:
 
 def read_picture(path: Path) -> "PIL.Image.Image":
     """A PIL image of any mode, as it is stored."""
-    from PIL import Image
 
-    def read(path: Path) -> Image.Image:
-        with Image.open(path) as image:
-            image.load()
+    def read(path: Path) -> "PIL.Image.Image":
+        with _picture(path) as image:
             return image
 
     return decoded(path, "a picture", read)
@@ -115,22 +173,35 @@ def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.n
     if path.suffix.lower() not in extensions:
         hint = "; numpy.save writes the array of a volume" if path.name.lower().endswith(VOLUMES) else ""
         raise FileError(f"{path}: expected a file ending in {' or '.join(extensions)}{hint}")
+    return read_arrays(path, lambda arrays: one_array(path, arrays))
 
-    def read(path: Path) -> np.ndarray:
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            if len(loaded.files) != 1:
-                raise FileError(f"{path}: expected one array, got {len(loaded.files)}: {', '.join(loaded.files)}")
-            array = loaded[loaded.files[0]]
-            if not isinstance(array, np.ndarray):
-                raise FileError(f"{path}: expected one array, got a file {loaded.files[0]!r} that is none")
-            return array
 
-    array = decoded(path, "an array", read)
+def read_arrays(path: Path, choose: Callable[[Arrays], Content]) -> Content:
+    """What `choose` takes from an .npy or .npz. Nothing else is read of it, and no object that is pickled."""
+
+    def read(path: Path) -> Content:
+        with path.open("rb") as file:
+            return choose(np.load(file, allow_pickle=False))
+
+    return decoded(path, "an array", read)
+
+
+def one_array(source: object, arrays: Arrays, key: str | None = None) -> np.ndarray:
+    """The array of a source, or of several there the one of that name; in this machine's byte order."""
+    if isinstance(arrays, np.ndarray):
+        if key is not None:
+            raise FileError(f"{source}: expected an array named {key!r}, got one without a name")
+        array = arrays
+    else:
+        if key is None and len(arrays) != 1 or key is not None and key not in arrays:
+            wanted = "one array" if key is None else f"an array named {key!r}"
+            raise FileError(f"{source}: expected {wanted}, got {len(arrays)}: {', '.join(map(str, arrays))}")
+        name = next(iter(arrays)) if key is None else key
+        array = arrays[name]
+        if not isinstance(array, np.ndarray):
+            raise FileError(f"{source}: expected one array, got a file {name!r} that is none")
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise FileError(f"{path}: expected numbers of at most 64 bits, got dtype {array.dtype}")
+        raise FileError(f"{source}: expected numbers of at most 64 bits, got dtype {array.dtype}")
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
@@ -162,8 +233,14 @@ def expect_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the block ends well, and leaves nothing behind when not.
 
-    What is no file, such as a device or a pipe, is written at the end of the block.
+    What is no file, such as a device or a pipe, is written at the end of the block; an address too, in one request.
     """
+    if not is_local(path):
+        buffer = io.BytesIO()
+        yield buffer
+        remote = cast(Any, path)
+        remote.fs.pipe_file(remote.path, buffer.getvalue())
+        return
     if path.exists() and not path.is_file():
         buffer = io.BytesIO()
         yield buffer

@@ -255,6 +255,16 @@ def _expect_map(name: str, found: torch.Tensor, value: Image, size: Sequence[int
     raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{hint}")
 
 
+def labels_of(kind: str, scores: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """The labels that came: the best class of scores, -1 where a label is unknown."""
+    if kind in BINARY:
+        return (scores > 0.5) * 1
+    if kind == "labels":
+        marks = settings.get("unknown", "auto")
+        return np.where(np.isin(scores, UNKNOWN if marks == "auto" else marks), -1, scores.astype(np.int64))
+    return scores.argmin(0) if kind == "energies" else scores.argmax(0)
+
+
 def resized(name: str, scores: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Scores [C, h, w], or a map [h, w], at another size: bilinear, of labels the nearest."""
     planes = torch.from_numpy(scores)[None] if scores.ndim == 3 else torch.from_numpy(scores)[None, None]
@@ -265,7 +275,7 @@ def resized(name: str, scores: np.ndarray, size: Sequence[int]) -> np.ndarray:
             checks.expect_logits(name, planes, axis=1, sign=1 if name == "logits" else -1)
         planes = planes.to(torch.promote_types(planes.dtype, torch.float32)).clamp(-checks.RULED_OUT, checks.RULED_OUT)
         planes = F.interpolate(planes, tuple(size), mode="bilinear", align_corners=False)
-    return planes.view(*scores.shape[:-2], *size).numpy().astype(scores.dtype)
+    return planes.view(*scores.shape[:-2], *size).numpy().astype(scores.dtype, copy=False)
 
 
 def as_tensor(name: str, value: Image) -> torch.Tensor:

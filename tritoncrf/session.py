@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 from tritoncrf import checks, demo
-from tritoncrf.actions import doubts, labels_of, moved, read_scores, settings_of, source_of
+from tritoncrf.actions import doubts, moved, settings_of, source_of
 from tritoncrf.commands import CommandError
 from tritoncrf.devices import device_found
 from tritoncrf.files import read_array, read_image, read_picture
 from tritoncrf.options import ARGUMENTS, BINARY, GAUSSIAN, METHODS, PARAMETERS, SCORES, UNKNOWN, method_for
 from tritoncrf.options import settings as completed
+from tritoncrf.readers import read_scores
 from tritoncrf.refine import refine
-from tritoncrf.scores import upright
+from tritoncrf.scores import labels_of, upright
 from tritoncrf.summary import Summary, summarized
 from tritoncrf.types import Method
 
@@ -173,7 +174,7 @@ def _python_of(
     arguments = ", ".join([json.dumps(kind), f"Path({file})", "photo", "image.shape[:2]", *how])
     return (
         "from pathlib import Path", "", "import numpy as np", "import tritoncrf as tc",
-        "from tritoncrf.actions import read_scores", "",
+        "from tritoncrf.readers import read_scores", "",
         f"photo = Path({photo})",
         f"image = np.asarray(tc.files.read_image(photo, upright={not options.as_stored}))",
         f"scores = read_scores({arguments})",

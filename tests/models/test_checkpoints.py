@@ -231,7 +231,7 @@ def test_the_file_that_the_others_alter_is_sound(stopped, shapes, found, tmp_pat
 HOLDER = """
 import sys
 from pathlib import Path
-from tritoncrf.models.locks import locked
+from tritoncrf.locks import locked
 
 with locked(Path(sys.argv[1])):
     print("held", flush=True)

@@ -26,7 +26,7 @@ from tritoncrf.datasets.stages import Outcome, Stages
 from tritoncrf.devices import device_found, expect_device
 from tritoncrf.filters.lattice import limit_cache
 
-__all__ = ["places", "run"]
+__all__ = ["places", "run", "sendable", "settle"]
 
 PATIENCE = 30.0  # seconds that an item in work may take until its process, which is to end, is killed
 WINDOW = 4  # how many times the items in work may be done and wait for one before them
@@ -231,12 +231,17 @@ class _Worker:
             self.process.join()
 
 
-def _work(connection: Connection, device: str) -> None:
-    """What a process does, until its connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it ends it
+def settle() -> None:
+    """How a process that refines one image after another begins."""
     torch.set_num_threads(1)
     limit_cache(CACHE)
     keep_together()
+
+
+def _work(connection: Connection, device: str) -> None:
+    """What a process does, until its connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it ends it
+    settle()
     try:
         stages = pickle.loads(connection.recv_bytes())
     except Exception as error:
@@ -260,7 +265,7 @@ def _work(connection: Connection, device: str) -> None:
         return item
 
     for outcome in outcomes(stages, source, torch.device(device)):
-        message = _packed((numbers.popleft(), outcome.result, _sendable(outcome.error), outcome.seconds))
+        message = _packed((numbers.popleft(), outcome.result, sendable(outcome.error), outcome.seconds))
         try:
             connection.send_bytes(message)
         except OSError:
@@ -283,7 +288,7 @@ def _packed(value: Any) -> bytes:
         raise TypeError(f"items: expected what can be sent to other processes, got what cannot: {error}") from error
 
 
-def _sendable(error: Exception | None) -> Exception | None:
+def sendable(error: Exception | None) -> Exception | None:
     """An error that another process can read."""
     try:
         pickle.loads(pickle.dumps(error))

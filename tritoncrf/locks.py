@@ -1,4 +1,4 @@
-"""A folder for one run at a time."""
+"""Folders and files for one run at a time."""
 
 import contextlib
 import os
@@ -11,12 +11,19 @@ from tritoncrf.files import FileError
 if sys.platform != "win32":
     import fcntl
 
+__all__ = ["locked"]
+
 _held: set[int] = set()  # descriptors
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, to the end of this process at the latest; without one where a file system has none.
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Holds the lock of a folder or a file, to the end of this process at the latest; without one where a file system
+    has none.
+
+    Args:
+        path: a folder, or a file that exists.
+        shared: beside others that share it; otherwise alone.
 
     Raises:
         FileError: another process holds it.
@@ -24,13 +31,14 @@ def locked(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     _held.add(descriptor)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FileError(f"{folder}: expected a folder for this run alone, got one in use by another") from None
+            what = "folder" if path.is_dir() else "file"
+            raise FileError(f"{path}: expected a {what} for this run alone, got one in use by another") from None
         except OSError:
             pass
         yield

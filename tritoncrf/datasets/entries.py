@@ -1,0 +1,293 @@
+"""The images of a data set, each with the scores that belong to it, matched by name."""
+
+import glob
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tritoncrf.commands import CommandError
+from tritoncrf.datasets.stored import MANY, Stored, stored_names
+from tritoncrf.files import FileError, address, decoded, explained, is_local
+from tritoncrf.options import BINARY
+
+__all__ = ["PICTURES", "Entry", "matched", "stem"]
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
+ARRAYS = (".npy", ".npz")
+LABELS = (".png", *ARRAYS)
+SHOWN = 3  # names of what has no partner
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image of a data set.
+
+    Attributes:
+        name: what its outputs are called, the picture's name without its ending, with subfolders where those count.
+        image: the picture.
+        scores: their file, or their place in a file of many images' scores.
+        truth: the true labels, where there are any.
+    """
+
+    name: str
+    image: Path
+    scores: Path | Stored
+    truth: Path | None = None
+
+
+def matched(
+    images: Sequence[str], kind: str, scores: Path, *, images_dir: Path | None = None, truth: Path | None = None,
+    recursive: bool = False, skip_missing: bool = False,
+) -> tuple[list[Entry], list[str]]:  # fmt: skip
+    """The images in order of name, and what has no partner.
+
+    Names are compared in composed letters (NFC), whatever the file system stores. Every folder is listed once, and of
+    its files nothing is asked; hidden ones are passed over.
+
+    Args:
+        images: pictures, folders of pictures, globs, or .txt files of names, a line each; what follows a name after a
+            space is ignored.
+        kind: of the scores, as of `refine`.
+        scores: a folder of files, or one .h5, .hdf5 or .zarr of all images.
+        images_dir: the folder of the pictures that .txt files name, with or without ending and subfolders.
+        truth: a folder of label files.
+        recursive: also look into subfolders, which then are part of the names.
+        skip_missing: leave out what has no scores. Images without true labels stay, with None.
+
+    Raises:
+        CommandError: nothing that the arguments name, two files of one name, or images without scores or, unless
+            skipped, true labels.
+        FileError: a list that cannot be read, a link that leads nowhere.
+    """
+    search = _Search(recursive, skip_missing)
+    pictures, missing = _pictures(images, images_dir, search)
+    names = sorted(pictures)
+    found = _partners(f"--{kind}", scores, _endings(kind), names, search)
+    truths = {} if truth is None else _files("--ground-truth", truth, LABELS, names, search)
+    alone = [name for name in names if name not in found]
+    entries = [Entry(name, pictures[name], found[name], truths.get(name)) for name in names if name in found]
+    if not entries:
+        raise CommandError(f"IMAGES: expected an image with scores in {scores}, got none")
+    return entries, missing + alone
+
+
+def stem(name: str) -> str:
+    """A file's name without its ending, of "x.nii.gz" without both, in composed letters."""
+    head, ending = os.path.splitext(name)
+    return _composed(os.path.splitext(head)[0] if ending.lower() == ".gz" else head)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """How files are looked for."""
+
+    recursive: bool
+    skip_missing: bool
+
+    def expect_none(self, option: str, wanted: str, missing: Sequence[str], total: int) -> None:
+        """An error that names the first of what has no partner, unless they are skipped."""
+        if missing and not self.skip_missing:
+            few = ", ".join([*missing[:SHOWN], *["..."] * (len(missing) > SHOWN)])
+            raise CommandError(
+                f"{option}: expected {wanted}, got none for {len(missing)} of {total}: {few}; --skip-missing goes on "
+                "without"
+            )
+
+
+class _Folder:
+    """The files of a folder by their stems, listed once."""
+
+    def __init__(self, option: str, path: Path, endings: tuple[str, ...], search: _Search) -> None:
+        """A CommandError naming `option` where there is no such folder."""
+        self._option, self._path, self._skip = option, path, search.skip_missing
+        self._found: dict[str, list[str]] = {}
+        self._dangling: set[str] = set()  # links that lead nowhere
+        for name, leads in _listed(option, path, search.recursive):
+            if name.lower().endswith(endings):
+                self._found.setdefault(stem(name), []).append(name)
+                if not leads:
+                    self._dangling.add(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def at(self, name: str) -> tuple[str, Path] | None:
+        """The stem and the path of the file of that stem."""
+        return self._one(name, self._found.get(name, []))
+
+    def named(self, text: str) -> tuple[str, Path] | None:
+        """The same of the file of that name, or else of one that only ends otherwise."""
+        name = _composed(text)
+        alike = self._found.get(stem(name), [])
+        exact = [file for file in alike if _composed(file) == name]
+        return self._one(stem(name), exact) or self.at(name) or self._one(stem(name), alike)
+
+    def _one(self, name: str, found: Sequence[str]) -> tuple[str, Path] | None:
+        if len(found) > 1:
+            raise CommandError(
+                f"{self._option}: expected one file of a name, got {' and '.join(found)} in {self._path}"
+            )
+        if not found or found[0] in self._dangling and self._skip:
+            return None
+        path = self._path / found[0]
+        if found[0] in self._dangling:
+            raise FileError(f"{path}: expected a file, got a link that leads nowhere")
+        return name, path
+
+
+def _listed(option: str, folder: Path, recursive: bool) -> Iterator[tuple[str, bool]]:
+    """The files of a folder by their names from there, none of them hidden; False with a link that leads nowhere."""
+    if not is_local(folder):
+        yield from _listed_remotely(option, folder, recursive)
+    elif not folder.is_dir():
+        raise CommandError(f"{option}: expected a folder, got {folder}")
+    else:
+        yield from _listed_here(os.fspath(folder), "", (os.path.realpath(folder),) if recursive else None)
+
+
+def _listed_here(folder: str, below: str, above: tuple[str, ...] | None) -> Iterator[tuple[str, bool]]:
+    """As `_listed`; into subfolders unless `above` is None: the folders that lead here, links resolved."""
+    with os.scandir(folder) as files:
+        for file in files:
+            if file.name.startswith("."):
+                continue
+            if not file.is_dir():
+                yield below + file.name, not file.is_symlink() or os.path.exists(file.path)
+            elif above is not None and (real := os.path.realpath(file.path)) not in above:  # no circle of links
+                yield from _listed_here(file.path, f"{below}{file.name}/", (*above, real))
+
+
+def _listed_remotely(option: str, folder: Path, recursive: bool) -> Iterator[tuple[str, bool]]:
+    fs, root = cast(Any, folder).fs, cast(Any, folder).path.rstrip("/")
+    try:
+        with explained(folder, "a folder that can be listed"):
+            found = (
+                fs.find(root, detail=True) if recursive else {file["name"]: file for file in fs.ls(root, detail=True)}
+            )
+    except FileError as error:
+        raise CommandError(f"{option}: {error}") from error
+    for path, file in found.items():
+        name = path.removeprefix(f"{root}/")
+        if file["type"] == "file" and not _is_hidden(name):
+            yield name, True
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or a folder above it is, of a name with subfolders."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _pictures(images: Sequence[str], images_dir: Path | None, search: _Search) -> tuple[dict[str, Path], list[str]]:
+    """The pictures by name; the names of a list that have none."""
+    found: dict[str, Path] = {}
+    missing: list[str] = []
+
+    def add(name: str, path: Path) -> None:
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        name = "/".join(parts) if search.recursive else parts[-1]
+        if ".." in parts[:-1]:
+            raise CommandError(f"IMAGES: expected pictures below --images-dir, got {path}")
+        other = found.setdefault(name, path)
+        if other != path:
+            raise CommandError(f"IMAGES: expected one picture of a name, got {other} and {path}")
+
+    for text in images:
+        path = address(text)
+        if path.is_dir():
+            folder = _Folder("IMAGES", path, PICTURES, search)
+            pairs = [pair for name in folder if (pair := folder.at(name))]
+            if not pairs:
+                raise CommandError(f"IMAGES: expected pictures in {path}, got none; {', '.join(PICTURES)}")
+        elif text.lower().endswith(".txt"):
+            pairs, without = _of_list(path, images_dir, search)
+            missing += without
+        elif os.path.lexists(path) if is_local(path) else path.is_file():
+            if not path.exists():
+                raise FileError(f"{path}: expected a picture, got a link that leads nowhere")
+            pairs = [(stem(path.name), path)]
+        else:
+            pairs = [(stem(name), path) for name, path in _globbed(text)]
+            if not pairs:
+                raise CommandError(f"IMAGES: expected a picture, a folder, a glob or a list, got nothing at {text}")
+        for pair in pairs:
+            add(*pair)
+    search.expect_none("IMAGES", f"a picture in {images_dir} for each name", missing, len(found) + len(missing))
+    return found, missing
+
+
+def _of_list(path: Path, images_dir: Path | None, search: _Search) -> tuple[list[tuple[str, Path]], list[str]]:
+    """The stems and paths of the pictures that a file names, a line each, and the names of which there is none."""
+    if images_dir is None:
+        raise CommandError(f"IMAGES: expected --images-dir, the folder of the pictures that {path} names, got none")
+    lines = decoded(path, "a list of names", lambda path: path.read_text(encoding="utf-8-sig")).splitlines()
+    folders: dict[str, _Folder | None] = {}
+    found, missing = [], []
+
+    def find(name: str) -> tuple[str, Path] | None:
+        below, slash, last = name.lstrip("/").rpartition("/")
+        if below not in folders:
+            there = images_dir / below if below else images_dir
+            looked = there.is_dir() or not below
+            folders[below] = (
+                _Folder("--images-dir", there, PICTURES, _Search(False, search.skip_missing)) if looked else None
+            )
+        folder = folders[below]
+        pair = folder.named(last) if folder else None
+        return pair and (below + slash + pair[0], pair[1])
+
+    for line in filter(None, map(str.strip, lines)):
+        pair = find(line) or find(line.split()[0])
+        if pair:
+            found.append(pair)
+        else:
+            missing.append(line.split()[0])
+    return found, missing
+
+
+def _globbed(text: str) -> Iterator[tuple[str, Path]]:
+    """The pictures of a glob, by their names from its first folder that is no pattern."""
+    magic = re.search("[*?[]", text)
+    if magic is None:
+        return
+    root, slash, _ = text[: magic.start()].rpartition("/")
+    folder, pattern = address(root + slash if root or slash else "."), text[len(root + slash) :]
+    if is_local(folder):
+        names = glob.glob(pattern, root_dir=folder, recursive=True)
+    else:
+        remote, start = cast(Any, folder).fs, cast(Any, folder).path.rstrip("/") + "/"
+        names = [path.removeprefix(start) for path in remote.glob(start + pattern)]
+    for name in names:
+        if name.lower().endswith(PICTURES) and not _is_hidden(name):
+            yield name, folder / name
+
+
+def _endings(kind: str) -> tuple[str, ...]:
+    """Of the files that hold scores of a kind."""
+    return (*PICTURES, *ARRAYS) if kind in BINARY else LABELS if kind == "labels" else ARRAYS
+
+
+def _partners(
+    option: str, scores: Path, endings: tuple[str, ...], names: Sequence[str], search: _Search
+) -> Mapping[str, Path | Stored]:
+    """The scores of the images by name."""
+    if scores.suffix.lower() not in MANY:
+        return _files(option, scores, endings, names, search)
+    keys = {_composed(key): key for key in stored_names(scores, search.recursive)}
+    search.expect_none(option, f"one in {scores} for each image", [n for n in names if n not in keys], len(names))
+    return {name: Stored(scores, keys[name]) for name in names if name in keys}
+
+
+def _files(option: str, path: Path, endings: tuple[str, ...], names: Sequence[str], search: _Search) -> dict[str, Path]:
+    """The files of the images by name."""
+    folder = _Folder(option, path, endings, search)
+    found = {name: pair[1] for name in names if (pair := folder.at(name))}
+    search.expect_none(option, f"a file in {path} for each image", [n for n in names if n not in found], len(names))
+    return found

@@ -1,0 +1,145 @@
+"""Of an image in files: read it and its scores, refine them, write its labels and count how good they are."""
+
+import platform
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tritoncrf.datasets.entries import Entry
+from tritoncrf.datasets.evaluation import Counts, counted, read_truth
+from tritoncrf.datasets.many import pinned
+from tritoncrf.datasets.outputs import Outputs
+from tritoncrf.datasets.score_files import Found, Reading
+from tritoncrf.files import FileError, is_local, read_image
+from tritoncrf.options import BINARY
+from tritoncrf.problem import Problem, posed, solved
+from tritoncrf.scores import labels_of
+
+__all__ = ["FileStages", "Task", "Written"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image to refine, or one that is finished and only counted."""
+
+    entry: Entry
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the files of an image hold.
+
+    Attributes:
+        image: [H, W, 3] or [H, W].
+        found: its scores.
+        problem: the same where they are refined; None where there is nothing to do: the image is finished, or has
+            one class alone.
+        truth: [H, W], -1 where unknown; None where there is none.
+    """
+
+    image: np.ndarray
+    found: Found
+    problem: Problem | None
+    truth: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of an image whose outputs are whole.
+
+    Attributes:
+        changed: the share of its pixels whose label is another one now; None where it was finished.
+        counts: of its labels and their truth, before and after, where there is a truth.
+    """
+
+    changed: float | None
+    counts: tuple[Counts, Counts] | None
+
+
+@dataclass(frozen=True)
+class FileStages:
+    """The stages of a `Task`.
+
+    Attributes:
+        reading: how its scores are read.
+        outputs: what is written.
+        options: of `refine`.
+        settings: the digest of all that decides the bits, which outputs carry.
+        num_classes: of the true labels; None: as many as there are.
+    """
+
+    reading: Reading
+    outputs: Outputs
+    options: Mapping[str, Any]
+    settings: str
+    num_classes: int | None = None
+
+    def read(self, task: Task, device: torch.device) -> Loaded:
+        entry, upright, folder = task.entry, not self.reading.as_stored, self.outputs.folder
+        if is_local(folder) and not folder.is_dir():
+            raise FileError(f"{folder}: expected a folder that every machine reaches, got none on {platform.node()}")
+        image = np.asarray(read_image(entry.image, upright=upright))
+        size = image.shape[0], image.shape[1]
+        found = self.reading.scores(entry.scores, entry.image, size)
+        truth = None if entry.truth is None else read_truth(entry.truth, size, self._classes(found), upright)
+        if task.finished or _single(found):
+            return Loaded(image, found, None, truth)
+        options = dict(self.options)
+        if found.classes is not None:
+            if found.kind == "labels":
+                options["num_classes"] = len(found.classes)
+            if not isinstance(costs := options.get("compatibility", "potts"), str):
+                options["compatibility"] = _of_classes(costs, found.classes)
+        scores = pinned(found.array) if device.type == "cuda" else found.array
+        return Loaded(image, found, posed(image, {found.kind: scores}, device, options), truth)
+
+    def _classes(self, found: Found) -> int | None:
+        """How many there are, where the scores of one image or the user say it."""
+        if found.kind in BINARY:
+            return 2
+        whole = found.classes is None and found.kind != "labels"
+        return len(found.array) if whole else self.num_classes
+
+    def key(self, loaded: Loaded) -> Hashable:
+        return None if loaded.problem is None else loaded.problem.key()
+
+    def refine(self, loaded: list[Loaded]) -> list[tuple[Loaded, torch.Tensor | None]]:
+        """What was loaded, each with its probabilities [C, H, W], or None."""
+        if loaded[0].problem is None:
+            return [(loaded[0], None)]
+        return [*zip(loaded, solved([one.problem for one in loaded if one.problem is not None]))]
+
+    def write(self, task: Task, refined: tuple[Loaded, torch.Tensor | None]) -> Written:
+        loaded, q = refined
+        name, found, changed = task.entry.name, loaded.found, None
+        before = labels_of(found.kind, found.array, self.options)
+        if not task.finished:
+            probabilities = np.ones((1, *before.shape), np.float32) if q is None else q.float().cpu().numpy()
+            if found.kind in BINARY:
+                probabilities = probabilities[1]
+            after = probabilities > 0.5 if found.kind in BINARY else probabilities.argmax(0)
+            changed = round(float(np.mean(before != after)), 6)
+            mark = {"settings": self.settings, "changed": changed}
+            self.outputs.write(name, loaded.image, probabilities, found.kind, found.classes, mark)
+        if loaded.truth is None:
+            return Written(changed, None)
+        if found.classes is not None:
+            before = np.where(before < 0, -1, found.classes[before])
+        after = self.outputs.labels(name)
+        return Written(changed, (counted(before, loaded.truth), counted(after, loaded.truth)))
+
+
+def _single(found: Found) -> bool:
+    """Whether an image has one class alone, so that there is nothing to refine."""
+    return found.classes is not None and len(found.classes) == 1
+
+
+def _of_classes(costs: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Of costs [C, C] those of the classes that an image has."""
+    if classes.max() >= len(costs):
+        raise ValueError(f"compatibility: expected a row for each class up to {classes.max()}, got {list(costs.shape)}")
+    return costs[np.ix_(classes, classes)]
