@@ -21,10 +21,10 @@ from waits import watched
 def built(size, d, classes, batch=1, shared=False, scale=False):
     """A lattice of random features, and rows: ((lattice, side, rows) in float64, the same in float32)."""
     f = random_features(size, d, 1 if shared else batch).flatten(2) * 2
-    *tensors, _ = build(f, "torch")
+    *tensors, starts, _, _, _ = build(f, "torch")
     factor = torch.rand(f.shape[0], 1, f.shape[2], dtype=torch.float64) + 0.5 if scale else None
     x = torch.randn(batch, classes, f.shape[2], dtype=torch.float64)
-    lattice = reference.Lattice(*tensors)
+    lattice = reference.Lattice(*tensors, *reference_simplex.in_chunks(starts))
     return f, reference.ScaledLattice(lattice, factor), x
 
 

@@ -11,6 +11,7 @@ import torch
 from tritoncrf.datasets.entries import Entry
 from tritoncrf.datasets.evaluation import Counts, counted, read_truth
 from tritoncrf.datasets.many import pinned
+from tritoncrf.datasets.memory import give_back
 from tritoncrf.datasets.outputs import Outputs
 from tritoncrf.datasets.score_files import Found, Reading
 from tritoncrf.files import FileError, is_local, read_image
@@ -35,14 +36,18 @@ class Loaded:
 
     Attributes:
         image: [H, W, 3] or [H, W].
-        found: its scores.
-        problem: the same where they are refined; None where there is nothing to do: the image is finished, or has
-            one class alone.
+        kind: of its scores.
+        classes: the label of each of their channels; None: their index.
+        before: the best class [H, W] of the scores, -1 where unknown.
+        problem: what is to be refined; None where there is nothing to do: the image is finished, or has one class
+            alone.
         truth: [H, W], -1 where unknown; None where there is none.
     """
 
     image: np.ndarray
-    found: Found
+    kind: str
+    classes: np.ndarray | None
+    before: np.ndarray
     problem: Problem | None
     truth: np.ndarray | None
 
@@ -86,8 +91,9 @@ class FileStages:
         size = image.shape[0], image.shape[1]
         found = self.reading.scores(entry.scores, entry.image, size)
         truth = None if entry.truth is None else read_truth(entry.truth, size, self._classes(found), upright)
+        before = labels_of(found.kind, found.array, self.options).astype(np.int32)
         if task.finished or _single(found):
-            return Loaded(image, found, None, truth)
+            return Loaded(image, found.kind, found.classes, before, None, truth)
         options = dict(self.options)
         if found.classes is not None:
             if found.kind == "labels":
@@ -95,7 +101,8 @@ class FileStages:
             if not isinstance(costs := options.get("compatibility", "potts"), str):
                 options["compatibility"] = _of_classes(costs, found.classes)
         scores = pinned(found.array) if device.type == "cuda" else found.array
-        return Loaded(image, found, posed(image, {found.kind: scores}, device, options), truth)
+        problem = posed(image, {found.kind: scores}, device, options)
+        return Loaded(image, found.kind, found.classes, before, problem, truth)
 
     def _classes(self, found: Found) -> int | None:
         """How many there are, where the scores of one image or the user say it."""
@@ -111,24 +118,25 @@ class FileStages:
         """What was loaded, each with its probabilities [C, H, W], or None."""
         if loaded[0].problem is None:
             return [(loaded[0], None)]
-        return [*zip(loaded, solved([one.problem for one in loaded if one.problem is not None]))]
+        q = solved([one.problem for one in loaded if one.problem is not None], give_back)
+        give_back()
+        return [*zip(loaded, q)]
 
     def write(self, task: Task, refined: tuple[Loaded, torch.Tensor | None]) -> Written:
         loaded, q = refined
-        name, found, changed = task.entry.name, loaded.found, None
-        before = labels_of(found.kind, found.array, self.options)
+        name, kind, before, changed = task.entry.name, loaded.kind, loaded.before, None
         if not task.finished:
             probabilities = np.ones((1, *before.shape), np.float32) if q is None else q.float().cpu().numpy()
-            if found.kind in BINARY:
+            if kind in BINARY:
                 probabilities = probabilities[1]
-            after = probabilities > 0.5 if found.kind in BINARY else probabilities.argmax(0)
+            after = probabilities > 0.5 if kind in BINARY else probabilities.argmax(0)
             changed = round(float(np.mean(before != after)), 6)
             mark = {"settings": self.settings, "changed": changed}
-            self.outputs.write(name, loaded.image, probabilities, found.kind, found.classes, mark)
+            self.outputs.write(name, loaded.image, probabilities, kind, loaded.classes, mark)
         if loaded.truth is None:
             return Written(changed, None)
-        if found.classes is not None:
-            before = np.where(before < 0, -1, found.classes[before])
+        if loaded.classes is not None:
+            before = np.where(before < 0, -1, loaded.classes[before])
         after = self.outputs.labels(name)
         return Written(changed, (counted(before, loaded.truth), counted(after, loaded.truth)))
 
