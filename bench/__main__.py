@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import RESULTS, first, gpu
 from bench.compare import compare
-from bench.datasets import report
+from bench.datasets import beside, report
 from bench.exercise import exercise
 from bench.suite import run_suite
 from tritoncrf.commands import CommandError, Parser, check_output, make_folder, run
@@ -68,6 +68,9 @@ def _parser() -> Parser:
     command = commands.add_parser("datasets", help="costs of images, what machines would do by them, and memory")
     command.add_argument("--out", type=Path, default=RESULTS)
     command.add_argument("--data", type=Path, help="with photos in its folder coco_stuff (Grace Hopper)")
+    command.add_argument(
+        "--beside", action="store_true", help="the command on DATA's voc photos beside pydensecrf instead"
+    )
     command.set_defaults(run=_datasets)
 
     return parser
@@ -87,6 +90,10 @@ def _gpu(options: argparse.Namespace) -> int:
 
 def _datasets(options: argparse.Namespace) -> int:
     make_folder("--out", options.out)
+    if options.beside:
+        if options.data is None:
+            raise CommandError("--data: expected the folder with voc and network_scores, got none")
+        return beside.run(options.out, options.data)
     return report.run(options.out, options.data)
 
 

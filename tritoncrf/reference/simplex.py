@@ -217,10 +217,16 @@ def numbered(key):
     """The distinct keys of [E] in ascending order: which each entry has, int32 [E]; where each begins in the sorted
     entries [V]; and these, [E], equal ones in their order."""
     ordered, order = torch.sort(key, stable=True)
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
+    is_first = _is_first(ordered)
     number = is_first.cumsum(0, dtype=torch.int32).sub_(1)
     return torch.empty_like(number).scatter_(0, order, number), is_first.nonzero().squeeze(1), order
+
+
+def _is_first(ordered):
+    """Whether each entry of an ascending sequence is the first of its kind."""
+    found = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=found[1:])
+    return found
 
 
 def simplex_gradient(features, d_weights):
@@ -284,8 +290,7 @@ def _sorted_by_corner(vertices, bounds):
         narrow = torch.int16 if last - first < 1 << 15 else torch.int32  # which sorts quicker
         ordered, order = torch.sort((vertices[:, r] - first).to(narrow), stable=True)
         sorted_pairs[r] = order.mul_(corners).add_(r)
-        every = torch.arange(last - first, dtype=narrow, device=vertices.device)
-        starts.append(torch.searchsorted(ordered, every, out_int32=True).add_(r * pixels))
+        starts.append(_is_first(ordered).nonzero().squeeze(1).int() + r * pixels)  # none is without pixels
     return sorted_pairs, torch.cat([*starts, sorted_pairs.new_full((1,), corners * pixels)])
 
 
@@ -342,9 +347,8 @@ def neighbours(codes, layout: KeyLayout, bounds):
         if len(codes) == 1:
             parts = [*itertools.pairwise(bounds)]
             for (first, last), (low, high) in zip(parts, [parts[-1], *parts]):  # of r - 1
-                at, same = _find(codes[0][low:high], codes[0][first:last] + steps[0])
-                rows = same.nonzero().squeeze(1)
-                _connect(found[j], rows + first, at[rows] + low)
+                at, rows = _matches(codes[0][low:high], codes[0][first:last] + steps[0])
+                _connect(found[j], rows + first, at + low)
         else:
             wanted = name + _dot(steps, factors)
             rows = seen[wanted & low_bits].nonzero().squeeze(1)
@@ -359,6 +363,14 @@ def _connect(neighbours, rows, following):
     """Note which vertex follows each of these, and that they come before it."""
     neighbours[rows, 0] = following.int()
     neighbours[following, 1] = rows.int()
+
+
+def _matches(one, other):
+    """Where each of two ascending sequences has what the other has too. Sorted together such numbers are side by side:
+    quicker than to look each of them up."""
+    ordered, order = torch.sort(torch.cat([one, other]), stable=True)
+    first = (ordered[1:] == ordered[:-1]).nonzero().squeeze(1)
+    return order.index_select(0, first), order.index_select(0, first + 1) - len(one)
 
 
 def _find(table, wanted):
