@@ -260,6 +260,10 @@ def _run_refine(options: argparse.Namespace) -> int:
             what = "one image and its scores, got a data set" if several else "a data set, got one image and its scores"
             raise CommandError(f"--{name.replace('_', '-')}: expected {what}")
     if several:
+        from tritoncrf.datasets import processes
+
+        if options.engine is None and options.jobs != 0:
+            processes.begin()  # they import what this process is about to import
         from tritoncrf.datasets import command
 
         return command.refine_set(options)

@@ -1,6 +1,6 @@
 """The CRF that a call of `refine` describes, and those of several images solved together."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,17 +95,16 @@ def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Ma
 
 
 @torch.no_grad()
-def solved(problems: Sequence[Problem], built: Callable[[], None] = lambda: None) -> torch.Tensor:
+def solved(problems: Sequence[Problem]) -> torch.Tensor:
     """Q, [B, C, *S], of problems of one key, or of a single one; replayed unless values are looked at on the way:
-    those of photos of floats, and of features where what is made of them is as large as they say, such as a lattice.
-    `built`: of `kernels`."""
+    those of photos of floats, and of features where what is made of them is as large as they say, such as a lattice."""
     first = problems[0]
     photo = None if first.photo is None else _stacked([p.photo for p in problems if p.photo is not None])
     appearance = None if first.appearance is None else first.appearance[None]
     unary = _stacked([p.unary for p in problems])
 
     def solve(photo: torch.Tensor | None, unary: torch.Tensor) -> torch.Tensor:
-        own = kernels(first.method, photo, appearance, unary, first.chosen, built)
+        own = kernels(first.method, photo, appearance, unary, first.chosen)
         return mean_field(unary, own, **loop(first.method, first.chosen, unary))
 
     with checks.check_values(True):
@@ -160,10 +159,10 @@ def _costs(value: Costs, unary: torch.Tensor) -> Compatibility:
 
 def kernels(
     method: Method, photo: torch.Tensor | None, appearance: torch.Tensor | None, unary: torch.Tensor,
-    chosen: Mapping[str, Any], built: Callable[[], None] = lambda: None,
+    chosen: Mapping[str, Any],
 ) -> list[Filter]:  # fmt: skip
     """The method's filters of features [B, D, *S], or else of photos [B, C, H, W], beside a unary [B, C, *S];
-    bandwidths may be tensors. `built` is called after each of large ones."""
+    bandwidths may be tensors."""
     made_of = "features"
     if appearance is None:
         assert photo is not None
@@ -179,11 +178,8 @@ def kernels(
     window_size, blur = chosen["window_size"], chosen["blur"]
     with checks.renamed("features", "theta_smooth"):
         smoothness = _smoothness(method, unary.shape[2:], chosen["theta_smooth"], unary, window_size, blur)
-    built()
     with checks.renamed("features", made_of):
-        found = [smoothness, _gaussian(method, appearance, window_size, blur)]
-    built()
-    return found
+        return [smoothness, _gaussian(method, appearance, window_size, blur)]
 
 
 def _gaussian(method: Method, features: torch.Tensor, window_size: int, blur: int) -> Filter:

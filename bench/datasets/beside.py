@@ -116,7 +116,7 @@ def watched(command: list[object], out: Path) -> Finding:
         if not first and out.is_dir() and any(out.glob("*.png")):
             first = time.perf_counter() - start
         memory = max(memory, resident(process.pid))
-        time.sleep(0.02)
+        time.sleep(0.2)
     seconds = time.perf_counter() - start
     reader.join()
     if process.returncode:

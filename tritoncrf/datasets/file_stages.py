@@ -11,7 +11,6 @@ import torch
 from tritoncrf.datasets.entries import Entry
 from tritoncrf.datasets.evaluation import Counts, counted, read_truth
 from tritoncrf.datasets.many import pinned
-from tritoncrf.datasets.memory import give_back
 from tritoncrf.datasets.outputs import Outputs
 from tritoncrf.datasets.score_files import Found, Reading
 from tritoncrf.files import FileError, is_local, read_image
@@ -118,8 +117,7 @@ class FileStages:
         """What was loaded, each with its probabilities [C, H, W], or None."""
         if loaded[0].problem is None:
             return [(loaded[0], None)]
-        q = solved([one.problem for one in loaded if one.problem is not None], give_back)
-        give_back()
+        q = solved([one.problem for one in loaded if one.problem is not None])
         return [*zip(loaded, q)]
 
     def write(self, task: Task, refined: tuple[Loaded, torch.Tensor | None]) -> Written:

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset, IterableDataset
 
 from tritoncrf import checks
 from tritoncrf.datasets import workers
-from tritoncrf.datasets.memory import give_back
 from tritoncrf.options import ARGUMENTS, METHODS, SCORES, method_for, settings
 from tritoncrf.problem import Problem, posed, solved
 from tritoncrf.scores import expect_unknown, like
@@ -128,9 +127,7 @@ class Refining:
         return loaded.problem.key()
 
     def refine(self, loaded: list[Loaded]) -> list[tuple[Loaded, torch.Tensor]]:
-        found = solved([one.problem for one in loaded], give_back)
-        give_back()
-        return [*zip(loaded, found)]
+        return [*zip(loaded, solved([one.problem for one in loaded]))]
 
     def result(self, refined: tuple[Loaded, torch.Tensor]) -> Array:
         """As `refine` gives it."""

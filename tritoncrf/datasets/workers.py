@@ -22,6 +22,7 @@ import torch
 from tritoncrf.checks import expect_int
 from tritoncrf.datasets.memory import keep_together
 from tritoncrf.datasets.pipeline import END, outcomes, pace
+from tritoncrf.datasets.processes import context
 from tritoncrf.datasets.stages import Outcome, Stages
 from tritoncrf.devices import device_found, expect_device
 from tritoncrf.filters.lattice import limit_cache
@@ -30,7 +31,7 @@ __all__ = ["places", "run", "sendable", "settle"]
 
 PATIENCE = 30.0  # seconds that an item in work may take until its process, which is to end, is killed
 WINDOW = 4  # how many times the items in work may be done and wait for one before them
-CACHE = 16 << 20  # bytes of lattices that a process keeps
+CACHE = 32 << 20  # bytes of lattices that a process keeps
 
 
 def places(jobs: int, devices: Sequence[torch.device | str] | None) -> list[torch.device]:
@@ -172,11 +173,11 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
+        start = context()
+        self.connection, other = start.Pipe()
         self.tasks: dict[int, Any] = {}
         self.alone = False
-        self.process = context.Process(target=_work, args=(other, str(self.device)), daemon=True)
+        self.process = start.Process(target=_work, args=(other, str(self.device)), daemon=True)
         self.process.start()
         other.close()
         with contextlib.suppress(OSError):  # one that has ended already says so when it is expected to be ready
