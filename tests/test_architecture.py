@@ -148,7 +148,7 @@ MAY_IMPORT = {
         "actions",
     },
     "app": {"options", "commands", "figures", "demo", "actions", "session"},
-    "cli": {"__init__", "options", "commands", "files", "actions", "datasets.command", "app"},
+    "cli": {"__init__", "options", "commands", "files", "actions", "datasets", "datasets.command", "app"},
     "__main__": {"cli"},
 }
 

@@ -5,25 +5,33 @@ Where the system has it they are forked from a server that has imported everythi
 """
 
 import multiprocessing
-from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING, Union
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 __all__ = ["begin", "context"]
 
 LOADED = ["tritoncrf.datasets.file_stages"]
 
 
-def context() -> BaseContext:
+def context() -> Union["ForkServerContext", "SpawnContext"]:
     """How processes are started."""
-    methods = multiprocessing.get_all_start_methods()
-    found = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if found.get_start_method() == "forkserver":
-        found.set_forkserver_preload(LOADED)
+    if not _has_server():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(LOADED)
     return found
 
 
 def begin() -> None:
     """Let the server import, which it does in a process of its own."""
-    if context().get_start_method() == "forkserver":
+    if _has_server():
+        context()
         from multiprocessing import forkserver
 
         forkserver.ensure_running()
+
+
+def _has_server() -> bool:
+    return "forkserver" in multiprocessing.get_all_start_methods()
