@@ -37,7 +37,7 @@ WORDS = {
     "foreground": "probabilities of a person by a network",
     "21 classes": "probabilities made from the labels, float32",
 }
-ROUNDS = 1
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
