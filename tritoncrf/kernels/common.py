@@ -17,6 +17,8 @@ OF_SIZE = {
     "do_not_specialize_on_alignment": ["N", "NZ", "NY", "n", "CLASS_BLOCKS", "stride_tm", "first_ptr", "second_ptr"],
 }
 
+MOST_REGISTERS = 255  # of a thread
+
 # Of the block that runs, so that threads do not see each other's: a list of launches, and whether they run.
 _recorders: contextvars.ContextVar[tuple] = contextvars.ContextVar("recorders", default=())
 

@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
+from tritoncrf.kernels.common import MOST_REGISTERS, OF_SIZE, ceil_div, launch, tile_and_image
 from tritoncrf.kernels.exponents import (
     ROOT,
     WIDE,
@@ -323,7 +323,7 @@ def exact_sum(x, features, order, starts, columns, include_self: bool, precision
     shift = 15  # k <= 1 becomes 2^15
     launch(
         _exact_kernel, (features.shape[2] // TILE * halves.shape[1] * x.shape[0],), num_warps=8,
-        registers_before_90=255,
+        registers_before_90=MOST_REGISTERS,
         h_ptr=halves, **visits, scale_ptr=2.0**-shift / scale, y_ptr=y,
         C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TI=TILE, TJ=64,
         CLASS_BLOCKS=halves.shape[1], CP=classes,
@@ -344,7 +344,8 @@ def exact_feature_gradient(x, y, features, order, starts, columns):
     gradient = features.new_empty(images, blocks, dimensions, order.shape[1])
     rows = TILE if visits["DOT"] else TILE // 2  # the gradient of more features takes more registers
     launch(
-        _exact_feature_gradient_kernel, (padded // rows * blocks * images,), num_warps=8, registers_before_90=255,
+        _exact_feature_gradient_kernel, (padded // rows * blocks * images,), num_warps=8,
+        registers_before_90=MOST_REGISTERS,
         x_ptr=x, y_ptr=y, **visits, scale_ptr=2.0**-shift / scales[0] / scales[1], gradient_ptr=gradient,
         SHIFT=shift, TI=rows, TJ=64 if visits["DP"] <= 16 else 32, CLASS_BLOCKS=blocks, CP=classes,
     )  # fmt: skip
