@@ -27,7 +27,10 @@ MINUTES = 9.0
 FIRST_MINUTES = 6.0  # of the stage `first`, which is to fit where little time is lent
 RESERVE = 30  # seconds of these, for starting and for writing reports
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
-WATCHED = "window|exact|simplex|splat|join|blur|slice|weights_gradient|products|coefficients|_step|box"  # by ncu
+WATCHED = (  # by ncu
+    "window|exact|layout|simplex|_count|add_up|tables|neighbours|splat|join|blur|slice|weights_gradient|products|"
+    "coefficients|_step|box"
+)
 EXERCISE = [sys.executable, "-m", "bench", "exercise"]
 
 
@@ -189,5 +192,5 @@ def counters(stage: Stage) -> str:
     if tool is None:
         return "ncu is not on this machine: no hardware counters."
     command = [tool, "--clock-control", "none", "--kernel-name", f"regex:{WATCHED}", "--csv"]
-    command += ["--launch-count", "80", "--page", "details", *EXERCISE, "--large"]
+    command += ["--launch-count", "96", "--page", "details", *EXERCISE, "--large"]
     return f"ncu: {outcome(run_boxed(command, stage.seconds(), stage.out / 'ncu.csv'))}."

@@ -107,7 +107,7 @@ class Binary:
 def specialise(launch: Launch, target: GPUTarget):
     """The source and options Triton would compile for this launch: 1 and None become constants, and so on."""
     backend = make_backend(target)
-    kernel, keywords = launch.kernel, launch.options(target.backend)
+    kernel, keywords = launch.kernel, launch.options(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(**launch.arguments, **keywords)
     options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialization, keywords)
@@ -122,7 +122,7 @@ def signature(launch: Launch, target: str) -> dict:
 def identity(launch: Launch) -> tuple:
     """Equal for two launches that Triton would serve with one binary."""
     source, _ = specialise(launch, TARGETS["sm_90"])
-    return source.hash(), *launch.options().items()
+    return source.hash(), *launch.options(TARGETS["sm_80"]).items(), *launch.options(TARGETS["sm_90"]).items()
 
 
 def unique(launches: Iterable[Launch]) -> list[Launch]:

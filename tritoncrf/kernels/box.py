@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
+from tritoncrf.kernels.common import MOST_REGISTERS, OF_SIZE, ceil_div, launch, tile_and_image
 
 MAX_RADIUS = 255  # of a tile: 512 x 4 numbers
 TILE = 1024  # numbers, 8 for each of 128 threads; of long windows twice as many of both
@@ -230,7 +230,8 @@ def product_sums(x, image, geometry: dict, scaled: bool, dtype=torch.float32):
     width, across, warps = tile(geometry["RX"])
     tiles = ceil_div(size[2], 2 * geometry["RX"] + 1) * ceil_div(size[0] * size[1], across)
     launch(
-        _products_kernel, (tiles * classes * batch,), warps, x_ptr=x, guide_ptr=image, y_ptr=y, C=classes, **geometry,
+        _products_kernel, (tiles * classes * batch,), warps, registers_before_90=MOST_REGISTERS,
+        x_ptr=x, guide_ptr=image, y_ptr=y, C=classes, **geometry,
         stride_gb=batch_stride(image), D=d, SCALED=scaled, TN=width, TL=across,
         DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
     )  # fmt: skip

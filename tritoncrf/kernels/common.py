@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 import triton
 import triton.language as tl
+from triton.language.target_info import current_target
 
 # For `triton.jit`: what follows from a size alone, or from the picture, makes no other binary. Two things may: that a
 # size is 1, as of an axis that is not there, and that rows, and what is made of them, are a multiple of 16 long, since
@@ -15,6 +16,8 @@ OF_SIZE = {
     "do_not_specialize": ["CHUNKS", "V", "V0", "V1", "E", "TILES", "IMAGES"],
     "do_not_specialize_on_alignment": ["N", "NZ", "NY", "n", "CLASS_BLOCKS", "stride_tm", "first_ptr", "second_ptr"],
 }
+
+MOST_REGISTERS = 255  # of a thread
 
 # Of the block that runs, so that threads do not see each other's: a list of launches, and whether they run.
 _recorders: contextvars.ContextVar[tuple] = contextvars.ContextVar("recorders", default=())
@@ -26,7 +29,8 @@ class Launch:
     that belong to each filter of a step come as a tuple, an entry for each.
 
     fp_fusion: whether a product may fuse with its sum. registers: what a thread may use on NVIDIA; else ptxas may spill
-    a few to fit one more program on a processor.
+    a few to fit one more program on a processor. registers_before_90: the same before compute capability 9.0, where
+    matrix products take both operands from registers.
     """
 
     kernel: object
@@ -36,16 +40,21 @@ class Launch:
     num_stages: int = 1
     fp_fusion: bool = True
     registers: int | None = None
+    registers_before_90: int | None = None
 
-    def options(self, backend: str = "cuda") -> dict:
-        """What Triton takes besides the arguments, on "cuda" or "hip"."""
+    def options(self, target) -> dict:
+        """What Triton takes besides the arguments, on its target; None of the interpreter."""
         found = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
-        return found if self.registers is None or backend == "hip" else found | {"maxnreg": self.registers}
+        registers = self.registers
+        if target is None or target.backend == "hip":
+            registers = None
+        elif target.arch < 90 and self.registers_before_90 is not None:
+            registers = self.registers_before_90
+        return found if registers is None else found | {"maxnreg": registers}
 
     def run(self):
         """The compiled kernel."""
-        options = self.options("cuda" if torch.version.hip is None else "hip")
-        return self.kernel[self.grid](**self.arguments, **options)
+        return self.kernel[self.grid](**self.arguments, **self.options(current_target()))
 
 
 _OPTIONS = {field.name for field in fields(Launch)} - {"kernel", "grid", "arguments", "num_warps"}

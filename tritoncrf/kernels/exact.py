@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
+from tritoncrf.kernels.common import MOST_REGISTERS, OF_SIZE, ceil_div, launch, tile_and_image
 from tritoncrf.kernels.exponents import (
     ROOT,
     WIDE,
@@ -54,6 +54,32 @@ def _class_block(classes: int, most: int) -> int:
     return min(most, triton.next_power_of_2(max(16, classes)))
 
 
+@triton.constexpr_function
+def _from_registers():
+    """Whether products of matrices take both operands from registers: before compute capability 9.0."""
+    return tl.target_info.is_cuda() and not tl.target_info.cuda_capability_geq(9)
+
+
+@triton.constexpr_function
+def _columns(TJ, CP, DP):
+    """Pixels j of a product with the values."""
+    return TJ // 2 if _from_registers() and CP + DP > 48 else TJ
+
+
+@triton.constexpr_function
+def _times(TJ, CP, DP):
+    """Products of a step: two for their reads to overlap, but where there are no registers left."""
+    if _from_registers() and CP + DP > 64:
+        return 1
+    return 2 * TJ // _columns(TJ, CP, DP)
+
+
+@triton.constexpr_function
+def _gradient_columns(TJ, DP):
+    """Pixels j of a product with the feature gradient."""
+    return TJ // 2 if _from_registers() and DP == 64 else TJ
+
+
 @triton.jit(**OF_BATCH)
 def _halves_kernel(
     # pointers
@@ -75,7 +101,7 @@ def _halves_kernel(
     o_x = (b * C + o_c[None, :]) * N + pixel[:, None]
     x = tl.load(x_ptr + o_x, mask=m_p[:, None] & m_c[None, :], other=0.0)
     high, low = split(x * tl.load(scale_ptr + b * C + o_c, mask=m_c, other=0.0)[None, :])
-    row = (b * PADDED + o_p) * CLASS_BLOCKS + c
+    row = (b * CLASS_BLOCKS + c) * PADDED + o_p
     o_h = row[:, None] * (2 * CP) + o_k[None, :]
     tl.store(h_ptr + o_h, high)
     tl.store(h_ptr + o_h + CP, low)
@@ -129,10 +155,10 @@ def _exact_kernel(
 ):  # fmt: skip
     """Each program owns TI sorted pixels of a block of CP classes of one image."""
     b, c, block, i, columns_ptr, visits = _own(turn_ptr, starts_ptr, columns_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
-    ROW = 2 * CP * CLASS_BLOCKS
+    ROW: tl.constexpr = 2 * CP
     o_i = tl.arange(0, TI)
     f_ptr += b * PADDED * DP
-    h_ptr += b * PADDED * ROW + c * 2 * CP
+    h_ptr += (b * CLASS_BLOCKS + c) * PADDED * ROW
 
     apart = visits  # those that are taken by differences, beside the block itself
     if DOT:
@@ -149,16 +175,18 @@ def _exact_kernel(
         total = tl.dot(high, x_high, total) if FAST else dot_halves(high, low, x_high, x_low, total)
     if DOT:
         i_high, i_low, row, centre = left_operand(t, row, centre, SHIFT, DP)
-        x_ptrs, f_ptrs = matrix(h_ptr, ROW, TJ, CP), matrix(f_ptr, DP, TJ, DP)
-        STEPS: tl.constexpr = BLOCK // (2 * TJ)  # to a visit
+        P: tl.constexpr = _columns(TJ, CP, DP)
+        TIMES: tl.constexpr = _times(TJ, CP, DP)
+        x_ptrs, f_ptrs = matrix(h_ptr, ROW, P, CP), matrix(f_ptr, DP, P, DP)
+        STEPS: tl.constexpr = BLOCK // (TIMES * P)  # to a visit
         columns_ptr += apart
         for step in range((visits - apart) * STEPS):
-            j = tl.load(columns_ptr).to(tl.int64) * BLOCK + step % STEPS * (2 * TJ)
+            j = tl.load(columns_ptr).to(tl.int64) * BLOCK + step % STEPS * (TIMES * P)
             columns_ptr += (step + 1) // STEPS - step // STEPS
             x_j_ptrs, f_j_ptrs = x_ptrs + j * ROW, f_ptrs + j * DP
-            for n in tl.static_range(2):
-                x_high, x_low = tl.load(x_j_ptrs + n * TJ * ROW), tl.load(x_j_ptrs + (n * TJ * ROW + CP))
-                j_high, j_low, column = right_operand(f_j_ptrs + n * TJ * DP, centre, DP)
+            for n in tl.static_range(TIMES):
+                x_high, x_low = tl.load(x_j_ptrs + n * P * ROW), tl.load(x_j_ptrs + (n * P * ROW + CP))
+                j_high, j_low, column = right_operand(f_j_ptrs + n * P * DP, centre, DP)
                 k = tl.exp2(together(i_high, i_low, row, j_high, j_low, column, DP))
                 if FAST:
                     total = tl.dot(k.to(tl.float16), x_high, total)
@@ -199,12 +227,12 @@ def _exact_feature_gradient_kernel(
     sum_j p_ij (f_j - f_i) = sum_j p_ij t_j - t_i sum_j p_ij, with p_ij = k_ij (<x_i, y_j> + <y_i, x_j>).
     """
     b, c, block, i, columns_ptr, visits = _own(turn_ptr, starts_ptr, columns_ptr, PADDED, CLASS_BLOCKS, BLOCK, TI)
-    ROW = 2 * CP * CLASS_BLOCKS
+    ROW: tl.constexpr = 2 * CP
     o_i = tl.arange(0, TI)
     o_d = tl.arange(0, DP)
     f_ptr += b * PADDED * DP
-    x_ptr += b * PADDED * ROW + c * 2 * CP
-    y_ptr += b * PADDED * ROW + c * 2 * CP
+    x_ptr += (b * CLASS_BLOCKS + c) * PADDED * ROW
+    y_ptr += (b * CLASS_BLOCKS + c) * PADDED * ROW
 
     apart = visits
     if DOT:
@@ -222,11 +250,12 @@ def _exact_feature_gradient_kernel(
             gradient += tl.where(o_d[None, :] == d, tl.sum(pull * difference, 1)[:, None], 0.0)
     if DOT:
         i_high, i_low, row, centre = left_operand(t, row, centre, SHIFT, DP)
-        f_ptrs = matrix(f_ptr, DP, TJ, DP)
+        P: tl.constexpr = _gradient_columns(TJ, DP)
+        f_ptrs = matrix(f_ptr, DP, P, DP)
         moved = tl.zeros((TI, 16 if DP == 8 else DP), tl.float32)
         pulled = tl.zeros((TI,), tl.float32)
-        for step in range(apart * (BLOCK // TJ), visits * (BLOCK // TJ)):
-            j = _visited(columns_ptr, step, BLOCK, TJ)
+        for step in range(apart * (BLOCK // P), visits * (BLOCK // P)):
+            j = _visited(columns_ptr, step, BLOCK, P)
             j_high, j_low, column = right_operand(f_ptrs + j * DP, centre, DP)
             k = tl.exp2(together(i_high, i_low, row, j_high, j_low, column, DP))
             pull = _pull(k, x_high, x_low, y_high, y_low, x_ptr + j * ROW, y_ptr + j * ROW, ROW, CP)
@@ -259,7 +288,7 @@ def _visits(features, order, starts, columns) -> dict:
     turn = starts.diff(dim=1).argsort(dim=1, descending=True).int()
     return dict(
         f_ptr=rows, order_ptr=order.contiguous(), turn_ptr=turn, starts_ptr=starts.contiguous(), columns_ptr=columns,
-        N=order.shape[1], PADDED=padded, D=dimensions, BLOCK=padded // turn.shape[1], TI=TILE, TE=16, DP=stored,
+        N=order.shape[1], PADDED=padded, D=dimensions, BLOCK=padded // turn.shape[1], TE=16, DP=stored,
         DOT=stored <= MAX_DOT_FEATURES,
     )  # fmt: skip
 
@@ -271,10 +300,10 @@ def _power(x, dims):
 
 
 def _in_halves(x, scale, order, padded: int, classes: int):
-    """scale x [B, C, N] in sorted order, [B, PADDED, blocks of classes, high and low, `classes`]."""
+    """scale x [B, C, N] in sorted order, [B, blocks of classes, PADDED, high and low, `classes`]."""
     images, total, pixels = x.shape
     blocks = ceil_div(total, classes)
-    halves = torch.empty((images, padded, blocks, 2, classes), dtype=torch.float16, device=x.device)
+    halves = torch.empty((images, blocks, padded, 2, classes), dtype=torch.float16, device=x.device)
     launch(
         _halves_kernel, (padded // TILE * blocks * images,), num_warps=4,
         x_ptr=x.contiguous(), order_ptr=order, scale_ptr=scale.expand(images, total, 1).contiguous(), h_ptr=halves,
@@ -293,10 +322,11 @@ def exact_sum(x, features, order, starts, columns, include_self: bool, precision
     halves = _in_halves(x, scale, visits["order_ptr"], features.shape[2], classes)
     shift = 15  # k <= 1 becomes 2^15
     launch(
-        _exact_kernel, (features.shape[2] // TILE * halves.shape[2] * x.shape[0],), num_warps=8,
+        _exact_kernel, (features.shape[2] // TILE * halves.shape[1] * x.shape[0],), num_warps=8,
+        registers_before_90=MOST_REGISTERS,
         h_ptr=halves, **visits, scale_ptr=2.0**-shift / scale, y_ptr=y,
-        C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TJ=64, CLASS_BLOCKS=halves.shape[2],
-        CP=classes,
+        C=x.shape[1], SELF=include_self, FAST=precision == "fast", SHIFT=shift, TI=TILE, TJ=64,
+        CLASS_BLOCKS=halves.shape[1], CP=classes,
     )  # fmt: skip
     return y
 
@@ -309,12 +339,14 @@ def exact_feature_gradient(x, y, features, order, starts, columns):
     visits, classes = _visits(features, order, starts, columns), _class_block(x.shape[1], 32)
     scales = [_power(v, (1, 2)) for v in (x, y)]
     x, y = (_in_halves(v, s, visits["order_ptr"], padded, classes) for v, s in zip((x, y), scales))
-    blocks = x.shape[2]
+    blocks = x.shape[1]
     shift = 14 - 28 - classes.bit_length()  # of k times 2 C products of two numbers up to 2^14: 2^14 at most
     gradient = features.new_empty(images, blocks, dimensions, order.shape[1])
+    rows = TILE if visits["DOT"] else TILE // 2  # the gradient of more features takes more registers
     launch(
-        _exact_feature_gradient_kernel, (padded // TILE * blocks * images,), num_warps=8,
+        _exact_feature_gradient_kernel, (padded // rows * blocks * images,), num_warps=8,
+        registers_before_90=MOST_REGISTERS,
         x_ptr=x, y_ptr=y, **visits, scale_ptr=2.0**-shift / scales[0] / scales[1], gradient_ptr=gradient,
-        SHIFT=shift, TJ=64 if visits["DP"] <= 16 else 32, CLASS_BLOCKS=blocks, CP=classes,
+        SHIFT=shift, TI=rows, TJ=64 if visits["DP"] <= 16 else 32, CLASS_BLOCKS=blocks, CP=classes,
     )  # fmt: skip
     return gradient[:, 0] if blocks == 1 else gradient.sum(1)

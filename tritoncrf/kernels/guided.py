@@ -37,7 +37,7 @@ from tritoncrf.kernels.box import (
     tile,
     window_sums,
 )
-from tritoncrf.kernels.common import OF_SIZE, ceil_div, launch, tile_and_image
+from tritoncrf.kernels.common import MOST_REGISTERS, OF_SIZE, ceil_div, launch, tile_and_image
 from tritoncrf.kernels.epilogue import end_step
 from tritoncrf.kernels.guided_planes import NO_STEP, Planes, combined, fit, fitted, is_short, step_tile
 from tritoncrf.step import Step, stacked, to_3d
@@ -188,6 +188,7 @@ def _coefficients(x, guide, adjoint: bool):
     launch(
         _coefficients_kernel, _grid(guide, tiling, classes * batch), num_warps=warps * (1 if d <= 4 else 2),
         registers=168 if tiling["TN"] == 1 else None,
+        registers_before_90=MOST_REGISTERS if tiling["TN"] == 1 or warps > 4 else None,
         x_ptr=x, guide_ptr=image, mean_ptr=guide.mean.contiguous(), cholesky_ptr=cholesky, z_ptr=z,
         C=classes, **geometry, **tiling, stride_gb=batch_stride(image), stride_lb=batch_stride(cholesky), D=d,
     )  # fmt: skip
@@ -201,7 +202,7 @@ def _messages(z, guide, adjoint: bool, epilogue: str, y, message, **step) -> Non
     tiling, warps = _tiling(guide)
     z = box_sum(z.flatten(0, 1), (0, guide.radii[1] if size[0] > 1 else 0, guide.radii[2]))
     launch(
-        _step_kernel, _grid(guide, tiling, batch), num_warps=warps,
+        _step_kernel, _grid(guide, tiling, batch), num_warps=warps, registers_before_90=MOST_REGISTERS,
         z_ptr=z, guide_ptr=image, message_ptr=message, y_ptr=y, C=classes, channels=fields - 1, **geometry, **tiling,
         stride_gb=batch_stride(image), SCALED=not adjoint, EPILOGUE=epilogue, **(NO_STEP | step),
         **step_tile(classes, warps, step),

@@ -33,7 +33,8 @@ from tritoncrf.kernels.quads import Quads
 from tritoncrf.step import Step, contiguous, from_3d, mix_adjoint, stacked, to_3d
 
 MAX_CLASSES = 256  # of one pass: beyond, the accumulators do not fit in registers
-FEW_REGISTERS = 224  # of a thread where programs are few: left to itself ptxas spills some to fit one more program
+# Of a thread where programs are few, or its classes many: left to itself ptxas spills some to fit one more program.
+FEW_REGISTERS = 224
 MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot push the sums out of registers
 
 PIXELS = tl.constexpr(128)  # of the largest tile: a thread has one, with all its channels; of others lanes share one
@@ -325,6 +326,7 @@ class Taps:
         strides = (0, 0, 0) if mix is None else (*mix.stride(), 0)
         launch(
             _window_kernel, (tiles * batch,), num_warps=warps, registers=self.registers,
+            registers_before_90=FEW_REGISTERS if padded > 32 or matrix else None,
             x_ptr=state, f_ptrs=tuple(f.features for f in self.filters), in_ptrs=tuple(ins), out_ptrs=tuple(outs),
             mix_ptr=mix, unary_ptr=unary, a_ptr=a, q_ptr=q, y_ptr=y, filtered_ptr=filtered,
             C=classes, **geometry, stride_xb=state.stride(0), stride_xc=state.stride(1),
