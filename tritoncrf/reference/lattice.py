@@ -22,7 +22,7 @@ from tritoncrf.reference.simplex import CHUNK
 from tritoncrf.step import Step, few_threads
 
 VECTOR = 16  # classes that torch's softmax of a row takes at once
-BLOCK = 3 << 20  # numbers of a lattice's vertices at one time
+BLOCK = 2 << 20  # numbers of a lattice's vertices at one time
 PART = 1 << 18  # numbers that a core's cache holds beside what they are made from
 
 
