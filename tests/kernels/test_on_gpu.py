@@ -319,3 +319,18 @@ def test_offsets_beyond_two_to_the_31_in_a_batch(device):
             found = tc.mean_field(logits, [window], [0.5], iterations=2)[-1:].clone()
             assert_close("Q", found, tc.mean_field(logits[-1:].clone(), [window], [0.5], iterations=2))
         del found
+
+
+@pytest.mark.parametrize("method", ["guided", "window", "lattice"])
+def test_a_data_set(method, device):
+    """Images of two sizes, those of one together, read and given back by threads: each as it is by itself."""
+    items = []
+    for n in range(40):
+        logits, image = picture("cpu", size=(96, 128 + 16 * (n % 2)))
+        photo = (image[0].roll(n, 2) * 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        items.append((f"{n}", photo, logits[0].roll(n, 1).softmax(0).numpy()))
+    found = list(tc.refine_many(items, devices=["cuda"], method=method))
+    assert [name for name, _ in found] == [name for name, *_ in items]
+    for (_, q), (_, photo, p) in zip(found, items, strict=True):
+        expected = torch.from_numpy(tc.refine(photo, probabilities=p, method=method, device="cuda"))
+        assert_close("Q", torch.from_numpy(q), expected, dtype=torch.float32)
