@@ -5,6 +5,8 @@ Where the system has it they are forked from a server that has imported everythi
 """
 
 import multiprocessing
+import signal
+import threading
 from typing import TYPE_CHECKING, Union
 
 if TYPE_CHECKING:
@@ -25,12 +27,19 @@ def context() -> Union["ForkServerContext", "SpawnContext"]:
 
 
 def begin() -> None:
-    """Let the server import, which it does in a process of its own."""
-    if _has_server():
-        context()
-        from multiprocessing import forkserver
+    """Let the server import, which it does in a process of its own; Ctrl-C is for the one that starts it."""
+    if not _has_server():
+        return
+    from multiprocessing import forkserver
 
+    context()
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
         forkserver.ensure_running()
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 def _has_server() -> bool:

@@ -22,7 +22,7 @@ import torch
 from tritoncrf.checks import expect_int
 from tritoncrf.datasets.memory import keep_together
 from tritoncrf.datasets.pipeline import END, outcomes, pace
-from tritoncrf.datasets.processes import context
+from tritoncrf.datasets.processes import begin, context
 from tritoncrf.datasets.stages import Outcome, Stages
 from tritoncrf.devices import device_found, expect_device
 from tritoncrf.filters.lattice import limit_cache
@@ -86,6 +86,7 @@ def run(
 def _spread(stages: Stages, items: Iterable[Any], where: Sequence[torch.device]) -> Iterator[Outcome]:
     """Starts the processes, feeds them and ends them."""
     task = _packed(stages)
+    begin()
     workers: list[_Worker] = []
     try:
         for device in where:
