@@ -7,6 +7,7 @@ import importlib
 import numpy as np
 import pytest
 
+import tritoncrf as tc
 from tritoncrf import checks, filters
 from tritoncrf.kernels.common import record_launches
 from waits import watched
@@ -40,6 +41,6 @@ def test_nothing_that_is_captured_waits(name, on_gpu, monkeypatch):
 
     monkeypatch.setattr(module, "replayed", replayed)
     image = np.random.default_rng(0).integers(0, 256, (24, 33, 3), dtype=np.uint8)
-    module.refine(image, logits=np.zeros((3, 24, 33), np.float32), **OPTIONS[name])
+    tc.refine(image, logits=np.zeros((3, 24, 33), np.float32), **OPTIONS[name])
     (watch,) = watches
     assert not watch.waits and watch.seen >= {"mean_field", "_softmax"}
