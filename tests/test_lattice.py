@@ -535,3 +535,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     kilobytes = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
     assert kilobytes < 4 << 20
+
+
+@pytest.mark.parametrize("weights", [1.5, torch.linspace(0.5, 1.5, 7)], ids=["a number", "one a class"])
+@pytest.mark.parametrize("damping", [0.0, 0.3], ids=["states written over", "states kept"])
+def test_a_loop_in_blocks_of_classes(weights, damping, monkeypatch):
+    logits = torch.randn(2, 7, 12, 13)
+    filters = [Lattice(3 * random_features((12, 13), d, 1).float(), normalization="symmetric") for d in (2, 5)]
+    blocks = reference.LatticeStep._blocks
+
+    def loop(numbers):
+        seen = []
+        monkeypatch.setattr(reference, "BLOCK", numbers)
+        monkeypatch.setattr(reference.LatticeStep, "_blocks", lambda *a: seen.append(blocks(*a)) or seen[-1])
+        return tc.mean_field(logits, filters, [weights, 2.0], iterations=3, damping=damping), len(seen[0])
+
+    (whole, one), (parts, several) = loop(1 << 30), loop(1)
+    assert one == 1 < several
+    assert_close("Q", parts, whole, dtype=torch.float32)

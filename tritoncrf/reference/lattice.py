@@ -22,7 +22,7 @@ from tritoncrf.reference.simplex import CHUNK
 from tritoncrf.step import Step, few_threads
 
 VECTOR = 16  # classes that torch's softmax of a row takes at once
-BLOCK = 2 << 20  # numbers of a lattice's vertices at one time
+BLOCK = 5 << 19  # numbers of a lattice's vertices at one time
 PART = 1 << 18  # numbers that a core's cache holds beside what they are made from
 
 
@@ -263,9 +263,11 @@ class LatticeStep(Step):
             scores.copy_(last(scores))
 
     def _blocks(self, classes: int):
-        """The classes whose vertices are in memory at one time; all, where a matrix mixes them."""
-        most = max(K.lattice.count for K in self.operators) * len(self.unary)
-        count = 1 if any(a.ndim == 2 for a in self.mixing) else max(1, math.ceil(classes * most / BLOCK))
+        """The classes whose vertices are in memory at one time; all, where a matrix mixes them. Wide blocks are quicker,
+        so they may have half the numbers of a state."""
+        vertices = max(K.lattice.count for K in self.operators) * len(self.unary)
+        most = max(BLOCK, self.unary.numel() // 2)
+        count = 1 if any(a.ndim == 2 for a in self.mixing) else max(1, math.ceil(classes * vertices / most))
         width = max(1, math.ceil(classes / count))
         return [slice(first, min(first + width, classes)) for first in range(0, classes, width)]
 
