@@ -263,8 +263,8 @@ class LatticeStep(Step):
             scores.copy_(last(scores))
 
     def _blocks(self, classes: int):
-        """The classes whose vertices are in memory at one time; all, where a matrix mixes them. Wide blocks are quicker,
-        so they may have half the numbers of a state."""
+        """The classes whose vertices are in memory at one time; all, where a matrix mixes them. Wide blocks are
+        quicker, so they may have half the numbers of a state."""
         vertices = max(K.lattice.count for K in self.operators) * len(self.unary)
         most = max(BLOCK, self.unary.numel() // 2)
         count = 1 if any(a.ndim == 2 for a in self.mixing) else max(1, math.ceil(classes * vertices / most))
