@@ -329,8 +329,8 @@ def test_a_data_set(method, device):
         logits, image = picture("cpu", size=(96, 128 + 16 * (n % 2)))
         photo = (image[0].roll(n, 2) * 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
         items.append((f"{n}", photo, logits[0].roll(n, 1).softmax(0).numpy()))
-    found = list(tc.refine_many(items, devices=["cuda"], method=method))
+    found = list(tc.refine_many(items, devices=[device], method=method))
     assert [name for name, _ in found] == [name for name, *_ in items]
     for (_, q), (_, photo, p) in zip(found, items, strict=True):
-        expected = torch.from_numpy(tc.refine(photo, probabilities=p, method=method, device="cuda"))
+        expected = torch.from_numpy(tc.refine(photo, probabilities=p, method=method, device=device))
         assert_close("Q", torch.from_numpy(q), expected, dtype=torch.float32)
