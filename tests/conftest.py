@@ -33,6 +33,15 @@ def device() -> torch.device:
 
 
 @pytest.fixture
+def one_thread():
+    """As in every process that refines data sets: the number of threads changes bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def nan_memory():
     """An output nobody wrote is seen; on for every test in tests/kernels."""
     with nan_filled():

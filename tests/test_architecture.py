@@ -123,6 +123,7 @@ MAY_IMPORT = {
         "checks",
         "devices",
         "options",
+        "problem",
         "refine",
         "scores",
         "commands",

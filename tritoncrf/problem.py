@@ -17,7 +17,7 @@ from tritoncrf.replay import replayed
 from tritoncrf.scores import as_tensor, expect_unknown, is_pil, unary_from, upright
 from tritoncrf.types import Array, Compatibility, Costs, Image, Method, Theta
 
-__all__ = ["Problem", "kernels", "loop", "photo_from", "posed", "solved", "traced"]
+__all__ = ["Problem", "chosen_for", "kernels", "loop", "photo_from", "posed", "solved", "traced"]
 
 REPLAYED: tuple[Method, ...] = "window", "guided"
 
@@ -52,6 +52,26 @@ class Problem:
         return self.method, *fixed, self.photo.shape, self.photo.dtype, self.unary.shape, self.unary.dtype
 
 
+def chosen_for(scores: str, features: bool, given: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """The method and every other argument of `refine`, as they are given or by default.
+
+    Args:
+        scores: the kind of scores.
+        features: whether they take the place of the image.
+        given: arguments by name; None, or left out, where they are not given.
+
+    Raises:
+        TypeError, ValueError: one that is not known, or plays no part beside the others.
+    """
+    method = given.get("method")
+    if method is not None:
+        checks.expect_choice("method", method, METHODS)
+    arguments = {name: given.get(name) for name in ARGUMENTS}
+    arguments["unknown"] = expect_unknown(given.get("unknown", "auto"))
+    method = method or method_for(scores, features, arguments)
+    return method, settings(method, scores, features, arguments)
+
+
 @torch.no_grad()
 def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Mapping[str, Any]) -> Problem:
     """The problem of an image.
@@ -65,9 +85,7 @@ def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Ma
     Raises:
         TypeError, ValueError: as `refine`.
     """
-    method, features = given.get("method"), given.get("features")
-    if method is not None:
-        checks.expect_choice("method", method, METHODS)
+    features = given.get("features")
     kinds = {name: value for name, value in scores.items() if value is not None}
     if len(kinds) != 1:
         got = " and ".join(kinds) or "none"
@@ -75,10 +93,7 @@ def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Ma
     if image is None and features is None:
         raise TypeError("image: expected a PIL image, a NumPy array or a torch tensor (or pass features=), got None")
     [(name, value)] = kinds.items()
-    arguments = {name: given.get(name) for name in ARGUMENTS}
-    arguments["unknown"] = expect_unknown(given.get("unknown", "auto"))
-    method = method or method_for(name, features is not None, arguments)
-    chosen = settings(method, name, features is not None, arguments)
+    method, chosen = chosen_for(name, features is not None, given)
     where = value.device if device is None and isinstance(value, torch.Tensor) else device_found(device)
 
     with checks.check_values(True):

@@ -10,9 +10,8 @@ from torch.nn.functional import nll_loss
 from tritoncrf.features import bandwidths
 from tritoncrf.mean_field import mean_field
 from tritoncrf.models.scored import Scored
-from tritoncrf.options import ARGUMENTS, settings
-from tritoncrf.problem import kernels, photo_from
-from tritoncrf.scores import expect_unknown, unary_from
+from tritoncrf.problem import chosen_for, kernels, photo_from
+from tritoncrf.scores import unary_from
 
 __all__ = ["LEARNED", "slopes"]
 
@@ -32,9 +31,7 @@ def slopes(item: Scored, parameters: Mapping[str, Any]) -> np.ndarray:
         [len(LEARNED) + C^2], float64: by the logarithms of LEARNED, then by the costs.
     """
     [(kind, scores)] = item.scores.items()
-    given = {name: parameters.get(name) for name in ARGUMENTS}
-    given["unknown"] = expect_unknown(parameters.get("unknown", "auto"))
-    chosen = settings(parameters["method"], kind, False, given)
+    method, chosen = chosen_for(kind, False, parameters)
     photo, _ = photo_from(item.image, CPU)
     size = photo.shape[1:]
     unary = unary_from(kind, scores, size, CPU, chosen)
@@ -48,7 +45,7 @@ def slopes(item: Scored, parameters: Mapping[str, Any]) -> np.ndarray:
     costs = -torch.eye(len(unary)) if isinstance(costs, str) else torch.as_tensor(costs)
     costs = costs.to(unary.dtype).detach().requires_grad_()
     refined = mean_field(
-        unary[None], kernels(parameters["method"], photo[None], None, unary[None], chosen),
+        unary[None], kernels(method, photo[None], None, unary[None], chosen),
         [(chosen[name] * factors[name].exp()).to(unary.dtype) for name in WEIGHTS], costs, chosen["iterations"],
         output="log_probabilities", damping=chosen["damping"], temperature=chosen["temperature"],
     )  # fmt: skip

@@ -101,14 +101,6 @@ def test_a_cluster_that_is_begun_here_ends_here_and_says_what_it_lacks(monkeypat
     assert not ray.is_initialized()
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # From here on there is a cluster, which a call without an address takes.
 
 

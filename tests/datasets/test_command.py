@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tritoncrf import cli
@@ -78,14 +77,6 @@ def records(out="out"):
 
 def contents(out="out"):
     return {path.name: path.read_bytes() for path in sorted(Path(out).glob("*.png"))}
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # What it writes -----------------------------------------------------------------------------------------------------

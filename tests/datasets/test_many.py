@@ -35,11 +35,8 @@ class Drawn(Dataset):
 
 
 @pytest.fixture
-def expected():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield [(name, tc.refine(image, probabilities=p, **OPTIONS)) for name, image, p in map(drawn, range(5))]
-    torch.set_num_threads(threads)
+def expected(one_thread):
+    return [(name, tc.refine(image, probabilities=p, **OPTIONS)) for name, image, p in map(drawn, range(5))]
 
 
 def assert_same(found, expected):

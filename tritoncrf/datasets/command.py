@@ -29,9 +29,9 @@ from tritoncrf.datasets.stages import Outcome
 from tritoncrf.datasets.stored import Stored
 from tritoncrf.devices import device_found
 from tritoncrf.files import FileError, is_local, temporaries
-from tritoncrf.options import ARGUMENTS, SCORES, UNKNOWN, method_for, settings
+from tritoncrf.options import SCORES, UNKNOWN
+from tritoncrf.problem import chosen_for
 from tritoncrf.refine import refine
-from tritoncrf.scores import expect_unknown
 
 __all__ = ["refine_set"]
 
@@ -113,11 +113,9 @@ def _try(kind: str, arguments: Mapping[str, Any]) -> None:
 
 def _decisive(kind: str, arguments: Mapping[str, Any], reading: Reading, outputs: Outputs) -> dict[str, Any]:
     """All that decides the bits of the outputs but the kind of machine, by the options that say it."""
-    given = {name: arguments.get(name) for name in ARGUMENTS}
-    given["unknown"] = expect_unknown(arguments.get("unknown", "auto"))
-    method = arguments.get("method") or method_for(kind, False, given)
+    method, chosen = chosen_for(kind, False, arguments)
     found = {"tritoncrf": tritoncrf.__version__, "scores": f"--{kind}", "--method": method}
-    fields = {**settings(method, kind, False, given), **vars(reading), **vars(outputs)}
+    fields = {**chosen, **vars(reading), **vars(outputs)}
     for name in ("kind", "folder", "allow_pickle"):
         del fields[name]
     if kind != "labels" and (fields["num_classes"] or 0) <= UNKNOWN:

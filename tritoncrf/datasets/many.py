@@ -11,9 +11,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from tritoncrf import checks
 from tritoncrf.datasets import workers
-from tritoncrf.options import ARGUMENTS, METHODS, SCORES, method_for, settings
-from tritoncrf.problem import Problem, posed, solved
-from tritoncrf.scores import expect_unknown, like
+from tritoncrf.options import ARGUMENTS, SCORES
+from tritoncrf.problem import Problem, chosen_for, posed, solved
+from tritoncrf.scores import like
 from tritoncrf.types import Array, Image, RefineOptions
 
 if TYPE_CHECKING:
@@ -89,17 +89,11 @@ def _results(outcomes: Iterator[Any], errors: str) -> Iterator[tuple[Any, Any]]:
 
 def _expect_options(scores: str, options: RefineOptions) -> None:
     """An error for options that `refine` would take for no image."""
-    given: dict[str, Any] = {**options}
-    for name in given:
+    for name in options:
         if name not in ("method", *ARGUMENTS):
             hint = "; devices= says where" if name == "device" else ""
             raise TypeError(f"{name}: expected an argument of refine that serves many images, got none{hint}")
-    method = given.get("method")
-    if method is not None:
-        checks.expect_choice("method", method, METHODS)
-    arguments = {name: given.get(name) for name in ARGUMENTS}
-    arguments["unknown"] = expect_unknown(given.get("unknown", "auto"))
-    settings(method or method_for(scores, False, arguments), scores, False, arguments)
+    chosen_for(scores, False, options)
 
 
 @dataclass(frozen=True)
