@@ -354,8 +354,8 @@ def test_a_pixel_without_a_class_is_refused(name, infinity):
         ({"logits": LOGITS, "image": IMAGE.transpose(2, 0, 1)}, r"channels come last in arrays"),
         ({"logits": LOGITS, "image": tensor(IMAGE)}, r"channels come first in tensors"),
         ({"logits": LOGITS, "image": tensor(IMAGE[..., 0])}, r"image\[None\]"),
-        ({"logits": LOGITS, "image": np.dstack([IMAGE, IMAGE[..., :1]])}, r"image\[..., :3\]"),
-        ({"logits": LOGITS, "image": np.zeros((4, 5, 6), np.uint8)}, "volumes and other channels go in as features="),
+        ({"logits": LOGITS, "image": np.dstack([IMAGE, IMAGE[..., :1]])}, r"image\[..., :-1\]"),
+        ({"logits": LOGITS, "image": np.zeros((4, 5, 6), np.uint8)}, r"volumes, \[\*S\] or .*\[\*S, M\], go with scores"),
     ],
 )
 def test_what_to_do_about_other_axes(arguments, hint):

@@ -10,7 +10,7 @@ from tritoncrf import checks
 from tritoncrf.problem import posed, solved, traced
 from tritoncrf.scores import like
 from tritoncrf.summary import Trace, summarized
-from tritoncrf.types import Array, Costs, Image, Method, RefineOptions, Theta, Unknown
+from tritoncrf.types import Array, Costs, Image, Method, RefineOptions, Theta, Unknown, ValueRange
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -129,7 +129,10 @@ def refine(
     label_confidence: float | None = None,
     num_classes: int | None = None,
     unknown: Unknown = "auto",
+    spacing: Theta | None = None,
+    value_range: ValueRange | None = None,
     features: Array | None = None,
+    valid: Array | None = None,
     device: Device = None,
     return_trace: bool = False,
 ) -> Array | tuple[Array, Trace]:
@@ -240,11 +243,13 @@ def refine(
         "weight_appearance": weight_appearance, "theta_smooth": theta_smooth, "weight_smooth": weight_smooth,
         "compatibility": compatibility, "iterations": iterations, "damping": damping, "temperature": temperature,
         "window_size": window_size, "blur": blur, "radius": radius, "eps": eps, "label_confidence": label_confidence,
-        "num_classes": num_classes, "unknown": unknown, "features": features,
+        "num_classes": num_classes, "unknown": unknown, "spacing": spacing,
+        "value_range": value_range, "features": features, "valid": valid,
     }  # fmt: skip
     problem = posed(image, scores, device, given)
+    name = problem.whole.name
     if not return_trace:
-        return like(solved([problem])[0], problem.name, scores[problem.name])
+        return like(solved([problem])[0], name, scores[name])
     q, records = traced(problem)
     trace = Trace(records, summarized(torch.softmax(problem.unary, 0), q))
-    return like(q, problem.name, scores[problem.name]), trace
+    return like(q, name, scores[name]), trace
