@@ -1,4 +1,4 @@
-"""What `refine` takes as an image: pictures, volumes and signals of any number of channels, from PIL, NumPy or torch."""
+"""What `refine` takes as an image: pictures, volumes and signals, with any number of channels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from tritoncrf.options import BINARY
 from tritoncrf.scores import MOST_INFERRED, as_tensor, is_pil, upright
 from tritoncrf.types import Array, Image
 
-__all__ = ["axes_of", "channels_first", "expect_size", "image_from"]
+__all__ = ["axes_of", "channels_first", "expect_size", "image_from", "shape_of"]
 
 PICTURE = "a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]"
 
@@ -20,7 +20,7 @@ def axes_of(name: str, scores: Any, image: Any) -> int:
     """How many spatial axes there are: as many as the scores have, and 2 where an image or they are a picture."""
     if is_pil(scores) or is_pil(image):
         return 2
-    shape, own = tuple(getattr(scores, "shape", ())), tuple(getattr(image, "shape", ()))
+    shape, own = shape_of(scores), shape_of(image)
     channels_last = isinstance(scores, np.ndarray)
     if name in BINARY and len(shape) == 3 and shape[2 if channels_last else 0] <= 4:
         return 2  # a grey picture of one object
@@ -31,6 +31,12 @@ def axes_of(name: str, scores: Any, image: Any) -> int:
     if axes not in (1, 3) or further not in ((1,) if isinstance(image, torch.Tensor) else (0, 1)):
         return 2
     return 2 if _is_picture(own, isinstance(image, torch.Tensor), shape, axes) else axes
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of an array; nothing of what has none."""
+    nested = isinstance(value, torch.Tensor) and value.is_nested
+    return () if nested else tuple(getattr(value, "shape", ()))
 
 
 def _is_picture(own: Sequence[int], tensor: bool, shape: Sequence[int], axes: int) -> bool:
@@ -101,9 +107,9 @@ def _from_pil(value: Any, ranged: bool) -> tuple[np.ndarray, str]:
         )
     picture = upright(value)
     turned = "; its EXIF orientation turned it, np.asarray(image) is as stored" if picture.size != value.size else ""
-    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") and picture.getchannel("A").getextrema()[0] < 255:
+    if "A" in picture.getbands() and picture.getchannel("A").tobytes().strip(b"\xff"):
         raise ValueError(
-            f"image: expected no transparency, got a PIL image of mode {picture.mode!r} with some; image.convert('RGB') "
+            f"image: expected no transparency, got some in a PIL image of mode {picture.mode!r}; image.convert('RGB') "
             "leaves it out, valid=np.asarray(image.getchannel('A')) > 0 says which pixels are there"
         )
     if not picture.mode.startswith(("I", "F")):

@@ -11,7 +11,7 @@ from tritoncrf import checks, diagnostics, filters
 from tritoncrf.devices import device_found
 from tritoncrf.features import bandwidths, color, evenly_spaced, over_bandwidths, positions
 from tritoncrf.filters.base import Filter
-from tritoncrf.images import axes_of, expect_size, image_from
+from tritoncrf.images import axes_of, expect_size, image_from, shape_of
 from tritoncrf.levels import Levels, levels
 from tritoncrf.mean_field import NOT_FINITE, mean_field
 from tritoncrf.options import ARGUMENTS, METHODS, SCORES, method_for, settings
@@ -156,11 +156,11 @@ def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Ma
         photo = appearance = valid = None
         axes = axes_of(name, value, image)
         if image is not None:
-            shape = tuple(getattr(value, "shape", ()))
+            shape = shape_of(value)
             size = shape[-axes:] if len(shape) >= axes else None
             photo, turned = image_from(image, where, axes, size, ranged or own is not None)
         if mask is not None:
-            valid = valid_from(mask, where, tuple(getattr(value, "shape", ()))[-axes:])
+            valid = valid_from(mask, where, shape_of(value)[-axes:])
             value = replaced(name, value, valid)
         unary = unary_from(name, value, None if photo is None else photo.shape[1:], where, chosen)
         size = unary.shape[1:]
@@ -202,9 +202,8 @@ def part(
     axes, chosen, name = len(whole.size), whole.chosen, whole.name
     with checks.check_values(True):
         mask = None if valid is None else valid_from(valid, device, tuple(scores.shape)[-axes:])
-        if mask is not None:
-            scores = replaced(name, scores, mask)
-        unary = unary_from(name, scores, tuple(scores.shape)[-axes:], device, chosen)
+        known: Image = scores if mask is None else replaced(name, scores, mask)
+        unary = unary_from(name, known, tuple(scores.shape)[-axes:], device, chosen)
         size, photo, appearance = unary.shape[1:], None, None
         if features is not None:
             appearance = features_from(features, name, size, device).to(unary.dtype)
@@ -230,8 +229,9 @@ def _batch(x: torch.Tensor | None) -> torch.Tensor | None:
 def _positions(whole: Whole, start: Sequence[int], unary: torch.Tensor) -> torch.Tensor:
     """Positions over theta_smooth, beside a unary [B, C, *s]."""
     theta, spacing = whole.chosen["theta_smooth"], whole.chosen["spacing"]
-    form = {"device": unary.device, "dtype": unary.dtype}
-    return evenly_spaced(positions(unary.shape[2:], theta, spacing, start=start, **form))
+    return evenly_spaced(
+        positions(unary.shape[2:], theta, spacing, device=unary.device, dtype=unary.dtype, start=start)
+    )
 
 
 def _appearance(
@@ -245,8 +245,9 @@ def _appearance(
     if whole.method == "guided":
         return _colors(photo, whole.levels, 1.0).to(unary.dtype)
     chosen, colors = whole.chosen, _colors(photo, whole.levels, whole.chosen["theta_color"])
-    form = {"device": colors.device, "dtype": colors.dtype}
-    own = positions(photo.shape[2:], chosen["theta_space"], chosen["spacing"], start=start, **form)
+    own = positions(
+        photo.shape[2:], chosen["theta_space"], chosen["spacing"], device=colors.device, dtype=colors.dtype, start=start
+    )
     return torch.cat([own.expand(len(photo), *own.shape[1:]), colors], 1).to(unary.dtype)
 
 
@@ -301,8 +302,7 @@ def traced(problem: Problem) -> tuple[torch.Tensor, list[diagnostics.Record]]:
 
 
 def _for_loop(problem: Problem) -> tuple[torch.Tensor, list[Filter]]:
-    """A unary [1, C, *s] and its filters; where distance alone decides who sees whom, of valid pixels alone, [1, C, N].
-    """
+    """A unary [1, C, *s] and its filters; those of valid pixels alone, [1, C, N], where distance alone decides."""
     unary, valid, whole = problem.unary[None], problem.valid, problem.whole
     photo, appearance = _batch(problem.photo), _batch(problem.appearance)
     own = kernels(whole, problem.start, photo, appearance, unary, valid)
@@ -358,23 +358,28 @@ def kernels(
     chosen, look = whole.chosen, _appearance(whole, start, photo, appearance, unary)
     if whole.method == "guided":
         with checks.renamed("guide", "features" if appearance is not None else "image"):
-            return [filters.Guided(look, chosen["radius"], chosen["eps"], **({} if valid is None else {"valid": _batch(valid)}))]
+            return [filters.Guided(look, chosen["radius"], chosen["eps"], **masked(valid))]
     with checks.renamed("features", "theta_smooth"):
         if whole.method == "lattice" and valid is None and tuple(unary.shape[2:]) == whole.size:  # from its cache
             theta, spacing = chosen["theta_smooth"], chosen["spacing"]
-            form = {"device": unary.device, "dtype": unary.dtype}
-            smoothness: Filter = filters.Lattice.spatial(whole.size, theta, spacing, normalization="symmetric", **form)
+            smoothness: Filter = filters.Lattice.spatial(
+                whole.size, theta, spacing, normalization="symmetric", device=unary.device, dtype=unary.dtype
+            )
         else:
             smoothness = _gaussian(whole, _positions(whole, start, unary), valid)
     with checks.renamed("features", "features" if appearance is not None else "theta_space, theta_color"):
         return [smoothness, _gaussian(whole, look, valid)]
 
 
+def masked(valid: torch.Tensor | None) -> dict[str, Any]:
+    return {} if valid is None else {"valid": valid[None]}
+
+
 def _gaussian(whole: Whole, made_of: torch.Tensor, valid: torch.Tensor | None) -> Filter:
     """The method's filter of features."""
     if whole.method == "window":
         size, blur = whole.chosen["window_size"], whole.chosen["blur"]
-        return filters.Window(made_of, size, blur=blur, normalization="symmetric", **({} if valid is None else {"valid": _batch(valid)}))
+        return filters.Window(made_of, size, blur=blur, normalization="symmetric", **masked(valid))
     kind = filters.Exact if whole.method == "exact" else filters.Lattice
     return kind(made_of if valid is None else made_of[..., valid], normalization="symmetric")
 
