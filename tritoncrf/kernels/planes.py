@@ -43,6 +43,13 @@ def halves(pair):
 
 
 @triton.jit
+def pair_of(left, right):
+    """Two floats as such an integer."""
+    low = left.to(tl.uint32, bitcast=True).to(tl.int64)
+    return low | (right.to(tl.uint32, bitcast=True).to(tl.int64) << 32)
+
+
+@triton.jit
 def scale_pair(ptr, o):
     """Normalisation scales of a pair of pixels, or 1 where there are none."""
     if ptr is None:
@@ -189,13 +196,15 @@ class Planes:
 
 @dataclass(frozen=True)
 class WindowFilter:
-    """What a kernel sums by; positions: features are those of pixels at even distances, by which nothing is read."""
+    """What a kernel sums by; positions: features are those of pixels at even distances, by which nothing is read;
+    masked: scales may be 0."""
 
     features: torch.Tensor  # [Bf, D, Z, Y, X]
     include_self: bool
     scale_in: torch.Tensor | None = None
     scale_out: torch.Tensor | None = None
     positions: bool = False
+    masked: bool = False
 
     @property
     def channels(self) -> int:
