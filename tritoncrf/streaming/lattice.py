@@ -225,7 +225,9 @@ class Passes:
             for layout in self.layouts:
                 weights, vertices, *pairs = (next(left) for _ in range(TABLES))
                 codes = _codes(left, layout)
-                found.append((Lattice(weights, vertices, vertices.new_empty((0, codes.bounds[-1] + 1, 2)), *pairs), codes))
+                found.append(
+                    (Lattice(weights, vertices, vertices.new_empty((0, codes.bounds[-1] + 1, 2)), *pairs), codes)
+                )
             return found
         found = [
             tile_lattice(posed.points(f), layout, self.backend)
@@ -349,10 +351,10 @@ def _union(merging: Merging) -> tuple[Codes, torch.Tensor]:
     codes, sums = merging.finish()
     if not distributed.together():
         return codes, sums
-    *groups, bounds, every = zip(*(distributed.gathered(tensor) for tensor in _packed(codes, sums)), strict=True)
+    every = [distributed.gathered(tensor) for tensor in _packed(codes, sums)]
     merging = Merging(merging.layout, merging.like)
-    for *own, ends, numbers in zip(*groups, bounds, every, strict=True):
-        merging.add(Codes(own, ends.tolist()), numbers)
+    for *own, bounds, numbers in zip(*every, strict=True):
+        merging.add(Codes(own, bounds.tolist()), numbers)
     return merging.finish()
 
 

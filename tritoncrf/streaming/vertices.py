@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tritoncrf import reference
 from tritoncrf.backends import modules
 from tritoncrf.reference import simplex
 from tritoncrf.reference.lattice import Lattice, weighted_sums
@@ -78,9 +77,7 @@ class Merging:
 
     def __init__(self, layout: Layout, like: torch.Tensor) -> None:
         self.layout, self.like = layout, like  # the sums' dtype and device
-        self.runs: list[list[tuple[list[torch.Tensor], torch.Tensor]]] = [
-            [] for _ in range(layout.keys.dimensions + 1)
-        ]
+        self.runs: list[list[tuple[list[torch.Tensor], torch.Tensor]]] = [[] for _ in range(layout.keys.dimensions + 1)]
 
     def add(self, codes: Codes, sums: torch.Tensor) -> None:
         """Those of a tile, with a number for each, [V]."""
