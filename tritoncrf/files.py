@@ -26,9 +26,9 @@ Content = TypeVar("Content")
 Arrays: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
 
 __all__ = [
-    "Arrays", "FileError", "address", "decoded", "expect_apart", "explained", "is_local", "one_array", "read_array",
-    "read_arrays", "read_image", "read_labels", "read_picture", "replacing", "save_figure", "save_small_figure",
-    "temporaries", "write", "write_labels", "write_mask",
+    "Arrays", "FileError", "address", "decoded", "errors_name", "expect_apart", "explained", "is_local", "one_array",
+    "read_array", "read_arrays", "read_image", "read_labels", "read_picture", "replacing", "save_figure",
+    "save_small_figure", "temporaries", "write", "write_labels", "write_mask",
 ]  # fmt: skip
 
 SAMPLES_PER_PIXEL = 277  # a tag of TIFF
@@ -244,13 +244,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     if path.exists() and not path.is_file():
         buffer = io.BytesIO()
         yield buffer
-        with _errors_name(path), open(path, "wb") as device:
+        with errors_name(path), open(path, "wb") as device:
             device.write(buffer.getbuffer())
         return
     path = _target(path)
     temporary = path.with_name(f".{path.name[:SHOWN]}.{secrets.token_hex(8)}.part")
     try:
-        with _errors_name(path, temporary):
+        with errors_name(path, temporary):
             with open(temporary, "xb") as file:  # a new file: no symbolic link is followed
                 yield file
             os.replace(temporary, path)
@@ -261,7 +261,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
+def errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Errors of the system that name no file, or its temporary one, name `path`."""
     try:
         yield

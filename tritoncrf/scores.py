@@ -1,6 +1,6 @@
 """What `refine` takes as scores, in six kinds: each read as logits, and the result given in the kind of what came."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CLIP = 1e-5
 MOST_INFERRED = 200  # classes of labels that come without num_classes; beyond are grey levels, identities, colours
+COUNTED = 1 << 16  # distinct labels below are found by counting
 GREY = 8  # by how much the channels of a grey picture differ where JPEG has rounded them
 TENSOR = "a floating-point NumPy array or torch.Tensor"
 
@@ -118,47 +119,79 @@ def _from_labels(
         )
     _expect_map("labels", labels, value, size, "; a palette's indices are labels, its colours are not")
     confidence = expect_confidence(chosen["label_confidence"])
-    if labels.dtype == torch.uint64 and (labels.view(torch.int64) < 0).any():
-        raise ValueError(f"labels: expected integers below 2**63, got larger ones in {checks.kind_of(value)}")
+    values = distinct("labels", labels)
+    num_classes, marks = classes_of(values, chosen), _marks(chosen)
     labels = labels.long()
-    unknown, asked = chosen["unknown"], chosen["num_classes"]
-    marks = [UNKNOWN] if unknown == "auto" else list(unknown)
     known = ~torch.isin(labels, torch.tensor(marks, dtype=torch.long, device=device))
-    low, high = (int(v) for v in torch.aminmax(labels[known])) if known.any() else (0, -1)
-    words = f", or {' or '.join(map(str, marks))} where unknown" if marks else ""
-    if low < 0:
-        hint = f"; unknown={low} where it marks unknown pixels"
-        raise ValueError(f"labels: expected 0 or more{words}, got {low} to {high}{hint}")
-    if asked is None:
-        asked = _inferred_classes(labels, low, high, bool(known.all()), unknown == "auto", words)
-    num_classes = checks.expect_num_classes("num_classes", asked)
-    if high >= num_classes:
-        raise ValueError(f"labels: expected 0 to {num_classes - 1}{words}, got {low} to {high}")
-    if unknown == "auto" and num_classes > UNKNOWN and not known.all():
-        raise ValueError(
-            f"unknown: expected {UNKNOWN} or None where num_classes={num_classes} makes a class of {UNKNOWN}, got none"
-        )
     classes = torch.arange(num_classes, device=labels.device).view(-1, *[1] * labels.ndim)
     p = torch.where(classes == labels, confidence, (1 - confidence) / (num_classes - 1))
     return torch.where(known, p, 1 / num_classes).float().log()  # [C, *S]
 
 
-def _inferred_classes(labels: torch.Tensor, low: int, high: int, all_known: bool, default: bool, words: str) -> int:
-    """The number of classes of labels that came without it, or an error where they look like something else."""
-    if high < 0:
-        raise ValueError("num_classes: expected the number of classes where every label is unknown, got none")
-    if default and not all_known and low == high:
+def settled(name: str, parts: Iterable[Array], chosen: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """What follows from all values of scores that are read in parts: the arguments of `refine` with the number of
+    classes of labels, and what the integers of a mask are to be divided by.
+
+    Raises:
+        ValueError: as `unary_from`, about values that are no labels or no mask.
+    """
+    found = torch.zeros(0, dtype=torch.long)
+    for part in parts:
+        found = torch.cat([found, distinct(name, as_tensor(name, part))]).unique()
+    if name == "labels":
+        return {**chosen, "num_classes": classes_of(found, chosen)}, 1
+    return dict(chosen), mask_unit(name, found)
+
+
+def distinct(name: str, values: torch.Tensor) -> torch.Tensor:
+    """The distinct values of integers, int64, sorted, on the CPU."""
+    if values.dtype == torch.uint64 and (values.view(torch.int64) < 0).any():
+        raise ValueError(f"{name}: expected integers below 2**63, got larger ones in {checks.kind_of(values)}")
+    values = values.long().flatten()
+    low, high = (int(v) for v in torch.aminmax(values))
+    few = low >= 0 and high < COUNTED  # counting is much quicker than sorting
+    return (torch.bincount(values).nonzero().flatten() if few else values.unique()).cpu()
+
+
+def _marks(chosen: Mapping[str, Any]) -> list[int]:
+    """The labels of pixels whose class is not known."""
+    unknown = chosen["unknown"]
+    return [UNKNOWN] if unknown == "auto" else list(unknown)
+
+
+def classes_of(values: torch.Tensor, chosen: Mapping[str, Any]) -> int:
+    """The number of classes of labels with these distinct values, or an error where they are none."""
+    marks, default, asked = _marks(chosen), chosen["unknown"] == "auto", chosen["num_classes"]
+    known = values[~torch.isin(values, torch.tensor(marks, dtype=torch.long))]
+    low, high = (int(known[0]), int(known[-1])) if len(known) else (0, -1)
+    all_known = len(known) == len(values)
+    words = f", or {' or '.join(map(str, marks))} where unknown" if marks else ""
+    if low < 0:
+        hint = f"; unknown={low} where it marks unknown pixels"
+        raise ValueError(f"labels: expected 0 or more{words}, got {low} to {high}{hint}")
+    if asked is None:
+        if high < 0:
+            raise ValueError("num_classes: expected the number of classes where every label is unknown, got none")
+        if default and not all_known and low == high:
+            raise ValueError(
+                f"labels: expected classes{words}, got {low} and {UNKNOWN} alone; a mask of one object goes in as "
+                f"mask=, and these are labels with num_classes= or unknown={UNKNOWN}"
+            )
+        if high >= MOST_INFERRED:
+            raise ValueError(
+                f"labels: expected 0 to {MOST_INFERRED - 1}{words}, got {low} to {high}, {len(values)} of them "
+                "distinct; say num_classes= if they are classes, unknown= for one that marks unknown pixels, mask= "
+                "for grey levels, and np.unique(labels, return_inverse=True) numbers what occurs"
+            )
+        asked = max(high + 1, 2)
+    num_classes = checks.expect_num_classes("num_classes", asked)
+    if high >= num_classes:
+        raise ValueError(f"labels: expected 0 to {num_classes - 1}{words}, got {low} to {high}")
+    if default and num_classes > UNKNOWN and not all_known:
         raise ValueError(
-            f"labels: expected classes{words}, got {low} and {UNKNOWN} alone; a mask of one object goes in as mask=, "
-            f"and these are labels with num_classes= or unknown={UNKNOWN}"
+            f"unknown: expected {UNKNOWN} or None where num_classes={num_classes} makes a class of {UNKNOWN}, got none"
         )
-    if high >= MOST_INFERRED:
-        raise ValueError(
-            f"labels: expected 0 to {MOST_INFERRED - 1}{words}, got {low} to {high}, {len(labels.unique())} of them "
-            "distinct; say num_classes= if they are classes, unknown= for one that marks unknown pixels, mask= for "
-            "grey levels, and np.unique(labels, return_inverse=True) numbers what occurs"
-        )
-    return max(high + 1, 2)
+    return num_classes
 
 
 def expect_unknown(value: object) -> tuple[int, ...] | None:
@@ -197,21 +230,21 @@ def mask_values(
         v = found.float()
         _expect_probabilities(name, v, f"pass {name} / 255, or integers")
         return v.clamp(0, 1)
-    v = found.float()
-    low, high = (int(x) for x in torch.aminmax(v))
-    if low < 0 or high > 255 or 1 < high < 128 or _are_labels(v, high):
+    return found.float() / mask_unit(name, distinct(name, found))
+
+
+def mask_unit(name: str, values: torch.Tensor) -> int:
+    """What counts as all of an object in a mask of integers with these distinct values: 1 or 255, or an error."""
+    low, high = int(values[0]), int(values[-1])
+    others = values[(values > 0) & (values < high)]
+    are_labels = high > 1 and (bool((others == 1).all()) if len(others) else high < 250)
+    if low < 0 or high > 255 or 1 < high < 128 or are_labels:  # labels: an object of 1 with a border, or one of 200
         hint = "labels go in as labels=, with unknown=, " if high <= 255 else ""
         raise ValueError(
             f"{name}: expected 0 and 1, or grey from 0 to 255 that passes 127, got {low} to {high}; {hint}and what is "
             "weak as floats from 0 to 1"
         )
-    return v / (255 if high > 1 else 1)
-
-
-def _are_labels(v: torch.Tensor, high: int) -> bool:
-    """Whether integers look like labels: an object of 1 with a border of 255, or a single one that is neither."""
-    others = v[(v > 0) & (v < high)]
-    return high > 1 and (bool((others == 1).all()) if others.numel() else high < 250)
+    return 255 if high > 1 else 1
 
 
 def _grey(name: str, mask: torch.Tensor, value: Image) -> torch.Tensor:

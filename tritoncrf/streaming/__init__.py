@@ -1,0 +1,1 @@
+"""Images through a budget of memory."""

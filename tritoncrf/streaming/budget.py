@@ -1,0 +1,57 @@
+"""Memory: what a budget is, and the largest tiles that keep within it."""
+
+import math
+import re
+from typing import Any
+
+from tritoncrf import checks
+from tritoncrf.streaming.tiles import Layout, largest
+
+__all__ = ["expect_bytes", "in_words", "tile_shape"]
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def expect_bytes(name: str, value: Any) -> int:
+    """A budget as bytes: an int, or text such as "4GB", "500MB" or "1.5GiB"; else an error."""
+    wanted = 'bytes above 0 as an int, or text such as "4GB" or "500MiB"'
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?\s*", value.upper())
+        if found is None or float(found[1]) == 0:
+            raise ValueError(f"{name}: expected {wanted}, got {checks.shown(value)}")
+        return max(1, int(float(found[1]) * UNITS[found[2]]))
+    try:
+        return checks.expect_int(name, value, 1)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: expected {wanted}, got {checks.shown(value)}") from None
+
+
+def in_words(count: float) -> str:
+    """Bytes as `expect_bytes` takes them, rounded up to three digits."""
+    for unit, size in ("GB", 10**9), ("MB", 10**6), ("kB", 10**3):
+        if count >= size:
+            digits = max(0, 2 - int(math.log10(count / size)))
+            return f"{math.ceil(count / size * 10**digits) / 10**digits:g}{unit}"
+    return f"{math.ceil(count)}B"
+
+
+def tile_shape(layout: Layout, budget: int, fixed: float, pixel: float) -> tuple[int, ...]:
+    """The shape of the largest tiles that keep within a budget.
+
+    Args:
+        layout: of the image.
+        budget: bytes in all.
+        fixed: bytes that are needed whatever the tiles are.
+        pixel: bytes for each pixel that a tile sees.
+
+    Raises:
+        ValueError: the budget is too small for any; the message says the smallest that works.
+    """
+    found = largest(layout, max(0, int((budget - fixed) / pixel)))
+    if found is None:
+        least = math.prod(layout.most(axis, 1) for axis in range(len(layout.size)))
+        raise ValueError(
+            f"max_memory: expected at least {in_words(fixed + least * pixel)} for the smallest block of this image, "
+            f"got {in_words(budget)}"
+        )
+    return found

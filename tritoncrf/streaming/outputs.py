@@ -1,0 +1,245 @@
+"""What a run gives: probabilities and labels, block by block, into arrays or .npy files that are whole or absent.
+
+A file is written beside its place and takes it when all blocks are there. Meanwhile a journal names the run and the
+blocks that are finished, so that the same run goes on where it was killed; another one starts anew.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tritoncrf import checks
+from tritoncrf.files import FileError, errors_name
+from tritoncrf.locks import locked
+from tritoncrf.streaming.sources import Npy, Window, path_of, same_memory, write
+
+__all__ = ["Form", "Results", "digest", "opened"]
+
+SHOWN = 50  # characters of a file's name in its temporary one: at most 200 bytes of the 255 that a name may have
+REFUSED = (TypeError, ValueError)  # of input that will be as bad the next time
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the probabilities of an image are.
+
+    Attributes:
+        size: of the image, S.
+        classes: C; None for those of one object, [*S].
+        dtype: of a new array of them.
+    """
+
+    size: tuple[int, ...]
+    classes: int | None
+    dtype: np.dtype
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Of "out" or "out_labels"."""
+        return self.size if self.classes is None or name == "out_labels" else (self.classes, *self.size)
+
+    def dtype_of(self, name: str) -> np.dtype:
+        """Of a new "out"; of "out_labels" the smallest that holds them."""
+        return self.dtype if name == "out" else np.min_scalar_type(self.most_label)
+
+    @property
+    def most_label(self) -> int:
+        return 1 if self.classes is None else self.classes - 1
+
+
+@dataclass
+class Results:
+    """Outputs that blocks are written to.
+
+    Attributes:
+        probabilities, labels: arrays; None where nobody wants them.
+        done: the blocks that are finished.
+        journal: where they are noted, if files alone are written.
+    """
+
+    probabilities: Any
+    labels: Any
+    done: set[int] = field(default_factory=set)
+    journal: "_Journal | None" = None
+
+    def write(self, block: int, window: Window, probabilities: np.ndarray) -> None:
+        """Put a block in its place, and say so in the journal.
+
+        Args:
+            block: its number.
+            window: its pixels.
+            probabilities: [C, *S] of them, or [*S] of one object.
+        """
+        one = probabilities.ndim == len(window)
+        if self.probabilities is not None:
+            everything = window if one else (slice(0, len(probabilities)), *window)
+            write(self.probabilities, everything, probabilities)
+        if self.labels is not None:
+            write(self.labels, window, probabilities > 0.5 if one else probabilities.argmax(0))
+        if self.journal is not None:
+            for array in self.probabilities, self.labels:
+                if array is not None:
+                    array.flush()
+            self.journal.note(block)
+        self.done.add(block)
+
+
+def digest(*described: Any) -> str:
+    """What tells a run from another."""
+    text = json.dumps(described, sort_keys=True, default=_plain)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return [str(value.dtype), value.tolist()]
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+@contextlib.contextmanager
+def opened(
+    out: Any, out_labels: Any, form: Form, inputs: Mapping[str, Any], run: str, scratch: Path | None
+) -> Iterator[Results]:
+    """The outputs of a run, to be written block by block; files take their places at the end.
+
+    Where the block fails, files are removed; but where all outputs are files, they and the journal stay after what may
+    be better the next time, such as a full disk or an interrupt.
+
+    Args:
+        out: an array to write the probabilities to, the path of an .npy, or None.
+        out_labels: the same for the labels of the best class.
+        form: of the result.
+        inputs: what is read, by the names of the arguments.
+        run: a `digest`.
+        scratch: the folder of the journal; beside the first file if None.
+
+    Raises:
+        TypeError, ValueError: an output that cannot hold the result, or is an input.
+        FileError: another process writes the same.
+        OSError: a file that cannot be written; it is named.
+    """
+    wanted = {"out": out, "out_labels": out_labels}
+    wanted = {name: target for name, target in wanted.items() if target is not None}
+    for name, target in wanted.items():
+        _expect_output(name, target, form, inputs)
+    if len(wanted) == 2 and same_memory(out, out_labels):
+        raise ValueError("out_labels: expected another place than that of out, got the same")
+    places = {name: _place(target) for name, target in wanted.items() if _is_path(target)}
+    temporaries = {name: _temporary(path) for name, path in places.items()}
+    journal, done, keep = None, set[int](), False
+    with contextlib.ExitStack() as stack:
+        if places and len(places) == len(wanted):
+            files = list(temporaries.values())
+            folder = files[0].parent if scratch is None else scratch
+            journal = stack.enter_context(_journal(folder / f"{files[0].stem}.journal", run, files))
+            done = journal.done
+        try:
+            for name, temporary in temporaries.items():
+                with errors_name(places[name], temporary):
+                    shape, dtype = form.shape_of(name), form.dtype_of(name)
+                    wanted[name] = Npy(temporary) if done else Npy.create(temporary, shape, dtype)
+            results = Results(wanted.get("out"), wanted.get("out_labels"), done, journal)
+            try:
+                yield results
+                for name in temporaries:
+                    wanted[name].flush()
+            except BaseException as error:
+                keep = journal is not None and bool(results.done) and not isinstance(error, REFUSED)
+                if isinstance(error, OSError):
+                    _rename(error, {str(temporaries[name]): places[name] for name in places})
+                raise
+            for name, temporary in temporaries.items():
+                os.replace(temporary, places[name])
+        finally:
+            if not keep:
+                for path in [*temporaries.values(), *([] if journal is None else [journal.path])]:
+                    path.unlink(missing_ok=True)
+
+
+def _rename(error: OSError, names: Mapping[str, Path]) -> None:
+    """Raise an error about a temporary file as one about what it is to be."""
+    if error.filename in names:
+        raise OSError(error.errno, error.strerror, str(names[error.filename])) from error
+
+
+def _is_path(target: Any) -> bool:
+    return isinstance(target, (str, os.PathLike))
+
+
+def _place(target: str | os.PathLike[str]) -> Path:
+    """Where a path leads through all symbolic links."""
+    return Path(os.path.realpath(target))
+
+
+def _temporary(path: Path) -> Path:
+    """The same for each run that writes `path`."""
+    own = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
+    return path.with_name(f".{path.name[:SHOWN]}.{own}.part")
+
+
+def _expect_output(name: str, target: Any, form: Form, inputs: Mapping[str, Any]) -> None:
+    """An error unless `target` can hold what is written to it, and is no input."""
+    for source, value in inputs.items():
+        if value is not None and same_memory(target, value):
+            raise ValueError(f"{name}: expected another place than that of {source}, got the same, {path_of(target)}")
+    if _is_path(target):
+        place = _place(target)
+        if place.suffix != ".npy":
+            raise ValueError(f"{name}: expected an array, or a path that ends in .npy, got {checks.shown(target)}")
+        if not place.parent.is_dir() or place.is_dir():
+            wanted = "a file" if place.is_dir() else "a folder that exists"
+            raise FileError(f"{place if place.is_dir() else place.parent}: expected {wanted}, for {name}")
+        return
+    if not all(hasattr(target, attribute) for attribute in ("shape", "dtype", "__setitem__")):
+        raise TypeError(f"{name}: expected an array, or the path of an .npy, got {checks.kind_of(target)}")
+    if tuple(target.shape) != form.shape_of(name):
+        raise ValueError(f"{name}: expected shape {list(form.shape_of(name))}, got {list(target.shape)}")
+    dtype, most = str(target.dtype).removeprefix("torch."), form.most_label
+    floats, integers = "float" in dtype, "int" in dtype
+    if not (floats if name == "out" else integers and most <= np.iinfo(dtype).max):
+        kind = "floats" if name == "out" else f"integers up to {most}"
+        raise TypeError(f"{name}: expected {kind}, got dtype {target.dtype}")
+
+
+class _Journal:
+    """A file that names a run and the blocks that it has finished.
+
+    Attributes:
+        done: those of the same run before; none where the journal is another run's, or a file of results is missing.
+    """
+
+    def __init__(self, path: Path, run: str, files: Sequence[Path]) -> None:
+        self.path = path
+        with errors_name(path):
+            self.file = open(path, "r+b", buffering=0)  # noqa: SIM115
+            first, *lines = self.file.read().split(b"\n")
+            same = first == run.encode() and all(f.exists() for f in files)
+            self.done = {int(line) for line in lines[:-1]} if same else set()  # the last may be cut short
+            self.file.seek(sum(len(line) + 1 for line in [first, *lines[:-1]]) if same and lines else 0)
+            self.file.truncate()
+        if not (same and lines):
+            self.note(run)
+
+    def note(self, line: object) -> None:
+        """Add a line, and wait until it is on the disk."""
+        with errors_name(self.path):
+            self.file.write(f"{line}\n".encode())
+            os.fsync(self.file.fileno())
+
+
+@contextlib.contextmanager
+def _journal(path: Path, run: str, files: Sequence[Path]) -> Iterator[_Journal]:
+    """The journal of a run that no other process writes."""
+    with errors_name(path):
+        path.touch()
+    with locked(path):
+        journal = _Journal(path, run, files)
+        with journal.file:
+            yield journal

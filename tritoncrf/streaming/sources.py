@@ -1,0 +1,231 @@
+"""What is read and written by windows: anything with a shape, a dtype and slicing, and .npy files without mapping them.
+
+A window is a tuple of slices, one for each axis, with starts and stops that lie inside.
+"""
+
+import hashlib
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from tritoncrf import checks
+from tritoncrf.files import errors_name
+
+Window: TypeAlias = tuple[slice, ...]
+
+__all__ = ["Npy", "Window", "extent", "identity", "path_of", "read", "relative", "same_memory", "write"]
+
+HASHED = 1 << 24  # bytes that are read at a time to tell one array from another
+
+
+def extent(window: Window) -> tuple[int, ...]:
+    """The shape of a window."""
+    return tuple(s.stop - s.start for s in window)
+
+
+def relative(inner: Window, outer: Window) -> Window:
+    """Where a window lies in one that holds it."""
+    return tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
+
+
+def expect_source(name: str, value: Any) -> None:
+    """A TypeError unless `value` can be read by windows."""
+    if not all(hasattr(value, attribute) for attribute in ("shape", "dtype", "__getitem__")):
+        raise TypeError(f"{name}: expected an array, or what has shape, dtype and slicing, got {checks.kind_of(value)}")
+
+
+def read(name: str, source: Any, window: Window) -> np.ndarray:
+    """The numbers of a window; those of bfloat16 as float32.
+
+    Args:
+        name: of the argument, for an error.
+        source: with shape, dtype and slicing.
+        window: of all its axes.
+    """
+    found = source[window]
+    if isinstance(found, torch.Tensor):
+        found = found.detach()
+        found = (found.float() if found.dtype == torch.bfloat16 else found).cpu().numpy()
+    array = np.asarray(found)
+    if array.shape != extent(window):
+        raise ValueError(f"{name}: expected {list(extent(window))} of a window, got {list(array.shape)}")
+    return array
+
+
+def write(target: Any, window: Window, values: np.ndarray) -> None:
+    """Put values into a window of an array, cast to its dtype."""
+    if isinstance(target, torch.Tensor):
+        target[window] = torch.from_numpy(values).to(target.device, target.dtype)
+    else:
+        target[window] = values.astype(target.dtype, copy=False)
+
+
+class Npy:
+    """The array of an .npy file, read and written by windows with plain file accesses.
+
+    A mapped file counts for the memory of the process that touches it; these bytes do not.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: no .npy of numbers, or one that is cut short.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        with open(self.path, "rb") as file:
+            try:
+                version = np.lib.format.read_magic(file)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, self.fortran, self.dtype = header(file)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: expected an .npy file, unreadable: {error}") from None
+            self.offset = file.tell()
+            wanted, found = self.offset + math.prod(shape) * self.dtype.itemsize, os.fstat(file.fileno()).st_size
+        if self.dtype.hasobject:
+            raise ValueError(f"{self.path}: expected numbers, got dtype {self.dtype}")
+        if found < wanted:
+            raise ValueError(f"{self.path}: expected {wanted} bytes for {list(shape)} {self.dtype}, got {found}")
+        self.shape: tuple[int, ...] = tuple(shape)
+
+    @classmethod
+    def create(cls, path: Path, shape: Sequence[int], dtype: np.dtype) -> "Npy":
+        """A new file of zeros, in place of any that is there."""
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+        with open(path, "wb") as file:
+            np.lib.format.write_array_header_2_0(file, header)
+            file.truncate(file.tell() + math.prod(shape) * dtype.itemsize)
+        return cls(path)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, window: Window) -> np.ndarray:
+        window = self._stored(window)
+        found = np.empty(extent(window), self.dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            for row, start in self._rows(found, window):
+                file.seek(start)
+                while row:
+                    taken = file.readinto(row)
+                    if not taken:
+                        raise OSError(f"{self.path}: expected {len(row)} bytes more, got the end of the file")
+                    row = row[taken:]
+        return found.T if self.fortran else found
+
+    def __setitem__(self, window: Window, values: np.ndarray) -> None:
+        window = self._stored(window)
+        values = np.broadcast_to(values, extent(window)[::-1] if self.fortran else extent(window))
+        values = np.ascontiguousarray(values.T if self.fortran else values, self.dtype)
+        with errors_name(self.path), open(self.path, "r+b", buffering=0) as file:
+            for row, start in self._rows(values, window):
+                file.seek(start)
+                while row:
+                    row = row[file.write(row) :]
+
+    def flush(self) -> None:
+        """Wait until all that was written is on the disk."""
+        with errors_name(self.path), open(self.path, "r+b") as file:
+            os.fsync(file.fileno())
+
+    def _stored(self, window: Window) -> Window:
+        """A window with one slice for each axis, in the order in which the file has them."""
+        if not isinstance(window, tuple):
+            window = (window,)
+        window = window + (slice(None),) * (self.ndim - len(window))
+        found = tuple(slice(*s.indices(n)[:2]) for s, n in zip(window, self.shape, strict=True))
+        return found[::-1] if self.fortran else found
+
+    def _rows(self, values: np.ndarray, window: Window) -> Iterator[tuple[memoryview, int]]:
+        """The bytes of values that lie in the file in one run, and where."""
+        if values.size == 0:
+            return
+        shape = self.shape[::-1] if self.fortran else self.shape
+        strides = [math.prod(shape[axis + 1 :]) * self.dtype.itemsize for axis in range(self.ndim)]
+        outer = self.ndim - 1  # axes before those that lie in one run
+        while outer > 0 and values.shape[outer] == shape[outer]:
+            outer -= 1
+        first = self.offset + sum(s.start * stride for s, stride in zip(window[outer:], strides[outer:]))
+        indices = itertools.product(*(range(s.start, s.stop) for s in window[:outer]))
+        for row, index in zip(values.reshape(math.prod(values.shape[:outer]), -1), indices, strict=True):
+            yield row.view(np.uint8).data, first + sum(i * stride for i, stride in zip(index, strides))
+
+
+def _mapped(source: np.ndarray) -> np.memmap | None:
+    """The memmap that an array is, or is a view of."""
+    array: Any = source
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap) and not isinstance(array.base, np.ndarray):
+            return array
+        array = array.base
+    return None
+
+
+def path_of(source: Any) -> Path | None:
+    """The file or the folder that an array is kept in, where it says so: memmaps, `Npy`, h5py, Zarr, rasters."""
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source)
+    if isinstance(source, np.ndarray):
+        mapped = _mapped(source)
+        return None if mapped is None or mapped.filename is None else Path(mapped.filename)
+    for store in getattr(source, "store", None), getattr(source, "file", None), source:
+        for attribute in ("path", "filename", "root"):
+            found = getattr(store, attribute, None)
+            if isinstance(found, (str, os.PathLike)) and os.path.exists(found):
+                return Path(found)
+    return None
+
+
+def _place(source: Any) -> Any:
+    """Which of the arrays in one file this is."""
+    if isinstance(source, np.ndarray) and (mapped := _mapped(source)) is not None:
+        return [source.ctypes.data - mapped.ctypes.data + mapped.offset, list(source.strides)]
+    return getattr(source, "name", None) or None
+
+
+def same_memory(one: Any, other: Any) -> bool:
+    """Whether two arrays, or files, are one or overlap."""
+    if one is other:
+        return True
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and np.may_share_memory(one, other):
+        return True
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    paths = path_of(one), path_of(other)
+    if None in paths or os.path.realpath(str(paths[0])) != os.path.realpath(str(paths[1])):
+        return False
+    plain = [value for value in (one, other) if isinstance(value, (str, os.PathLike, np.ndarray))]
+    return bool(plain) or _place(one) == _place(other)
+
+
+def identity(source: Any) -> list[Any]:
+    """What tells an array from another: shape and dtype, and its file with size and time; or else its numbers."""
+    form = [list(source.shape), str(source.dtype)]
+    path = path_of(source)
+    if path is not None:
+        return [*form, os.path.realpath(path), str(_place(source)), *_stamps(path)]
+    digest = hashlib.blake2b(digest_size=16)
+    row = max(1, math.prod(source.shape[1:]) * np.dtype(np.float64).itemsize)
+    step = max(1, HASHED // row)
+    for start in range(0, source.shape[0], step):
+        window = (slice(start, min(start + step, source.shape[0])), *(slice(0, n) for n in source.shape[1:]))
+        digest.update(np.ascontiguousarray(read("source", source, window)).tobytes())
+    return [*form, digest.hexdigest()]
+
+
+def _stamps(path: Path) -> list[Any]:
+    """Sizes and times of a file, or of all below a folder."""
+    if not path.is_dir():
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
+    return sorted([str(p.relative_to(path)), *_stamps(p)] for p in path.rglob("*") if p.is_file())
