@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 import tritoncrf as tc
-from tritoncrf.streaming.lattice import Passes, Posed
+from tritoncrf.streaming.lattice import Passes
+from tritoncrf.streaming.points import Posed
 from tritoncrf.streaming.scratch import Folder
 
 
@@ -97,7 +98,7 @@ class Streamed:
 
     def run(self) -> torch.Tensor:
         passes = Passes(
-            self.pose, len(self.tiles), self.image.unary[0].numel(), ["theta_smooth", "features"][-len(self.image.features) :],
+            self.pose, self.pose(0), len(self.tiles), self.image.unary[0].numel(), ["theta_smooth", "features"][-len(self.image.features) :],
             {**DEFAULTS, **self.arguments}, Folder(self.path), self.keeps_tables, self.passes.append,
         )  # fmt: skip
         passes.run(self, self.limit)

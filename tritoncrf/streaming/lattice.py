@@ -1,20 +1,21 @@
-"""The lattice of an image that is seen a tile at a time: passes over its tiles, between which only vertices are kept.
+"""The lattice of an image that is seen a tile at a time: passes over its tiles, between which vertices alone are kept.
 
     ranges      the ends of the features, from which the codes of vertices follow
     vertices    the distinct vertices, and the splat of ones, which blurred and sliced is the row sums
-    splats      Q = softmax(U), splatted into v_0; then T - 1 times v, blurred, is sliced, Q = softmax(a U + sum_m A_m K_m Q)
-                and that is splatted into the next v
+    splats      Q = softmax(U), splatted into v_0; then T - 1 times v is blurred and sliced, and
+                Q = softmax(a U + sum_m A_m K_m Q) splatted into the next v
     result      v_{T-1}, blurred and sliced: Q_T
 
 A splat is a sum over tiles, a slice is local, and the blurs know vertices alone: all is as in memory, on the same
-vertices, to rounding. What a tile computes is a step (reference/lattice.py, or kernels/lattice.py on a GPU) with lattices
-of the tile's own vertices, of which `Seen` says where they are among all. Damped, the last Q of a tile is kept in a file.
+vertices, to rounding. What a tile computes is a step (reference/lattice.py, or kernels/lattice.py on a GPU) with
+lattices of the tile's own vertices, of which `Seen` says where they are among all. Damped, the last Q of a tile is kept
+in a file.
 """
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,38 +28,11 @@ from tritoncrf.mean_field import NOT_FINITE, algebra, expect_update, possible, s
 from tritoncrf.reference.lattice import Lattice, ScaledLattice
 from tritoncrf.step import Step
 from tritoncrf.streaming import distributed
+from tritoncrf.streaming.points import Posed, Seen, packed, unpacked
 from tritoncrf.streaming.scratch import Folder
-from tritoncrf.streaming.vertices import Codes, Layout, Merging, Table, ends_of, layout_of, tile_lattice
+from tritoncrf.streaming.vertices import Codes, Layout, Merging, Table, ends_of, layout_of, tile_lattice, union
 
 LEAST_ROW_SUM = 1e-18  # as filters.base.Gaussian.prepare has it
-TABLES = 6  # tensors of a tile's lattice that are kept
-
-
-@dataclass(frozen=True)
-class Posed:
-    """The problem of a tile.
-
-    Attributes:
-        features: what each filter is made of, [1, D, *s].
-        unary: logits [C, *s].
-        valid: bool [*s], which pixels are there; None where all are.
-    """
-
-    features: Sequence[torch.Tensor]
-    unary: torch.Tensor
-    valid: torch.Tensor | None = None
-
-    def points(self, x: torch.Tensor) -> torch.Tensor:
-        """Values [1, C, *s] of the pixels that are there, [1, C, N]."""
-        return x.flatten(2) if self.valid is None else x[..., self.valid]
-
-    def placed(self, q: torch.Tensor) -> torch.Tensor:
-        """Q [1, C, N] of these, as [C, *s]: pixels that are not there keep their scores."""
-        if self.valid is None:
-            return q.view(self.unary.shape)
-        found = torch.softmax(self.unary, 0)
-        found[:, self.valid] = q[0]
-        return found
 
 
 class Output(Protocol):
@@ -71,25 +45,12 @@ class Output(Protocol):
         """Q [C, *s] of a tile."""
 
 
-class Seen:
-    """One filter's lattice of a tile, as a step asks for it: values leave it as they enter it."""
-
-    precision = "default"
-
-    def __init__(self, lattice: Lattice, scale: torch.Tensor, places: torch.Tensor) -> None:
-        self.lattice, self.places = lattice, places  # the number among all of each of its vertices, int32 [V]
-        self.entry = self.exit = ScaledLattice(lattice, scale)
-
-    def of_all(self, v: torch.Tensor) -> torch.Tensor:
-        """Its own of all vertices' rows, [1, V, C]."""
-        return v.index_select(0, self.places)[None]
-
-
 class Passes:
     """The passes over an image.
 
     Args:
         pose: gives the problem of a tile by its number; called once a pass.
+        first: that of any tile.
         tiles: how many there are.
         pixels: of the image.
         names: what errors call that which each filter is made of.
@@ -100,13 +61,12 @@ class Passes:
     """
 
     def __init__(
-        self, pose: Callable[[int], Posed], tiles: int, pixels: int, names: Sequence[str], arguments: Mapping[str, Any],
-        folder: Folder, keeps_tables: bool = False, advance: Callable[[str], None] = lambda name: None,
+        self, pose: Callable[[int], Posed], first: Posed, tiles: int, pixels: int, names: Sequence[str],
+        arguments: Mapping[str, Any], folder: Folder, keeps_tables: bool, advance: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.pose, self.pixels, self.names, self.iterations = pose, pixels, names, arguments["iterations"]
         self.folder, self.keeps_tables, self.advance = folder, keeps_tables, advance
         self.own = distributed.share(range(tiles))
-        first = pose(self.own[0] if self.own else 0)
         self.like = possible(first.unary.flatten(1)[None, :, :0])  # [1, C, 0]
         self.mixing, self.unary_weight = algebra(
             self.like, arguments["weights"], arguments["compatibility"], unary_weight=1.0
@@ -118,7 +78,7 @@ class Passes:
         self.backend, self.step = _served(self.mixing, self.like)
         self.module = modules(self.backend).lattice
 
-    def run(self, output: Output, limit: Callable[[Sequence[int]], None] = lambda counts: None) -> None:
+    def run(self, output: Output, limit: Callable[[Sequence[int]], None]) -> None:
         """Every tile's result into the output.
 
         Args:
@@ -173,29 +133,29 @@ class Passes:
             ends = [distributed.least(own) for own in ends]
             self._finish("ranges", ends)
         self.layouts: list[Layout] = []
-        for name, own in zip(self.names, ends, strict=True):
-            if own.isinf().any():
+        for name, least in zip(self.names, ends, strict=True):
+            if least.isinf().any():
                 return False
             with checks.renamed("features", name):
-                self.layouts.append(layout_of(own, self.pixels))
+                self.layouts.append(layout_of(least, self.pixels))
         return True
 
     def _number(self, limit: Callable[[Sequence[int]], None]) -> None:
         """Pass 2: the tables of all vertices, their neighbours, and the splat of ones, blurred."""
         if self._has("vertices"):
-            found = self._unpacked(self.folder.load("vertices", self.like.device))
+            every = self._unpacked(self.folder.load("vertices", self.like.device))
         else:
             merging = [Merging(layout, self.like) for layout in self.layouts]
             for own in self._over("vertices", self._vertices_of):
                 for one, part in zip(merging, self._unpacked(own) if own else ()):
                     one.add(*part)
-            found = [_union(one) for one in merging]
-            self._finish("vertices", [tensor for part in found for tensor in _packed(*part)])
-        self.tables = [Table(layout, codes) for layout, (codes, _) in zip(self.layouts, found, strict=True)]
+            every = [union(one) for one in merging]
+            self._finish("vertices", [tensor for codes, sums in every for tensor in codes.packed(sums)])
+        self.tables = [Table(layout, codes) for layout, (codes, _) in zip(self.layouts, every, strict=True)]
         limit([table.count for table in self.tables])
         self.neighbours = [table.neighbours() for table in self.tables]
         self.row_sums = []
-        for axes, (_, sums) in zip(self.neighbours, found, strict=True):
+        for axes, (_, sums) in zip(self.neighbours, every, strict=True):
             v = self._rows(len(sums), 1)
             v[:-1, 0] = sums
             self.row_sums.append(self._blurred(v, axes, torch.zeros_like(v), 1)[0])
@@ -206,40 +166,25 @@ class Passes:
         for lattice, codes in self._lattices(n, posed):
             ones = self.module.rows_of(self.like.new_ones((1, 1, lattice.weights.shape[1])))
             sums = self.module.filtered(ones, ScaledLattice(lattice, None), reverse=False)
-            found += _packed(codes, sums[0, :-1, 0].contiguous())
+            found += codes.packed(sums[0, :-1, 0])
         return found
 
     def _unpacked(self, tensors: Sequence[torch.Tensor]) -> list[tuple[Codes, torch.Tensor]]:
-        """Each lattice's codes and numbers of `_packed`."""
-        left, found = iter(tensors), []
-        for layout in self.layouts:
-            codes = _codes(left, layout)
-            found.append((codes, next(left)))
-        return found
+        """Each lattice's codes and numbers of `Codes.packed`."""
+        left = iter(tensors)
+        return [(Codes.unpacked(left, layout), next(left)) for layout in self.layouts]
 
     def _lattices(self, n: int, posed: Posed) -> list[tuple[Lattice, Codes]]:
         """The lattices of a tile's pixels, made or kept."""
         name = f"tables-{n}"
         if self.keeps_tables and self.folder.has(name):
-            left, found = iter(self.folder.load(name, self.like.device)), []
-            for layout in self.layouts:
-                weights, vertices, *pairs = (next(left) for _ in range(TABLES))
-                codes = _codes(left, layout)
-                found.append(
-                    (Lattice(weights, vertices, vertices.new_empty((0, codes.bounds[-1] + 1, 2)), *pairs), codes)
-                )
-            return found
-        found = [
-            tile_lattice(posed.points(f), layout, self.backend)
-            for f, layout in zip(posed.features, self.layouts, strict=True)
-        ]
+            left = iter(self.folder.load(name, self.like.device))
+            return [unpacked(left, layout) for layout in self.layouts]
+        each = zip(posed.features, self.layouts, strict=True)
+        made = [tile_lattice(posed.points(f), layout, self.backend) for f, layout in each]
         if self.keeps_tables:
-            kept: list[torch.Tensor] = []
-            for own, codes in found:
-                pairs = own.sorted_pairs, own.chunk_starts, own.group_starts, own.vertex_groups
-                kept += [own.weights, own.vertices, *pairs, *_packed(codes)]
-            self.folder.save(name, kept)
-        return found
+            self.folder.save(name, [tensor for own in made for tensor in packed(*own)])
+        return made
 
     def _seen(self, n: int, posed: Posed) -> list[Seen]:
         """The lattices of a tile's pixels with their scales, r^-1/2, and their places."""
@@ -254,7 +199,7 @@ class Passes:
             r = self.module.sliced(own, ScaledLattice(lattice, None), 1).mT  # [1, 1, N]
             found.append(Seen(lattice, r.clamp_min(LEAST_ROW_SUM).rsqrt(), places))
         if self.keeps_tables:
-            self.folder.save(name, [tensor for own in found for tensor in (own.entry.scale, own.places)])
+            self.folder.save(name, [tensor for one in found for tensor in (one.scale, one.places)])
         return found
 
     def _iterated(self) -> list[torch.Tensor]:
@@ -267,7 +212,7 @@ class Passes:
             for one, kept in zip(v, self.folder.load(f"splats{last}", self.like.device), strict=True):
                 one[:-1, :classes] = kept
         for t in range(last + 1, self.iterations):
-            for own in self._over(f"splats{t}", lambda n, posed, t=t, v=v: self._splats_of(n, posed, t, v)):
+            for own in self._over(f"splats{t}", functools.partial(self._splats_of, t, v)):
                 for total, places, rows in zip(spare, own[::2], own[1::2]):
                     before = total.index_select(0, places)
                     before[:, :classes] += rows
@@ -281,7 +226,7 @@ class Passes:
                 self.states.remove(f"q{t - 1}-{n}")
         return v
 
-    def _splats_of(self, n: int, posed: Posed, t: int, v: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _splats_of(self, t: int, v: Sequence[torch.Tensor], n: int, posed: Posed) -> list[torch.Tensor]:
         """Places and rows, for each lattice, of Q_t of a tile's pixels."""
         seen = self._seen(n, posed)
         step = self._step(posed, seen)
@@ -344,26 +289,3 @@ def _served(mixing: Sequence[torch.Tensor], like: torch.Tensor) -> tuple[str, ty
     plans = [LatticePlan("default", backend, include_self=True, normalization="symmetric")] * len(mixing)
     kind = plans[0].step(plans, mixing, like)
     return ("torch", reference.lattice.LatticeStep) if kind is Step else (backend, kind)
-
-
-def _union(merging: Merging) -> tuple[Codes, torch.Tensor]:
-    """The vertices of all processes."""
-    codes, sums = merging.finish()
-    if not distributed.together():
-        return codes, sums
-    every = [distributed.gathered(tensor) for tensor in _packed(codes, sums)]
-    merging = Merging(merging.layout, merging.like)
-    for *own, bounds, numbers in zip(*every, strict=True):
-        merging.add(Codes(own, bounds.tolist()), numbers)
-    return merging.finish()
-
-
-def _packed(codes: Codes, *more: torch.Tensor) -> list[torch.Tensor]:
-    """Codes, and what else there is for each, as tensors."""
-    return [*codes.groups, torch.tensor(codes.bounds, device=codes.groups[0].device), *more]
-
-
-def _codes(tensors: Iterator[torch.Tensor], layout: Layout) -> Codes:
-    """The next of `_packed`."""
-    groups = [next(tensors) for _ in layout.keys.sizes]
-    return Codes(groups, next(tensors).tolist())

@@ -1,12 +1,12 @@
 """The vertices of the lattice of an image that is seen a tile at a time.
 
-Codes are laid out for the whole image (reference/simplex.py), so a vertex has the same code in whichever tile it is met.
+Codes are laid out for the whole image (reference/simplex.py), so a vertex has the same code in whichever tile it is.
 The lattice of a tile's pixels has vertices of its own, in the order of their corners and codes; the table of the whole
 has the distinct ones of all tiles in the same order, in which a lattice that is built in memory numbers them too.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from tritoncrf.backends import modules
 from tritoncrf.reference import simplex
 from tritoncrf.reference.lattice import Lattice, weighted_sums
+from tritoncrf.streaming import distributed
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Codes:
     groups: list[torch.Tensor]  # of each group of the layout, [V]
     bounds: list[int]  # where those of each corner begin, and V
 
+    def packed(self, *more: torch.Tensor) -> list[torch.Tensor]:
+        """These, and what else there is for each, as tensors."""
+        return [*self.groups, torch.tensor(self.bounds, device=self.groups[0].device), *more]
+
+    @classmethod
+    def unpacked(cls, tensors: Iterator[torch.Tensor], layout: Layout) -> "Codes":
+        """The next of `packed`."""
+        groups = [next(tensors) for _ in layout.keys.sizes]
+        return cls(groups, next(tensors).tolist())
+
     def corner(self, r: int) -> list[torch.Tensor]:
         """Each group's codes of one corner."""
         return [codes[self.bounds[r] : self.bounds[r + 1]] for codes in self.groups]
@@ -64,8 +75,13 @@ def tile_lattice(features: torch.Tensor, layout: Layout, backend: str) -> tuple[
     weights, codes, simplices = modules(backend).simplex.simplex(near, layout.keys)
     chunked = backend != "torch"
     (vertices, *pairs), own, bounds = simplex.tables_of_pairs(codes, simplices, layout.keys, chunked)
-    no_axes = vertices.new_empty((0, bounds[-1] + 1, 2))
-    return Lattice(weights, vertices.view(1, -1, corners), no_axes, *pairs), Codes(own, bounds)
+    vertices = vertices.view(1, -1, corners)
+    return Lattice(weights, vertices, no_axes(bounds[-1], vertices), *pairs), Codes(own, bounds)
+
+
+def no_axes(count: int, like: torch.Tensor) -> torch.Tensor:
+    """The neighbours of so many vertices in a lattice that is not blurred."""
+    return like.new_empty((0, count + 1, 2))
 
 
 class Merging:
@@ -115,6 +131,18 @@ class Merging:
             sums.append(own)
             bounds.append(bounds[-1] + len(own))
         return Codes([torch.cat(parts) for parts in zip(*found, strict=True)], bounds), torch.cat(sums)
+
+
+def union(merging: Merging) -> tuple[Codes, torch.Tensor]:
+    """The vertices of all processes, and their sums."""
+    codes, sums = merging.finish()
+    if not distributed.together():
+        return codes, sums
+    every = [distributed.gathered(tensor) for tensor in codes.packed(sums)]
+    merging = Merging(merging.layout, merging.like)
+    for *own, bounds, numbers in zip(*every, strict=True):
+        merging.add(Codes(own, bounds.tolist()), numbers)
+    return merging.finish()
 
 
 def _corners(codes: Codes) -> list[range]:
