@@ -72,6 +72,7 @@ class Streamed:
     posed: int = 0
     q: torch.Tensor = field(init=False)
     counts: Sequence[int] = ()
+    seen: float = 0.0
     passes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -93,8 +94,8 @@ class Streamed:
     def write(self, n: int, q: torch.Tensor) -> None:
         self.q[(slice(None), *self.tiles[n])] = q
 
-    def limit(self, counts: Sequence[int]) -> None:
-        self.counts = counts
+    def limit(self, counts: Sequence[int], seen: float) -> None:
+        self.counts, self.seen = counts, seen
 
     def run(self) -> torch.Tensor:
         passes = Passes(

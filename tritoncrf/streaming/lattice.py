@@ -14,10 +14,11 @@ in a file.
 
 import contextlib
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -25,9 +26,11 @@ from tritoncrf import checks, reference
 from tritoncrf.backends import modules, resolve, without_autocast
 from tritoncrf.filters.lattice import LatticePlan
 from tritoncrf.mean_field import NOT_FINITE, algebra, expect_update, possible, started
+from tritoncrf.problem import Problem, Whole, features, loop
 from tritoncrf.reference.lattice import Lattice, ScaledLattice
 from tritoncrf.step import Step
 from tritoncrf.streaming import distributed
+from tritoncrf.streaming.needs import Form, expect_room
 from tritoncrf.streaming.points import Posed, Seen, packed, unpacked
 from tritoncrf.streaming.scratch import Folder
 from tritoncrf.streaming.vertices import Codes, Layout, Merging, Table, ends_of, layout_of, tile_lattice, union
@@ -43,6 +46,9 @@ class Output(Protocol):
 
     def write(self, n: int, q: torch.Tensor) -> None:
         """Q [C, *s] of a tile."""
+
+
+Limit: TypeAlias = Callable[[Sequence[int], float], None]
 
 
 class Passes:
@@ -78,11 +84,12 @@ class Passes:
         self.backend, self.step = _served(self.mixing, self.like)
         self.module = modules(self.backend).lattice
 
-    def run(self, output: Output, limit: Callable[[Sequence[int]], None]) -> None:
+    def run(self, output: Output, limit: Limit) -> None:
         """Every tile's result into the output.
 
         Args:
-            limit: called with how many vertices each lattice has, before there is memory for them; may raise.
+            limit: called with how many vertices each lattice has, and how many a tile has for each pixel at most, before
+                there is memory for them; may raise.
 
         Raises:
             ValueError: features so far apart that float32 could not place them; scores that pass what it holds.
@@ -140,19 +147,23 @@ class Passes:
                 self.layouts.append(layout_of(least, self.pixels))
         return True
 
-    def _number(self, limit: Callable[[Sequence[int]], None]) -> None:
+    def _number(self, limit: Limit) -> None:
         """Pass 2: the tables of all vertices, their neighbours, and the splat of ones, blurred."""
         if self._has("vertices"):
-            every = self._unpacked(self.folder.load("vertices", self.like.device))
+            seen, *tensors = self.folder.load("vertices", self.like.device)
+            every = self._unpacked(tensors)
         else:
+            seen = torch.zeros((), dtype=torch.float64)
             merging = [Merging(layout, self.like) for layout in self.layouts]
             for own in self._over("vertices", self._vertices_of):
-                for one, part in zip(merging, self._unpacked(own) if own else ()):
-                    one.add(*part)
+                if own:
+                    seen = torch.maximum(seen, own[0].cpu())
+                    for one, part in zip(merging, self._unpacked(own[1:]), strict=True):
+                        one.add(*part)
             every = [union(one) for one in merging]
-            self._finish("vertices", [tensor for codes, sums in every for tensor in codes.packed(sums)])
+            self._finish("vertices", [seen, *(tensor for codes, sums in every for tensor in codes.packed(sums))])
         self.tables = [Table(layout, codes) for layout, (codes, _) in zip(self.layouts, every, strict=True)]
-        limit([table.count for table in self.tables])
+        limit([table.count for table in self.tables], seen.item())
         self.neighbours = [table.neighbours() for table in self.tables]
         self.row_sums = []
         for axes, (_, sums) in zip(self.neighbours, every, strict=True):
@@ -161,13 +172,15 @@ class Passes:
             self.row_sums.append(self._blurred(v, axes, torch.zeros_like(v), 1)[0])
 
     def _vertices_of(self, n: int, posed: Posed) -> list[torch.Tensor]:
-        """The vertices of a tile's pixels and the splat of ones into them, `_packed`."""
-        found = []
+        """How many vertices a tile has for each pixel; which, and the splat of ones into them, packed."""
+        found, seen = [], 0.0
         for lattice, codes in self._lattices(n, posed):
-            ones = self.module.rows_of(self.like.new_ones((1, 1, lattice.weights.shape[1])))
+            pixels = lattice.weights.shape[1]
+            seen += lattice.count / pixels
+            ones = self.module.rows_of(self.like.new_ones((1, 1, pixels)))
             sums = self.module.filtered(ones, ScaledLattice(lattice, None), reverse=False)
             found += codes.packed(sums[0, :-1, 0])
-        return found
+        return [torch.tensor(seen, dtype=torch.float64), *found]
 
     def _unpacked(self, tensors: Sequence[torch.Tensor]) -> list[tuple[Codes, torch.Tensor]]:
         """Each lattice's codes and numbers of `Codes.packed`."""
@@ -281,6 +294,41 @@ class Passes:
         """Rows blurred along all axes, and the memory that is free then."""
         found = self.module.blurred(v[None, :, :classes], neighbours.unbind(0), other[None, :, :classes])
         return (v, other) if found[0].data_ptr() == v.data_ptr() else (other, v)
+
+
+def run(
+    whole: Whole, tiles: int, pose: Callable[[int], Problem], output: Output, folder: Folder, keeps_tables: bool,
+    budget: int, taken: float, advance: Callable[[str], None],
+) -> None:  # fmt: skip
+    """The lattice CRF of an image, from the problems of its tiles, into the output; of this process's `share` of them.
+
+    Args:
+        whole: what belongs to the whole image.
+        tiles: how many there are, as many as processes or more; numbered so that those of neighbours are near.
+        pose: gives the problem of a tile by its number.
+        output, folder, keeps_tables, advance: see `Passes`.
+        budget: bytes in all.
+        taken: of these by others.
+
+    Raises:
+        TypeError, ValueError: as `refine`; or the budget is too small for the vertices.
+        OSError: the folder cannot be written.
+    """
+    own = distributed.share(range(tiles))
+    first = pose(own[0] if own else 0)
+    look = "features" if first.appearance is not None else "theta_space, theta_color"
+    names = "theta_smooth", look
+    passes = Passes(
+        lambda n: posed(pose(n)), posed(first), tiles, math.prod(whole.size), names,
+        loop(whole.method, whole.chosen, first.unary), folder, keeps_tables, advance,
+    )  # fmt: skip
+    form = Form(passes.dimensions, len(first.unary), first.unary.element_size())
+    passes.run(output, lambda counts, seen: expect_room(form, counts, seen, len(whole.size), names, budget, taken))
+
+
+def posed(problem: Problem) -> Posed:
+    """A tile's problem, as passes take it."""
+    return Posed(features(problem), problem.unary, problem.valid)
 
 
 def _served(mixing: Sequence[torch.Tensor], like: torch.Tensor) -> tuple[str, type[Any]]:
