@@ -83,12 +83,14 @@ def test_every_parameter_arrives(folder):
     values = {
         "theta_space": 60.0, "theta_color": 20.0, "weight_appearance": 7.0, "theta_smooth": 4.0, "weight_smooth": 2.0,
         "compatibility": "potts", "iterations": 3, "damping": 0.25, "temperature": 1.5, "window_size": 7, "blur": 3,
-        "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5, "unknown": 2,
+        "radius": 5, "eps": 4.0, "label_confidence": 0.6, "num_classes": 5, "unknown": 2, "spacing": (2.0, 1.5),
+        "value_range": (10.0, "99%"),
     }  # fmt: skip
     assert set(values) == set(cli.NUMBERS) == set(TEXTS) == set(ARGUMENTS)
     for method in "window", "guided":
         settings = {name: value for name, value in values.items() if method in ARGUMENTS[name].methods}
-        options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+        words = {name: ",".join(map(str, v)) if isinstance(v, tuple) else v for name, v in settings.items()}
+        options = [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", value)]
         assert run("refine", "image.png", "--labels", "labels.png", "-o", "out.npy", "--method", method, *options) == 0
         assert np.array_equal(np.load("out.npy"), refine(IMAGE, labels=LABELS, method=method, **settings))
 
@@ -99,7 +101,7 @@ def test_the_help_tells_the_defaults(capsys):
     words = " ".join(capsys.readouterr().out.split())
     for name, argument in ARGUMENTS.items():
         text = words.split(f"--{name.replace('_', '-')} N ")[1].split(")")[0]
-        default = "the largest label + 1" if argument.default is None else str(argument.default)
+        default = cli.ABSENT.get(name, str(argument.default))
         if argument.gentle is not None:
             default += f"; {argument.gentle} for the scores of a network, unless guided"
         assert text.endswith(f"({default}"), name

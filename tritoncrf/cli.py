@@ -38,6 +38,27 @@ def _theta(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"expected a number, or a share such as 16%, got {text!r}") from None
 
 
+def _range(text: str) -> tuple[float | str, ...]:
+    """The pair of an option --value-range."""
+    ends = text.split(",")
+    try:
+        found = tuple(end if end.endswith("%") else float(end) for end in ends)
+    except ValueError:
+        found = ()
+    if len(found) != 2:
+        raise argparse.ArgumentTypeError(f"expected two numbers or percentiles, such as 0,4095 or 1%,99%, got {text!r}")
+    return found
+
+
+def _spacing(text: str) -> tuple[float, ...] | float:
+    """The distances of an option --spacing: one, or one for each axis."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+    return found[0] if len(found) == 1 else found
+
+
 def _path(text: str) -> Path:
     """A local path, or an address such as s3://bucket/name."""
     if "://" not in text:
@@ -84,12 +105,15 @@ FILES = {
     "foreground": "one object's probability, [H, W] floats or grey; .npy, .npz or a picture",
     "scores": "[C, H, W] floats; .npy, or .npz of one array",
 }
+ABSENT = {"num_classes": "the largest label + 1", "spacing": "1", "value_range": "0,255 of bytes, 0,1 of floats"}
 NUMBERS: dict[str, Callable[[str], Any]] = {
     "theta_space": _theta,
     "theta_color": float,
     "weight_appearance": float,
     "theta_smooth": _theta,
     "weight_smooth": float,
+    "spacing": _spacing,
+    "value_range": _range,
     "compatibility": _costs,
     "iterations": int,
     "damping": float,
@@ -229,7 +253,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     for name, number in NUMBERS.items():
         entry = ARGUMENTS[name]
-        default = "the largest label + 1" if entry.default is None else f"{entry.default}"
+        default = ABSENT.get(name, f"{entry.default}")
         if entry.gentle is not None:
             default += f"; {entry.gentle} for the scores of a network, unless guided"
         text = f"{_where(name)}{TEXTS[name].meaning} ({default})"

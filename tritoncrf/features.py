@@ -56,8 +56,8 @@ def spatial(
     size = [checks.expect_int("size", n, 1) for n in size]
     checks.expect_dtype("dtype", dtype, (torch.float32, torch.float64))
     device = None if device is None else expect_device(device)
-    positions = _spatial("theta", size, theta, spacing, device, dtype)
-    return evenly_spaced(positions, may_change=True)
+    found = positions(size, theta, spacing, device=device, dtype=dtype, name="theta")
+    return evenly_spaced(found, may_change=True)
 
 
 def color(image: torch.Tensor, theta_color: Theta) -> torch.Tensor:
@@ -80,7 +80,11 @@ def color(image: torch.Tensor, theta_color: Theta) -> torch.Tensor:
         >>> color(torch.tensor([[[0, 26]]], dtype=torch.uint8), theta_color=13)
         tensor([[[0., 2.]]])
     """
-    photo = _photo(image)
+    return over_bandwidths(_photo(image), theta_color)
+
+
+def over_bandwidths(photo: torch.Tensor, theta_color: Theta) -> torch.Tensor:
+    """`color` of an image that is in 0..255 units."""
     thetas = checks.expect_positive("theta_color", theta_color, photo.shape[1], each="channel")
     thetas = _on_device("theta_color", thetas, photo)
     return torch.stack([channel / theta for channel, theta in zip(photo.unbind(1), thetas)], dim=1)
@@ -110,8 +114,8 @@ def bilateral(
     """
     colors = color(image, theta_color)
     size = colors.shape[2:]
-    positions = _spatial("theta_space", size, theta_space, spacing, colors.device, colors.dtype)
-    return torch.cat([positions.expand(colors.shape[0], -1, *size), colors], dim=1)
+    found = positions(size, theta_space, spacing, device=colors.device, dtype=colors.dtype, name="theta_space")
+    return torch.cat([found.expand(colors.shape[0], -1, *size), colors], dim=1)
 
 
 def bandwidths(
@@ -160,22 +164,19 @@ def _identity(tensor: torch.Tensor) -> tuple[int, int]:
     return id(tensor), -1 if tensor.is_inference() else tensor._version
 
 
-def _spatial(
-    name: str,
-    size: Sequence[int],
-    theta: Theta,
-    spacing: Theta | None,
-    device: torch.device | str | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def positions(
+    size: Sequence[int], theta: Theta, spacing: Theta | None, *, device: torch.device | str | None,
+    dtype: torch.dtype, start: Sequence[int] = (0, 0, 0), name: str = "theta",
+) -> torch.Tensor:  # fmt: skip
+    """Those of `spatial`, of the part of an image that begins at `start`."""
     spacings = checks.expect_positive("spacing", 1.0 if spacing is None else spacing, len(size))
     thetas = bandwidths(name, theta, size, spacings)
     if device is None:
         devices = [t.device for t in [*thetas, *spacings] if isinstance(t, torch.Tensor)]
         device = devices[0] if devices else None
     axes = []
-    for n, t, s in zip(size, thetas, spacings):
-        index = torch.arange(n, device=device, dtype=torch.float64)
+    for n, t, s, first in zip(size, thetas, spacings, start):
+        index = torch.arange(first, first + n, device=device, dtype=torch.float64)
         [t], [s] = _on_device(name, [t], index), _on_device("spacing", [s], index)
         axes.append((index * (s / t)).to(dtype))
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0)
@@ -197,7 +198,7 @@ def _photo(image: torch.Tensor) -> torch.Tensor:
         if low < -0.5 or high > 1.5:
             raise ValueError(
                 f"image: expected floating values from 0 to 1, got {low:.4g} to {high:.4g}; pass a picture of 0..255 "
-                "as image.to(torch.uint8) or image / 255, and what is not a photo as features"
+                "as image.to(torch.uint8) or image / 255; refine takes other units with value_range="
             )
     return photo * 255
 

@@ -43,6 +43,8 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "weight_appearance": Argument(10, gentle=1),
         "theta_smooth": Argument("0.5%", GAUSSIAN),
         "weight_smooth": Argument(3, GAUSSIAN, gentle=1),
+        "spacing": Argument(None, GAUSSIAN),
+        "value_range": Argument(None),
         "compatibility": Argument("potts"),
         "iterations": Argument(5),
         "damping": Argument(0.0),
@@ -74,6 +76,8 @@ TEXTS: Mapping[str, Text] = MappingProxyType(
         "weight_appearance": Text("weight of the appearance kernel, or of the guided filter", (0, 30, 0.1)),
         "theta_smooth": Text("bandwidth of the smoothness kernel, in pixels, or 1% of the diagonal", (0.5, 20, 0.5)),
         "weight_smooth": Text("weight of the smoothness kernel", (0, 10, 0.1)),
+        "spacing": Text("distance of two neighbours along each axis, in the unit of the bandwidths of positions"),
+        "value_range": Text("the values that count as 0 and as 255, numbers or percentiles"),
         "compatibility": Text("potts, or a file, .npy or .npz: what a row's class costs near a column's, [C, C]"),
         "iterations": Text("mean-field steps", (0, 20, 1)),
         "damping": Text("share of the old probabilities that each step keeps, from 0 to below 1", (0, 0.95, 0.05)),
@@ -117,7 +121,7 @@ def settings(method: Method, scores: str, features: bool, given: Mapping[str, An
         unused = None
         if method not in ARGUMENTS[name].methods:
             unused = f"method={method!r}"
-        elif features and name in ("theta_space", "theta_color"):
+        elif features and name in ("theta_space", "theta_color", "value_range"):
             unused = "features"
         elif scores not in ARGUMENTS[name].scores:
             unused = f"{scores}="

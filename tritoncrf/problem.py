@@ -1,4 +1,4 @@
-"""The CRF that a call of `refine` describes, and those of several images solved together."""
+"""The CRF that a call of `refine` describes, of an image or of a part of one, and those of several solved together."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,47 +9,107 @@ import torch
 
 from tritoncrf import checks, diagnostics, filters
 from tritoncrf.devices import device_found
-from tritoncrf.features import bandwidths, bilateral, color, evenly_spaced, spatial
+from tritoncrf.features import bandwidths, color, evenly_spaced, over_bandwidths, positions
 from tritoncrf.filters.base import Filter
+from tritoncrf.images import axes_of, expect_size, image_from, shape_of
+from tritoncrf.levels import Levels, levels
 from tritoncrf.mean_field import NOT_FINITE, mean_field
 from tritoncrf.options import ARGUMENTS, METHODS, SCORES, method_for, settings
 from tritoncrf.replay import replayed
-from tritoncrf.scores import as_tensor, expect_unknown, is_pil, unary_from, upright
-from tritoncrf.types import Array, Compatibility, Costs, Image, Method, Theta
+from tritoncrf.scores import as_tensor, expect_unknown, replaced, unary_from
+from tritoncrf.types import Array, Compatibility, Costs, Image, Method
 
-__all__ = ["Problem", "chosen_for", "kernels", "loop", "photo_from", "posed", "solved", "traced"]
+__all__ = [
+    "Problem", "Whole", "chosen_for", "expect_an_image", "features", "kernels", "loop", "one_kind", "part", "posed",
+    "solved", "traced", "whole_of",
+]  # fmt: skip
 
 REPLAYED: tuple[Method, ...] = "window", "guided"
+EVERYWHERE: tuple[Method, ...] = "lattice", "exact"  # whose pixels all see each other, wherever they are
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What belongs to a whole image, whichever part of it is looked at.
+
+    Attributes:
+        method: that of `refine`.
+        name: the kind of scores.
+        size: of the image, S.
+        chosen: every argument of `refine` with its value; the bandwidths of positions and the spacing one for each
+            axis.
+        levels: of the image's channels, where `value_range` is given.
+    """
+
+    method: Method
+    name: str
+    size: tuple[int, ...]
+    chosen: Mapping[str, Any]
+    levels: Levels | None
+
+
+def whole_of(
+    method: Method, name: str, size: Sequence[int], chosen: Mapping[str, Any], levels: Levels | None
+) -> Whole:  # fmt: skip
+    """The whole of an image of a size, from the arguments as they are given or by default."""
+    spacing = 1.0 if chosen["spacing"] is None else chosen["spacing"]
+    own = {**chosen, "spacing": checks.expect_positive("spacing", spacing, len(size))}
+    if method in ARGUMENTS["theta_space"].methods:
+        for theta in "theta_space", "theta_smooth":
+            own[theta] = bandwidths(theta, own[theta], size, own["spacing"])
+    return Whole(method, name, tuple(size), own, levels)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An image's CRF, on the device where it is solved.
+    """A CRF, on the device where it is solved: of an image, or of a part of one.
 
     Attributes:
-        method: that of `refine`.
-        photo: [C, H, W], uint8 or floating; None where there are features alone.
-        appearance: features [D, *S] in the photo's place, or None.
-        unary: logits [C, *S].
-        chosen: every argument of `refine` with its value.
-        name: the kind of scores.
+        whole: what belongs to the whole image.
+        start: where the part begins.
+        photo: [M, *s], of any real dtype; None where there are features alone.
+        appearance: features [D, *s] in the photo's place, or None.
+        unary: logits [C, *s].
+        valid: bool [*s], which pixels are there; None where all are.
     """
 
-    method: Method
+    whole: Whole
+    start: tuple[int, ...]
     photo: torch.Tensor | None
     appearance: torch.Tensor | None
     unary: torch.Tensor
-    chosen: Mapping[str, Any]
-    name: str
+    valid: torch.Tensor | None = None
 
     def key(self) -> Hashable:
         """Problems of one key differ in the values of photo and unary alone; None where the others are no plain
-        values, or there are features."""
-        fixed = [tuple(value) if isinstance(value, (list, tuple)) else (value,) for value in self.chosen.values()]
-        plain = all(v is None or isinstance(v, (int, float, str)) for values in fixed for v in values)
-        if self.photo is None or self.appearance is not None or not plain:
+        values, or there are features or pixels that are not there."""
+        whole = self.whole
+        fixed = [tuple(value) if isinstance(value, (list, tuple)) else (value,) for value in whole.chosen.values()]
+        plain = all(_is_plain(v) for values in fixed for v in values)
+        if self.photo is None or self.appearance is not None or self.valid is not None or not plain:
             return None
-        return self.method, *fixed, self.photo.shape, self.photo.dtype, self.unary.shape, self.unary.dtype
+        shapes = self.photo.shape, self.photo.dtype, self.unary.shape, self.unary.dtype
+        return whole.method, whole.levels, self.start, *map(_hashable, fixed), *shapes
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number or a word, or a pair of them."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (int, float, str))
+
+
+def _hashable(value: Any) -> Hashable:
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
+def one_kind(scores: Mapping[str, Any]) -> tuple[str, Any]:
+    """The kind of scores that is given, and them; an error unless it is exactly one."""
+    kinds = {name: value for name, value in scores.items() if value is not None}
+    if len(kinds) != 1:
+        got = " and ".join(kinds) or "none"
+        raise TypeError(f"refine: expected exactly one of {'=, '.join(SCORES)}=, got {got}")
+    return next(iter(kinds.items()))
 
 
 def chosen_for(scores: str, features: bool, given: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
@@ -85,46 +145,140 @@ def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Ma
     Raises:
         TypeError, ValueError: as `refine`.
     """
-    features = given.get("features")
-    kinds = {name: value for name, value in scores.items() if value is not None}
-    if len(kinds) != 1:
-        got = " and ".join(kinds) or "none"
-        raise TypeError(f"refine: expected exactly one of {'=, '.join(SCORES)}=, got {got}")
-    if image is None and features is None:
-        raise TypeError("image: expected a PIL image, a NumPy array or a torch tensor (or pass features=), got None")
-    [(name, value)] = kinds.items()
-    method, chosen = chosen_for(name, features is not None, given)
+    name, value = one_kind(scores)
+    own, mask = given.get("features"), given.get("valid")
+    expect_an_image(image, own)
+    method, chosen = chosen_for(name, own is not None, given)
     where = value.device if device is None and isinstance(value, torch.Tensor) else device_found(device)
+    ranged = chosen["value_range"] is not None
 
     with checks.check_values(True):
-        photo = appearance = None
+        photo = appearance = valid = None
+        axes = axes_of(name, value, image)
         if image is not None:
-            photo, turned = photo_from(image, where)
+            shape = shape_of(value)
+            size = shape[-axes:] if len(shape) >= axes else None
+            photo, turned = image_from(image, where, axes, size, ranged or own is not None)
+        if mask is not None:
+            valid = valid_from(mask, where, shape_of(value)[-axes:])
+            value = replaced(name, value, valid)
         unary = unary_from(name, value, None if photo is None else photo.shape[1:], where, chosen)
         size = unary.shape[1:]
         if photo is not None:
-            _expect_size("image", photo, name, size, turned)
+            expect_size("image", photo, name, size, turned)
+            photo = cleared(photo, valid)
+        if own is not None:
+            appearance = features_from(own, name, size, where).to(unary.dtype)
+        found = None
+        if photo is not None and ranged:
+            parts = [(photo, valid)]
+            found = levels(chosen["value_range"], photo.dtype, len(photo), lambda: parts)
+        whole = whole_of(method, name, size, chosen, found)
+        return Problem(whole, (0,) * len(size), photo, appearance, unary, valid)
+
+
+def expect_an_image(image: Any, features: Any) -> None:
+    """An error where there is neither an image nor features."""
+    if image is None and features is None:
+        raise TypeError("image: expected a PIL image, a NumPy array or a torch tensor (or pass features=), got None")
+
+
+@torch.no_grad()
+def part(
+    whole: Whole, start: Sequence[int], image: Array | None, scores: Array, features: Array | None, valid: Array | None,
+    device: torch.device,
+) -> Problem:  # fmt: skip
+    """The problem of a part of an image, of slices of what `refine` takes.
+
+    Args:
+        whole: what belongs to the whole image.
+        start: where the part begins.
+        image, scores, features, valid: slices; None where there are no such.
+        device: where it is solved.
+
+    Raises:
+        TypeError, ValueError: as `refine`, about values of the slices.
+    """
+    axes, chosen, name = len(whole.size), whole.chosen, whole.name
+    with checks.check_values(True):
+        mask = None if valid is None else valid_from(valid, device, tuple(scores.shape)[-axes:])
+        known: Image = scores if mask is None else replaced(name, scores, mask)
+        unary = unary_from(name, known, tuple(scores.shape)[-axes:], device, chosen)
+        size, photo, appearance = unary.shape[1:], None, None
         if features is not None:
-            appearance = _features(features, name, size, where).to(unary.dtype)
-    return Problem(method, photo, appearance, unary, chosen, name)
+            appearance = features_from(features, name, size, device).to(unary.dtype)
+        elif image is not None:
+            photo, _ = image_from(image, device, axes, size, chosen["value_range"] is not None)
+            expect_size("image", photo, name, size)
+            photo = cleared(photo, mask)
+    return Problem(whole, tuple(start), photo, appearance, unary, mask)
+
+
+def features(problem: Problem) -> list[torch.Tensor]:
+    """What the filters are made of, [1, D, *s], in the order of their weights in `loop`: the guide; or positions over
+    theta_smooth, and positions and colours, each over its bandwidth. Those of a part are slices of the whole's."""
+    whole, start, unary = problem.whole, problem.start, problem.unary[None]
+    look = _appearance(whole, start, _batch(problem.photo), _batch(problem.appearance), unary)
+    return [look] if whole.method == "guided" else [_positions(whole, start, unary), look]
+
+
+def _batch(x: torch.Tensor | None) -> torch.Tensor | None:
+    return None if x is None else x[None]
+
+
+def _positions(whole: Whole, start: Sequence[int], unary: torch.Tensor) -> torch.Tensor:
+    """Positions over theta_smooth, beside a unary [B, C, *s]."""
+    theta, spacing = whole.chosen["theta_smooth"], whole.chosen["spacing"]
+    return evenly_spaced(
+        positions(unary.shape[2:], theta, spacing, device=unary.device, dtype=unary.dtype, start=start)
+    )
+
+
+def _appearance(
+    whole: Whole, start: Sequence[int], photo: torch.Tensor | None, appearance: torch.Tensor | None, unary: torch.Tensor
+) -> torch.Tensor:
+    """The guide, or the features of the appearance kernel, [B, D, *s], of photos [B, M, *s] or of features in their
+    place."""
+    if appearance is not None:
+        return appearance
+    assert photo is not None
+    if whole.method == "guided":
+        return _colors(photo, whole.levels, 1.0).to(unary.dtype)
+    chosen, colors = whole.chosen, _colors(photo, whole.levels, whole.chosen["theta_color"])
+    own = positions(
+        photo.shape[2:], chosen["theta_space"], chosen["spacing"], device=colors.device, dtype=colors.dtype, start=start
+    )
+    return torch.cat([own.expand(len(photo), *own.shape[1:]), colors], 1).to(unary.dtype)
+
+
+def _colors(photo: torch.Tensor, levels: Levels | None, theta: Any) -> torch.Tensor:
+    """The channels over their bandwidths, in 0..255 units."""
+    if levels is None:
+        return color(photo, theta)
+    form = torch.float64 if photo.dtype == torch.float64 else torch.float32
+    channels = zip(photo.unbind(1), levels)
+    found = torch.stack([((v.double() - low) * (255 / (high - low))).to(form) for v, (low, high) in channels], 1)
+    checks.expect_finite("image", found)
+    return over_bandwidths(found, theta)
 
 
 @torch.no_grad()
 def solved(problems: Sequence[Problem]) -> torch.Tensor:
-    """Q, [B, C, *S], of problems of one key, or of a single one; replayed unless values are looked at on the way:
-    those of photos of floats, and of features where what is made of them is as large as they say, such as a lattice."""
+    """Q, [B, C, *s], of problems of one key, or of a single one; replayed unless values are looked at on the way: those
+    of photos of floats, and of features where what is made of them is as large as they say, such as a lattice."""
     first = problems[0]
-    photo = None if first.photo is None else _stacked([p.photo for p in problems if p.photo is not None])
-    appearance = None if first.appearance is None else first.appearance[None]
-    unary = _stacked([p.unary for p in problems])
-
-    def solve(photo: torch.Tensor | None, unary: torch.Tensor) -> torch.Tensor:
-        own = kernels(first.method, photo, appearance, unary, first.chosen)
-        return mean_field(unary, own, **loop(first.method, first.chosen, unary))
-
+    whole, start = first.whole, first.start
     with checks.check_values(True):
+        if first.valid is not None:
+            return _placed(first, mean_field(*_for_loop(first), **_loop_of(first)) if first.valid.any() else None)
+        photo = None if first.photo is None else _stacked([p.photo for p in problems if p.photo is not None])
+        unary, appearance = _stacked([p.unary for p in problems]), _batch(first.appearance)
+
+        def solve(photo: torch.Tensor | None, unary: torch.Tensor) -> torch.Tensor:
+            return mean_field(unary, kernels(whole, start, photo, appearance, unary), **_loop_of(first))
+
         key = first.key()
-        if first.method not in REPLAYED or key is None or photo is None or photo.dtype != torch.uint8:
+        if whole.method not in REPLAYED or key is None or photo is None or photo.dtype != torch.uint8:
             return solve(photo, unary)
         q = replayed((key, len(problems)), solve, photo, unary)
         if q.is_cuda and not checks.all_finite(q):  # replayed, the loop has looked at nothing
@@ -139,17 +293,40 @@ def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def traced(problem: Problem) -> tuple[torch.Tensor, list[diagnostics.Record]]:
-    """Q, [C, *S], and how the loop went."""
-    unary, appearance = problem.unary[None], problem.appearance
-    photo = None if problem.photo is None else problem.photo[None]
+    """Q, [C, *s], and how the loop went, among the pixels that are there."""
     with checks.check_values(True):
-        own = kernels(problem.method, photo, None if appearance is None else appearance[None], unary, problem.chosen)
-        q, records = diagnostics.trace(unary, own, **loop(problem.method, problem.chosen, unary))
-    return q[0], records
+        if problem.valid is not None and not problem.valid.any():
+            raise ValueError("return_trace: expected a pixel that is valid, got none")
+        q, records = diagnostics.trace(*_for_loop(problem), **_loop_of(problem))
+        return _placed(problem, q)[0], records
+
+
+def _for_loop(problem: Problem) -> tuple[torch.Tensor, list[Filter]]:
+    """A unary [1, C, *s] and its filters; those of valid pixels alone, [1, C, N], where distance alone decides."""
+    unary, valid, whole = problem.unary[None], problem.valid, problem.whole
+    photo, appearance = _batch(problem.photo), _batch(problem.appearance)
+    own = kernels(whole, problem.start, photo, appearance, unary, valid)
+    if valid is not None and whole.method in EVERYWHERE:
+        unary = unary[..., valid]
+    return unary, own
+
+
+def _placed(problem: Problem, q: torch.Tensor | None) -> torch.Tensor:
+    """Q of `_for_loop`, of no pixels None, as [1, C, *s]: pixels that are not there keep their scores."""
+    if problem.valid is None and q is not None:
+        return q
+    found = torch.softmax(problem.unary, 0)[None]
+    if q is not None:
+        found[..., problem.valid] = q if problem.whole.method in EVERYWHERE else q[..., problem.valid]
+    return found
+
+
+def _loop_of(problem: Problem) -> dict[str, Any]:
+    return loop(problem.whole.method, problem.whole.chosen, problem.unary)
 
 
 def loop(method: Method, chosen: Mapping[str, Any], unary: torch.Tensor) -> dict[str, Any]:
-    """What else `mean_field` takes."""
+    """What else `mean_field` takes, beside a unary."""
     names = ("weight_appearance",) if method == "guided" else ("weight_smooth", "weight_appearance")
     return {
         "weights": [checks.expect_number(name, chosen[name]) for name in names],
@@ -173,102 +350,63 @@ def _costs(value: Costs, unary: torch.Tensor) -> Compatibility:
 
 
 def kernels(
-    method: Method, photo: torch.Tensor | None, appearance: torch.Tensor | None, unary: torch.Tensor,
-    chosen: Mapping[str, Any],
+    whole: Whole, start: Sequence[int], photo: torch.Tensor | None, appearance: torch.Tensor | None,
+    unary: torch.Tensor, valid: torch.Tensor | None = None,
 ) -> list[Filter]:  # fmt: skip
-    """The method's filters of features [B, D, *S], or else of photos [B, C, H, W], beside a unary [B, C, *S];
-    bandwidths may be tensors."""
-    made_of = "features"
-    if appearance is None:
-        assert photo is not None
-        if method == "guided":
-            appearance = color(photo, 1.0)
-        else:
-            made_of = "theta_space, theta_color"
-            appearance = bilateral(photo, chosen["theta_space"], chosen["theta_color"])
-        appearance = appearance.to(unary.dtype)
-    if method == "guided":
-        with checks.renamed("guide", "features"):
-            return [filters.Guided(appearance, chosen["radius"], chosen["eps"])]
-    window_size, blur = chosen["window_size"], chosen["blur"]
+    """The method's filters of photos [B, M, *s], or of features [B, D, *s] in their place, beside a unary [B, C, *s];
+    bandwidths may be tensors. Among the pixels of `valid`, [*s], if that is given."""
+    chosen, look = whole.chosen, _appearance(whole, start, photo, appearance, unary)
+    if whole.method == "guided":
+        with checks.renamed("guide", "features" if appearance is not None else "image"):
+            return [filters.Guided(look, chosen["radius"], chosen["eps"], **masked(valid))]
     with checks.renamed("features", "theta_smooth"):
-        smoothness = _smoothness(method, unary.shape[2:], chosen["theta_smooth"], unary, window_size, blur)
-    with checks.renamed("features", made_of):
-        return [smoothness, _gaussian(method, appearance, window_size, blur)]
+        if whole.method == "lattice" and valid is None and tuple(unary.shape[2:]) == whole.size:  # from its cache
+            theta, spacing = chosen["theta_smooth"], chosen["spacing"]
+            smoothness: Filter = filters.Lattice.spatial(
+                whole.size, theta, spacing, normalization="symmetric", device=unary.device, dtype=unary.dtype
+            )
+        else:
+            smoothness = _gaussian(whole, _positions(whole, start, unary), valid)
+    with checks.renamed("features", "features" if appearance is not None else "theta_space, theta_color"):
+        return [smoothness, _gaussian(whole, look, valid)]
 
 
-def _gaussian(method: Method, features: torch.Tensor, window_size: int, blur: int) -> Filter:
+def masked(valid: torch.Tensor | None) -> dict[str, Any]:
+    return {} if valid is None else {"valid": valid[None]}
+
+
+def _gaussian(whole: Whole, made_of: torch.Tensor, valid: torch.Tensor | None) -> Filter:
     """The method's filter of features."""
-    if method == "window":
-        return filters.Window(features, window_size, blur=blur, normalization="symmetric")
-    kind = filters.Exact if method == "exact" else filters.Lattice
-    return kind(features, normalization="symmetric")
+    if whole.method == "window":
+        size, blur = whole.chosen["window_size"], whole.chosen["blur"]
+        return filters.Window(made_of, size, blur=blur, normalization="symmetric", **masked(valid))
+    kind = filters.Exact if whole.method == "exact" else filters.Lattice
+    return kind(made_of if valid is None else made_of[..., valid], normalization="symmetric")
 
 
-def _smoothness(
-    method: Method, size: torch.Size, theta: Theta, unary: torch.Tensor, window_size: int, blur: int
-) -> Filter:
-    """The method's filter of positions, beside `unary`; a lattice from its cache."""
-    thetas = bandwidths("theta_smooth", theta, size)
-    device, dtype = unary.device, unary.dtype
-    if method == "lattice":
-        return filters.Lattice.spatial(size, thetas, normalization="symmetric", device=device, dtype=dtype)
-    positions = evenly_spaced(spatial(size, thetas, device=device, dtype=dtype))
-    return _gaussian(method, positions, window_size, blur)
+def valid_from(value: Array, device: torch.device, size: Sequence[int]) -> torch.Tensor:
+    """Which pixels are there, bool [*S] on `device`."""
+    valid = as_tensor("valid", value)
+    if valid.is_floating_point() or valid.is_complex():
+        raise TypeError(f"valid: expected bool, or integers where 0 is not there, got {checks.kind_of(value)}")
+    if tuple(valid.shape) != tuple(size):
+        raise ValueError(f"valid: expected the size of the scores, {list(size)}, got {checks.kind_of(value)}")
+    return valid.to(device) != 0
 
 
-def photo_from(value: Image, device: torch.device) -> tuple[torch.Tensor, str]:
-    """The image [C, H, W], uint8 or floating, on `device`; and how it was turned, for an error about its size."""
-    wanted = "a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]"
-    turned = ""
-    if is_pil(value):
-        if value.mode.startswith(("I", "F")):
-            raise TypeError(f"image: expected 8 bits a channel, got a PIL image of mode {value.mode!r}")
-        picture = upright(value)
-        if picture.size != value.size:
-            turned = "; its EXIF orientation turned it, np.asarray(image) is as stored"
-        value = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
-    if isinstance(value, np.ndarray) and (value.ndim == 2 or value.ndim == 3 and value.shape[2] in (1, 3)):
-        image = as_tensor("image", np.atleast_3d(value)).permute(2, 0, 1)
-    elif isinstance(value, torch.Tensor) and as_tensor("image", value).ndim == 3 and value.shape[0] in (1, 3):
-        image = as_tensor("image", value)
-    else:
-        if isinstance(value, (np.ndarray, torch.Tensor)):
-            raise ValueError(f"image: expected {wanted}, got {checks.kind_of(value)}{_image_hint(value)}")
-        raise TypeError(f"image: expected {wanted}, got {checks.kind_of(value)}")
-    if image.dtype != torch.uint8 and image.dtype not in checks.FLOATS:
-        most = "image / 65535" if "uint16" in str(image.dtype) else "bytes, image.astype(np.uint8), if it is 0..255"
-        raise TypeError(f"image: expected uint8, or floats from 0 to 1, got {checks.kind_of(value)}; pass {most}")
-    return image.to(device), turned
+def cleared(photo: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """A photo whose values that are no numbers are 0 where no pixel is."""
+    if valid is None or not photo.is_floating_point():
+        return photo
+    return torch.where(valid | photo.isfinite(), photo, 0)
 
 
-def _image_hint(value: Array) -> str:
-    """What to do about an image of other axes, where a guess is safe."""
-    shape, tensor = tuple(value.shape), isinstance(value, torch.Tensor)
-    if len(shape) == 4 and shape[0] == 1:
-        return "; remove the batch axis: image[0]"
-    if len(shape) == 2:
-        return "; add the channel's axis: image[None]"
-    if len(shape) == 3 and tensor and shape[2] in (1, 3):
-        return "; channels come first in tensors: image.permute(2, 0, 1)"
-    if len(shape) == 3 and not tensor and shape[0] in (1, 3):
-        return "; channels come last in arrays: image.transpose(1, 2, 0)"
-    if len(shape) == 3 and shape[0 if tensor else 2] == 4:
-        return f"; leave out the fourth channel: {'image[:3]' if tensor else 'image[..., :3]'}"
-    return "; volumes and other channels go in as features=, divided by their bandwidths"
-
-
-def _features(value: Array, name: str, size: torch.Size, device: torch.device) -> torch.Tensor:
+def features_from(value: Array, name: str, size: Sequence[int], device: torch.device) -> torch.Tensor:
     """Appearance features [D, *S] on `device`."""
     appearance = as_tensor("features", value)
     checks.expect_tensor("features", appearance, "a floating-point NumPy array or torch.Tensor")
     if appearance.ndim != len(size) + 1 or len(appearance) == 0:
         raise ValueError(f"features: expected [D, *S] with S = {list(size)}, got {checks.kind_of(value)}")
-    _expect_size("features", appearance, name, size)
+    expect_size("features", appearance, name, size)
     checks.expect_finite("features", appearance)
     return appearance.to(device)
-
-
-def _expect_size(what: str, value: torch.Tensor, name: str, size: torch.Size, hint: str = "") -> None:
-    if value.shape[1:] != size:
-        raise ValueError(f"{what}: expected the size of {name}, {list(size)}, got {list(value.shape[1:])}{hint}")

@@ -1,5 +1,6 @@
 """One call: scores of a network in, scores sharpened against the image out."""
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, overload
 
@@ -9,8 +10,9 @@ import torch
 from tritoncrf import checks
 from tritoncrf.problem import posed, solved, traced
 from tritoncrf.scores import like
+from tritoncrf.streaming import streamed
 from tritoncrf.summary import Trace, summarized
-from tritoncrf.types import Array, Costs, Image, Method, RefineOptions, Theta, Unknown
+from tritoncrf.types import Array, Costs, Image, Method, RefineOptions, Theta, Unknown, ValueRange
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -20,6 +22,7 @@ __all__ = ["refine"]
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
 Device: TypeAlias = torch.device | str | None
+Folder: TypeAlias = Union[str, "os.PathLike[str]", None]
 
 
 @overload
@@ -102,6 +105,27 @@ def refine(
     image: Image | None = None, *, mask: Union[np.ndarray, "PIL.Image.Image"], return_trace: Literal[True],
     device: Device = None, **options: "Unpack[RefineOptions]",
 ) -> tuple[np.ndarray, Trace]: ...  # fmt: skip
+@overload
+def refine(
+    image: Any = None, *, logits: Any = None, probabilities: Any = None, energies: Any = None, labels: Any = None,
+    mask: Any = None, foreground: Any = None, out: Any, out_labels: Any = None, max_memory: int | str | None = None,
+    scratch: Folder = None, return_trace: Literal[False] = False, device: Device = None,
+    **options: "Unpack[RefineOptions]",
+) -> Any: ...  # fmt: skip
+@overload
+def refine(
+    image: Any = None, *, logits: Any = None, probabilities: Any = None, energies: Any = None, labels: Any = None,
+    mask: Any = None, foreground: Any = None, out: Any = None, out_labels: Any, max_memory: int | str | None = None,
+    scratch: Folder = None, return_trace: Literal[False] = False, device: Device = None,
+    **options: "Unpack[RefineOptions]",
+) -> Any: ...  # fmt: skip
+@overload
+def refine(
+    image: Any = None, *, logits: Any = None, probabilities: Any = None, energies: Any = None, labels: Any = None,
+    mask: Any = None, foreground: Any = None, out: Any = None, out_labels: Any = None, max_memory: int | str,
+    scratch: Folder = None, return_trace: Literal[False] = False, device: Device = None,
+    **options: "Unpack[RefineOptions]",
+) -> Any: ...  # fmt: skip
 @checks.old_names(trace="return_trace=True, which gives (result, trace)")
 def refine(
     image: Image | None = None,
@@ -129,9 +153,16 @@ def refine(
     label_confidence: float | None = None,
     num_classes: int | None = None,
     unknown: Unknown = "auto",
+    spacing: Theta | None = None,
+    value_range: ValueRange | None = None,
     features: Array | None = None,
+    valid: Array | None = None,
     device: Device = None,
     return_trace: bool = False,
+    out: Any = None,
+    out_labels: Any = None,
+    max_memory: int | str | None = None,
+    scratch: Folder = None,
 ) -> Array | tuple[Array, Trace]:
     """Refine the scores of one image by mean field in a dense CRF.
 
@@ -155,26 +186,27 @@ def refine(
     them. What is given where it plays no part is an error.
 
     Args:
-        image: a PIL image, turned upright as its EXIF orientation says, a NumPy array [H, W, 3], [H, W, 1] or [H, W],
-            or a torch tensor [3, H, W] or [1, H, W]; uint8, or floating from 0 to 1. It may be left out where
-            `features` are given, beside which it says the size alone.
+        image: a PIL image, turned upright as its EXIF orientation says, a NumPy array [*S, M] or [*S], or a torch
+            tensor [M, *S], of M channels, modalities or bands and as many spatial axes S as the scores have: [H, W, 3]
+            for a photo, [D, H, W] for a volume, [W] for a signal. uint8, or floating from 0 to 1; of any real dtype
+            with `value_range`. It may be left out where `features` are given, beside which it says the size alone.
         logits, probabilities, energies: exactly one of these or of the next three; a NumPy array or a torch tensor
-            [C, H, W] of floating dtype ([C, W] or [C, D, H, W] with `features`), two classes or more. Logits are minus
+            [C, *S] of floating dtype, two classes or more and 1 to 3 spatial axes. Logits are minus
             energies; a logit of -inf, or an energy of inf, rules a class out.
-        labels: [H, W] integers from 0; NumPy, torch or a PIL image of one channel.
-        mask: of one object, [H, W]; NumPy, torch or a PIL image: bool, integers 0 and 1, integers or grey from 0 to
+        labels: [*S] integers from 0; NumPy, torch or a PIL image of one channel.
+        mask: of one object, [*S]; NumPy, torch or a PIL image: bool, integers 0 and 1, integers or grey from 0 to
             255, or floats from 0 to 1. Values between the ends say how sure it is. Integers that look like labels are
             refused: 1 and 255, one value alone between them, or none that passes 127. PIL masks and labels are turned
             upright as the image is.
-        foreground: the probability of one object, [H, W] floats from 0 to 1, as a sigmoid gives; NumPy or torch.
+        foreground: the probability of one object, [*S] floats from 0 to 1, as a sigmoid gives; NumPy or torch.
         method: which pixels see each other. "lattice": all, by the permutohedral lattice's approximation, in a time
             that grows with their number (Krähenbühl and Koltun 2011). "exact": all, in a time that grows with its
             square. "window": those of a square neighbourhood, as in ConvCRF (Teichmann and Cipolla 2018). "guided":
             those at most 2 radius away, by the guided filter, in a time that does not depend on it (SegModel: Shen et
             al. 2017, with weight_appearance=2 and iterations=3). Left out, it is "guided" for the scores of a network,
             all kinds but labels and masks, with an image and without arguments of another method; else "lattice".
-        theta_space, theta_smooth: bandwidths in pixels, one number or one per axis; or a share of the image's
-            diagonal ("5%", "0.5%"). Not with "guided".
+        theta_space, theta_smooth: bandwidths in pixels, or in the unit of `spacing`, one number or one per axis; or a
+            share of the image's diagonal ("5%", "0.5%"). Not with "guided".
         theta_color: bandwidth in 0..255 units (5); one number or one per channel. Not with "guided".
         weight_appearance, weight_smooth: weights of the two kernels (10, 3; of the Gaussian kernels 1, 1 for the
             scores of a network). The second not with "guided".
@@ -195,12 +227,33 @@ def refine(
             200); of scores, what they must have. Not with `mask` and `foreground`.
         unknown: with `labels`, the label of pixels whose class is not known: an int, several, or None for no such
             label. "auto" is 255, and refuses what is more likely a mask: labels of 255 and one other value.
+        spacing: the distance of two neighbours along each axis, in the order of the axes, or one number (1): of voxels
+            that are 2.5 mm apart along one axis and 0.8 along two (2.5, 0.8, 0.8), and bandwidths in millimetres; of a
+            video, whose first axis is time, (theta_space / theta_time, 1, 1). Not with "guided".
+        value_range: which values of the image count as 0 and as 255, (low, high): a value v counts as
+            255 (v - low) / (high - low) and is not clipped. Numbers, or percentiles of the pixels, ("1%", "99%"),
+            which are least values that so many are at most, of floats and wide integers to 1 / 65,536 of their range;
+            or a list of such pairs, one per channel. ((0, 255) of bytes, (0, 1) of floats.) Other dtypes need it.
         features: [D, *S], already divided by bandwidths, in place of (position, color), so without theta_space and
             theta_color: for depth, several modalities, volumes, or features of a network. With "guided", D from 1 to
             8, in any unit, in place of the image as the guide.
+        valid: [*S], bool, or integers where 0 stands for False; NumPy or torch: which pixels are there. The others,
+            such as a scene's nodata, neither send nor receive messages, as if they were outside the image, and keep
+            their scores; where those are no numbers, all classes are alike.
         device: where it is computed: "cuda", "cpu" or a `torch.device` (for torch, where the scores are; else the GPU
             if there is one).
-        return_trace: also return how it went.
+        return_trace: also return how it went. Not with the next four.
+        out: where the probabilities go: an array of the shape of the scores, [C, *S], or of one object's, [*S]
+            (anything with shape, dtype and slicing: NumPy, a memmap, torch, Zarr, h5py), or the path of an .npy, which
+            is made, and is there whole or not at all.
+        out_labels: where the best classes [*S] go, of one object 0 and 1; as `out`.
+        max_memory: how much the call may allocate, bytes or text such as "4GB" (of the device where it computes on a
+            GPU). The work then goes block by block, and image, scores, features and valid may be anything that is
+            sliced like an array. "window" gives the bits that it gives at once, "guided" and "lattice" the same to
+            rounding; "exact" is refused: each of its pixels needs all others.
+        scratch: a folder for what a run keeps beside its outputs to go on where it was killed, and, with "lattice",
+            for the positions of pixels on it, about 12 (D + 1) bytes a pixel and kernel, which saves time. Removed at
+            the end.
 
     The arguments of known pipelines are in `tritoncrf.PARAMETERS` by name, see `tritoncrf.published`:
     refine(image, probabilities=p, **tritoncrf.PARAMETERS["deeplab"]).
@@ -208,7 +261,8 @@ def refine(
     Returns:
         Probabilities [C, *S], of the kind, the dtype and on the device of the scores; for labels float32, as a
         NumPy array unless the labels were a torch tensor. For a mask or a foreground the foreground's probability
-        [H, W], float32. Computed in float64 for float64 scores, else in float32.
+        [*S], float32. Computed in float64 for float64 scores, else in float32.
+        What was given as `out` or `out_labels` is returned instead, a pair of both.
         With return_trace=True a pair of these and a `Trace`: `trace.records` are those of `tritoncrf.trace`, one for
         the start and each iteration, with the energy, the free energy (the KL divergence up to log Z) and the share of
         labels that changed; `trace.summary` says what changed in all, by class, and the confidence.
@@ -219,7 +273,8 @@ def refine(
     Raises:
         TypeError: a kind or dtype other than the above, none or several of the scores.
         ValueError: shapes that do not fit, a value out of range, NaN or infinite, an argument that plays no part; the
-            message names the argument.
+            message names the argument; a budget in which no block, or no lattice, fits: it says which would do.
+        OSError: a file that cannot be written; what is finished is kept for the next call, if that is the same.
 
     Example:
         >>> image = np.zeros((8, 9, 3), dtype=np.uint8)
@@ -231,6 +286,7 @@ def refine(
         (8, 9)
     """
     checks.expect_bool("return_trace", return_trace)
+    streaming = {"out": out, "out_labels": out_labels, "max_memory": max_memory, "scratch": scratch}
     scores: dict[str, Any] = {
         "logits": logits, "probabilities": probabilities, "energies": energies, "labels": labels, "mask": mask,
         "foreground": foreground,
@@ -240,11 +296,17 @@ def refine(
         "weight_appearance": weight_appearance, "theta_smooth": theta_smooth, "weight_smooth": weight_smooth,
         "compatibility": compatibility, "iterations": iterations, "damping": damping, "temperature": temperature,
         "window_size": window_size, "blur": blur, "radius": radius, "eps": eps, "label_confidence": label_confidence,
-        "num_classes": num_classes, "unknown": unknown, "features": features,
+        "num_classes": num_classes, "unknown": unknown, "spacing": spacing,
+        "value_range": value_range, "features": features, "valid": valid,
     }  # fmt: skip
+    if asked := [name for name, value in streaming.items() if value is not None]:
+        if return_trace:
+            raise ValueError(f"return_trace: expected False with {asked[0]}=, got True")
+        return streamed(image, scores, device, given, **streaming)
     problem = posed(image, scores, device, given)
+    name = problem.whole.name
     if not return_trace:
-        return like(solved([problem])[0], problem.name, scores[problem.name])
+        return like(solved([problem])[0], name, scores[name])
     q, records = traced(problem)
     trace = Trace(records, summarized(torch.softmax(problem.unary, 0), q))
-    return like(q, problem.name, scores[problem.name]), trace
+    return like(q, name, scores[name]), trace

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tritoncrf import checks
-from tritoncrf.options import BINARY, UNKNOWN
+from tritoncrf.options import BINARY, SCORES, UNKNOWN
 from tritoncrf.types import Array, Image
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CLIP = 1e-5
 MOST_INFERRED = 200  # classes of labels that come without num_classes; beyond are grey levels, identities, colours
+AXES = {1: "W", 2: "H, W", 3: "D, H, W"}
 COUNTED = 1 << 16  # distinct labels below are found by counting
 GREY = 8  # by how much the channels of a grey picture differ where JPEG has rounded them
 TENSOR = "a floating-point NumPy array or torch.Tensor"
@@ -43,6 +44,22 @@ def unary_from(
     return _from_scores(name, value, size, device, chosen["num_classes"])
 
 
+def replaced(name: str, value: Image, valid: torch.Tensor) -> Image:
+    """The scores with those that are none, such as NaN, replaced where no pixel is: all classes alike."""
+    if is_pil(value):
+        return value
+    scores = as_tensor(name, value).to(valid.device)
+    if not scores.is_floating_point() or scores.shape[-valid.ndim :] != valid.shape:
+        return value
+    none = ~scores.isfinite()
+    if name not in ("logits", "energies"):
+        none |= (scores < 0) | (scores > 1)
+    if name in SCORES[:3]:
+        none = none.any(0)
+    alike = 1 / len(scores) if name == "probabilities" else 0.5 if name in BINARY else 0.0
+    return torch.where(none & ~valid, alike, scores)
+
+
 def like(refined: torch.Tensor, name: str, value: Image) -> Array:
     """Probabilities [C, *S] in the kind, the dtype and on the device of what they were made from; of one object the
     foreground's [*S]."""
@@ -64,7 +81,8 @@ def _from_scores(
     if size is None:
         axes, fits = "[C, *S]", 2 <= scores.ndim <= 4
     else:  # classes last are told by the image
-        axes, fits = "[C, H, W]", scores.ndim == 3 and not shape[1:] != tuple(size) == shape[:-1]
+        axes = f"[C, {AXES[len(size)]}]"
+        fits = scores.ndim == len(size) + 1 and not shape[1:] != tuple(size) == shape[:-1]
     if not fits or 0 in shape:
         raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{_axes_hint(name, shape, size)}")
     if num_classes is not None and checks.expect_int("num_classes", num_classes, 1) != len(scores):
@@ -95,9 +113,10 @@ def _axes_hint(name: str, shape: Sequence[int], size: Sequence[int] | None) -> s
     if len(shape) == 4 and shape[0] == 1:
         return f"; remove the batch axis: {x}[0]"
     if len(shape) == 4:
-        return "; one image a call, and volumes with features="
+        return "; one image a call, and volumes with scores of their own size"
     if shape[:-1] == tuple(size):
-        return f"; classes come first: {x}.permute(2, 0, 1) of a tensor, {x}.transpose(2, 0, 1) of an array"
+        order = ", ".join(map(str, (len(size), *range(len(size)))))
+        return f"; classes come first: {x}.permute({order}) of a tensor, {x}.transpose({order}) of an array"
     return ""
 
 
@@ -222,7 +241,7 @@ def mask_values(
     found = as_tensor(name, value).to(device)
     if found.is_complex():
         raise TypeError(f"{name}: expected bool, integers or floats, got {checks.kind_of(value)}")
-    if size is not None and found.ndim == 3:
+    if size is not None and len(size) == 2 and found.ndim == 3:
         found = _grey(name, found, value)
     _expect_map(name, found, value, size, f"; one of {name}s, {name}[0]" if found.ndim > 2 else "")
     if found.is_floating_point():
@@ -280,10 +299,10 @@ def _binary(p: torch.Tensor) -> torch.Tensor:
 
 def _expect_map(name: str, found: torch.Tensor, value: Image, size: Sequence[int] | None, hint: str) -> None:
     """A ValueError unless `found`, made of `value`, is [H, W], or [*S] with features."""
-    axes, fits = ("[*S]", 1 <= found.ndim <= 3) if size is None else ("[H, W]", found.ndim == 2)
+    axes, fits = ("[*S]", 1 <= found.ndim <= 3) if size is None else (f"[{AXES[len(size)]}]", found.ndim == len(size))
     if fits and 0 not in found.shape:
         return
-    if found.ndim == 3 and size is not None and (found.shape[0] == 1 or found.shape[-1] == 1):
+    if found.ndim == 3 and size is not None and len(size) == 2 and (found.shape[0] == 1 or found.shape[-1] == 1):
         hint = f"; remove the axis of 1: {name}.squeeze()"
     raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{hint}")
 

@@ -32,7 +32,7 @@ __all__ = ["Outcome", "Problem", "Session", "problem_of"]
 Settings = Mapping[str, Any]
 
 READING = ("num_classes", "unknown")  # arguments that say what labels mean: the command line's alone
-UNSEEN = (*READING, "compatibility")  # without a control
+UNSEEN = (*READING, "compatibility", "spacing", "value_range")  # without a control
 MOST_EXACT = 128 * 128  # pixels, for which a CPU takes a few seconds
 LINE = 80  # characters of a line of Python
 

@@ -22,6 +22,7 @@ __all__ = [
     "RefineOptions",
     "Theta",
     "Unknown",
+    "ValueRange",
 ]
 
 #: NumPy or torch.
@@ -52,6 +53,9 @@ Output: TypeAlias = Literal["probabilities", "logits", "log_probabilities"]
 #: Labels of pixels whose class is not known: 255 for "auto", one, several or none.
 Unknown: TypeAlias = int | Sequence[int] | Literal["auto"] | None
 
+#: Which values of an image count as 0 and as 255: two numbers or percentiles, "1%", or such a pair for each channel.
+ValueRange: TypeAlias = Sequence[float | str] | Sequence[Sequence[float | str]]
+
 #: Which pixels see each other in `refine`.
 Method: TypeAlias = Literal["lattice", "exact", "window", "guided"]
 
@@ -72,6 +76,8 @@ class RefineOptions(TypedDict, total=False):
     weight_appearance: float
     theta_smooth: Theta
     weight_smooth: float
+    spacing: Theta
+    value_range: ValueRange
     compatibility: Costs
     iterations: int
     damping: float
@@ -84,3 +90,4 @@ class RefineOptions(TypedDict, total=False):
     num_classes: int | None
     unknown: Unknown
     features: Array | None
+    valid: Array | None

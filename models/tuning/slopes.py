@@ -1,17 +1,16 @@
 """The cross-entropy of refined scores, and its derivatives by the settings."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import nll_loss
 
-from tritoncrf.features import bandwidths
 from tritoncrf.mean_field import mean_field
 from tritoncrf.models.scored import Scored
-from tritoncrf.problem import chosen_for, kernels, photo_from
-from tritoncrf.scores import unary_from
+from tritoncrf.problem import kernels, posed
 
 __all__ = ["LEARNED", "slopes"]
 
@@ -30,22 +29,19 @@ def slopes(item: Scored, parameters: Mapping[str, Any]) -> np.ndarray:
     Returns:
         [len(LEARNED) + C^2], float64: by the logarithms of LEARNED, then by the costs.
     """
-    [(kind, scores)] = item.scores.items()
-    method, chosen = chosen_for(kind, False, parameters)
-    photo, _ = photo_from(item.image, CPU)
-    size = photo.shape[1:]
-    unary = unary_from(kind, scores, size, CPU, chosen)
+    problem = posed(item.image, item.scores, CPU, parameters)
+    unary, chosen = problem.unary, dict(problem.whole.chosen)
 
     # Each is multiplied by a factor 1 = exp(0), by whose logarithm the derivative is taken.
     factors = {name: torch.zeros((), dtype=torch.float64, requires_grad=True) for name in LEARNED}
-    for name in "theta_space", "theta_smooth":
-        chosen[name] = [theta * factors[name].exp() for theta in bandwidths(name, chosen[name], size)]
-    chosen["theta_color"] = _times(chosen["theta_color"], factors["theta_color"])
+    for name in "theta_space", "theta_color", "theta_smooth":
+        chosen[name] = _times(chosen[name], factors[name])
     costs = chosen["compatibility"]
     costs = -torch.eye(len(unary)) if isinstance(costs, str) else torch.as_tensor(costs)
     costs = costs.to(unary.dtype).detach().requires_grad_()
+    whole, photo = replace(problem.whole, chosen=chosen), None if problem.photo is None else problem.photo[None]
     refined = mean_field(
-        unary[None], kernels(method, photo[None], None, unary[None], chosen),
+        unary[None], kernels(whole, problem.start, photo, None, unary[None]),
         [(chosen[name] * factors[name].exp()).to(unary.dtype) for name in WEIGHTS], costs, chosen["iterations"],
         output="log_probabilities", damping=chosen["damping"], temperature=chosen["temperature"],
     )  # fmt: skip
