@@ -88,8 +88,8 @@ class Passes:
         """Every tile's result into the output.
 
         Args:
-            limit: called with how many vertices each lattice has, and how many a tile has for each pixel at most, before
-                there is memory for them; may raise.
+            limit: called with how many vertices each lattice has, and how many for each pixel a tile has at most;
+                before there is memory for them. It may raise.
 
         Raises:
             ValueError: features so far apart that float32 could not place them; scores that pass what it holds.
