@@ -110,14 +110,14 @@ FORM = Form((2, 6), 10, 4)
 
 
 def test_what_is_taken_by_others_counts():
-    need = FORM.vertex_bytes([1000, 2000])
+    need = sum(FORM.vertex_bytes([1000, 2000]))
     expect_room(FORM, [1000, 2000], 1.0, 2, ("a", "b"), int(need / 0.75) + 1, 0)
     with pytest.raises(ValueError, match="for the 3,000 vertices .*; or b about 1.[0-9] times as large"):
         expect_room(FORM, [1000, 2000], 1.0, 2, ("a", "b"), int(need / 0.75) + 1, need / 10)
 
 
 def test_tiles_with_more_vertices_than_reckoned_leave_less():
-    need = FORM.vertex_bytes([1000, 2000])
+    need = sum(FORM.vertex_bytes([1000, 2000]))
     with pytest.raises(ValueError, match="max_memory: expected at least"):
         expect_room(FORM, [1000, 2000], 3.0, 2, ("a", "b"), int(need / 0.75) + 1, 0)
 

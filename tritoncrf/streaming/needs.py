@@ -30,11 +30,10 @@ class Form:
         pixel = 6 * self.classes * self.itemsize + corners * (4 * self.itemsize + 12)
         return MARGIN * (pixel + seen * (3 * self.classes * self.itemsize + 32))
 
-    def vertex_bytes(self, counts: Sequence[int]) -> float:
+    def vertex_bytes(self, counts: Sequence[int]) -> list[float]:
         """Of so many vertices of each filter: two rows, a row sum and one to blur it in, neighbours and codes."""
         rows = (2 * (-(-self.classes // 4) * 4) + 2) * self.itemsize
-        each = (count * (rows + 8 * (d + 1) + 16) for count, d in zip(counts, self.dimensions, strict=True))
-        return MARGIN * sum(each)
+        return [MARGIN * n * (rows + 8 * (d + 1) + 16) for n, d in zip(counts, self.dimensions, strict=True)]
 
 
 def expect_room(
@@ -46,8 +45,8 @@ def expect_room(
         form: of the CRF.
         counts: vertices of each filter.
         seen: of all filters, those of a tile for each of its pixels, at most.
-        axes: of the image; that many bandwidths at least stretch what makes vertices.
-        names: the arguments that each filter's vertices depend on.
+        axes: of the image.
+        names: the arguments that each filter's vertices depend on; first those of positions alone.
         budget: bytes in all.
         taken: by others.
 
@@ -55,19 +54,18 @@ def expect_room(
         ValueError: saying how many vertices there are, and the budget or the bandwidths that would do.
     """
     share = TILE_SHARE * max(1, form.pixel_bytes(seen) / form.pixel_bytes())
-    need, room = form.vertex_bytes(counts), budget * (1 - share) - taken
-    if need <= room:
+    each, room = form.vertex_bytes(counts), budget * (1 - share) - taken
+    if sum(each) <= room:
         return
-    least = (need + taken) / (1 - share) if share < 1 else math.inf
+    least = (sum(each) + taken) / (1 - share) if share < 1 else math.inf
     wanted = f"at least {in_words(least)}" if least < math.inf else "fewer features"
-    most = max(range(len(counts)), key=lambda m: form.vertex_bytes([c if n == m else 0 for n, c in enumerate(counts)]))
-    hint = ""
-    others = form.vertex_bytes([0 if n == most else count for n, count in enumerate(counts)])
-    if room > others:
-        factor = ((need - others) / (room - others)) ** (1 / axes)
-        larger = f"{math.ceil(10 * factor) / 10:.1f}"
-        hint = f"; or {names[most]} about {larger} times as large"
+    most = each.index(max(each))
+    left, hint = room - sum(each) + each[most], ""
+    if left > 0:
+        # Fewer positions along each axis; of what an image shows one knows too little.
+        factor = (each[most] / left) ** (1 / axes if most == 0 else 1)
+        hint = f"; or {names[most]} about {math.ceil(10 * factor) / 10:.1f} times as large"
     raise ValueError(
         f"max_memory: expected {wanted} for the {sum(counts):,} vertices of this image's lattices, "
-        f"{in_words(need)}, got {in_words(budget)}{hint}"
+        f"{in_words(sum(each))}, got {in_words(budget)}{hint}"
     )
