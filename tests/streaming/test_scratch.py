@@ -56,7 +56,10 @@ def test_a_file_that_is_being_written_is_not_there(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "error, reason",
-    [(OSError(errno.ENOSPC, "No space left on device"), "No space left on device"), (OSError("40 requested and 8 written"), "40 requested and 8 written")],
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("40 requested and 8 written"), "40 requested and 8 written"),
+    ],
 )
 def test_a_disk_that_is_full(error, reason, tmp_path, monkeypatch):
     """NumPy does not name the file."""

@@ -308,7 +308,7 @@ def run(
         pose: gives the problem of a tile by its number.
         output, folder, keeps_tables, advance: see `Passes`.
         budget: bytes in all.
-        taken: of these by others.
+        taken: of these by others; tiles have `needs.Form.tile_pixels` at most.
 
     Raises:
         TypeError, ValueError: as `refine`; or the budget is too small for the vertices.
@@ -323,7 +323,8 @@ def run(
         loop(whole.method, whole.chosen, first.unary), folder, keeps_tables, advance,
     )  # fmt: skip
     form = Form(passes.dimensions, len(first.unary), first.unary.element_size())
-    passes.run(output, lambda counts, seen: expect_room(form, counts, seen, len(whole.size), names, budget, taken))
+    fixed = len(whole.size), names, budget, taken, first.unary.device
+    passes.run(output, lambda counts, seen: expect_room(form, counts, seen, *fixed))
 
 
 def posed(problem: Problem) -> Posed:
