@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from processes import CASES, WEIGHTS, image_of
@@ -17,9 +18,13 @@ TESTS = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> list[dict]:
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def found(folder) -> list[dict]:
     """What each of two processes has."""
-    folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,6 +57,13 @@ def test_bands_make_the_image(case, found):
     assert_close("Q", torch.where(there[0], *own), image.in_memory(iterations=3, **WEIGHTS))
     for one in found:
         assert one[case][1] == [K.tensors[2].shape[1] - 1 for K in image.lattices()]
+
+
+def test_bands_are_written_to_one_file(folder, found):
+    """Nothing else is left."""
+    bands = np.load(folder / "bands.npy")
+    assert bands[:, :, 0].tolist() == [[0, 0, 1, 1]] * 2
+    assert not [path for path in folder.iterdir() if "bands" in path.name and path.name != "bands.npy"]
 
 
 def test_tensors_of_unequal_lengths_are_gathered(found):
