@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from tritoncrf.streaming import distributed
 from tritoncrf.streaming.budget import in_words
+from tritoncrf.streaming.sources import Window
+from tritoncrf.streaming.tiles import Layout, tiles
 
 TILE_SHARE = 0.25  # of a budget, at most
 ENOUGH = {"cpu": 1 << 18, "cuda": 1 << 24}  # pixels of a tile: with more, nothing is quicker
@@ -38,13 +41,25 @@ class Form:
         most = ((1 << 31) - 1) // (max(self.dimensions) + 1)  # numbers of its pairs are int32
         return int(min(TILE_SHARE * budget / self.pixel_bytes(), ENOUGH.get(device.type, 1 << 18), most))
 
+    def tile_shape(self, size: Sequence[int], budget: float, taken: float, device: torch.device) -> tuple[int, ...]:
+        """The tiles of an image, so many that each process has some; an error where the budget has no place for one.
+
+        Args:
+            budget, taken, device: see `expect_room`.
+        """
+        pixels = self.tile_pixels(budget - taken, device)
+        if pixels < 1:
+            least = in_words(taken + self.pixel_bytes() / TILE_SHARE)
+            raise ValueError(f"max_memory: expected at least {least} for this image, got {in_words(budget)}")
+        return shape_of(size, max(1, min(pixels, math.prod(size) // distributed.size())))
+
     def vertex_bytes(self, counts: Sequence[int]) -> list[float]:
         """Of so many vertices of each filter: two rows, a row sum and one to blur it in, neighbours and codes."""
         rows = (2 * (-(-self.classes // 4) * 4) + 2) * self.itemsize
         return [MARGIN * n * (rows + 8 * (d + 1) + 16) for n, d in zip(counts, self.dimensions, strict=True)]
 
 
-def tile_shape(size: Sequence[int], pixels: int) -> tuple[int, ...]:
+def shape_of(size: Sequence[int], pixels: int) -> tuple[int, ...]:
     """Tiles of so many pixels at most, 1 or more: planes, which files hold together; thinner than LEAST_SIDE only where
     the image is."""
     shape, left = [], pixels
@@ -53,6 +68,12 @@ def tile_shape(size: Sequence[int], pixels: int) -> tuple[int, ...]:
         shape.append(min(n, own))
         left //= shape[-1]
     return tuple(shape)
+
+
+def windows(size: Sequence[int], shape: Sequence[int]) -> list[Window]:
+    """The tiles of an image, in scan order."""
+    layout = Layout(tuple(size), (0,) * len(size), (1,) * len(size))
+    return [tile.own for tile in tiles(layout, shape)]
 
 
 def expect_room(
@@ -75,7 +96,7 @@ def expect_room(
         ValueError: saying how many vertices there are, and the budget or the bandwidths that would do.
     """
     own = form.pixel_bytes(max(seen, SEEN))
-    each, room = form.vertex_bytes(counts), budget - taken - own * form.tile_pixels(budget, device)
+    each, room = form.vertex_bytes(counts), budget - taken - own * form.tile_pixels(budget - taken, device)
     if sum(each) <= room:
         return
     need, share = sum(each) + taken, TILE_SHARE * own / form.pixel_bytes()
