@@ -49,7 +49,7 @@ class Form:
         Args:
             budget, taken, device: see `expect_room`.
         """
-        pixels = self.tile_pixels(budget - taken, device)
+        pixels = self.tile_pixels(distributed.agreed(budget - taken), device)
         if pixels < 1:
             least = in_words(taken + self.pixel_bytes() / TILE_SHARE)
             raise ValueError(f"max_memory: expected at least {least} for this image, got {in_words(budget)}")
