@@ -35,8 +35,9 @@ def streamed(problem, image, scores, budget=PLENTY, taken=0.0, **arrays):
     def write(n, window, found):
         q[(slice(None), *window)] = found
 
-    lattice.run(problem.whole, pose, (), write, Folder(None), False, budget, taken, lambda *step: passes.append(step))
-    assert len(passes) == passes[0][1]
+    plan = lattice.planned(problem.whole, pose, budget, taken)
+    plan.run((), write, Folder(None), False, passes.append)
+    assert len(passes) == plan.steps
     return q
 
 
@@ -149,7 +150,9 @@ def test_a_budget_without_a_place_for_a_tile():
 
 
 def test_a_tile_takes_a_share_of_the_budget():
-    assert FORM.tile_pixels(8 * 10**6, CPU) == int(2 * 10**6 / FORM.pixel_bytes())
+    pixels = FORM.tile_pixels(8 * 10**6, CPU)
+    assert pixels * FORM.pixel_bytes() <= 2 * 10**6 < 2 * pixels * FORM.pixel_bytes()
+    assert FORM.tile_pixels(7.9 * 10**6, CPU) == pixels
     assert FORM.tile_pixels(PLENTY, CPU) == 2**18 < FORM.tile_pixels(PLENTY, torch.device("cuda"))
 
 

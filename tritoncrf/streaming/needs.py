@@ -37,9 +37,11 @@ class Form:
         return MARGIN * (pixel + seen * (3 * self.classes * self.itemsize + 32))
 
     def tile_pixels(self, budget: float, device: torch.device) -> int:
-        """The pixels of a tile, at most."""
-        most = ((1 << 31) - 1) // (max(self.dimensions) + 1)  # numbers of its pairs are int32
-        return int(min(TILE_SHARE * budget / self.pixel_bytes(), ENOUGH.get(device.type, 1 << 18), most))
+        """The pixels of a tile, at most: a power of two, so that a budget that is a little smaller the next time gives
+        the same tiles; 0 where there is no place."""
+        pairs = ((1 << 31) - 1) // (max(self.dimensions) + 1)  # their numbers are int32
+        most = min(TILE_SHARE * budget / self.pixel_bytes(), ENOUGH.get(device.type, 1 << 18), pairs)
+        return 1 << int(math.log2(most)) if most >= 1 else 0
 
     def tile_shape(self, size: Sequence[int], budget: float, taken: float, device: torch.device) -> tuple[int, ...]:
         """The tiles of an image, so many that each process has some; an error where the budget has no place for one.
@@ -47,7 +49,7 @@ class Form:
         Args:
             budget, taken, device: see `expect_room`.
         """
-        pixels = self.tile_pixels(budget - taken, device)
+        pixels = self.tile_pixels(distributed.agreed(budget - taken), device)
         if pixels < 1:
             least = in_words(taken + self.pixel_bytes() / TILE_SHARE)
             raise ValueError(f"max_memory: expected at least {least} for this image, got {in_words(budget)}")
@@ -99,10 +101,11 @@ def expect_room(
     each, room = form.vertex_bytes(counts), budget - taken - own * form.tile_pixels(budget - taken, device)
     if sum(each) <= room:
         return
-    need, share = sum(each) + taken, TILE_SHARE * own / form.pixel_bytes()
-    least = need + own * form.tile_pixels(math.inf, device)
-    if share < 1:
-        least = min(least, need / (1 - share))
+    least = math.inf
+    for n in range(form.tile_pixels(math.inf, device).bit_length()):
+        enough = max(taken + sum(each) + own * (1 << n), taken + form.pixel_bytes() * (1 << n) / TILE_SHARE)
+        if form.tile_pixels(enough - taken, device) <= 1 << n:
+            least = min(least, enough)
     most = each.index(max(each))
     left, hint = room - sum(each) + each[most], ""
     if left > 0:

@@ -217,10 +217,10 @@ class Passes:
         classes = self.like.shape[1]
         last = next((t for t in reversed(range(self.iterations)) if self._has(f"splats{t}")), -1)
         v = [self._rows(table.count, classes) for table in self.tables]
-        spare = [torch.zeros_like(one) for one in v]
         if last >= 0:
             for one, kept in zip(v, self.folder.load(f"splats{last}", self.like.device), strict=True):
                 one[:-1, :classes] = kept
+        spare = [torch.zeros_like(one) for one in v]
         for t in range(last + 1, self.iterations):
             for own in self._over(f"splats{t}", functools.partial(self._splats_of, t, v)):
                 for total, places, rows in zip(spare, own[::2], own[1::2]):
