@@ -19,9 +19,11 @@ import torch
 from tritoncrf import checks
 from tritoncrf.files import FileError, errors_name
 from tritoncrf.locks import locked
+from tritoncrf.options import BINARY
+from tritoncrf.streaming import distributed
 from tritoncrf.streaming.sources import Npy, Window, path_of, same_memory, write
 
-__all__ = ["Form", "Results", "digest", "opened"]
+__all__ = ["REFUSED", "Form", "Results", "digest", "form_of", "opened", "state_beside"]
 
 SHOWN = 50  # characters of a file's name in its temporary one: at most 200 bytes of the 255 that a name may have
 REFUSED = (TypeError, ValueError)  # of input that will be as bad the next time
@@ -52,6 +54,13 @@ class Form:
     @property
     def most_label(self) -> int:
         return 1 if self.classes is None else self.classes - 1
+
+
+def form_of(name: str, size: Sequence[int], classes: int, dtype: Any) -> Form:
+    """The form of the result for scores of a kind and of a dtype of NumPy or torch."""
+    text = str(dtype).removeprefix("torch.")
+    keeps = name not in (*BINARY, "labels") and text != "bfloat16"
+    return Form(tuple(size), None if name in BINARY else classes, np.dtype(text if keeps else "float32"))
 
 
 @dataclass
@@ -107,7 +116,8 @@ def _plain(value: Any) -> Any:
 def opened(
     out: Any, out_labels: Any, form: Form, inputs: Mapping[str, Any], run: str, scratch: Path | None
 ) -> Iterator[Results]:
-    """The outputs of a run, to be written block by block; files take their places at the end.
+    """The outputs of a run, to be written block by block; files take their places at the end. Several processes that
+    share the run write to the same files, and each has a journal of its own.
 
     Where the block fails, files are removed; but where all outputs are files, they and the journal stay after what may
     be better the next time, such as a full disk or an interrupt.
@@ -138,13 +148,18 @@ def opened(
         if places and len(places) == len(wanted):
             files = list(temporaries.values())
             folder = files[0].parent if scratch is None else scratch
-            journal = stack.enter_context(_journal(folder / f"{files[0].stem}.journal", run, files))
+            own = f".{distributed.rank()}" if distributed.together() else ""
+            journal = stack.enter_context(_journal(folder / f"{files[0].stem}{own}.journal", run, files))
             done = journal.done
         try:
+            if distributed.everywhere(not done) and distributed.rank() == 0:
+                for name, temporary in temporaries.items():
+                    with errors_name(places[name], temporary):
+                        Npy.create(temporary, form.shape_of(name), form.dtype_of(name))
+            distributed.barrier()
             for name, temporary in temporaries.items():
                 with errors_name(places[name], temporary):
-                    shape, dtype = form.shape_of(name), form.dtype_of(name)
-                    wanted[name] = Npy(temporary) if done else Npy.create(temporary, shape, dtype)
+                    wanted[name] = Npy(temporary)
             results = Results(wanted.get("out"), wanted.get("out_labels"), done, journal)
             try:
                 yield results
@@ -155,8 +170,11 @@ def opened(
                 if isinstance(error, OSError):
                     _rename(error, {str(temporaries[name]): places[name] for name in places})
                 raise
-            for name, temporary in temporaries.items():
-                os.replace(temporary, places[name])
+            distributed.barrier()
+            if distributed.rank() == 0:
+                for name, temporary in temporaries.items():
+                    os.replace(temporary, places[name])
+            distributed.barrier()
         finally:
             if not keep:
                 for path in [*temporaries.values(), *([] if journal is None else [journal.path])]:
@@ -182,6 +200,11 @@ def _temporary(path: Path) -> Path:
     """The same for each run that writes `path`."""
     own = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
     return path.with_name(f".{path.name[:SHOWN]}.{own}.part")
+
+
+def state_beside(target: str | os.PathLike[str]) -> Path:
+    """Where a run keeps what it needs to go on, beside a file that it writes."""
+    return _temporary(_place(target)).with_suffix(".state")
 
 
 def _expect_output(name: str, target: Any, form: Form, inputs: Mapping[str, Any]) -> None:
