@@ -1,0 +1,93 @@
+"""Which of the readers opens a file."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tritoncrf.files import FileError, decoded
+from tritoncrf.rasters import geotiff, nifti
+from tritoncrf.rasters.geotiff import GeoTiff, pages_of
+from tritoncrf.rasters.nifti import Nifti, unpacked
+from tritoncrf.rasters.pictures import Picture
+from tritoncrf.rasters.tiff import Stack
+from tritoncrf.rasters.windows import Raster, View
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
+
+__all__ = ["TIFF", "chosen", "is_raster", "open_raster"]
+
+TIFF = (".tif", ".tiff")
+# Tags of TIFF: samples per pixel; and pixel scale, tie points, transformation, keys and GDAL's nodata.
+SAMPLES = 277
+GEOREFERENCE = {33550, 33922, 34264, 34735, 42113}
+
+
+def is_raster(path: Path) -> bool:
+    """Whether it is none of the pictures that Pillow reads in full: a volume, a stack, or a TIFF with a georeference,
+    with channels that are no colours, or of other than 8 bits."""
+    name = path.name.lower()
+    if name.endswith(nifti.ENDINGS) or not name.endswith(TIFF) or not path.is_file():
+        return name.endswith(nifti.ENDINGS)
+    with _header(path) as image:
+        if image is None or _georeferenced(image) or getattr(image, "n_frames", 1) > 1:
+            return True
+        return image.mode.startswith(("I", "F")) or int(image.tag_v2.get(SAMPLES, 1)) != len(image.getbands())
+
+
+@contextlib.contextmanager
+def _header(path: Path) -> "Iterator[TiffImageFile | None]":
+    """A TIFF as Pillow sees it, its pixels unread; None if it does not."""
+    from PIL import Image, UnidentifiedImageError
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    with contextlib.ExitStack() as stack:
+        image = None
+        with contextlib.suppress(UnidentifiedImageError):
+            image = stack.enter_context(Image.open(stack.enter_context(path.open("rb"))))
+        yield image if isinstance(image, TiffImageFile) else None
+
+
+def _georeferenced(image: "TiffImageFile | None") -> bool:
+    return image is not None and bool(GEOREFERENCE & set(image.tag_v2))
+
+
+def open_raster(
+    path: Path, axes: int | None = None, as_stored: bool = False, scratch: Path | None = None
+) -> Raster:  # fmt: skip
+    """A file by the reader that its name and its content ask for.
+
+    Args:
+        path: the file.
+        axes: of the grid, where another file says how many; the next are those of channels.
+        as_stored: of pictures, see `Picture`.
+        scratch: a folder in which to unpack what is packed as a whole, so that it can be read by windows.
+    """
+    name = path.name.lower()
+    if name.endswith(nifti.ENDINGS):
+        packed = name.endswith(".gz") and scratch is not None and path.is_file()
+        return Nifti(path, axes, unpacked(path, scratch) if packed and scratch is not None else None)
+    if not name.endswith(TIFF):
+        return Picture(path, as_stored)
+    decoded(path, "a TIFF", lambda file: None)
+    if geotiff.found():
+        return GeoTiff(path) if pages_of(path) == 1 else Stack(path, axes)
+    with _header(path) as image:
+        placed = _georeferenced(image)
+    if placed or find_spec("tifffile") is None:
+        what = "a TIFF with a georeference" if placed else "such a TIFF, and 'tritoncrf[tiff]' one that is a stack"
+        raise ImportError(f"{path}: `pip install 'tritoncrf[geo]'` opens {what}")
+    return Stack(path, axes)
+
+
+def chosen(raster: Raster, bands: Sequence[int] | None) -> View:
+    """The image [*S, M] of a raster: its colours, or the bands of these numbers from 1."""
+    if bands is None:
+        return View(raster, "last", raster.colors)
+    if not bands or not all(1 <= band <= raster.channels for band in bands) or len(set(bands)) < len(bands):
+        raise FileError(
+            f"{raster.path}: expected --bands from 1 to {raster.channels}, each once, got {','.join(map(str, bands))}"
+        )
+    return View(raster, "last", tuple(band - 1 for band in bands))
