@@ -359,7 +359,9 @@ def _run_refine(options: argparse.Namespace) -> int:
 def _is_data_set(options: argparse.Namespace) -> bool:
     """Whether images or their scores are more than a file each."""
     [scores] = [source for kind in SCORES if (source := getattr(options, kind)) is not None]
-    image = options.images[0] if options.images else ""
+    if not options.images:
+        return False
+    image = options.images[0]
     pattern = "://" in image or any(letter in image for letter in "*?[")
     if (
         len(options.images) > 1

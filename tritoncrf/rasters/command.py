@@ -132,10 +132,9 @@ def _expect_distinct(options: argparse.Namespace, source: Path, out: Path) -> No
 def _said(options: argparse.Namespace, inputs: Inputs, settings: dict[str, Any]) -> dict[str, Any]:
     """What the files say of the arguments of `refine` that nobody gave."""
     said: dict[str, Any] = {}
-    if inputs.raster is not None and "spacing" not in settings and settings.get("method") != "guided":
-        spacing = inputs.raster.spacing
-        if spacing is not None and set(spacing) != {1.0}:
-            said["spacing"] = spacing
+    guided = settings.get("method") == "guided" or not settings.keys().isdisjoint(("radius", "eps"))
+    if inputs.spacing is not None and "spacing" not in settings and not guided:
+        said["spacing"] = inputs.spacing
     image = inputs.image
     bands = image is not None and image.dtype == np.uint8 and image.shape[-1] not in (1, 3)
     if bands and inputs.features is None and "value_range" not in settings:

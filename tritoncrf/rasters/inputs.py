@@ -31,6 +31,8 @@ class Inputs:
         scores: [C, *S], or [*S] of labels and of one object.
         valid: [*S] bool; None where there are pixels everywhere.
         size: S.
+        spacing: the distance of pixels along each axis, as the image's file says; None where it does not say, or
+            where another is given.
     """
 
     raster: Raster | None
@@ -39,6 +41,7 @@ class Inputs:
     scores: Source
     valid: Source | None
     size: tuple[int, ...]
+    spacing: tuple[float, ...] | None
 
     @property
     def block(self) -> tuple[int, ...]:
@@ -69,10 +72,11 @@ def opened(
         stack.callback(raster.close)
         return raster
 
-    raster = image = features = None
+    raster = image = features = spacing = None
     if options.images:
         raster = open_(Path(options.images[0]))
         size = raster.size
+        spacing = None if options.spacing is not None else raster.spacing
         image = _image(raster, options, open_)
     if options.features is not None:
         features = array(options.features)
@@ -87,7 +91,7 @@ def opened(
         valid = mask if valid is None else Made(np.logical_and, (valid, mask), np.dtype(bool))
     if valid is not None and all(valid[window].all() for window in blocks(size, _block(raster, size), LOOKED_AT)):
         valid = None
-    return Inputs(raster, image, features, scores, valid, size)
+    return Inputs(raster, image, features, scores, valid, size, spacing)
 
 
 def _image(raster: Raster, options: argparse.Namespace, open_: Callable[..., Raster]) -> Source:

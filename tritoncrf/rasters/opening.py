@@ -11,7 +11,7 @@ from tritoncrf.rasters import geotiff, nifti
 from tritoncrf.rasters.geotiff import GeoTiff, pages_of
 from tritoncrf.rasters.nifti import Nifti, unpacked
 from tritoncrf.rasters.pictures import Picture
-from tritoncrf.rasters.tiff import Stack
+from tritoncrf.rasters.tiff import GEOREFERENCE, Stack
 from tritoncrf.rasters.windows import Raster, View
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["TIFF", "chosen", "is_raster", "open_raster"]
 
 TIFF = (".tif", ".tiff")
-# Tags of TIFF: samples per pixel; and pixel scale, tie points, transformation, keys and GDAL's nodata.
-SAMPLES = 277
-GEOREFERENCE = {33550, 33922, 34264, 34735, 42113}
+SAMPLES = 277  # a tag of TIFF: how many there are for a pixel
 
 
 def is_raster(path: Path) -> bool:
@@ -32,7 +30,7 @@ def is_raster(path: Path) -> bool:
     if name.endswith(nifti.ENDINGS) or not name.endswith(TIFF) or not path.is_file():
         return name.endswith(nifti.ENDINGS)
     with _header(path) as image:
-        if image is None or _georeferenced(image) or getattr(image, "n_frames", 1) > 1:
+        if image is None or GEOREFERENCE & set(image.tag_v2) or getattr(image, "n_frames", 1) > 1:
             return True
         return image.mode.startswith(("I", "F")) or int(image.tag_v2.get(SAMPLES, 1)) != len(image.getbands())
 
@@ -45,13 +43,9 @@ def _header(path: Path) -> "Iterator[TiffImageFile | None]":
 
     with contextlib.ExitStack() as stack:
         image = None
-        with contextlib.suppress(UnidentifiedImageError):
+        with contextlib.suppress(UnidentifiedImageError, Image.DecompressionBombError):
             image = stack.enter_context(Image.open(stack.enter_context(path.open("rb"))))
         yield image if isinstance(image, TiffImageFile) else None
-
-
-def _georeferenced(image: "TiffImageFile | None") -> bool:
-    return image is not None and bool(GEOREFERENCE & set(image.tag_v2))
 
 
 def open_raster(
@@ -72,14 +66,18 @@ def open_raster(
     if not name.endswith(TIFF):
         return Picture(path, as_stored)
     decoded(path, "a TIFF", lambda file: None)
-    if geotiff.found():
-        return GeoTiff(path) if pages_of(path) == 1 else Stack(path, axes)
-    with _header(path) as image:
-        placed = _georeferenced(image)
-    if placed or find_spec("tifffile") is None:
-        what = "a TIFF with a georeference" if placed else "such a TIFF, and 'tritoncrf[tiff]' one that is a stack"
-        raise ImportError(f"{path}: `pip install 'tritoncrf[geo]'` opens {what}")
-    return Stack(path, axes)
+    if geotiff.found() and pages_of(path) == 1:
+        return GeoTiff(path)
+    if find_spec("tifffile") is None:
+        extra = "tiff" if geotiff.found() else "geo]' or, of a stack, 'tritoncrf[tiff"
+        raise ImportError(f"{path}: what opens such a TIFF is missing; `pip install 'tritoncrf[{extra}]'`")
+    stack = Stack(path, axes)
+    if stack.georeferenced:
+        stack.close()
+        if not geotiff.found():
+            raise ImportError(f"{path}: rasterio opens GeoTIFF; `pip install 'tritoncrf[geo]'`")
+        raise FileError(f"{path}: expected one picture in a GeoTIFF, got {pages_of(path)}")
+    return stack
 
 
 def chosen(raster: Raster, bands: Sequence[int] | None) -> View:

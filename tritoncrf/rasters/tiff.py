@@ -12,8 +12,10 @@ from tritoncrf.files import FileError, decoded, explained, placed
 from tritoncrf.rasters.place import Place
 from tritoncrf.rasters.windows import Source, Window
 
-__all__ = ["Stack", "write"]
+__all__ = ["GEOREFERENCE", "Stack", "write"]
 
+# Tags of TIFF: pixel scale, tie points, transformation, keys, and GDAL's nodata.
+GEOREFERENCE = {33550, 33922, 34264, 34735, 42113}
 CHANNELS = "CS"  # letters of such axes in tifffile
 CLASSIC = 2**32 - 2**25  # bytes from which on a TIFF is a BigTIFF
 
@@ -60,6 +62,7 @@ class Stack:
         self.block: tuple[int, ...] = tuple(self._array.chunks[n] for n in grid)
         self.place: Place | None = None
         self.spacing = None
+        self.georeferenced = any(code in series.keyframe.tags for code in GEOREFERENCE)
 
     def valid(self, channels: Sequence[int]) -> Source | None:
         return None
