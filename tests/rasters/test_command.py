@@ -94,9 +94,20 @@ def test_a_range_for_each_band(folder):
 
 def test_bands_of_8_bits_need_no_range(folder):
     small = (BANDS // 16).astype(np.uint8)
-    write_tiff("small.tif", small)
+    write_tiff("small.tif", small, photometric="MINISBLACK")
     assert run("small.tif", "--probabilities", "p.tif", "-o", "q.npy") == 0
     assert np.array_equal(np.load("q.npy"), refine(small.transpose(1, 2, 0), probabilities=P, value_range=(0, 255)))
+
+
+def test_what_may_be_opacity_is_neither_dropped_nor_taken(folder, capsys):
+    """GDAL calls the fourth band of bytes opacity unless it is told what it is."""
+    small = (BANDS // 16).astype(np.uint8)
+    write_tiff("small.tif", small)
+    message = error_of(capsys, folder, "small.tif", "--probabilities", "p.tif", "-o", "q.npy")
+    assert message.startswith("small.tif: expected --bands 1,2,3,4 or 1,2,3, for the file calls band 4 opacity")
+    for bands in "1,2,3,4", "1,2,3":
+        options = "--method", "lattice", "--bands", bands
+        assert run("small.tif", "--probabilities", "p.tif", "-o", "q.npy", *options) == 0
 
 
 def test_an_output_that_nobody_named(folder):
@@ -253,7 +264,7 @@ def test_a_trace(folder, capsys):
         ("t1.nii.gz --probabilities v.nii.gz -o o.tif", "--out: expected a file name ending in .nii or .nii.gz or .npy, got o.tif"),
         ("scene.tif --labels p.tif -o o.tif", "--labels: expected one channel, got 3 in p.tif"),
         ("scene.tif --probabilities p.tif --valid p.tif -o o.tif", "--valid: expected one channel, got 3 in p.tif"),
-        ("scene.tif --probabilities p.tif -o o.tif", "value_range"),
+        ("scene.tif --probabilities p.tif -o o.tif", "--value-range: expected LOW,HIGH of an image of uint16, as in 1%,99%, got none"),
         ("scene.tif --probabilities p.tif -o o.png --save probabilities", "--save: expected labels in a .png, got probabilities"),
         ("t1.nii.gz --modality small.nii --probabilities v.nii.gz -o o.nii", "--modality: expected the size of t1.nii.gz, 8 x 9 x 6, got 7 x 9 x 6"),
         ("t1.nii.gz --modality moved.nii --probabilities v.nii.gz -o o.nii", "--modality: expected the affine of t1.nii.gz, from (0, 0, 0) by (2, 0, 0)"),
@@ -261,7 +272,8 @@ def test_a_trace(folder, capsys):
         ("cut.tif --probabilities p.tif -o o.tif --value-range 0,4095", "cut.tif: expected a GeoTIFF, unreadable: "),
         ("gone.nii --probabilities v.nii.gz -o o.nii", "gone.nii: expected a NIfTI, got no such file"),
         ("scene.tif --probabilities p.tif -o o.tif --resize", "--resize: expected two pictures or arrays in memory"),
-        ("scene.tif --probabilities p.tif -o o.tif --scratch gone", "--scratch: expected a folder that exists, got gone"),
+        ("scene.tif --probabilities p.tif -o o.tif --max-memory 1GB --scratch gone", "--scratch: expected a folder that exists, got gone"),
+        ("scene.tif --probabilities p.tif -o o.tif --scratch .", "--scratch: expected --max-memory beside it, got . alone"),
         ("scene.tif --probabilities p.tif -o o.tif --value-range 0", "--value-range: expected two numbers or percentiles"),
         ("scene.tif --probabilities p.tif -o o.tif --bands one", "--bands: expected numbers of bands with commas between"),
         ("--features p.npy --probabilities p.npy", "--out: expected the name of the output, got none"),

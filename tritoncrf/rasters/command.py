@@ -46,6 +46,8 @@ def refine_raster(options: argparse.Namespace) -> None:
     streams = options.max_memory is not None
     if streams and traced:
         raise CommandError("--max-memory: expected none with --trace and --trace-figure, which look at the whole image")
+    if options.scratch is not None and not streams:
+        raise CommandError(f"--scratch: expected --max-memory beside it, got {options.scratch} alone")
     if options.scratch is not None and not options.scratch.is_dir():
         raise CommandError(f"--scratch: expected a folder that exists, got {options.scratch}")
     for option, path in ("--figure", options.figure), ("--trace-figure", options.trace_figure):
@@ -136,8 +138,11 @@ def _said(options: argparse.Namespace, inputs: Inputs, settings: dict[str, Any])
     if inputs.spacing is not None and "spacing" not in settings and not guided:
         said["spacing"] = inputs.spacing
     image = inputs.image
-    bands = image is not None and image.dtype == np.uint8 and image.shape[-1] not in (1, 3)
-    if bands and inputs.features is None and "value_range" not in settings:
+    if image is None or inputs.features is not None or "value_range" in settings:
+        return said
+    if np.dtype(image.dtype).kind != "f" and image.dtype != np.uint8:
+        raise CommandError(f"--value-range: expected LOW,HIGH of an image of {image.dtype}, as in 1%,99%, got none")
+    if image.dtype == np.uint8 and image.shape[-1] not in (1, 3):
         said["value_range"] = (0, 255)  # none of these is opacity
     return said
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tritoncrf.commands import CommandError
 from tritoncrf.options import SCORES
+from tritoncrf.rasters.nifti import unpacked
 from tritoncrf.rasters.opening import chosen, is_raster, open_raster
 from tritoncrf.rasters.windows import Combined, Made, Raster, Source, View, blocks
 from tritoncrf.readers import fitted, is_picture, read_pixels
@@ -55,6 +56,12 @@ def paths_of(options: argparse.Namespace, source: Path) -> list[Path]:
     return [*images, source, *(options.modality or ()), *filter(None, (options.valid, options.features))]
 
 
+def folder_of(options: argparse.Namespace) -> Path:
+    """Where files go that are removed again at the end."""
+    beside: Path = options.out or Path(options.images[0])
+    return options.scratch or beside.parent
+
+
 def opened(
     options: argparse.Namespace, kind: str, source: Path, array: Callable[[Path], Source], stack: contextlib.ExitStack
 ) -> Inputs:  # fmt: skip
@@ -68,7 +75,11 @@ def opened(
     """
 
     def open_(path: Path, axes: int | None = None) -> Raster:
-        raster = open_raster(path, axes, options.as_stored, options.scratch)
+        content = None
+        if options.max_memory is not None and path.name.lower().endswith(".gz") and path.is_file():
+            content = unpacked(path, folder_of(options))
+            stack.callback(content.unlink, missing_ok=True)
+        raster = open_raster(path, axes, options.as_stored, content)
         stack.callback(raster.close)
         return raster
 

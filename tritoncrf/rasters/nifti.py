@@ -116,7 +116,7 @@ class Nifti:
 
 def unpacked(path: Path, folder: Path) -> Path:
     """The content of a .nii.gz as a file of a folder: of what is packed no window can be read by itself."""
-    target = folder / path.name[: -len(".gz")]
+    target = folder / f".{path.name}.unpacked.nii"
     with explained(path, "a NIfTI"), gzip.open(path) as packed, replacing(target) as file:
         shutil.copyfileobj(packed, file)
     return target

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from tritoncrf.files import FileError, decoded
 from tritoncrf.rasters import geotiff, nifti
 from tritoncrf.rasters.geotiff import GeoTiff, pages_of
-from tritoncrf.rasters.nifti import Nifti, unpacked
+from tritoncrf.rasters.nifti import Nifti
 from tritoncrf.rasters.pictures import Picture
 from tritoncrf.rasters.tiff import GEOREFERENCE, Stack
-from tritoncrf.rasters.windows import Raster, View
+from tritoncrf.rasters.windows import Raster, View, blocks
 
 if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["TIFF", "chosen", "is_raster", "open_raster"]
 
 TIFF = (".tif", ".tiff")
+LOOKED_AT = 1 << 24  # pixels of a window
+OPAQUE = 255
 SAMPLES = 277  # a tag of TIFF: how many there are for a pixel
 
 
@@ -49,7 +51,7 @@ def _header(path: Path) -> "Iterator[TiffImageFile | None]":
 
 
 def open_raster(
-    path: Path, axes: int | None = None, as_stored: bool = False, scratch: Path | None = None
+    path: Path, axes: int | None = None, as_stored: bool = False, content: Path | None = None
 ) -> Raster:  # fmt: skip
     """A file by the reader that its name and its content ask for.
 
@@ -57,12 +59,11 @@ def open_raster(
         path: the file.
         axes: of the grid, where another file says how many; the next are those of channels.
         as_stored: of pictures, see `Picture`.
-        scratch: a folder in which to unpack what is packed as a whole, so that it can be read by windows.
+        content: of a packed file, to be read in its place.
     """
     name = path.name.lower()
     if name.endswith(nifti.ENDINGS):
-        packed = name.endswith(".gz") and scratch is not None and path.is_file()
-        return Nifti(path, axes, unpacked(path, scratch) if packed and scratch is not None else None)
+        return Nifti(path, axes, content)
     if not name.endswith(TIFF):
         return Picture(path, as_stored)
     decoded(path, "a TIFF", lambda file: None)
@@ -80,9 +81,26 @@ def open_raster(
     return stack
 
 
+def _expect_opacity(raster: Raster) -> None:
+    """An error unless what a file calls opacity is all or nothing: GDAL calls a fourth band of 8 bits so, whatever it
+    is."""
+    for band in sorted(set(range(raster.channels)) - set(raster.colors)):
+        for window in blocks(raster.size, raster.block, LOOKED_AT):
+            values = raster.read((band,), window)
+            if ((values > 0) & (values < OPAQUE)).any():
+                every, others = (
+                    ",".join(str(n + 1) for n in found) for found in (range(raster.channels), raster.colors)
+                )
+                raise FileError(
+                    f"{raster.path}: expected --bands {every} or {others}, for the file calls band {band + 1} opacity, and "
+                    "it has values between; got none"
+                )
+
+
 def chosen(raster: Raster, bands: Sequence[int] | None) -> View:
     """The image [*S, M] of a raster: its colours, or the bands of these numbers from 1."""
     if bands is None:
+        _expect_opacity(raster)
         return View(raster, "last", raster.colors)
     if not bands or not all(1 <= band <= raster.channels for band in bands) or len(set(bands)) < len(bands):
         raise FileError(
