@@ -1,7 +1,7 @@
 """Which of the readers opens a file."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,13 +88,16 @@ def _expect_opacity(raster: Raster) -> None:
         for window in blocks(raster.size, raster.block, LOOKED_AT):
             values = raster.read((band,), window)
             if ((values > 0) & (values < OPAQUE)).any():
-                every, others = (
-                    ",".join(str(n + 1) for n in found) for found in (range(raster.channels), raster.colors)
-                )
+                every, others = map(_numbered, (range(raster.channels), raster.colors))
                 raise FileError(
-                    f"{raster.path}: expected --bands {every} or {others}, for the file calls band {band + 1} opacity, and "
-                    "it has values between; got none"
+                    f"{raster.path}: expected --bands {every} or {others}, for the file calls band {band + 1} opacity, "
+                    "and it has values between; got none"
                 )
+
+
+def _numbered(channels: Iterable[int]) -> str:
+    """As --bands takes them."""
+    return ",".join(str(channel + 1) for channel in channels)
 
 
 def chosen(raster: Raster, bands: Sequence[int] | None) -> View:
