@@ -141,6 +141,7 @@ MAY_IMPORT = {
     },
     "rasters": {
         "commands",
+        "figures",
         "files",
         "options",
         "readers",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tritoncrf.figures import OUTSIDE
 from tritoncrf.rasters.inputs import Inputs
 from tritoncrf.rasters.nifti import Nifti
 from tritoncrf.rasters.results import Outcome
@@ -36,7 +37,7 @@ def sections(
     if isinstance(inputs.raster, Nifti):  # whose axes point right, and up
         slices = [[np.rot90(part) for part in parts] for parts in slices]
     images, befores, afters = zip(*slices)
-    return _stretched(_beside(images, np.nan)), _beside(befores, -1), _beside(afters, -1)
+    return _stretched(_beside(images, np.nan)), _beside(befores, OUTSIDE), _beside(afters, OUTSIDE)
 
 
 def _overview(inputs: Inputs, outcome: Outcome) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
