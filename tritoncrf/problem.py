@@ -358,7 +358,7 @@ def kernels(
     chosen, look = whole.chosen, _appearance(whole, start, photo, appearance, unary)
     if whole.method == "guided":
         with checks.renamed("guide", "features" if appearance is not None else "image"):
-            return [filters.Guided(look, chosen["radius"], chosen["eps"], **masked(valid))]
+            return [filters.Guided(look, chosen["radius"], chosen["eps"], valid=_batch(valid))]
     with checks.renamed("features", "theta_smooth"):
         if whole.method == "lattice" and valid is None and tuple(unary.shape[2:]) == whole.size:  # from its cache
             theta, spacing = chosen["theta_smooth"], chosen["spacing"]
@@ -371,15 +371,11 @@ def kernels(
         return [smoothness, _gaussian(whole, look, valid)]
 
 
-def masked(valid: torch.Tensor | None) -> dict[str, Any]:
-    return {} if valid is None else {"valid": valid[None]}
-
-
 def _gaussian(whole: Whole, made_of: torch.Tensor, valid: torch.Tensor | None) -> Filter:
     """The method's filter of features."""
     if whole.method == "window":
         size, blur = whole.chosen["window_size"], whole.chosen["blur"]
-        return filters.Window(made_of, size, blur=blur, normalization="symmetric", **masked(valid))
+        return filters.Window(made_of, size, blur=blur, normalization="symmetric", valid=_batch(valid))
     kind = filters.Exact if whole.method == "exact" else filters.Lattice
     return kind(made_of if valid is None else made_of[..., valid], normalization="symmetric")
 

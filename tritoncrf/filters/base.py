@@ -116,13 +116,24 @@ class Gaussian(Filter):
 
     size: torch.Size
 
-    def prepare(self, plan: "GaussianPlan", features: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-        """Take a filter's bare plan and tensors, then append the scales of its normalisation."""
+    def prepare(
+        self, plan: "GaussianPlan", features: torch.Tensor, tensors: list[torch.Tensor],
+        ends: Sequence[torch.Tensor] = (),
+    ) -> None:  # fmt: skip
+        """Take a filter's bare plan and tensors, then append the scales of its normalisation.
+
+        ends: scales in and out, [Bf, 1, *S], that the filter has before it is normalised; or none.
+        """
         self.size, self.batch = features.shape[2:], features.shape[0]
-        self.plan, self.tensors = replace(plan, normalization="none"), tensors
+        self.plan, self.tensors = replace(plan, normalization="none"), [*tensors, *ends]
         if plan.normalization != "none":
             r = self.row_sums().clamp_min(1e-18)  # 1 / r^2, of the gradient, stays in float32's range
-            scales = [r.rsqrt()] * 2 if plan.normalization == "symmetric" else [r.reciprocal()]
+            scale = r.rsqrt() if plan.normalization == "symmetric" else r.reciprocal()
+            sides = plan.normalization != "after", plan.normalization != "before"
+            if ends:
+                scales = [end * scale if own else end for end, own in zip(ends, sides, strict=True)]
+            else:
+                scales = [scale] * sum(sides)
             self.tensors = [*tensors, *scales]
             self.plan = plan
 
@@ -223,10 +234,11 @@ def summed(products: torch.Tensor, shared: bool) -> torch.Tensor:
     return total.sum(0, keepdim=True) if shared else total
 
 
-def checked_features(features: torch.Tensor) -> torch.Tensor:
-    """Features [B, D, *S] as float64 or float32, or an error that names them."""
+def checked_features(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Features [B, D, *S] as float64 or float32, or an error that names them; 0, unseen, at pixels off the mask."""
     checks.expect_tensor("features", features)
     checks.expect_spatial("features", features, "[B, D, *S]")
+    features = features if mask is None else features.where(mask, 0.0)
     if features.shape[1] == 0:
         raise ValueError(f"features: expected at least one channel, got shape {list(features.shape)}")
     checks.expect_finite("features", checks.expect_values("features", features))
@@ -238,13 +250,44 @@ def checked_features(features: torch.Tensor) -> torch.Tensor:
     return features.to(compute_dtype(features))
 
 
-def centred(features: torch.Tensor) -> torch.Tensor:
+def mask_of(source: str, features: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor | None:
+    """Which pixels are there, [B, 1, *S] for the batch of features or of `valid`; None for all; or an error.
+
+    source: the name of the features.
+    """
+    if valid is None:
+        return None
+    checks.expect_tensor(source, features)
+    checks.expect_spatial(source, features, "[B, D, *S]")
+    images, _, *size = features.shape
+    own, shared = (f"[{', '.join(map(str, (b, *size)))}]" for b in ("B" if images == 1 else images, 1))
+    wanted = f"a bool tensor {own} or {shared} as the {source}"
+    if not isinstance(valid, torch.Tensor) or valid.dtype != torch.bool:
+        raise TypeError(f"valid: expected {wanted}, got {checks.kind_of(valid)}")
+    checks.expect_dense("valid", valid)
+    fits = valid.ndim == features.ndim - 1 and list(valid.shape[1:]) == size
+    if not fits or (len(valid) != images and 1 not in (len(valid), images)):
+        raise ValueError(f"valid: expected {wanted}, got shape {list(valid.shape)}")
+    if valid.device != features.device:
+        raise ValueError(f"valid: expected the device of the {source}, {features.device}, got {valid.device}")
+    batch = images if len(valid) == 1 else len(valid)
+    return valid[:, None].expand(batch, 1, *size)
+
+
+def centred(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """float64 features shifted to around 0, each channel of each image by its median: only differences count, and
     float32, which values may ask for, would lose them far from 0. Of float32 features a shift can save nothing."""
     if features.dtype != torch.float64:
         return features
-    middle = features.detach().flatten(2).sort(2).values[:, :, features.shape[2:].numel() // 2]  # no outlier moves it
-    return features - middle.view(*middle.shape, *[1] * (features.ndim - 2))
+    pixels = features.detach()
+    if mask is None:
+        middle = pixels.flatten(2).sort(2).values[:, :, features.shape[2:].numel() // 2]  # no outlier moves it
+    else:
+        ranked = pixels.where(mask, torch.nan).flatten(2).sort(2).values  # those that are not there come last
+        half = mask.flatten(2).sum(2, keepdim=True) // 2
+        middle = ranked.gather(2, half.clamp_max(ranked.shape[2] - 1).expand(-1, features.shape[1], -1))[:, :, 0]
+    shifted = features - middle.view(*middle.shape, *[1] * (features.ndim - 2))
+    return shifted if mask is None else shifted.where(mask, 0.0)
 
 
 def pooled(features: torch.Tensor, factor: int) -> torch.Tensor:

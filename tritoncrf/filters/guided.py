@@ -9,7 +9,7 @@ import torch
 
 from tritoncrf import checks, kernels, reference
 from tritoncrf.backends import compute_dtype, modules, resolve, without_autocast
-from tritoncrf.filters.base import Filter, execution, pooled
+from tritoncrf.filters.base import Filter, execution, mask_of, pooled
 from tritoncrf.filters.box import BOXES, box_summer, capped, expect_radii
 from tritoncrf.filters.plan import (
     Context,
@@ -18,7 +18,6 @@ from tritoncrf.filters.plan import (
     operator,
     refuse_second_derivative,
 )
-from tritoncrf.reference.box import areas
 from tritoncrf.step import Step, from_3d, per_axis, to_3d
 from tritoncrf.types import Backend, Box, Precision
 
@@ -56,6 +55,9 @@ class Guided(Filter):
             upsamples them bilinearly (fast guided filter: He and Sun 2015).
         precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
+        valid: which pixels are there, bool, [B, *S] or [1, *S]; None for all. The others are as if they were outside
+            the image: they send nothing, get messages of 0, are the centre of no window and count in no mean, and the
+            guide is never looked at there. On a GPU the box sums run in Triton, the rest in PyTorch.
 
     Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Means and factored covariances
     of the guide are computed here, once, in float64. Memory O(B C D N), on a CPU O(B C N).
@@ -63,6 +65,7 @@ class Guided(Filter):
     Raises:
         TypeError: an argument is of the wrong type or dtype.
         ValueError: a shape, an option or a value is out of bounds.
+        NotImplementedError: `valid` beside a `subsample` above 1.
 
     Example:
         >>> import torch, tritoncrf as tc
@@ -78,16 +81,23 @@ class Guided(Filter):
     def __init__(
         self, guide: torch.Tensor, radius: int | Sequence[int], eps: float | torch.Tensor, box: Box = "count",
         subsample: int = 1, precision: Precision = "default", backend: Backend = "auto",
+        valid: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
-        guide = checked_guide(guide)
+        mask = mask_of("guide", guide, valid)
+        guide = checked_guide(guide, mask)
         self.size, self.batch = guide.shape[2:], guide.shape[0]
         self.plan = GuidedPlan(
             radius=tuple(expect_radii(radius, len(self.size))),
             box=checks.expect_choice("box", box, BOXES),
             subsample=checks.expect_int("subsample", subsample, 1),
             channels=guide.shape[1],
+            masked=mask is not None,
             **execution(precision, backend),
         )
+        if mask is not None and subsample > 1:
+            raise NotImplementedError(
+                f"valid: expected a subsample of 1 beside it, got {subsample}; blocks are means of all their pixels"
+            )
         eps = checks.expect_positive_number("eps", eps)
         if isinstance(eps, torch.Tensor):
             checks.expect_no_tangents(eps)
@@ -96,10 +106,12 @@ class Guided(Filter):
             eps = torch.full((), eps, dtype=guide.dtype, device=guide.device)
         if box == "count":
             # K is the same for any shift of the guide, and covariances are then no differences of large sums.
-            guide = guide - _medians(guide.detach())
+            guide = guide - _medians(guide.detach(), mask)
+            guide = guide if mask is None else guide.where(mask, 0.0)
         low = pooled(guide, subsample)
         resolved = resolve(backend, guide.device, guide.dtype)
-        self.tensors = [guide, low, *statistics(low, eps, self.plan.low_radii, box, resolved)]
+        found = statistics(low, eps, mask, self.plan.low_radii, box, resolved)
+        self.tensors = [guide, low, *found, *([] if mask is None else [mask.contiguous()])]
 
 
 def guided_filter(
@@ -132,12 +144,13 @@ def guided_filter(
     return Guided(guide, radius, eps, box, subsample, backend=backend)(values)
 
 
-def checked_guide(guide: torch.Tensor) -> torch.Tensor:
-    """A guide [B, D, *S] as float64 or float32, or an error that names it."""
+def checked_guide(guide: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """A guide [B, D, *S] as float64 or float32, or an error that names it; 0, unseen, at pixels off the mask."""
     checks.expect_tensor("guide", guide, "a floating-point torch.Tensor, as image.float() is")
     checks.expect_spatial("guide", guide, "[B, D, *S]")
     if not 1 <= guide.shape[1] <= MAX_CHANNELS:
         raise ValueError(f"guide: expected 1 to {MAX_CHANNELS} channels on axis 1, got shape {list(guide.shape)}")
+    guide = guide if mask is None else guide.where(mask, 0.0)
     checks.expect_finite("guide", guide)
     checks.expect_no_tangents(guide)
     guide = guide.to(compute_dtype(guide))
@@ -148,57 +161,67 @@ def checked_guide(guide: torch.Tensor) -> torch.Tensor:
     return guide
 
 
-def _medians(guide: torch.Tensor) -> torch.Tensor:
-    """The median of every channel of some pixels, which no outlier moves: [Bf, D, 1, ...]."""
-    pixels = guide.flatten(2)
-    sample = pixels[..., torch.arange(SAMPLE, device=guide.device) * pixels.shape[2] // SAMPLE]
+def _medians(guide: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The median of every channel of some pixels that are there, which no outlier moves: [Bf, D, 1, ...]."""
+    pixels, order = guide.flatten(2), torch.arange(SAMPLE, device=guide.device)
+    if mask is None:
+        sample = pixels[..., order * pixels.shape[2] // SAMPLE]
+    else:
+        rank = mask.flatten(1).cumsum(1)  # of pixels, from 1, among those that are there
+        chosen = torch.searchsorted(rank, order * rank[:, -1:] // SAMPLE + 1).clamp_max(pixels.shape[2] - 1)
+        sample = pixels.gather(2, chosen[:, None].expand(-1, guide.shape[1], -1))
     return sample.sort(-1).values[..., SAMPLE // 2].reshape(*guide.shape[:2], *[1] * (guide.ndim - 2))
 
 
 @operator("guided")
-def statistics(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: str, backend: str) -> list[torch.Tensor]:
+def statistics(
+    guide: torch.Tensor, eps: torch.Tensor, mask: torch.Tensor | None, radii: list[int], box: str, backend: str
+) -> list[torch.Tensor]:
     """mean [Bf, D, *S] and the packed Cholesky factors [Bf, D (D + 1) / 2, *S] of the windows; see reference.guided."""
     with without_autocast(guide):
         full, floor = to_3d(guide), FLOORS[guide.dtype]
         reach = _capped(radii, guide)
-        if has_kernels(backend, reach):
+        if has_kernels(backend, reach, mask is not None):
             found = kernels.guided.statistics(full, eps, floor, reach, box)
         else:
-            windows = _windows(full, reach, box, backend)
+            windows = _windows(full, mask, reach, box, backend)
             found = reference.guided.statistics(full.double(), eps.double(), floor, *windows)
         return [from_3d(t, guide.ndim - 2).to(guide.dtype).contiguous() for t in found]
 
 
 @statistics.register_fake
-def _(guide: torch.Tensor, eps: torch.Tensor, radii: list[int], box: str, backend: str) -> list[torch.Tensor]:
+def _(
+    guide: torch.Tensor, eps: torch.Tensor, mask: torch.Tensor | None, radii: list[int], box: str, backend: str
+) -> list[torch.Tensor]:
     images, d, *size = guide.shape
     return [guide.new_empty((images, n, *size)) for n in (d, d * (d + 1) // 2)]
 
 
 @operator("guided_backward")
 def statistics_backward(
-    guide: torch.Tensor, mean: torch.Tensor, d_mean: torch.Tensor, d_sigma: torch.Tensor, radii: list[int], box: str,
-    backend: str,
+    guide: torch.Tensor, mean: torch.Tensor, d_mean: torch.Tensor, d_sigma: torch.Tensor, mask: torch.Tensor | None,
+    radii: list[int], box: str, backend: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     """The gradients of guide and eps, from those of the mean and of Sigma, which takes the place of cholesky's."""
     with without_autocast(guide):
         full, mean, d_mean, d_sigma = (to_3d(t.double()) for t in (guide, mean, d_mean, d_sigma))
-        windows = _windows(full, _capped(radii, guide), box, backend)
+        windows = _windows(full, mask, _capped(radii, guide), box, backend)
         d_guide, d_eps = reference.guided.statistics_gradient(full, mean, d_mean, d_sigma, *windows)
         return [d_guide.reshape(guide.shape).to(guide.dtype).contiguous(), d_eps.to(guide.dtype)]
 
 
 @statistics_backward.register_fake
 def _(
-    guide: torch.Tensor, mean: torch.Tensor, d_mean: torch.Tensor, d_sigma: torch.Tensor, radii: list[int], box: str,
-    backend: str,
+    guide: torch.Tensor, mean: torch.Tensor, d_mean: torch.Tensor, d_sigma: torch.Tensor, mask: torch.Tensor | None,
+    radii: list[int], box: str, backend: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     return [contiguous_like(guide), guide.new_empty(())]
 
 
-def has_kernels(backend: str, radii: Sequence[int]) -> bool:
-    """Whether Triton's kernels serve windows of these radii; elsewhere passes of PyTorch share a kernel's box sums."""
-    return backend == "triton" and max(radii) <= kernels.guided.MAX_RADIUS
+def has_kernels(backend: str, radii: Sequence[int], masked: bool) -> bool:
+    """Whether Triton's kernels serve windows of these radii; elsewhere, and if `masked`, passes of PyTorch share a
+    kernel's box sums."""
+    return backend == "triton" and not masked and max(radii) <= kernels.guided.MAX_RADIUS
 
 
 def _capped(radii: Sequence[int], guide: torch.Tensor) -> tuple[int, ...]:
@@ -207,21 +230,23 @@ def _capped(radii: Sequence[int], guide: torch.Tensor) -> tuple[int, ...]:
 
 
 def _windows(
-    guide: torch.Tensor, radii: Sequence[int], box: str, backend: str
+    guide: torch.Tensor, mask: torch.Tensor | None, radii: Sequence[int], box: str, backend: str
 ) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
     """The windows' areas in float64, and box(x)."""
-    area = areas(guide.shape[2:], radii, 1, box, dtype=torch.float64, device=guide.device)
-    return area, functools.partial(box_summer(backend), radii=radii)
+    summer, full = box_summer(backend), None if mask is None else to_3d(mask)
+    area = reference.guided.window_areas(guide, full, radii, box, summer)
+    return area, functools.partial(summer, radii=radii)
 
 
 def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    guide, _, *ctx.form = inputs
-    ctx.save_for_backward(guide, output[0])
+    guide, _, mask, *ctx.form = inputs
+    ctx.save_for_backward(guide, output[0], mask)
 
 
 def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
     d_mean, d_sigma = (c.contiguous() for c in cotangents)
-    return *statistics_backward(*ctx.saved_tensors, d_mean, d_sigma, *ctx.form), None, None, None
+    guide, mean, mask = ctx.saved_tensors
+    return *statistics_backward(guide, mean, d_mean, d_sigma, mask, *ctx.form), None, None, None, None
 
 
 statistics.register_autograd(_backward, setup_context=_setup_context)
@@ -231,16 +256,17 @@ refuse_second_derivative(statistics_backward)
 @dataclass(frozen=True)
 class GuidedPlan(Plan):
     """The static half of `Guided`; its tensors are the guide, the guide at the windows' resolution (the same tensor
-    if that is full), and what `statistics` gives."""
+    if that is full), what `statistics` gives, and, if `masked`, which pixels are there."""
 
     radius: tuple[int, ...]
     box: str
     subsample: int
     channels: int  # of the guide
+    masked: bool
 
     @property
     def tensor_count(self) -> int:
-        return 4
+        return 4 + self.masked
 
     @property
     def low_radii(self) -> list[int]:
@@ -254,7 +280,7 @@ class GuidedPlan(Plan):
         """A single guided filter runs as one step in Triton, its second box carrying the rest of the step."""
         reach = _capped(self.low_radii, unary)
         fits = mixing[0].ndim < 2 or unary.shape[1] <= kernels.guided.MAX_MATRIX_CLASSES
-        if len(plans) == 1 and self.subsample == 1 and has_kernels(self.backend, reach) and fits:
+        if len(plans) == 1 and self.subsample == 1 and has_kernels(self.backend, reach, self.masked) and fits:
             found: type[Step] = kernels.guided.step_of(to_3d(unary).shape[2:], reach, self.channels)
             return found
         return Step
@@ -264,7 +290,7 @@ class GuidedOperator:
     """K, by the kernels where there are some for its windows, at full resolution."""
 
     def __init__(self, plan: GuidedPlan, tensors: list[torch.Tensor]) -> None:
-        image, low, mean, cholesky = map(to_3d, tensors)
+        image, low, mean, cholesky, *mask = map(to_3d, tensors)
         factors = per_axis(plan.subsample, tensors[0].ndim - 2, 1)  # beyond the image nothing changes but memory
         self.guide = reference.guided.Guide(
             image, low, mean, cholesky,
@@ -272,9 +298,10 @@ class GuidedOperator:
             box=plan.box,
             factors=tuple(map(min, factors, image.shape[2:])),
             box_sum=box_summer(plan.backend),
+            mask=mask[0] if mask else None,
         )  # fmt: skip
         self.precision = plan.precision
-        served = plan.subsample == 1 and has_kernels(plan.backend, self.guide.radii)
+        served = plan.subsample == 1 and has_kernels(plan.backend, self.guide.radii, plan.masked)
         self.filter = modules("triton" if served else "torch").guided.guided_filter
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from tritoncrf.filters.base import (
     centred,
     checked_features,
     gaussian_fields,
+    mask_of,
     pooled,
 )
 from tritoncrf.filters.plan import Plan, fits_in_registers
@@ -24,6 +25,7 @@ from tritoncrf.step import KEPT_STATES, Step, from_3d, per_axis, scaled, to_3d
 from tritoncrf.types import Backend, Normalization, Precision
 
 MAX_WINDOW = 31
+FAR = 1e3  # exp(-FAR^2 / 2) is 0
 
 
 class Window(Gaussian):
@@ -52,6 +54,9 @@ class Window(Gaussian):
         precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU,
             all that a window multiplies on matrix units.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
+        valid: which pixels are there, bool, [B, *S] or [1, *S]; None for all. The others are as if they were outside
+            the image: they send nothing, get messages of 0, and their features are never looked at. With `blur` means
+            are over the pixels of a block that are there, and upsampling leaves out blocks without any.
 
     Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Memory O(B C N).
 
@@ -70,17 +75,53 @@ class Window(Gaussian):
     def __init__(
         self, features: torch.Tensor, window_size: int, dilation: int = 1, blur: int = 1, include_self: bool = True,
         normalization: Normalization = "none", precision: Precision = "default", backend: Backend = "auto",
+        valid: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
-        positions = are_evenly_spaced(features)
-        features = centred(checked_features(features))
+        positions = are_evenly_spaced(features) and blur == 1
+        mask = mask_of("features", features, valid)
+        seen = None if positions else mask  # kernels look at the first and the last position, there or not
+        features = centred(checked_features(features, seen), seen)
+        if mask is not None:
+            features = features.expand(len(mask), *features.shape[1:])
         plan = WindowPlan(
             window_size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             dilation=checks.expect_int("dilation", dilation, 1),
             blur=checks.expect_int("blur", blur, 1),
-            positions=positions and blur == 1,
+            positions=positions,
+            masked=mask is not None,
             **gaussian_fields(features, include_self, normalization, precision, backend),
         )
-        self.prepare(plan, features, [pooled(features, plan.blur)])
+        low = pooled(features, plan.blur)
+        if mask is None:
+            self.prepare(plan, features, [low])
+        else:
+            low, ends = among_valid(low, mask.to(features.dtype), plan.blur)
+            self.prepare(plan, features, [low], ends)
+
+
+def among_valid(
+    low: torch.Tensor, mask: torch.Tensor, factor: int
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """What confines a window to the pixels of a mask m, 1 or 0: features [Bf, D, *S], averaged over the pixels of a
+    block that are there, and the scales in and out, [Bf, 1, *S].
+
+        pool' x = pool(m x) / pool(m) ,   up' z = m up(v z) / up(v) ,   v: 1 for blocks of which a pixel is there
+
+    A block's 1 / pool(m) may stand at its pixels, and blocks without any get features so far from all others that no
+    message reaches one: what is left of both are scales of pixels, m / pool(m) and m / up(v).
+    """
+    if factor == 1:
+        return low, (mask, mask)
+    axes = mask.ndim - 2
+    full, factors = to_3d(mask), per_axis(factor, axes, 1)
+    share = blur.pool(full, factors)
+    empty = (share == 0).to(mask.dtype)
+    share = share + empty
+    seen = 1 - blur.upsample(empty, full.shape[2:], factors)  # not up(v): of no empty block it is 1 to the last bit
+    ends = mask / from_3d(blur.spread(share, full.shape[2:], factors), axes), mask / from_3d(seen + (1 - full), axes)
+    low = low / from_3d(share, axes)
+    far = 2 * low.detach().abs().amax(tuple(range(1, low.ndim)), keepdim=True) + FAR
+    return torch.where(from_3d(empty, axes) > 0, far, low), ends
 
 
 @dataclass(frozen=True)
@@ -88,12 +129,27 @@ class WindowPlan(GaussianPlan):
     """The static half of `Window`; its tensors are low-resolution features and the scales in use.
 
     positions: the features are evenly spaced positions.
+    masked: some pixels are not there: there are scales on both sides, 0 at these.
     """
 
     window_size: int
     dilation: int
     blur: int
     positions: bool
+    masked: bool
+
+    @property
+    def scaled_in(self) -> bool:
+        return self.masked or super().scaled_in
+
+    @property
+    def scaled_out(self) -> bool:
+        return self.masked or super().scaled_out
+
+    @property
+    def alike(self) -> bool:
+        """Whether both sides have the same scale, or none."""
+        return self.normalization in ("none", "symmetric") and not (self.masked and self.blur > 1)
 
     @property
     def tensor_count(self) -> int:
@@ -117,7 +173,7 @@ class WindowPlan(GaussianPlan):
         if len(windows) < len(plans):
             return Step
         if self.backend == "torch":
-            symmetric = all(p.scaled_in == p.scaled_out and (self.blur == 1 or not p.scaled_in) for p in windows)
+            symmetric = all(p.alike and (self.blur == 1 or not p.scaled_in) for p in windows)
             fits = self.affords(KEPT_STATES * classes, axes) and all(a.ndim == 0 for a in mixing)
             kind = reference.window.MergedStep
             return kind if symmetric and fits else Step
@@ -139,7 +195,7 @@ class WindowOperator(GaussianOperator):
         self.radii, self.dilation = per_axis(plan.window_size // 2, self.axes, 0), plan.dilation
         self.factors = per_axis(plan.blur, self.axes, 1)
         self.module = modules(plan.backend).window
-        self.positions = plan.positions
+        self.positions, self.masked, self.alike = plan.positions, plan.masked, plan.alike
         self.keeps_weights = plan.backend == "torch" and plan.affords(budget, self.axes)
 
     @functools.cached_property

@@ -189,13 +189,15 @@ class Planes:
 
 @dataclass(frozen=True)
 class WindowFilter:
-    """What a kernel sums by; positions: features are those of pixels at even distances, by which nothing is read."""
+    """What a kernel sums by; positions: features are those of pixels at even distances, by which nothing is read;
+    masked: scales may be 0."""
 
     features: torch.Tensor  # [Bf, D, Z, Y, X]
     include_self: bool
     scale_in: torch.Tensor | None = None
     scale_out: torch.Tensor | None = None
     positions: bool = False
+    masked: bool = False
 
     @property
     def channels(self) -> int:

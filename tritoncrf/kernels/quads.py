@@ -373,7 +373,8 @@ class Quads:
 
     def __init__(self, size, radii, dilation: int, filters, mix=None, unary_weight=None, most_rows: int = 2):
         self.most_rows = most_rows  # of pixels in a thread
-        self.filters, self.merges = filters, mix is not None and len(filters) == 2 and mix.shape[1] == 1
+        merges = mix is not None and len(filters) == 2 and mix.shape[1] == 1
+        self.filters, self.merges = filters, merges and not any(f.masked for f in filters)  # rho divides by out_r
         self.layout = Planes(size[1:], radii[2], dilation)
         self.class_step = {"LOW": 2 * self.layout.plane, "low_step": None}  # of a state: a constant, or a number
         self.spare: list = []

@@ -394,8 +394,13 @@ class WindowStep(Step):
         classes, first = unary.shape[1], operators[0]
         filters = [
             WindowFilter(
-                K.features.contiguous(), K.include_self, contiguous(K.scale_in), contiguous(K.scale_out), K.positions
-            )
+                K.features.contiguous(),
+                K.include_self,
+                contiguous(K.scale_in),
+                contiguous(K.scale_out),
+                K.positions,
+                K.masked,
+            )  # fmt: skip
             for K in operators
         ]
         self.mix = stacked(mixing, classes)
@@ -433,7 +438,7 @@ class WindowStep(Step):
     def gradients(self, q, g, needs):
         K = self.operators
         window = to_3d(q).shape[2:], K[0].radii, K[0].dilation
-        alike = all(k.scale_in is k.scale_out or (k.scale_in is not None and k.scale_out is not None) for k in K)
+        alike = all(k.alike for k in K)
         served = quads_gradient.serves(*window, q.shape[:2].numel(), [k.features.shape[1] for k in K])
         if not (all(needs) and self.mix.shape[1:] == (1,) and alike and served):
             return super().gradients(q, g, needs)

@@ -67,12 +67,16 @@ def pool_adjoint(y, size, blur):
     """The adjoint of `pool`: [B, C, *low_size] -> [B, C, *size]. Each pixel gets its block's value over its count."""
     if max(blur) == 1:
         return y
+    count = pool_counts(size, _inside(blur, size), y.dtype, y.device)
+    return spread((y / count).to(y.dtype), size, blur)
+
+
+def spread(y, size, blur):
+    """Each pixel gets its block's value: [B, C, *low_size] -> [B, C, *size]."""
     blur = _inside(blur, size)
-    count = pool_counts(size, blur, y.dtype, y.device)
-    up = (y / count).to(y.dtype)
     for axis, b in enumerate(blur, 2):
-        up = up.repeat_interleave(b, axis) if b > 1 else up
-    return _crop(up, size, padding(size, blur))
+        y = y.repeat_interleave(b, axis) if b > 1 else y
+    return _crop(y, size, padding(size, blur))
 
 
 def pool_counts(size, blur, dtype, device):

@@ -21,6 +21,9 @@ errors lie where the guide does not vary. So what stands for the matrix is
 made in float64. The gradient in its place is dSigma, not that of its numbers. Since m(I x) is rounded too, eps counts
 as at least a `floor`, a share of m(I_d^2): below, slopes are made of rounding. Gradients take the floor for eps.
 
+Of pixels that are not there the mask m is 0: values and messages are m x and m K, guides are 0, windows have the area
+box(m), and slope and offset are 0 of windows centred at one of them. All the rest stays as it is.
+
 With `factors` f > 1 (fast guided filter: He and Sun 2015) slope and offset come from x and I averaged over blocks of f
 pixels a side, and their means are upsampled before they meet I at full resolution.
 
@@ -54,19 +57,26 @@ class Guide:
     box: str
     factors: tuple[int, ...]
     box_sum: Callable[..., torch.Tensor]  # box(x) for (x, radii)
+    mask: torch.Tensor | None = None  # m, [Bf, 1, Z, Y, X]; None for 1
 
     @functools.cached_property
     def area(self):
-        """Pixels of each window, or a constant."""
-        form = {"dtype": self.low.dtype, "device": self.low.device}
-        return areas(self.low.shape[2:], self.radii, 1, self.box, **form)
+        """Pixels of each window, or a constant: [Bf or 1, 1, Z, Y, X]."""
+        return window_areas(self.low, self.mask, self.radii, self.box, self.box_sum).to(self.low.dtype)
 
     def of(self, image: int) -> "Guide":
         """What one image of a batch sees, without the batch's axis; the area is worked out once for all."""
         b = image if len(self.image) > 1 else 0
-        one = replace(self, image=self.image[b], low=self.low[b], mean=self.mean[b], cholesky=self.cholesky[b])
-        one.area = self.area
+        mask = None if self.mask is None else self.mask[b]
+        one = replace(
+            self, image=self.image[b], low=self.low[b], mean=self.mean[b], cholesky=self.cholesky[b], mask=mask
+        )  # fmt: skip
+        one.area = self.area[b if len(self.area) > 1 else 0]
         return one
+
+    def there(self, x):
+        """m x."""
+        return x if self.mask is None else x * self.mask
 
     def sums(self, fields):
         """box of fields [n, fields, Z, Y, X]."""
@@ -74,23 +84,35 @@ class Guide:
 
     def enter(self, x):
         """The fields of x, [x, I x] at the windows' resolution: [n, Z, Y, X] -> [n, 1 + D, Z, Y, X]."""
-        low = blur.pool(x[:, None], self.factors)
+        low = blur.pool(self.there(x)[:, None], self.factors)
         return _products(low[:, 0], self.low)
 
     def enter_adjoint(self, fields, size):
-        return blur.pool_adjoint(_combined(fields, self.low)[:, None], size, self.factors)[:, 0]
+        return self.there(blur.pool_adjoint(_combined(fields, self.low)[:, None], size, self.factors)[:, 0])
 
     def leave(self, fields):
         """up(fields / area) combined with the guide: [n, 1 + D, Z, Y, X] -> [n, Z, Y, X]."""
         means = fields.div_(self.area)
-        return _combined(blur.upsample(means, self.image.shape[1:], self.factors), self.image)
+        return self.there(_combined(blur.upsample(means, self.image.shape[1:], self.factors), self.image))
 
     def leave_adjoint(self, y):
-        return blur.upsample_adjoint(_products(y, self.image), self.factors).div_(self.area)
+        return blur.upsample_adjoint(_products(self.there(y), self.image), self.factors).div_(self.area)
 
     def windows(self, fields):
         """[slope, offset] of fields: all but the last sum."""
-        return coefficients(self.sums(fields).div_(self.area), self.mean, self.cholesky)
+        return self.fitted(self.sums(fields).div_(self.area))
+
+    def fitted(self, means):
+        """[slope, offset] of the means of fields, in place."""
+        return self.there(coefficients(means, self.mean, self.cholesky))
+
+
+def window_areas(guide, mask, radii, box: str, box_sum):
+    """Pixels of each window that are there, or a constant, in float64, [Bf or 1, 1, Z, Y, X]. Windows without any sum
+    up to 0, over an area of 1."""
+    if mask is None or box == "constant":
+        return areas(guide.shape[2:], radii, 1, box, dtype=torch.float64, device=guide.device)[None, None]
+    return box_sum(mask.double(), radii).clamp_min(1)
 
 
 def packed(e: int, d: int) -> int:
@@ -153,7 +175,7 @@ def gradients(x, y, guide: Guide):
     for b, seen, (values, cotangents) in _chunks(guide, x, y):
         fields, ending = seen.enter(values), seen.leave_adjoint(cotangents)
         sums, other_sums = seen.sums(fields), seen.sums(ending)
-        found, other = (coefficients(s / seen.area, seen.mean, seen.cholesky) for s in (sums, other_sums))
+        found, other = (seen.fitted(s / seen.area) for s in (sums, other_sums))
 
         mean[b] -= (other_sums[:, :1] * found[:, 1:] + sums[:, :1] * other[:, 1:]).sum(0)
         for n, (e, d) in enumerate(pairs(len(seen.low))):
@@ -163,7 +185,7 @@ def gradients(x, y, guide: Guide):
             sigma[b, n] -= (seen.area * product).sum(0)
         low[b] += (fields[:, :1] * seen.sums(other[:, 1:])).sum(0)
         spread = blur.upsample(seen.sums(found[:, 1:]).div_(seen.area), x.shape[2:], seen.factors)
-        image[b] += (cotangents[:, None] * spread).sum(0)
+        image[b] += (seen.there(cotangents)[:, None] * spread).sum(0)
     return image, low, mean, sigma
 
 
