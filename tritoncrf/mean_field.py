@@ -134,6 +134,14 @@ def checked(
     _check_filters(filters, weights, logits)
     checks.expect_int("iterations", iterations, 0, checks.MOST_ITERATIONS)
     checks.expect_choice("initial", initial, INITIALS)
+    return algebra(logits, weights, compatibility, unary_weight)
+
+
+def algebra(
+    logits: torch.Tensor, weights: Sequence[float | torch.Tensor], compatibility: Compatibility,
+    unary_weight: float | torch.Tensor,
+) -> tuple[list[torch.Tensor], torch.Tensor]:  # fmt: skip
+    """The A_m = -mu W_m and a as tensors beside the logits, [B, C, *S]."""
     mixing = [_class_weight(f"weights[{m}]", w, logits, ndim=2) for m, w in enumerate(weights)]
     scale = _class_weight("unary_weight", unary_weight, logits, ndim=1)
     if not (isinstance(compatibility, str) and compatibility == "potts"):

@@ -254,7 +254,7 @@ def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
         if found is None:
             ends, shift = _ends_and_shift(features)
             if len(shift):
-                features, ends = _shifted(features, shift), ends - shift
+                features, ends = simplex.shifted(features, shift), ends - shift
                 found = _connected(features, backend)
         if found is None:
             found = _connected_on_host(features, ends, backend)
@@ -285,16 +285,9 @@ def _ends_and_shift(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return ends, simplex.far_periods(ends)
 
 
-def _shifted(features: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """The features minus `simplex.far_periods`, in float64."""
-    if len(shift) == 0:
-        return features
-    return (features.double() - shift.to(features.device)[:, :, None]).to(features.dtype)
-
-
 def near_features(features: torch.Tensor) -> torch.Tensor:
     """float64 features [Bf, D, N] in float32, those far away shifted as `build` would, before they are rounded."""
-    return _shifted(features, _ends_and_shift(features)[1]).float()
+    return simplex.shifted(features, _ends_and_shift(features)[1]).float()
 
 
 @build.register_fake
@@ -313,7 +306,7 @@ def _(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
 def build_backward(
     features: torch.Tensor, shift: torch.Tensor, d_weights: torch.Tensor, backend: str
 ) -> torch.Tensor:  # fmt: skip
-    gradient: torch.Tensor = modules(backend).simplex.simplex_gradient(_shifted(features, shift), d_weights)
+    gradient: torch.Tensor = modules(backend).simplex.simplex_gradient(simplex.shifted(features, shift), d_weights)
     return gradient.contiguous()
 
 

@@ -278,21 +278,25 @@ def _joined(rows, starts):
 def filtered(rows, side, reverse: bool):
     """blur ... blur splat(scale . x) of rows [B, N, C], as reference.lattice.filtered: [B or 1, V + 1, C], vertex V
     not written."""
-    lattice, v = side.lattice, splat(rows, side)
-    groups, count = len(v), lattice.count
-    blocks, arguments = _classes(rows, CLASS_BLOCK)
-    axes = [*lattice.neighbours.unbind(0)]
-    axes = axes[::-1] if reverse else axes
+    axes = [*side.lattice.neighbours.unbind(0)]
+    return blurred(splat(rows, side), axes[::-1] if reverse else axes)[0]
+
+
+def blurred(v, axes, other=None):
+    """Vertices [B, V + 1, C] blurred along axes, as reference.lattice.blurred, in memory that is made if none is
+    given."""
+    groups, rows, _ = v.shape
+    blocks, arguments = _classes(v, CLASS_BLOCK)
     p = TILE // 2 // arguments["CB"]  # vertices; nine rows of each are in flight
     for first in range(0, len(axes), 2):
+        other = _empty_rows(v, groups, rows) if other is None else other
         pair = (*axes[first : first + 2], None)
-        blurred = _empty_rows(rows, groups, count + 1)
         launch(
-            _blur_kernel, (ceil_div(count, p) * groups, blocks), num_warps=4,
-            v_ptr=v, first_ptr=pair[0], second_ptr=pair[1], y_ptr=blurred, V=count, **arguments, P=p,
+            _blur_kernel, (ceil_div(rows - 1, p) * groups, blocks), num_warps=4,
+            v_ptr=v, first_ptr=pair[0], second_ptr=pair[1], y_ptr=other, V=rows - 1, **arguments, P=p,
         )  # fmt: skip
-        v = blurred
-    return v
+        v, other = other, v
+    return v, other
 
 
 def _launch_slice(y, vertices, sides, *, precision="default", epilogue="sum", mix=None, q=None, unary=None,
@@ -374,7 +378,17 @@ class LatticeStep(Step):
         return rows_of(self.unary)
 
     def _run(self, state, epilogue):
-        v = [filtered(self._rows(state), scaled, reverse=False) for scaled in self.entries]
+        return self._sliced(self.vertices(state), epilogue)
+
+    def vertices(self, state):
+        """As reference.lattice.LatticeStep.vertices; vertex V is not written."""
+        return [filtered(self._rows(state), scaled, reverse=False) for scaled in self.entries]
+
+    def of_vertices(self, vertices):
+        """As reference.lattice.LatticeStep.of_vertices."""
+        return self._padded(self._sliced(vertices, "softmax"))
+
+    def _sliced(self, v, epilogue):
         y = _empty_rows(self._unary_rows, *self._unary_rows.shape[:2])
         return _launch_slice(
             y, v, self.exits, precision=self.precision, epilogue=epilogue, mix=self.mix, unary=self._unary_rows,

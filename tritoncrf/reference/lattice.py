@@ -115,10 +115,16 @@ def filtered(rows, scaled: ScaledLattice, reverse: bool, memory=None):
     v, other = (x[: math.prod(shape)].view(shape) for x in memory)
     splat(rows, scaled, out=v)
     axes = lattice.neighbours.unbind(0)
-    for neighbours in reversed(axes) if reverse else axes:
+    return blurred(v, axes[::-1] if reverse else axes, other)[0]
+
+
+def blurred(v, axes, other):
+    """Vertices [B, V + 1, C] blurred along axes, by the neighbours [V + 1, 2] along each, between these memories of
+    one shape; and the memory that is free then."""
+    for neighbours in axes:
         blur(v, neighbours, out=other)
         v, other = other, v
-    return v
+    return v, other
 
 
 def splat(rows, scaled: ScaledLattice, out):
@@ -250,17 +256,33 @@ class LatticeStep(Step):
         return found
 
     def _write_scores(self, rows, block, found, last=None):
-        """A block's scores into `found`, a part of the pixels at a time; then `last` of those of all classes."""
+        """A block's scores into `found`, then `last` of those of all classes."""
         own = rows[..., block].clone(memory_format=torch.contiguous_format)  # which may be written over
-        part = _part(rows)
+        # One after another, in one memory.
+        vertices = (filtered(own, K.entry, reverse=False, memory=self._memory) for K in self.operators)
+        self._write_sliced(vertices, block, found, last)
+
+    def _write_sliced(self, vertices, block, found, last):
+        """Scores of a block of classes, of each filter's vertices, into `found`, a part of the pixels at a time; then
+        `last` of those of all classes."""
+        part = _part(found)
         into, unary = (x.flatten(0, 1).split(part) for x in (found, self._unary_rows))
-        for n, (a, K, table) in enumerate(zip(self.mixing, self.operators, self._tables_out, strict=True)):
-            v = filtered(own, K.entry, reverse=False, memory=self._memory)
+        for n, (a, v, table) in enumerate(zip(self.mixing, vertices, self._tables_out, strict=True)):
             sums = self._sums(v, a[block] if a.ndim == 1 else a, table, part)
             for scores, before, more in zip(into, into if n else unary, sums, strict=True):
                 torch.add(before[:, block], more, out=scores[:, block])
         for scores in into if last is not None else ():
             scores.copy_(last(scores))
+
+    def vertices(self, state):
+        """What the vertices of each filter receive from a state, blurred: [B or 1, V + 1, C]."""
+        return [filtered(state, K.entry, reverse=False) for K in self.operators]
+
+    def of_vertices(self, vertices):
+        """The next state, from each filter's `vertices`."""
+        found = torch.empty_like(self._unary_rows)
+        self._write_sliced(vertices, slice(None), found, softmax_of_rows)
+        return found
 
     def _blocks(self, classes: int):
         """The classes whose vertices are in memory at one time; all, where a matrix mixes them. Wide blocks are

@@ -88,6 +88,13 @@ def far_periods(ends):
     return shifts if shifts.any() else shifts[:0]
 
 
+def shifted(features, shift):
+    """Features [Bf, D, N] minus `far_periods`, in float64."""
+    if len(shift) == 0:
+        return features
+    return (features.double() - shift.to(features.device)[:, :, None]).to(features.dtype)
+
+
 def key_layout(least: list[float], most: list[float], images: int, pixels: int) -> KeyLayout:
     """Space for every vertex of features within [least, most] and for its neighbours."""
     d = len(least)
@@ -222,6 +229,14 @@ def numbered(key):
     return torch.empty_like(number).scatter_(0, order, number), is_first.nonzero().squeeze(1), order
 
 
+def numbered_codes(codes, layout: KeyLayout):
+    """`numbered` of each group's codes [E]: first by those of the first group."""
+    key = codes[0]
+    for more, size in zip(codes[1:], layout.sizes[1:]):
+        key = numbered(key)[0].long() * size + more
+    return numbered(key)
+
+
 def _is_first(ordered):
     """Whether each entry of an ascending sequence is the first of its kind."""
     found = torch.ones_like(ordered, dtype=torch.bool)
@@ -254,13 +269,21 @@ def connect(codes, simplices, layout: KeyLayout, chunked: bool):
         chunk_starts, group_starts, vertex_groups: of `in_chunks`, if `chunked`; else where each vertex's pairs begin,
             [V + 1], and two that are empty.
     """
+    tables, own, bounds = tables_of_pairs(codes, simplices, layout, chunked)
+    vertices, *rest = tables
+    return vertices, neighbours(own, layout, bounds), *rest
+
+
+def tables_of_pairs(codes, simplices, layout: KeyLayout, chunked: bool):
+    """`connect`'s tables but the neighbours; each group's codes [V] of the vertices, and where those of each corner r
+    begin, D + 2 integers."""
     vertices, own, bounds = _numbered_by_corner(codes, layout)
     codes.clear()
     if simplices is not None:
         vertices = vertices.index_select(0, simplices)  # quicker than by brackets
     sorted_pairs, starts = _sorted_by_corner(vertices, bounds)
     tables = in_chunks(starts) if chunked else (starts, starts.new_empty(0), starts.new_empty(0))
-    return vertices.flatten(), neighbours(own, layout, bounds), sorted_pairs.flatten(), *tables
+    return (vertices.flatten(), sorted_pairs.flatten(), *tables), own, bounds
 
 
 def _numbered_by_corner(codes, layout: KeyLayout):
@@ -271,10 +294,7 @@ def _numbered_by_corner(codes, layout: KeyLayout):
     own, bounds = [], [0]
     for r in range(vertices.shape[1]):
         code = [column[:, r].contiguous() for column in columns]
-        key = code[0]
-        for more, size in zip(code[1:], layout.sizes[1:]):
-            key = numbered(key)[0].long() * size + more
-        number, starts, order = numbered(key)
+        number, starts, order = numbered_codes(code, layout)
         vertices[:, r] = number + bounds[-1]
         own.append([c.index_select(0, order.index_select(0, starts)) for c in code])
         bounds.append(bounds[-1] + len(starts))

@@ -19,6 +19,7 @@ import torch
 from tritoncrf import checks
 from tritoncrf.files import FileError, errors_name
 from tritoncrf.locks import locked
+from tritoncrf.streaming import distributed
 from tritoncrf.streaming.sources import Npy, Window, path_of, same_memory, write
 
 __all__ = ["Form", "Results", "digest", "opened"]
@@ -107,7 +108,8 @@ def _plain(value: Any) -> Any:
 def opened(
     out: Any, out_labels: Any, form: Form, inputs: Mapping[str, Any], run: str, scratch: Path | None
 ) -> Iterator[Results]:
-    """The outputs of a run, to be written block by block; files take their places at the end.
+    """The outputs of a run, to be written block by block; files take their places at the end. Several processes that
+    share the run write to the same files, and each has a journal of its own.
 
     Where the block fails, files are removed; but where all outputs are files, they and the journal stay after what may
     be better the next time, such as a full disk or an interrupt.
@@ -138,13 +140,18 @@ def opened(
         if places and len(places) == len(wanted):
             files = list(temporaries.values())
             folder = files[0].parent if scratch is None else scratch
-            journal = stack.enter_context(_journal(folder / f"{files[0].stem}.journal", run, files))
+            own = f".{distributed.rank()}" if distributed.together() else ""
+            journal = stack.enter_context(_journal(folder / f"{files[0].stem}{own}.journal", run, files))
             done = journal.done
         try:
+            if distributed.everywhere(not done) and distributed.rank() == 0:
+                for name, temporary in temporaries.items():
+                    with errors_name(places[name], temporary):
+                        Npy.create(temporary, form.shape_of(name), form.dtype_of(name))
+            distributed.barrier()
             for name, temporary in temporaries.items():
                 with errors_name(places[name], temporary):
-                    shape, dtype = form.shape_of(name), form.dtype_of(name)
-                    wanted[name] = Npy(temporary) if done else Npy.create(temporary, shape, dtype)
+                    wanted[name] = Npy(temporary)
             results = Results(wanted.get("out"), wanted.get("out_labels"), done, journal)
             try:
                 yield results
@@ -155,8 +162,11 @@ def opened(
                 if isinstance(error, OSError):
                     _rename(error, {str(temporaries[name]): places[name] for name in places})
                 raise
-            for name, temporary in temporaries.items():
-                os.replace(temporary, places[name])
+            distributed.barrier()
+            if distributed.rank() == 0:
+                for name, temporary in temporaries.items():
+                    os.replace(temporary, places[name])
+            distributed.barrier()
         finally:
             if not keep:
                 for path in [*temporaries.values(), *([] if journal is None else [journal.path])]:
