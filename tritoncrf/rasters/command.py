@@ -63,7 +63,10 @@ def refine_raster(options: argparse.Namespace) -> None:
         _expect_fit(out, kind, save, inputs, settings)
         start, trace = time.perf_counter(), None
         if streams:
-            refined = streamed.refined(options, kind, inputs, settings, device, out, save)
+            found = streamed.refined(options, kind, inputs, settings, device, out, save)
+            if found is None:
+                return
+            refined = found
         else:
             refined, trace = _in_memory(kind, inputs, settings, device, save, traced)
         seconds = time.perf_counter() - start

@@ -15,6 +15,7 @@ from tritoncrf.rasters.inputs import Inputs
 from tritoncrf.rasters.results import Refined
 from tritoncrf.rasters.windows import Source
 from tritoncrf.refine import refine
+from tritoncrf.streaming import distributed
 from tritoncrf.streaming.budget import expect_bytes, in_words
 from tritoncrf.streaming.outputs import digest
 from tritoncrf.streaming.sources import Npy, identity
@@ -34,8 +35,9 @@ def array(path: Path) -> Source:
 def refined(
     options: argparse.Namespace, kind: str, inputs: Inputs, settings: Mapping[str, Any], device: torch.device,
     out: Path, save: str,
-) -> Refined:  # fmt: skip
-    """What `refine` gives of an image that it goes through by windows.
+) -> Refined | None:  # fmt: skip
+    """What `refine` gives of an image that it goes through by windows; None in all but the first of several processes,
+    which torchrun has started and each of which does its share.
 
     It stays in a file beside `out` until that is written: what stops this process, or fills the disk, leaves all blocks
     that were finished, and the same command goes on with them.
@@ -45,15 +47,18 @@ def refined(
     sources = [inputs.image, inputs.features, inputs.scores, inputs.valid]
     known = [None if source is None else identity(source) for source in sources]
     run = digest(tritoncrf.__version__, kind, dict(settings), known, str(device))
-    if direct or not _is_ready(work, ready, run):
-        with _as_a_whole(options.max_memory, device) as budget:
+    with distributed.started(device) as own:
+        if direct or not distributed.everywhere(_is_ready(work, ready, run)):
             arguments: dict[str, Any] = {
                 **settings, kind: inputs.scores, "features": inputs.features, "valid": inputs.valid,
                 "out_labels" if save == "labels" else "out": work,
             }  # fmt: skip
-            cast(Any, refine)(inputs.image, **arguments, device=device, max_memory=budget, scratch=options.scratch)
-        if not direct:
-            ready.write_text(run)
+            with _as_a_whole(options.max_memory, own) as budget:
+                cast(Any, refine)(inputs.image, **arguments, device=own, max_memory=budget, scratch=options.scratch)
+        if distributed.rank() > 0:
+            return None
+    if not direct:
+        ready.write_text(run)
     found = Npy(work)
     return Refined(found, None) if save == "labels" else Refined(None, found)
 
