@@ -13,7 +13,7 @@ from tritoncrf.rasters.windows import Window, blocks
 
 __all__ = ["sections"]
 
-SHOWN = 1200  # pixels of a side
+SHOWN = 900  # pixels of a side, as many as a panel has
 STRETCHED = (2, 98)  # the percentiles of a channel that are drawn black and white
 GAP = 2  # pixels between slices
 HELD = 1 << 22  # numbers of a window
