@@ -139,6 +139,19 @@ def test_nodata_stays_nodata(folder, capsys):
             assert np.array_equal(file.dataset_mask() > 0, there)
 
 
+def test_scores_may_be_missing_where_the_image_is(folder, capsys):
+    image, there = absent()
+    write_tiff("holes.tif", np.where(there, P, np.nan).astype(np.float32))
+    command = "--probabilities", "holes.tif", "-o", "q.npy", *RANGE, "--method", "lattice"
+    assert run("scene.tif", *command) == 0
+    q = refine(image, probabilities=P, value_range=(0, 4095), method="lattice", valid=there)
+    found = np.load("q.npy")
+    assert np.array_equal(found[:, there], q[:, there]) and np.abs(found[:, ~there] - 1 / C).max() < 1e-6
+    write_tiff("holes.tif", np.where(np.arange(W) < 20, P, np.nan).astype(np.float32))
+    capsys.readouterr()
+    assert "probabilities: expected finite values" in error_of(capsys, folder, "scene.tif", *command)
+
+
 def test_a_mask_of_a_scene_with_nodata(folder):
     image, there = absent()
     mask = (np.arange(W) < W // 2) * np.full((H, 1), 255, np.uint8)

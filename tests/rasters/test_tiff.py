@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from tritoncrf.files import FileError
+from tritoncrf.rasters import geotiff
+from tritoncrf.rasters.opening import open_raster
 from tritoncrf.rasters.tiff import Stack, write
 from tritoncrf.rasters.windows import View
 
@@ -64,6 +66,17 @@ def test_outputs(tmp_path, shape, letters):
     with tifffile.TiffFile(tmp_path / "out.tif") as file:
         assert file.series[0].axes == letters and np.array_equal(file.asarray(), pixels)
     assert [path.name for path in tmp_path.iterdir()] == ["out.tif"]
+
+
+def test_a_plain_tiff_where_rasterio_is_missing(tmp_path, monkeypatch):
+    page = STACK[0, 0]
+    tifffile.imwrite(tmp_path / "page.tif", page)
+    monkeypatch.setattr(geotiff, "found", lambda: False)
+    raster = open_raster(tmp_path / "page.tif")
+    assert isinstance(raster, Stack) and np.array_equal(raster.read((0,), (slice(0, 12), slice(0, 14)))[0], page)
+    raster.write(tmp_path / "out.tif", page, None, None)
+    raster.close()
+    assert np.array_equal(tifffile.imread(tmp_path / "out.tif"), page)
 
 
 def test_too_many_axes(tmp_path):

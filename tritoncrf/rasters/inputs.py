@@ -12,7 +12,7 @@ from tritoncrf.commands import CommandError
 from tritoncrf.options import SCORES
 from tritoncrf.rasters.nifti import unpacked
 from tritoncrf.rasters.opening import chosen, is_raster, open_raster
-from tritoncrf.rasters.windows import Combined, Made, Raster, Source, View, blocks
+from tritoncrf.rasters.windows import Combined, Filled, Made, Raster, Source, View, blocks
 from tritoncrf.readers import fitted, is_picture, read_pixels
 
 __all__ = ["Inputs", "opened", "paths_of"]
@@ -102,6 +102,8 @@ def opened(
         valid = mask if valid is None else Made(np.logical_and, (valid, mask), np.dtype(bool))
     if valid is not None and all(valid[window].all() for window in blocks(size, _block(raster, size), LOOKED_AT)):
         valid = None
+    if valid is not None and np.dtype(scores.dtype).kind == "f":  # where there is no image there often are no scores
+        scores = Filled(scores, valid, 1 / scores.shape[0] if kind == "probabilities" else 0, holes=True)
     return Inputs(raster, image, features, scores, valid, size, spacing)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tritoncrf.files import replacing, write_labels, write_mask
 from tritoncrf.options import BINARY, UNKNOWN
 from tritoncrf.rasters.inputs import Inputs
-from tritoncrf.rasters.windows import Made, Source, Window, blocks
+from tritoncrf.rasters.windows import Filled, Made, Source, Window, blocks
 from tritoncrf.scores import labels_of
 
 __all__ = ["Outcome", "Refined", "write"]
@@ -118,7 +118,7 @@ def write(out: Path, kind: str, inputs: Inputs, refined: Refined, classes: int) 
     elif nodata is None:
         raster.write(out, pixels, None, valid)
     else:
-        raster.write(out, _Absent(pixels, valid, nodata), nodata, None)
+        raster.write(out, Filled(pixels, valid, nodata), nodata, None)
 
 
 def _pixels(kind: str, refined: Refined, classes: int) -> tuple[Source, float | None]:
@@ -135,25 +135,3 @@ def _pixels(kind: str, refined: Refined, classes: int) -> tuple[Source, float | 
 
 def _as(source: Source, dtype: type[Any]) -> Source:
     return Made(lambda values: values, (source,), np.dtype(dtype))
-
-
-@dataclass(frozen=True)
-class _Absent:
-    """Pixels with a value in place of those that are not there."""
-
-    pixels: Source
-    valid: Source
-    nodata: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.pixels.shape
-
-    @property
-    def dtype(self) -> Any:
-        return self.pixels.dtype
-
-    def __getitem__(self, window: Window, /) -> np.ndarray:
-        values = np.array(self.pixels[window])
-        values[..., ~np.asarray(self.valid[window[len(window) - len(self.valid.shape) :]])] = self.nodata
-        return values

@@ -11,7 +11,7 @@ import numpy as np
 
 from tritoncrf.rasters.place import Place
 
-__all__ = ["Combined", "Made", "Raster", "Source", "View", "Window", "blocks", "whole"]
+__all__ = ["Combined", "Filled", "Made", "Raster", "Source", "View", "Window", "blocks", "whole"]
 
 Window: TypeAlias = tuple[slice, ...]
 Axis: TypeAlias = Literal["first", "last", "none"]
@@ -129,6 +129,43 @@ class Made:
     def __getitem__(self, window: Window, /) -> np.ndarray:
         made = self.make(*(np.asarray(source[window]) for source in self.sources))
         return made.astype(self.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Pixels [*S] or [C, *S] with a value in place of those that are not there.
+
+    holes: only of those that are no number.
+    """
+
+    pixels: Source
+    valid: Source
+    value: float
+    holes: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.pixels.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.pixels.dtype
+
+    @property
+    def path(self) -> Path | None:
+        """The file of the pixels, where they are of one."""
+        return getattr(self.pixels, "path", None)
+
+    @property
+    def name(self) -> str | None:
+        """Which array of the file it is."""
+        return getattr(self.pixels, "name", None)
+
+    def __getitem__(self, window: Window, /) -> np.ndarray:
+        values = np.array(self.pixels[window])
+        absent = ~np.asarray(self.valid[window[len(window) - len(self.valid.shape) :]])
+        values[absent & np.isnan(values) if self.holes else np.broadcast_to(absent, values.shape)] = self.value
+        return values
 
 
 @dataclass(frozen=True)
