@@ -160,7 +160,7 @@ MAY_IMPORT = {
         "readers",
         "scores",
     },
-    "rasters.streamed": {"__init__", "commands", "refine", "streaming", "rasters"},
+    "rasters.streamed": {"__init__", "commands", "files", "refine", "streaming", "rasters"},
     "rasters.command": {
         "commands",
         "devices",

@@ -75,8 +75,8 @@ def refine_raster(options: argparse.Namespace) -> None:
             figure = figures.comparison(*drawing.sections(inputs, outcome, settings.get("spacing")), seconds=seconds)
         if not (streams and out.suffix.lower() == ".npy"):  # which then is there
             write(out, kind, inputs, refined, _classes(kind, inputs, settings) or max(outcome.shares, default=0) + 1)
-            if streams:
-                streamed.forget(options, out, save)
+        if streams:
+            streamed.forget(options, out, save)
         if options.figure is not None:
             save_figure(options.figure, figure)
         if trace is not None and options.trace_figure is not None:

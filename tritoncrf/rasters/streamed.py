@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 import tritoncrf
 from tritoncrf.commands import CommandError
+from tritoncrf.files import write
 from tritoncrf.rasters.inputs import Inputs
 from tritoncrf.rasters.results import Refined
 from tritoncrf.rasters.windows import Source
@@ -43,22 +45,30 @@ def refined(
     that were finished, and the same command goes on with them.
     """
     direct = out.suffix.lower() == ".npy"
-    work, ready = (out, out) if direct else _places(options, out, save)
+    work, state = _places(options, out, save)
+    work = out if direct else work
     sources = [inputs.image, inputs.features, inputs.scores, inputs.valid]
     known = [None if source is None else identity(source) for source in sources]
-    run = digest(tritoncrf.__version__, kind, dict(settings), known, str(device))
+    run = digest(tritoncrf.__version__, kind, dict(settings), known, str(device), options.max_memory)
+    earlier = _earlier(state, run)
     with distributed.started(device) as own:
-        if direct or not distributed.everywhere(_is_ready(work, ready, run)):
+        whole = not direct and work.is_file() and earlier.get("whole", False)
+        if not distributed.everywhere(whole):
             arguments: dict[str, Any] = {
                 **settings, kind: inputs.scores, "features": inputs.features, "valid": inputs.valid,
                 "out_labels" if save == "labels" else "out": work,
             }  # fmt: skip
-            with _as_a_whole(options.max_memory, own) as budget:
-                cast(Any, refine)(inputs.image, **arguments, device=own, max_memory=budget, scratch=options.scratch)
+            with _as_a_whole(options.max_memory, own, earlier.get("budget")) as budget:
+                if distributed.rank() == 0:
+                    write(state, json.dumps({"run": run, "budget": budget}).encode())
+                try:
+                    cast(Any, refine)(inputs.image, **arguments, device=own, max_memory=budget, scratch=options.scratch)
+                except (TypeError, ValueError):  # bad input, of which nothing is to be gone on with
+                    state.unlink(missing_ok=True)
+                    raise
         if distributed.rank() > 0:
             return None
-    if not direct:
-        ready.write_text(run)
+    write(state, json.dumps({"run": run, "whole": True}).encode())
     found = Npy(work)
     return Refined(found, None) if save == "labels" else Refined(None, found)
 
@@ -70,19 +80,25 @@ def forget(options: argparse.Namespace, out: Path, save: str) -> None:
 
 
 def _places(options: argparse.Namespace, out: Path, save: str) -> tuple[Path, Path]:
-    """The file that the result stays in, and one that says of which run it is when it is whole."""
-    work = (options.scratch or out.parent) / f".{out.name}.{save}.npy"
-    return work, work.with_name(f"{work.name}.whole")
+    """The file that the result stays in, and one that says of which run it is."""
+    folder, name = options.scratch or out.parent, f".{out.name}.{save}"
+    return folder / f"{name}.npy", folder / f"{name}.json"
 
 
-def _is_ready(work: Path, ready: Path, run: str) -> bool:
-    """Whether an earlier command has come so far, and was stopped while it wrote."""
-    return work.is_file() and ready.is_file() and ready.read_text() == run
+def _earlier(state: Path, run: str) -> dict[str, Any]:
+    """What an earlier command of the same run has written of itself: its budget, on which the blocks depend, and whether
+    its result is whole."""
+    try:
+        found: dict[str, Any] = json.loads(state.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if found.get("run") == run else {}
 
 
 @contextlib.contextmanager
-def _as_a_whole(asked: str, device: torch.device) -> Iterator[int]:
-    """What is left of a budget for `refine`: on a CPU it is the whole process's."""
+def _as_a_whole(asked: str, device: torch.device, earlier: int | None) -> Iterator[int]:
+    """What is left of a budget for `refine`: on a CPU it is the whole process's. What was left to an earlier command of
+    the same run serves again, for another process is a little larger or smaller."""
     budget = expect_bytes("max_memory", asked)
     if device.type != "cpu":
         yield budget
@@ -91,7 +107,7 @@ def _as_a_whole(asked: str, device: torch.device) -> Iterator[int]:
     if budget <= taken:
         raise CommandError(f"--max-memory: expected more than {in_words(taken)}, which the process takes, got {asked}")
     try:
-        yield budget - taken
+        yield earlier or budget - taken
     except ValueError as error:
         if not str(error).startswith("max_memory:"):
             raise
