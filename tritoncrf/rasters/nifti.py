@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ class Nifti:
 
 def unpacked(path: Path, folder: Path) -> Path:
     """The content of a .nii.gz as a file of a folder: of what is packed no window can be read by itself."""
-    target = folder / f".{path.name}.unpacked.nii"
+    target = folder / f".{path.name}.{os.environ.get('RANK', '0')}.nii"  # each process of torchrun has its own
     with explained(path, "a NIfTI"), gzip.open(path) as packed, replacing(target) as file:
         shutil.copyfileobj(packed, file)
     return target

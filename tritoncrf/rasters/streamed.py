@@ -86,8 +86,8 @@ def _places(options: argparse.Namespace, out: Path, save: str) -> tuple[Path, Pa
 
 
 def _earlier(state: Path, run: str) -> dict[str, Any]:
-    """What an earlier command of the same run has written of itself: its budget, on which the blocks depend, and whether
-    its result is whole."""
+    """What an earlier command of the same run has written of itself: its budget, on which the blocks depend, and
+    whether its result is whole."""
     try:
         found: dict[str, Any] = json.loads(state.read_text())
     except (OSError, ValueError):
