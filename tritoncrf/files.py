@@ -125,10 +125,10 @@ def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
             raise FileError(f"{path}: expected a picture, got a volume; of such files refine takes one .nii or .nii.gz")
         with _picture(path) as image:
             if image.mode.startswith(("I", "F")):
-                hint = "; --value-range LOW,HIGH says which values are black and white"
+                hint = "; of one by itself --value-range LOW,HIGH says which values are black and white"
                 raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}{hint}")
             if isinstance(image, TiffImageFile) and (channels := _further_channels(image)):
-                raise FileError(f"{path}: expected 1 or 3 channels, got {channels}; --bands 1,2,3 says which")
+                raise FileError(f"{path}: expected 1 or 3 channels, got {channels}; of one by itself --bands says which")
             turned = ImageOps.exif_transpose(image) if upright else image
             return turned.convert("L" if turned.mode in ("1", "L", "LA") else "RGB")
 
