@@ -128,7 +128,7 @@ def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
                 hint = "; of one by itself --value-range LOW,HIGH says which values are black and white"
                 raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}{hint}")
             if isinstance(image, TiffImageFile) and (channels := _further_channels(image)):
-                raise FileError(f"{path}: expected 1 or 3 channels, got {channels}; of one by itself --bands says which")
+                raise FileError(f"{path}: expected 1 or 3 channels, got {channels}; of one --bands says which")
             turned = ImageOps.exif_transpose(image) if upright else image
             return turned.convert("L" if turned.mode in ("1", "L", "LA") else "RGB")
 

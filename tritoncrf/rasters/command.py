@@ -180,7 +180,7 @@ def _in_memory(
     with progress("load", "refine") as step:
         arrays = {"features": inputs.features, "valid": inputs.valid, kind: inputs.scores}
         given = settings | {name: _whole(source) for name, source in arrays.items() if source is not None}
-        image = None if inputs.image is None else _whole(inputs.image)
+        image = None if inputs.seen is None else _whole(inputs.seen)
         step()
         if traced:
             q, trace = refine(image, **given, device=device, return_trace=True)

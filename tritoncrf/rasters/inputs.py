@@ -45,6 +45,11 @@ class Inputs:
     spacing: tuple[float, ...] | None
 
     @property
+    def seen(self) -> Source | None:
+        """The image that `refine` takes: none beside features."""
+        return self.image if self.features is None else None
+
+    @property
     def block(self) -> tuple[int, ...]:
         """In which the image's file is read fastest."""
         return self.size[:-2] + (1, self.size[-1]) if self.raster is None else self.raster.block

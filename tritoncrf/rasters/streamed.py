@@ -62,7 +62,7 @@ def refined(
                 if distributed.rank() == 0:
                     write(state, json.dumps({"run": run, "budget": budget}).encode())
                 try:
-                    cast(Any, refine)(inputs.image, **arguments, device=own, max_memory=budget, scratch=options.scratch)
+                    cast(Any, refine)(inputs.seen, **arguments, device=own, max_memory=budget, scratch=options.scratch)
                 except (TypeError, ValueError):  # bad input, of which nothing is to be gone on with
                     state.unlink(missing_ok=True)
                     raise
