@@ -95,7 +95,7 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.set_defaults(run=_run, action="tune")
 
     command = commands.add_parser("experiments", help="the papers' tables, at a small size")
-    tables = command.add_subparsers(required=True, metavar=" | ".join((*ON_PHOTOS, "defaults", *EXPERIMENTS)))
+    tables = command.add_subparsers(required=True, metavar=" | ".join((*ON_PHOTOS, "defaults", "video", *EXPERIMENTS)))
     for name, title in ON_PHOTOS.items():
         command = tables.add_parser(name, help=title)
         command.add_argument(
@@ -109,6 +109,10 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     _add_report(command)
     command.set_defaults(run=_run, action="try_defaults")
+    command = tables.add_parser("video", help="what a CRF over several frames does to labels that flicker")
+    command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's")
+    _add_report(command)
+    command.set_defaults(run=_run, action="try_video")
     for name, experiment in EXPERIMENTS.items():
         command = tables.add_parser(name, help=experiment.title)
         command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's")

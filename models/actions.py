@@ -22,7 +22,7 @@ from tritoncrf.layers import Layer
 from tritoncrf.models import checkpoints, config, data, evaluation, network_figures, prediction, tuning
 from tritoncrf.models.augment import VOID, Augment
 from tritoncrf.models.distributed import world
-from tritoncrf.models.experiments import defaults, lattice_error, synthetic_task, trained
+from tritoncrf.models.experiments import defaults, lattice_error, synthetic_task, trained, video
 from tritoncrf.models.experiments.runs import Place
 from tritoncrf.models.metrics import Evaluation, Result
 from tritoncrf.models.segmenter import Segmenter
@@ -256,6 +256,13 @@ def try_defaults(options: argparse.Namespace) -> None:
     make_folder("--out", options.out)
     defaults.run(options.data, options.out)
     print(f"wrote {options.out / 'defaults.md'}")
+
+
+def try_video(options: argparse.Namespace) -> None:
+    """`tritoncrf experiments video`."""
+    make_folder("--out", options.out)
+    video.run(options.data, options.out)
+    print(f"wrote {options.out / 'video.md'}")
 
 
 def make_table(options: argparse.Namespace) -> None:

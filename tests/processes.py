@@ -39,6 +39,7 @@ def main(folder: Path) -> None:
             run = Streamed(image_of(case), shape, WEIGHTS, folder / case, keeps_tables=True)
             found[case] = run.run(), list(run.counts)
         write_bands(folder)
+        found["agreed"] = distributed.agreed(5.5 - distributed.rank())
         found["gathered"] = distributed.gathered(torch.arange(distributed.rank() * 3))
         torch.save(found, folder / f"{distributed.rank()}.pt")
     assert not distributed.together()

@@ -13,7 +13,7 @@ from cases import NORMALIZATIONS, Setting, dense_scores, dense_window, leaves, r
 from problems import LOOPS, named
 from tritoncrf.filters.window import WindowPlan
 from tritoncrf.reference import window as reference
-from tritoncrf.step import Step
+from tritoncrf.step import Step, softmax
 
 Window = tc.filters.Window
 step, made = reference.MergedStep, reference.MergedStep.__init__
@@ -291,9 +291,19 @@ def test_gradients_through_each_output(output):
     assert torch.autograd.gradcheck(lambda *x: case.run(*x, output=output), leaves(*case.inputs), fast_mode=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 3, 21])
+def test_a_softmax_has_the_same_bits_wherever_a_pixel_lies(classes, dtype):
+    x = 5 * torch.randn(1, classes, 61, 67, dtype=dtype)
+    whole = softmax(x)
+    assert_close("softmax", whole, torch.softmax(x, 1))
+    for part in (slice(0, 60), slice(0, 66)), (slice(3, 61), slice(1, 67)), (slice(7, 8), slice(5, 12)):
+        assert torch.equal(softmax(x[(..., *part)]), whole[(..., *part)])
+
+
 def test_zero_iterations_give_the_unary_as_it_came():
     logits = random_logits((5, 6))
-    assert torch.equal(run(logits, iterations=0, unary_weight=0.3), torch.softmax(logits, 1))
+    assert torch.equal(run(logits, iterations=0, unary_weight=0.3), softmax(logits))
     assert torch.equal(run(logits, iterations=0, output="logits"), logits)
     assert torch.autograd.gradcheck(lambda x: run(x, iterations=0), leaves(logits))
 

@@ -128,6 +128,27 @@ def test_no_tensor_grows_with_the_window_and_the_classes(classes, kept_states):
     assert work.largest <= max(kept_states, 1) * max(classes, 5) * 24 * 24
 
 
+@pytest.mark.parametrize("size", [(1, 1, 30), (1, 23, 24), (9, 8, 11)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("block", [2000, 1 << 22])
+def test_a_part_has_the_bits_of_the_whole(size, dtype, keeps, block, monkeypatch):
+    """Of every pixel whose neighbours the part sees, whichever pixels it begins and ends with."""
+    f, radii, dilation = window_arguments(size)
+    f, x = f.to(dtype), torch.randn(1, 3, *size, dtype=dtype)
+    whole = reference.window_sum(x, f, radii, dilation, True)
+    monkeypatch.setattr(reference, "BLOCK_BYTES", block)
+    reach = [r * dilation for r in radii]
+    for cut in 1, 2:
+        part = tuple(slice(cut, n - 1) if n > 1 else slice(0, 1) for n in size)
+        inner = tuple(slice(r if n > 1 else 0, n - cut - 1 - r if n > 1 else 1) for n, r in zip(size, reach))
+        there = tuple(slice(cut + r, n - 1 - r) if n > 1 else slice(0, 1) for n, r in zip(size, reach))
+        x_part, f_part = (t[(..., *part)].contiguous() for t in (x, f))
+        weights = reference.window_weights([(f_part, None, 1.0)], radii, dilation) if keeps else None
+        found = reference.window_sum(x_part, f_part, radii, dilation, True, weights)
+        assert torch.equal(found[(..., *inner)], whole[(..., *there)])
+
+
 # Blur -------------------------------------------------------------------------------------------------------------
 
 BLURS = [
@@ -163,6 +184,15 @@ def test_pool_and_upsample_are_their_matrices_and_their_adjoints_the_transposed(
 def test_half_of_the_surplus_lies_before_the_image_rounded_up(n, b, before):
     assert blur.padding((n,), (b,)) == (before,)
     assert blur.low_size((n,), (b,)) == (-(-n // b),)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 5])
+def test_upsampling_has_the_same_bits_wherever_a_part_begins(factor):
+    low = torch.randn(1, 2, 1, 40, 33)
+    whole = blur.upsample(low, (1, 40 * factor, 33 * factor), (1, factor, factor))
+    part = blur.upsample(low[..., 7:38, 3:30], (1, 31 * factor, 27 * factor), (1, factor, factor))
+    f = factor
+    assert torch.equal(part[..., f:-f, f:-f], whole[..., 8 * f : 37 * f, 4 * f : 29 * f])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 import tritoncrf as tc
-from tritoncrf.streaming.lattice import Passes
+from tritoncrf.streaming.passes import Passes
 from tritoncrf.streaming.points import Posed
 from tritoncrf.streaming.scratch import Folder
 

@@ -37,7 +37,7 @@ from tritoncrf.filters.plan import (
     operator,
     refuse_second_derivative,
 )
-from tritoncrf.step import KEPT_STATES, State, Step, mix, outer, softmax_adjoint
+from tritoncrf.step import KEPT_STATES, State, Step, mix, outer, softmax, softmax_adjoint
 from tritoncrf.types import Compatibility, Initial, Output
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
@@ -117,7 +117,7 @@ def mean_field(
         found = scores if output == "probabilities" else scores.clamp_min(LEAST_PROBABILITY).log()
         return found.to(logits.dtype)
     if output == "probabilities":
-        scores = torch.softmax(scores, 1)
+        scores = softmax(scores)
     elif output == "log_probabilities":
         scores = torch.log_softmax(scores, 1)
     return scores.to(logits.dtype)
@@ -231,7 +231,7 @@ def possible(logits: torch.Tensor) -> torch.Tensor:
 
 def started(unary: torch.Tensor, initial: str) -> torch.Tensor:
     """What the first messages are computed from."""
-    return torch.softmax(unary, 1) if initial == "softmax" else torch.log_softmax(unary, 1).clamp_min(LEAST_LOGARITHM)
+    return softmax(unary) if initial == "softmax" else torch.log_softmax(unary, 1).clamp_min(LEAST_LOGARITHM)
 
 
 def _unrolled(
@@ -246,9 +246,9 @@ def _unrolled(
             for a, f in zip(mixing, filters, strict=True):
                 scores = scores + mix(a, f.filtered(q))
             if damping:
-                q = torch.lerp(torch.softmax(scores, 1), q, damping)
+                q = torch.lerp(softmax(scores), q, damping)
             elif t < iterations - 1:
-                q = torch.softmax(scores, 1)
+                q = softmax(scores)
         return q if damping else scores
 
 

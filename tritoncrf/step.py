@@ -70,7 +70,7 @@ class Step:
 
     def next(self, state: State) -> State:
         """The state of softmax(a U + sum_m A_m K_m Q)."""
-        return torch.softmax(self.scores(state), 1)
+        return softmax(self.scores(state))
 
     def damped(self, new: State, old: State, share: float) -> State:
         """The state of (1 - share) Q' + share Q, of the states of Q' and Q; `new` is used up."""
@@ -122,6 +122,30 @@ def _parts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if torch.compiler.is_compiling():
         return (x.flatten(2),)
     return x.flatten(2).split(max(1, PART // max(1, x.shape[0] * x.shape[1])), 2)
+
+
+def softmax(x: torch.Tensor) -> torch.Tensor:
+    """The softmax over the classes of x [B, C, *S]. On a CPU a pixel's bits follow from its own scores, wherever it
+    lies: PyTorch takes the last pixels of an image, and of each thread's share, by another exponential."""
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    if x.device.type != "cpu" or recorded or torch.compiler.is_compiling():
+        return torch.softmax(x, 1)
+    found = torch.empty(x.shape, dtype=x.dtype)
+    for scores, part in zip(_parts(x), _parts(found), strict=True):
+        torch.sub(scores, scores.amax(1, keepdim=True), out=part).exp_()
+        part.div_(_class_sum(part))
+    return found
+
+
+def _class_sum(x: torch.Tensor) -> torch.Tensor:
+    """[B, 1, N], in one order for every pixel, which PyTorch's sum has not."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        total = x[:, :half] + x[:, half : 2 * half]
+        if x.shape[1] % 2:
+            total[:, :1] += x[:, -1:]
+        x = total
+    return x
 
 
 @contextlib.contextmanager

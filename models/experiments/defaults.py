@@ -98,7 +98,7 @@ def noisy(root: Path, count: int = 16) -> ScoreSet:
     and wrong."""
     items, draw = [], np.random.default_rng(0)
     for photo, truth in _labelled(root, count):
-        labels = _in_blocks(np.where(truth == VOID, 0, truth), draw)
+        labels = in_blocks_of_labels(np.where(truth == VOID, 0, truth), draw)
         items.append(Scored(photo, {"labels": labels, "num_classes": 21}, truth))
     return ScoreSet("noisy labels, VOC photos", items, 21)
 
@@ -109,7 +109,7 @@ def masks(root: Path, count: int = 16) -> ScoreSet:
     for photo, truth in _labelled(root, count):
         known = np.bincount(truth[(truth > 0) & (truth != VOID)])
         truth = np.where(truth == VOID, VOID, truth == known.argmax())
-        items.append(Scored(photo, {"mask": _in_blocks(truth == 1, draw)}, truth))
+        items.append(Scored(photo, {"mask": in_blocks_of_labels(truth == 1, draw)}, truth))
     return ScoreSet("noisy masks, VOC photos", items, 2)
 
 
@@ -119,7 +119,7 @@ def _labelled(root: Path, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]
         yield _photo(root, path.stem), np.array(Image.open(path)).astype(np.int64)
 
 
-def _in_blocks(labels: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+def in_blocks_of_labels(labels: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     coarse = labels[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK]
     wrong = draw.random(coarse.shape) < WRONG
     coarse = np.where(wrong, draw.choice(np.unique(labels), coarse.shape), coarse)

@@ -1,6 +1,6 @@
 """Loops of random sizes, classes, batches and options, each of its own seed; forward and every gradient.
 
-RANDOM_SHAPES=1000 in the environment runs as many, some 30 minutes of them in the emulator.
+RANDOM_SHAPES=120 in the environment runs as many, some 30 minutes of them in the emulator.
 """
 
 import math
@@ -68,6 +68,9 @@ def test_a_loop(seed, device):
         "unary": draw.choice(["scalar", "class"]),
         "iterations": draw.choice([1, 2]),
     }
+    if case is WINDOW and len(options["size"]) == 3:  # 31^3 taps would take the emulator ten minutes
+        for window in windows:
+            window["window_size"] = min(window["window_size"], 7)
     print(case.name, options)  # which pytest shows where it fails
     setting = case.loop(**options)
     assert_loop_within_budget(setting, device)

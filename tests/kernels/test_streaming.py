@@ -6,21 +6,21 @@ from tiled import Image, Streamed
 
 from assertions import assert_close
 from tritoncrf.kernels.lattice import LatticeStep
-from tritoncrf.streaming import lattice
+from tritoncrf.streaming import passes
 
 
 @pytest.fixture
 def on_kernels(monkeypatch):
     """Triton, where there is no GPU too; and the steps that were made."""
-    served, kinds = lattice._served, []
+    served, kinds = passes._served, []
 
     def seen(mixing, like):
         backend, kind = served(mixing, like)
         kinds.append((backend, kind))
         return backend, kind
 
-    monkeypatch.setattr(lattice, "resolve", lambda backend, device, dtype: "triton")
-    monkeypatch.setattr(lattice, "_served", seen)
+    monkeypatch.setattr(passes, "resolve", lambda backend, device, dtype: "triton")
+    monkeypatch.setattr(passes, "_served", seen)
     return kinds
 
 

@@ -71,6 +71,10 @@ def test_tensors_of_unequal_lengths_are_gathered(found):
         assert [x.tolist() for x in one["gathered"]] == [[], [0, 1, 2]]
 
 
+def test_the_least_number_is_agreed_upon(found):
+    assert [one["agreed"] for one in found] == [4.5, 4.5]
+
+
 def test_one_process_is_alone():
     with distributed.started(torch.device("cpu")) as device:
         assert device == torch.device("cpu")

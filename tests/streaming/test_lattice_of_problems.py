@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiled import cut
 
 from assertions import assert_close
 from tritoncrf.problem import part, posed, solved
 from tritoncrf.streaming import lattice
 from tritoncrf.streaming.budget import expect_bytes
-from tritoncrf.streaming.needs import Form, expect_room, tile_shape
+from tritoncrf.streaming.needs import Form, expect_room, shape_of
 from tritoncrf.streaming.scratch import Folder
 
 TESTS = Path(__file__).parent.parent
@@ -22,34 +21,32 @@ CPU = torch.device("cpu")
 PLENTY = 1 << 40
 
 
-class Collected:
-    """An output in memory."""
-
-    def __init__(self, size, tiles):
-        self.q, self.tiles = torch.full(size, torch.nan), tiles
-
-    def written(self, n):
-        return False
-
-    def write(self, n, q):
-        self.q[(slice(None), *self.tiles[n])] = q
-
-
-def streamed(problem, image, scores, shape, budget=PLENTY, taken=0.0, **arrays):
+def streamed(problem, image, scores, budget=PLENTY, taken=0.0, **arrays):
     """Q of a whole image's problem, from parts of what it was made of."""
-    tiles = cut(problem.whole.size, shape)
+    q, passes = torch.full(problem.unary.shape, torch.nan), []
 
-    def pose(n):
-        window = tiles[n]
+    def pose(window):
         own = {name: None if x is None else x[(..., *window)] for name, x in arrays.items()}
         return part(
             problem.whole, [s.start for s in window], None if image is None else image[window],
             scores[(slice(None), *window)], own.get("features"), own.get("valid"), CPU,
         )  # fmt: skip
 
-    output, passes = Collected(problem.unary.shape, tiles), []
-    lattice.run(problem.whole, len(tiles), pose, output, Folder(None), False, budget, taken, passes.append)
-    return output.q
+    def write(n, window, found):
+        q[(slice(None), *window)] = found
+
+    plan = lattice.planned(problem.whole, pose, budget, taken)
+    plan.run((), write, Folder(None), False, passes.append)
+    assert len(passes) == plan.steps
+    return q
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Tiles of an awkward size."""
+    monkeypatch.setattr(
+        Form, "tile_shape", lambda self, size, *budget: [min(n, own) for n, own in zip(size, (4, 7, 5))]
+    )
 
 
 def probabilities(size, classes=3):
@@ -71,19 +68,19 @@ CASES = {
 
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_images(case, missing):
+def test_images(case, missing, small):
     size, channels, dtype, arguments = CASES[case]
     image = np.random.randint(0, 256 if dtype == np.uint8 else 1000, (*size, channels)).astype(dtype)
     p, valid = probabilities(size), np.random.rand(*size) < 0.8 if missing else None
     given = {"method": "lattice", "theta_color": 40.0, "valid": valid, **arguments}
     problem = posed(image, {"probabilities": p}, CPU, given)
-    assert_close("Q", streamed(problem, image, p, [4] * len(size), valid=valid), solved([problem])[0])
+    assert_close("Q", streamed(problem, image, p, valid=valid), solved([problem])[0])
 
 
-def test_features_of_ones_own():
+def test_features_of_ones_own(small):
     p, f = probabilities((9, 14)), np.random.randn(5, 9, 14).astype(np.float32)
     problem = posed(None, {"probabilities": p}, CPU, {"method": "lattice", "features": f, "theta_smooth": 2.0})
-    assert_close("Q", streamed(problem, None, p, (5, 5), features=f), solved([problem])[0])
+    assert_close("Q", streamed(problem, None, p, features=f), solved([problem])[0])
 
 
 def noise(size=(30, 40)):
@@ -99,17 +96,17 @@ def test_a_budget_that_is_too_small_says_what_would_do():
         "^max_memory: expected at least .* for the [0-9,]+ vertices .*, got 400kB; or theta_space, theta_color about"
     )
     with pytest.raises(ValueError, match=wanted) as error:
-        streamed(problem, image, p, (10, 10), budget=400_000)
+        streamed(problem, image, p, budget=400_000)
     words = str(error.value).split()
     least = expect_bytes("least", words[4])
-    streamed(problem, image, p, (10, 10), budget=least)
+    streamed(problem, image, p, budget=least)
     with pytest.raises(ValueError, match="max_memory"):
-        streamed(problem, image, p, (10, 10), budget=int(0.98 * least))
+        streamed(problem, image, p, budget=int(0.98 * least))
     factor = float(words[-4])
     given = {**problem.whole.chosen, "theta_space": 20.0 * factor, "theta_color": 10.0 * factor, "theta_smooth": 3.0}
     chosen = {name: given[name] for name in ("theta_space", "theta_color", "theta_smooth")}
     larger = posed(image, {"probabilities": p}, CPU, {"method": "lattice", **chosen})
-    streamed(larger, image, p, (10, 10), budget=400_000)
+    streamed(larger, image, p, budget=400_000)
 
 
 FORM = Form((2, 6), 10, 4)
@@ -132,19 +129,30 @@ def test_tiles_with_more_vertices_than_reckoned_leave_less():
 @pytest.mark.parametrize("size", [(6000, 6000), (50, 100_000), (7, 9), (155, 240, 240), (10**7,), (3, 10**6)])
 @pytest.mark.parametrize("pixels", [1, 31, 2**10, 2**18])
 def test_tiles_keep_within_their_pixels_and_are_not_thin(size, pixels):
-    shape = tile_shape(size, pixels)
+    shape = shape_of(size, pixels)
     assert 1 <= np.prod(shape) <= pixels
     if pixels >= 32 ** len(size):
         assert all(own == n or own >= 32 for own, n in zip(shape, size))
 
 
 def test_tiles_are_whole_rows_where_they_may_be():
-    assert tile_shape((6000, 6000), 2**18) == (43, 6000)
-    assert tile_shape((6000, 60_000), 2**18) == (32, 8192)
+    assert shape_of((6000, 6000), 2**18) == (43, 6000)
+    assert shape_of((6000, 60_000), 2**18) == (32, 8192)
+
+
+def test_a_budget_without_a_place_for_a_tile():
+    problem, image, p = noise()
+    with pytest.raises(ValueError, match="^max_memory: expected at least (.*) for this image, got 500B") as error:
+        streamed(problem, image, p, budget=500)
+    least = expect_bytes("least", str(error.value).split()[4])
+    with pytest.raises(ValueError, match="vertices"):
+        streamed(problem, image, p, budget=least)
 
 
 def test_a_tile_takes_a_share_of_the_budget():
-    assert FORM.tile_pixels(8 * 10**6, CPU) == int(2 * 10**6 / FORM.pixel_bytes())
+    pixels = FORM.tile_pixels(8 * 10**6, CPU)
+    assert pixels * FORM.pixel_bytes() <= 2 * 10**6 < 2 * pixels * FORM.pixel_bytes()
+    assert FORM.tile_pixels(7.9 * 10**6, CPU) == pixels
     assert FORM.tile_pixels(PLENTY, CPU) == 2**18 < FORM.tile_pixels(PLENTY, torch.device("cuda"))
 
 
@@ -152,13 +160,13 @@ PEAK = """
 import gc, math, torch
 import tritoncrf as tc
 from tiled import cut
-from tritoncrf.streaming.lattice import Passes
-from tritoncrf.streaming.needs import Form, expect_room, tile_shape
+from tritoncrf.streaming.passes import Passes
+from tritoncrf.streaming.needs import Form, expect_room
 from tritoncrf.streaming.points import Posed
 from tritoncrf.streaming.scratch import Folder
 
 SIZE, BUDGET, CPU, FORM = (900, 1000), 10**8, torch.device("cpu"), Form((2, 5), 8, 4)
-tiles = cut(SIZE, tile_shape(SIZE, FORM.tile_pixels(BUDGET, CPU)))
+tiles = cut(SIZE, FORM.tile_shape(SIZE, BUDGET, 0, CPU))
 
 def pose(n):  # waves with texture, the same every time
     torch.manual_seed(n)

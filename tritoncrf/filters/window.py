@@ -102,13 +102,14 @@ class Window(Gaussian):
 def among_valid(
     low: torch.Tensor, mask: torch.Tensor, factor: int
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """What confines a window to the pixels of a mask m, 1 or 0: features [Bf, D, *S], averaged over the pixels of a
-    block that are there, and the scales in and out, [Bf, 1, *S].
+    """What confines a window to the pixels of a mask, 1 or 0: features [Bf, D, *S], averaged over the pixels of a block
+    that are there, and the scales in and out, [Bf, 1, *S].
 
-        pool' x = pool(m x) / pool(m) ,   up' z = m up(v z) / up(v) ,   v: 1 for blocks of which a pixel is there
+        pool' x = pool(mask x) / pool(mask) ,   up' z = mask up(there z) / up(there)
 
-    A block's 1 / pool(m) may stand at its pixels, and blocks without any get features so far from all others that no
-    message reaches one: what is left of both are scales of pixels, m / pool(m) and m / up(v).
+    with `there` 1 for blocks of which a pixel is. A block's 1 / pool(mask) may stand at its pixels, and blocks without
+    any get features so far from all others that no message reaches one: what is left of both are scales of pixels,
+    mask / pool(mask) and mask / up(there).
     """
     if factor == 1:
         return low, (mask, mask)
@@ -117,7 +118,9 @@ def among_valid(
     share = blur.pool(full, factors)
     empty = (share == 0).to(mask.dtype)
     share = share + empty
-    seen = 1 - blur.upsample(empty, full.shape[2:], factors)  # not up(v): of no empty block it is 1 to the last bit
+    seen = 1 - blur.upsample(
+        empty, full.shape[2:], factors
+    )  # not up(there): with no empty block it is 1 to the last bit
     ends = mask / from_3d(blur.spread(share, full.shape[2:], factors), axes), mask / from_3d(seen + (1 - full), axes)
     low = low / from_3d(share, axes)
     far = 2 * low.detach().abs().amax(tuple(range(1, low.ndim)), keepdim=True) + FAR
@@ -157,6 +160,15 @@ class WindowPlan(GaussianPlan):
 
     def operator(self, tensors: list[torch.Tensor], budget: float = 0) -> "WindowOperator":
         return WindowOperator(self, tensors, budget)
+
+    def reach(self, axes: int) -> tuple[int, ...]:
+        """With blur a pixel reads the blocks on either side of its own."""
+        blocks = self.window_size // 2 * self.dilation + (self.blur > 1)
+        return (blocks * self.blur,) * axes
+
+    @property
+    def block(self) -> int:
+        return self.blur
 
     def affords(self, budget: float, axes: int) -> bool:
         """Whether half a window of weights is at most `budget` numbers per pixel of full resolution."""

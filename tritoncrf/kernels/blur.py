@@ -26,10 +26,10 @@ import triton.language as tl
 
 from tritoncrf.kernels import quads_gradient
 from tritoncrf.kernels.blur_adjoint import back_through_step, upsample_adjoint
+from tritoncrf.kernels.class_blocks import blocks
 from tritoncrf.kernels.pieces import (
     PIECES,
     UNKNOWN,
-    aligned,
     by_piece,
     classes_of,
     launch_pieces,
@@ -39,7 +39,6 @@ from tritoncrf.kernels.pieces import (
     store_pooled,
 )
 from tritoncrf.kernels.planes import WindowFilter
-from tritoncrf.kernels.quads import blocks
 from tritoncrf.kernels.window import form_of, window_feature_gradient
 from tritoncrf.step import Step, contiguous, from_3d, mix, mix_adjoint, outer, stacked, to_3d
 
@@ -122,10 +121,9 @@ def _blur_step_kernel(
 ):  # fmt: skip
     """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
     low_step = LOW if low_step is None else low_step
-    NX, PX = aligned(NX, PX, BX, ALIGNED)
-    N = tl.full((), 1, tl.int64) * NY * NX
-    b, y, x, share, first, o_y, o_x, i, m_i = piece_of_block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
-    thread = by_piece(tl.arange(0, PIECES)[None, :, None], ZERO)
+    N, b, y, x, share, first, o_y, o_x, i, m_i, thread = piece_of_block(
+        NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED
+    )
     reading = _reading(y, x, o_y, o_x, LY, LX, ZERO, BY, BX)
     unary_ptr += b * C * N
     h_ptr += b * C * low_step

@@ -12,11 +12,11 @@ with what comes back to its low pixel. Bytes: g and y; Q, dS and messages of 1 /
 import triton
 import triton.language as tl
 
+from tritoncrf.kernels.class_blocks import blocks
 from tritoncrf.kernels.common import ceil_div, image_base, launch, tile_and_image
 from tritoncrf.kernels.pieces import (
     PIECES,
     UNKNOWN,
-    aligned,
     by_piece,
     classes_of,
     launch_pieces,
@@ -25,7 +25,6 @@ from tritoncrf.kernels.pieces import (
     scales,
     store_pooled,
 )
-from tritoncrf.kernels.quads import blocks
 
 P = tl.constexpr(128)  # low pixels of a program, one a thread
 MAX_CLASSES = 4  # of a thread
@@ -168,10 +167,9 @@ def _blur_step_backward_kernel(
 ):  # fmt: skip
     """Each program owns the blocks of some low-resolution pixels of one image, all classes."""
     low_step = LOW if low_step is None else low_step
-    NX, PX = aligned(NX, PX, BX, ALIGNED)
-    N = tl.full((), 1, tl.int64) * NY * NX
-    b, y, x, share, first, o_y, o_x, i, m_i = piece_of_block(NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED)
-    thread = by_piece(tl.arange(0, PIECES)[None, :, None], ZERO)
+    N, b, y, x, share, first, o_y, o_x, i, m_i, thread = piece_of_block(
+        NY, NX, LY, LX, PY, PX, ZERO, BY, BX, W, ROUND, ALIGNED
+    )
     low = by_piece(y * LX + x, ZERO)
     given = scales(in_ptrs, b, i, m_i, N, SHARED)
     weights = ()

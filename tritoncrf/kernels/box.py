@@ -26,6 +26,7 @@ from tritoncrf.kernels.common import MOST_REGISTERS, OF_SIZE, ceil_div, launch, 
 
 MAX_RADIUS = 255  # of a tile: 512 x 4 numbers
 TILE = 1024  # numbers, 8 for each of 128 threads; of long windows twice as many of both
+FEW = tl.constexpr(4)  # channels of a guide, whose products are unrolled: of more, compiling takes longer than 3 s
 
 
 def tile(radius: int) -> tuple[int, int, int]:
@@ -136,7 +137,7 @@ def _products_kernel(
     y_ptr += (b * (D + 1) * C + c) * N + line * NX + first + o_n
     tl.store(y_ptr, window_sums(tails, heads, 1), mask=m_y)
     guide_ptr += b * stride_gb
-    for d in tl.static_range(D):
+    for d in tl.range(0, D, loop_unroll_factor=D if D <= FEW else 1):
         t = tails * tl.load(guide_ptr + d * N + i_tail, mask=m_tail, other=0.0).to(DTYPE)
         h = heads * tl.load(guide_ptr + d * N + i_head, mask=m_head, other=0.0).to(DTYPE)
         tl.store(y_ptr + (d + 1) * C * N, window_sums(t, h, 1), mask=m_y)

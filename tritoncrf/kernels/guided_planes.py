@@ -1,18 +1,8 @@
 """The guided filter of images with short windows, in padded planes: equations and symbols of guided.py.
 
-Planes. Values, guide and z lie in planes, padded with zeros as far as a window reaches: a window needs no mask, and two
-neighbours of a row are one 64-bit number, a pair. Pixel x of a row lies in column x + RX of values and guide,
-x + RX + RX % 2 of z: so the windows that a pass reads begin at a pair, and so do the pixels that it owns, those of the
-second pass RX % 2 columns earlier. The guide's first plane holds 1 / area. A plane has an even number of rows.
-
-Form. A thread owns 2 columns of some rows, a warp 64, and walks down them, two rows at a time. Of a row its two windows
-share 2 RX numbers, and of a column two windows share 2 RY rows, which are summed once. With a_t, b_t the sums of the
-t-th pair of rows that it reads and s_t = a_t + b_t, the next two windows are
-
-    (s_{t-R} + ... + s_{t-1}) + a_t      and      (b_{t-R} + s_{t-R+1} + ... + s_{t-1}) + s_t
-
-about RX + 1 / 2 additions for each number of a row, and R / 2 + 3 / 2 a pixel; it keeps the last R of s and of b.
-Nothing is ever subtracted. The warps of a program take its classes in turn, so that few pixels occupy a GPU too.
+Form. Values, guide and z lie in padded planes (guided_layout.py). A thread owns 2 columns of some rows, a warp 64, and
+walks down them, two rows at a time, with the sums of its windows (walk.py). The warps of a program take its classes in
+turn, so that few pixels occupy a GPU too.
 
 K^T scales its values by 1 / area as they are read, and not its messages. The first pass writes the zeros around z and
 around the planes that the second one writes. Cost O(N C D R), memory (1 + D) Q. Exact but for rounding.
@@ -24,131 +14,16 @@ import torch
 import triton
 import triton.language as tl
 
-from tritoncrf.kernels.box import area_of, batch_stride
+from tritoncrf.kernels.box import batch_stride
 from tritoncrf.kernels.common import ceil_div, launch, tile_and_image
 from tritoncrf.kernels.epilogue import end_step
-from tritoncrf.kernels.planes import halves
+from tritoncrf.kernels.guided_layout import LANES, SIZES, Planes, clear_frame
+from tritoncrf.kernels.planes import halves, pair_of
+from tritoncrf.kernels.walk import fields_of, no_rows, part, sums_of, windows
 
 SHORT = 7  # longest radius
 MOST = 80  # RY (1 + D)^2: beyond, a thread keeps more numbers than it has registers for, or compiling takes long
-
-LANES = tl.constexpr(32)  # pairs of columns of a warp
 WARPS = 1024  # that make the most of a large GPU: eight on each of 132 multiprocessors
-
-SIZES = {
-    "do_not_specialize": [
-        "C",
-        "NY",
-        "NX",
-        "ROW",
-        "ROWS",
-        "pitch",
-        "origin",
-        "stride_p",
-        "stride_gb",
-        "stride_mb",
-        "stride_lb",
-        "stride_x",
-        "stride_ml",
-        "stride_mk",
-        "stride_a",
-    ],
-}
-
-
-@triton.jit
-def _pair(left, right):
-    low = left.to(tl.uint32, bitcast=True).to(tl.int64)
-    return low | (right.to(tl.uint32, bitcast=True).to(tl.int64) << 32)
-
-
-@triton.jit
-def _numbers(pairs, R: tl.constexpr):
-    """The 2 R + 2 numbers under the two windows of a row, the first of which begins at `pairs`."""
-    found = ()
-    for m in tl.static_range(R + 1):
-        found = found + halves(tl.load(pairs + m))
-    return found
-
-
-@triton.jit
-def _two_sums(v, R: tl.constexpr):
-    """Of 2 R + 2 numbers, the sum of all but the last and of all but the first."""
-    if R == 0:
-        return v
-    else:
-        middle = v[1] + v[2]
-        for n in tl.static_range(3, 2 * R + 1):
-            middle += v[n]
-        return v[0] + middle, middle + v[2 * R + 1]
-
-
-@triton.jit
-def _sums(pairs, R: tl.constexpr):
-    return _two_sums(_numbers(pairs, R), R)
-
-
-@triton.jit
-def _fields(x, guide, PLANE, D: tl.constexpr, R: tl.constexpr, SCALED: tl.constexpr):
-    """Of a row of x (of x / area if SCALED), and of each of D channels times it, the sums over both windows."""
-    values = _numbers(x, R)
-    if SCALED:
-        share = _numbers(guide, R)
-        scaled = ()
-        for n in tl.static_range(2 * R + 2):
-            scaled = scaled + (values[n] * share[n],)
-        values = scaled
-    sums = _two_sums(values, R)
-    for d in tl.static_range(D):
-        channel = _numbers(guide + (d + 1) * PLANE, R)
-        products = ()
-        for n in tl.static_range(2 * R + 2):
-            products = products + (values[n] * channel[n],)
-        sums = sums + _two_sums(products, R)
-    return sums
-
-
-@triton.jit
-def _no_rows(like, COUNT: tl.constexpr):
-    found = ()
-    for _ in tl.static_range(COUNT):
-        found = found + (tl.zeros(like.shape, tl.float32),)
-    return found
-
-
-@triton.jit
-def _part(numbers, BEGIN: tl.constexpr, END: tl.constexpr):
-    """Those from BEGIN to before END."""
-    found = ()
-    for n in tl.static_range(BEGIN, END):
-        found = found + (numbers[n],)
-    return found
-
-
-@triton.jit
-def _windows(kept, above, below, R: tl.constexpr, W: tl.constexpr):
-    """From the sums of two more rows, those of two windows, W numbers each, and what to keep for the next: of the last
-    R pairs of rows both their sum and the lower row's, the oldest pair first."""
-    if R == 0:
-        return above + below
-    else:
-        first = ()
-        second = ()
-        both = ()
-        for w in tl.static_range(W):
-            pair = above[w] + below[w]
-            both = both + (pair,)
-            upper = kept[w]
-            lower = kept[W + w]
-            if R > 1:
-                common = kept[2 * W + w]
-                for n in tl.static_range(2, R):
-                    common += kept[2 * n * W + w]
-                upper += common
-                lower += common
-            first = first + (upper + above[w],)
-            second = second + (lower + pair,)
-        return first + second + _part(kept, 2 * W, 2 * R * W) + both + below
 
 
 @triton.jit
@@ -178,19 +53,6 @@ def fit(sums, share, mean, cholesky, D: tl.constexpr):
         slopes = (slope,) + slopes
         offset -= mean[e] * slope
     return (offset,) + slopes
-
-
-@triton.jit
-def _clear_frame(ptr, lane, first, step, left, width, NX, NY, PLANE, RY: tl.constexpr):
-    """Zeros around the NX columns of an image that begin at column `left` of a plane `width` wide, by every `step`-th
-    program, this one being the `first`."""
-    head = RY * width + left
-    cells = (PLANE - NY * NX).to(tl.int32)
-    for q in range(first * LANES, cells, step * LANES):
-        q = q + lane
-        rows = tl.minimum(1 + (q - head) // tl.maximum(width - NX, 1), NY)  # of the image, before this zero
-        rows = tl.where(q < head, 0, tl.where(width > NX, rows, NY))
-        tl.store(ptr + (q + rows.to(tl.int64) * NX), (q * 0).to(ptr.dtype.element_ty), mask=q < cells)
 
 
 @triton.jit(**SIZES)
@@ -234,12 +96,12 @@ def _fit_kernel(
     mean_ptr += b * stride_mb
     cholesky_ptr += b * stride_lb
     z = z_ptr + (b * (D + 1) * C + c) * PLANE + (corner + RY * ROW + (RX + 1) // 2)
-    kept = _no_rows(o, 2 * RY * W)
+    kept = no_rows(o, 2 * RY * W)
     for row in range(0, rows + 2 * RY, 2):
-        above = _fields(x, guide, PLANE, D, RX, SCALED)
-        below = _fields(x + ROW, guide + ROW, PLANE, D, RX, SCALED)
-        boxes = _windows(kept, above, below, RY, W)
-        kept = _part(boxes, 2 * W, 2 * W + 2 * RY * W)
+        above = fields_of(x, guide, PLANE, D, RX, SCALED)
+        below = fields_of(x + ROW, guide + ROW, PLANE, D, RX, SCALED)
+        boxes = windows(kept, above, below, RY, W)
+        kept = part(boxes, 2 * W, 2 * W + 2 * RY * W)
         if row >= 2 * RY:
             for k in tl.static_range(2):
                 there = row - 2 * RY + k < rows
@@ -268,7 +130,7 @@ def _fit_kernel(
                     found = found + fit(sums, shares[right], mean, cholesky, D)
                 for f in tl.static_range(D + 1):
                     last = found[D + 1 + f] if EVEN else tl.where(m_right, found[D + 1 + f], 0.0)
-                    tl.store(z + f * C * PLANE + k * ROW, _pair(found[f], last), mask=m_z & there)
+                    tl.store(z + f * C * PLANE + k * ROW, pair_of(found[f], last), mask=m_z & there)
             z += 2 * ROW
             i += 2 * step
         x += 2 * ROW
@@ -276,9 +138,9 @@ def _fit_kernel(
 
     z_ptr += (b * (D + 1) * C + c) * PLANE
     for f in tl.static_range(D + 1):
-        _clear_frame(z_ptr + f * C * PLANE, o % LANES, tile, tiles, (RX + 1) // 2, ROW, (NX + 1) // 2, NY, PLANE, RY)
+        clear_frame(z_ptr + f * C * PLANE, o % LANES, tile, tiles, (RX + 1) // 2, ROW, (NX + 1) // 2, NY, PLANE, RY)
     if y_ptr is not None:
-        _clear_frame(y_ptr + (b * C + c) * (2 * PLANE), o % LANES, tile, tiles, RX, 2 * ROW, NX, NY, 2 * PLANE, RY)
+        clear_frame(y_ptr + (b * C + c) * (2 * PLANE), o % LANES, tile, tiles, RX, 2 * ROW, NX, NY, 2 * PLANE, RY)
 
 
 @triton.jit(**SIZES)
@@ -317,15 +179,15 @@ def _planes_step_kernel(
         z = z_ptr + c * PLANE + corner
         guide = guide_ptr
         message = message_ptr + (image + c * stride_p + first.to(tl.int64) * pitch + left)
-        kept = _no_rows(o, 2 * RY * W)
+        kept = no_rows(o, 2 * RY * W)
         for row in range(0, rows + 2 * RY, 2):
             above = ()
             below = ()
             for d in tl.static_range(D + 1):
-                above = above + _two_sums(_numbers(z + d * C * PLANE, RX), RX)
-                below = below + _two_sums(_numbers(z + d * C * PLANE + ROW, RX), RX)
-            boxes = _windows(kept, above, below, RY, W)
-            kept = _part(boxes, 2 * W, 2 * W + 2 * RY * W)
+                above = above + sums_of(z + d * C * PLANE, RX)
+                below = below + sums_of(z + d * C * PLANE + ROW, RX)
+            boxes = windows(kept, above, below, RY, W)
+            kept = part(boxes, 2 * W, 2 * W + 2 * RY * W)
             if row >= 2 * RY:
                 for k in tl.static_range(2):
                     there = row - 2 * RY + k < rows
@@ -361,29 +223,6 @@ def _planes_step_kernel(
             )  # fmt: skip
 
 
-@triton.jit(**SIZES)
-def _pad_kernel(
-    x_ptr, y_ptr, C, NY, NX, ROW, AREA, stride_x, RY: tl.constexpr, RX: tl.constexpr, SHARE: tl.constexpr,
-    COUNT: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Each program owns P numbers of one padded plane. SHARE: the first of each image's C planes is 1 / area."""
-    width, rows = 2 * ROW, NY + NY % 2 + 2 * RY
-    tile, plane = tile_and_image(tl.cdiv(rows * width, P))
-    o = tile * P + tl.arange(0, P)
-    y, x = o // width - RY, o % width - RX
-    m_i = (o < rows * width) & (y >= 0) & (y < NY) & (x >= 0) & (x < NX)
-    i = y * NX + x
-    N = tl.full((), 1, tl.int64) * NY * NX
-    b, c = plane // C, plane % C
-    if SHARE:
-        value = tl.load(x_ptr + b * stride_x + (c - 1) * N + i, mask=m_i & (c > 0), other=0.0)
-        inside = 1.0 / area_of(i, 1, NY, NX, 0, RY, RX, AREA, COUNT)
-        value = tl.where(c == 0, tl.where(m_i, inside, 0.0), value)
-    else:
-        value = tl.load(x_ptr + b * stride_x + c * N + i, mask=m_i, other=0.0)
-    tl.store(y_ptr + plane * rows * width + o, value, mask=o < rows * width)
-
-
 NO_STEP = {
     "mix_ptr": None, "unary_ptr": None, "a_ptr": None, "q_ptr": None, "stride_a": 0, "stride_ml": 0, "stride_mk": 0,
     "MATRIX": False, "PRECISION": "default",
@@ -401,41 +240,6 @@ def step_tile(classes: int, warps: int, step: dict) -> dict:
 def is_short(size, radii, channels: int) -> bool:
     """Whether windows of these radii on an image [Z, Y, X] are summed in planes."""
     return size[0] == 1 and max(radii) <= SHORT and radii[1] * (1 + channels) ** 2 <= MOST
-
-
-class Planes:
-    """How an image [1, NY, NX] lies in padded planes, for windows of these radii."""
-
-    def __init__(self, size, radii, box: str) -> None:
-        (_, ny, nx), (_, ry, rx) = size, radii
-        self.size, self.radii, self.box = (ny, nx), (ry, rx), box
-        self.row = (nx + 1 + rx % 2) // 2 + rx  # pairs
-        self.shape = ny + ny % 2 + 2 * ry, 2 * self.row
-
-    def padded(self, x, share: bool = False):
-        """x [B, C, 1, NY, NX] in planes [B, C, *shape]; with `share`, 1 / area before its channels."""
-        x = x.contiguous()
-        planes = x.shape[1] + share
-        y = x.new_empty((len(x), planes, *self.shape))
-        area = float(math.prod(min(2 * r + 1, n) for r, n in zip(self.radii, self.size)))
-        launch(
-            _pad_kernel, (ceil_div(math.prod(self.shape), 1024) * len(x) * planes,), num_warps=4,
-            x_ptr=x, y_ptr=y, C=planes, **self.arguments(), AREA=area, stride_x=x.stride(0), SHARE=share,
-            COUNT=self.box == "count", P=1024,
-        )  # fmt: skip
-        return y
-
-    def cropped(self, y):
-        """The image [B, C, NY, NX] of planes, a view."""
-        (ny, nx), (ry, rx) = self.size, self.radii
-        return y[..., ry : ry + ny, rx : rx + nx]
-
-    def registers(self, channels: int, few: int) -> int:
-        """Of a thread, `few` where it keeps few rows; without a limit ptxas spills some to fit one more program."""
-        return few if self.radii[0] * (1 + channels) <= 12 else 255
-
-    def arguments(self) -> dict:
-        return {"NY": self.size[0], "NX": self.size[1], "ROW": self.row, "RY": self.radii[0], "RX": self.radii[1]}
 
 
 def _pairs(x):

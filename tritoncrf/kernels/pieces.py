@@ -7,8 +7,8 @@ their classes: tensors have the axes [classes, pieces, W], and the pieces of a b
 import triton
 import triton.language as tl
 
+from tritoncrf.kernels.class_blocks import block, first_class
 from tritoncrf.kernels.common import ceil_div, image_base, launch, scale, tile_and_image
-from tritoncrf.kernels.quads import block, first_class
 
 MAX_CLASSES = 24  # that a thread holds, or 22 beside two filters: of more, some kernel spills
 MAX_READS = 6  # blocks of classes times filters that are held: of more, compiling takes longer than 3 s
@@ -44,9 +44,13 @@ def piece_of_block(
     NY, NX, LY, LX, PY, PX, ZERO,
     BY: tl.constexpr, BX: tl.constexpr, W: tl.constexpr, ROUND: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """A program's image; of its pieces, [1, PIECES, 1]: low pixel (y, x), 1 / pixels of its block that are in the
-    image, whether this piece is the block's first; offsets in the block, [1, PIECES, 1] and [1, PIECES, W]; and
-    pixels, [1, PIECES, W], and which are in the image. ROUND pieces make a block."""
+    """Pixels of an image; a program's image; of its pieces, [1, PIECES, 1]: low pixel (y, x), 1 / pixels of its block
+    that are in the image, whether this piece is the block's first; offsets in the block, [1, PIECES, 1] and
+    [1, PIECES, W]; pixels, [1, PIECES, W], and which are in the image; and the piece's thread. ROUND pieces make a
+    block; if ALIGNED they begin where vectors do."""
+    if ALIGNED:
+        NX, PX = NX // BX * BX, 0  # the same numbers, in which the compiler sees it
+    N = tl.full((), 1, tl.int64) * NY * NX
     P: tl.constexpr = PIECES // ROUND
     tile, b = tile_and_image(tl.cdiv(LY * LX, P))
     piece = tl.arange(0, PIECES)[None, :, None]
@@ -69,16 +73,8 @@ def piece_of_block(
     else:
         i = by_piece(i, ZERO)
     first = there & (piece % ROUND == 0)
-    return b, y_low, x_low, tl.div_rn(1.0, (rows * columns).to(tl.float32)), first, o_y, o_x, i, m_i
-
-
-@triton.jit
-def aligned(NX, PX, BX: tl.constexpr, ALIGNED: tl.constexpr):
-    """The same numbers; if ALIGNED the compiler sees that pieces begin where vectors do."""
-    if ALIGNED:
-        return NX // BX * BX, 0
-    else:
-        return NX, PX
+    share = tl.div_rn(1.0, (rows * columns).to(tl.float32))
+    return N, b, y_low, x_low, share, first, o_y, o_x, i, m_i, by_piece(piece, ZERO)
 
 
 @triton.jit

@@ -43,6 +43,13 @@ def halves(pair):
 
 
 @triton.jit
+def pair_of(left, right):
+    """Two floats as such an integer."""
+    low = left.to(tl.uint32, bitcast=True).to(tl.int64)
+    return low | (right.to(tl.uint32, bitcast=True).to(tl.int64) << 32)
+
+
+@triton.jit
 def scale_pair(ptr, o):
     """Normalisation scales of a pair of pixels, or 1 where there are none."""
     if ptr is None:

@@ -9,186 +9,39 @@ and where the A_m are two numbers c_m, one weight meets the classes: with W = ma
     sum_m c_m F_m = s W out_r . sum_j (2^(log2 |c_r| / W - ..) in_r,j + rho_i k_o,ij in_o,j) Q_j ,
     rho = c_o / (s W) out_o / out_r            r: the filter whose coefficient is in its exponent, o: the other
 
-Form. States and features lie in padded planes (planes.py). A thread owns ROWS x 2 pixels and all their classes, so that
-a pair of neighbours is read once for all of them, and its weights are formed once for all classes. Classes come in
-blocks of powers of two (21 = 16 + 4 + 1): none is padded. The rows of the window are a loop; its columns are unrolled,
-or a loop over parts of them where that would be long. Of two rows of pixels the upper has a first row of its window to
-itself, and the lower a last one: these two are read together. Positions need no exponential: their weight is a row's
-times a column's. Cost O(N (D + C)) for each tap of the window, memory O(B C N).
+Form. States and features lie in padded planes (planes.py). A thread owns ROWS x 2 pixels and all their classes, in
+blocks of powers of two (class_blocks.py). It sums over its windows (quads_sums.py), then ends the step for its left
+pixels and for its right ones. Cost O(N (D + C)) for each tap of the window, memory O(B C N).
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from tritoncrf.kernels.class_blocks import blocks, offsets, per_class, softmax
 from tritoncrf.kernels.common import ceil_div, launch, product, scale
 from tritoncrf.kernels.planes import (
     COLUMNS,
-    KAPPA,
     PIXELS,
     UNKNOWN,
     WARPS,
     Planes,
     by_pixel,
-    channels,
-    exponent,
-    halves,
-    inside,
-    neighbour_there,
     own_channels,
     part_of_row,
     quad_tile,
-    scale_pair,
     suits,
 )
+from tritoncrf.kernels.quads_sums import of_steps, window_sums
 
 MAX_CLASSES = 24
 MAX_REGISTERS = 168  # by `_registers`: beyond either, some kernel spills
 
 
 @triton.constexpr_function
-def blocks(C):
-    """Of how many powers of two C is made."""
-    return bin(C).count("1")
-
-
-@triton.constexpr_function
-def block(C, n):
-    """The n-th of them, the largest first."""
-    return [1 << bit for bit in range(C.bit_length() - 1, -1, -1) if C >> bit & 1][n]
-
-
-@triton.constexpr_function
-def first_class(C, n):
-    return sum([1 << bit for bit in range(C.bit_length() - 1, -1, -1) if C >> bit & 1][:n])
-
-
-@triton.constexpr_function
-def distance(t, R):
-    return abs(t - R)
-
-
-@triton.constexpr_function
 def reference(D):
     """The filter whose coefficient is in its exponent: the last that is none of positions, or -1."""
     return max([m for m in range(len(D)) if D[m] > 0], default=-1)
-
-
-@triton.jit
-def _offsets(first, stride, i, C: tl.constexpr, c: tl.constexpr):
-    """Of pixels i in the classes of block c, `stride` apart, class 0 at `first` strides."""
-    o_c = first + first_class(C, c) + tl.arange(0, block(C, c)).to(tl.int64)
-    return (o_c * stride)[None, :, None] + i
-
-
-@triton.jit
-def _of_steps(t, spacing):
-    """The weight of two positions t steps apart."""
-    t = t * spacing
-    return tl.exp2(t * t * -KAPPA)
-
-
-@triton.jit
-def _weight(
-    T: tl.constexpr, t0, there, own, features, scale, rho, start, gy, gx, spacing,
-    D: tl.constexpr, SCALED: tl.constexpr, R: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """rho in_j k_ij of one filter, j in column t0 + T of the window of i, if it is there."""
-    if D == 0:
-        w = rho * gy
-        if there is not None:
-            w = tl.where(there, w, 0.0)
-        if SCALED:
-            w = w * scale
-        if WHOLE:
-            return w * gx[distance(T, R)]
-        else:
-            return w * _of_steps(t0 + T - R, spacing)
-    else:
-        if there is not None:
-            start = tl.where(there, start, float("-inf"))
-        w = tl.exp2(exponent(start, own, features, D))
-        if SCALED:
-            w = w * scale
-        return w * rho
-
-
-@triton.jit
-def _part_of_row(
-    x_ptr, f_ptrs, in_ptrs, bases, p, here, t0, sums, own, rho, starts, gy, gx, spacings,
-    C: tl.constexpr, D: tl.constexpr, SELF: tl.constexpr, R: tl.constexpr, MERGE: tl.constexpr, PART: tl.constexpr,
-    PLANE: tl.constexpr,
-):  # fmt: skip
-    """Adds what PART pairs of a row of the window, from p and its column t0 on, give to each of a thread's pixels."""
-    for k in tl.static_range(PART):
-        values = ()
-        for c in tl.static_range(blocks(C)):
-            o_c = (first_class(C, c) + tl.arange(0, block(C, c)).to(tl.int64)) * PLANE + k
-            values = values + (halves(tl.load(x_ptr + p + o_c[None, :, None])),)
-        features = ()
-        scales = ()
-        for m in tl.static_range(len(D)):
-            features = features + (channels(f_ptrs[m] + bases[m] * D[m] + p, k, D[m], PLANE),)
-            scales = scales + (scale_pair(in_ptrs[m], bases[m] + p + k),)
-        for h in tl.static_range(2):
-            new = ()
-            for s in tl.static_range(2):
-                if PART == R + 1 and not inside(2 * k + h - s, R):
-                    new = new + (sums[s],)
-                else:
-                    weights = ()
-                    for m in tl.static_range(len(D)):
-                        there = neighbour_there(2 * k + h - s, t0, here, SELF[m], R, PART)
-                        w = _weight(
-                            2 * k + h - s, t0, there, own[m][s], features[m][h], scales[m][h], rho[m][s], starts[m],
-                            gy[m], gx[m], spacings[m][1], D[m], in_ptrs[m] is not None, R, PART == R + 1,
-                        )  # fmt: skip
-                        weights = weights + (w,)
-                    if MERGE:
-                        weights = (weights[0] + weights[1],)
-                    longer = ()
-                    for m in tl.static_range(len(weights)):
-                        for c in tl.static_range(blocks(C)):
-                            longer = longer + (sums[s][m * blocks(C) + c] + weights[m] * values[c][h],)
-                    new = new + (longer,)
-            sums = new
-    return sums
-
-
-@triton.jit
-def _row_weights(dy, spacings, D: tl.constexpr):
-    """Of positions: the weight of a row that is dy rows from a pixel's; for each filter, else 0."""
-    gy = ()
-    for m in tl.static_range(len(D)):
-        gy = gy + (_of_steps(dy, spacings[m][0]) if D[m] == 0 else 0.0,)
-    return gy
-
-
-@triton.jit
-def _per_class(ptr, row, o_p, C: tl.constexpr):
-    """A number of each class from a table's row, in blocks [1, CB, P]: every thread holds them all, as it does sums."""
-    found = ()
-    for c in tl.static_range(blocks(C)):
-        found = found + (tl.load(ptr + _offsets(row * C, PIXELS, o_p, C, c)),)
-    return found
-
-
-@triton.jit
-def _softmax(scores):
-    """Softmax over the classes of blocks [ROWS, CB, P]."""
-    top = tl.max(scores[0], 1, keep_dims=True)
-    for c in tl.static_range(1, len(scores)):
-        top = tl.maximum(top, tl.max(scores[c], 1, keep_dims=True))
-    powers = ()
-    total = tl.zeros_like(top)
-    for c in tl.static_range(len(scores)):
-        power = tl.exp(scores[c] - top)
-        total += tl.sum(power, 1, keep_dims=True)
-        powers = powers + (power,)
-    q = ()
-    for c in tl.static_range(len(scores)):
-        q = q + (powers[c] / total,)
-    return q
 
 
 @triton.jit
@@ -259,40 +112,20 @@ def _window_quads_kernel(
                 STEP * (tl.load(f_ptrs[m] + 2 * N - 1) - tl.load(f_ptrs[m] + N)) / tl.maximum(NX - 1, 1),
             )
             for t in tl.static_range(R + 1):
-                of_columns = of_columns + (_of_steps(t, spacing[1]),)
+                of_columns = of_columns + (of_steps(t, spacing[1]),)
         gx = gx + (of_columns,)
         spacings = spacings + (spacing,)
-
-    sums = ()
-    for _s in tl.static_range(2):
-        zeros = ()
-        for _m in tl.static_range(1 if MERGE else len(D)):
-            for c in tl.static_range(blocks(C)):
-                zeros = zeros + (tl.zeros((ROWS, block(C, c), PIXELS), tl.float32),)
-        sums = sums + (zeros,)
-    # Rows that lie in the windows of all rows of pixels; then the first one of the upper and the last one of the lower.
-    for j in range(ROWS - 1, 2 * R + 1):
-        gy = _row_weights(j - o_r - R, spacings, D)
-        for part in range(0, R + 1, PART):
-            sums = _part_of_row(
-                x_ptr, f_ptrs, in_ptrs, bases, corner + j * ROW + part, j == R + o_r, 2 * part, sums, own, rho, starts,
-                gy, gx, spacings, C, D, SELF, R, MERGE, PART, PLANE,
-            )  # fmt: skip
-    if ROWS == 2:
-        gy = _row_weights(R, spacings, D)
-        ends = corner + o_r * (2 * R + 1) * ROW
-        for part in range(0, R + 1):
-            sums = _part_of_row(
-                x_ptr, f_ptrs, in_ptrs, bases, ends + part, False, 2 * part, sums, own, rho, starts,
-                gy, gx, spacings, C, D, SELF, R, MERGE, 1, PLANE,
-            )  # fmt: skip
+    sums = window_sums(
+        x_ptr, f_ptrs, in_ptrs, bases, corner, ROW, own, rho, starts, gx, spacings,
+        C, D, SELF, R, MERGE, ROWS, PART, PLANE,
+    )  # fmt: skip
 
     if EPILOGUE == "softmax" or EPILOGUE == "scores":
-        a = _per_class(numbers_ptr, 0, o_p + ZERO, C)
+        a = per_class(numbers_ptr, 0, o_p + ZERO, C)
     mix = ()
     if not MERGE and EPILOGUE != "sum":
         for m in tl.static_range(len(D)):
-            mix = mix + (_per_class(numbers_ptr, 1 + m, o_p + ZERO, C),)
+            mix = mix + (per_class(numbers_ptr, 1 + m, o_p + ZERO, C),)
     for s in tl.static_range(2):
         messages = ()
         for m in tl.static_range(1 if MERGE else len(D)):
@@ -306,7 +139,7 @@ def _window_quads_kernel(
                 messages = messages + (sums[s][m * blocks(C) + c] * factor,)
         result = ()
         for c in tl.static_range(blocks(C)):
-            o_y = _offsets(b * C, IMAGE, i_y[s], C, c)
+            o_y = offsets(b * C, IMAGE, i_y[s], C, c)
             for m in tl.static_range(len(messages) // blocks(C)):
                 if filtered_ptr is not None:
                     tl.store(filtered_ptr + m * stride_tm + o_y, messages[m * blocks(C) + c], mask=m_y[s])
@@ -319,22 +152,22 @@ def _window_quads_kernel(
                 total += a[c] * tl.load(unary_ptr + o_y, mask=m_y[s], other=0.0)
             result = result + (total,)
         if EPILOGUE == "softmax":
-            result = _softmax(result)
+            result = softmax(result)
             at = by_pixel(2 * ((y + o_r + R) * ROW + x) + R + s, ZERO)
         if EPILOGUE == "softmax_adjoint":
             q = ()
             along = tl.zeros((ROWS, 1, PIXELS), tl.float32)
             for c in tl.static_range(blocks(C)):
-                q = q + (tl.load(q_ptr + _offsets(b * C, IMAGE, i_y[s], C, c), mask=m_y[s], other=0.0),)
+                q = q + (tl.load(q_ptr + offsets(b * C, IMAGE, i_y[s], C, c), mask=m_y[s], other=0.0),)
                 along += tl.sum(product(q[c], result[c]), 1, keep_dims=True)
         for c in tl.static_range(blocks(C)):
             value = result[c]
             if EPILOGUE == "softmax":
-                tl.store(y_ptr + _offsets(image * C, 2 * PLANE, at, C, c), value, mask=m_y[s])
+                tl.store(y_ptr + offsets(image * C, 2 * PLANE, at, C, c), value, mask=m_y[s])
             else:
                 if EPILOGUE == "softmax_adjoint":
                     value = q[c] * (value - along)
-                tl.store(y_ptr + _offsets(b * C, IMAGE, i_y[s], C, c), value, mask=m_y[s])
+                tl.store(y_ptr + offsets(b * C, IMAGE, i_y[s], C, c), value, mask=m_y[s])
 
 
 def _registers(classes: int, sums: int, rows: int, channels, scaled: bool) -> int:

@@ -50,17 +50,33 @@ def _crop(x, size, start=(0, 0, 0)):
 
 
 def upsample(x, size, blur):
-    """[B, C, *low_size] -> [B, C, *size]."""
+    """[B, C, *low_size] -> [B, C, *size]. A pixel's weights follow from its place in its block alone."""
     if max(blur) == 1:
         return x
     blur = _inside(blur, size)
-    grid = [n * b for n, b in zip(x.shape[2:], blur, strict=True)]
-    if blur[0] == 1:
-        up = F.interpolate(x.flatten(1, 2), size=grid[1:], mode="bilinear", align_corners=False)
-        up = up.unflatten(1, x.shape[1:3])
-    else:
-        up = F.interpolate(x, size=grid, mode="trilinear", align_corners=False)
-    return _crop(up, size, padding(size, blur))
+    for axis, b in enumerate(blur, 2):
+        if b > 1:
+            x = _between(x, axis, b)
+    return _crop(x, size, padding(size, blur))
+
+
+def _between(x, axis: int, b: int):
+    """Each value b times along an axis, moved towards the neighbour that is nearer."""
+    n = x.shape[axis]
+    found = x.new_empty((*x.shape[:axis], n, b, *x.shape[axis + 1 :]))
+    for phase, out in enumerate(found.unbind(axis + 1)):
+        towards = (phase + 0.5) / b - 0.5
+        step = 1 if towards > 0 else -1
+        if towards == 0:
+            out.copy_(x)
+            continue
+        near, own = (0, 1) if step < 0 else (1, 0)
+        torch.lerp(
+            x.narrow(axis, own, n - 1), x.narrow(axis, near, n - 1), abs(towards), out=out.narrow(axis, own, n - 1)
+        )
+        edge = 0 if step < 0 else n - 1
+        out.narrow(axis, edge, 1).copy_(x.narrow(axis, edge, 1))
+    return found.flatten(axis, axis + 1)
 
 
 def pool_adjoint(y, size, blur):

@@ -21,8 +21,8 @@ errors lie where the guide does not vary. So what stands for the matrix is
 made in float64. The gradient in its place is dSigma, not that of its numbers. Since m(I x) is rounded too, eps counts
 as at least a `floor`, a share of m(I_d^2): below, slopes are made of rounding. Gradients take the floor for eps.
 
-Of pixels that are not there the mask m is 0: values and messages are m x and m K, guides are 0, windows have the area
-box(m), and slope and offset are 0 of windows centred at one of them. All the rest stays as it is.
+With a mask, 0 at pixels that are not there and 1 elsewhere, values, messages, slopes and offsets are those times the
+mask, the guide is 0 off the mask, and areas are box(mask) ("count"). All the rest stays as it is.
 
 With `factors` f > 1 (fast guided filter: He and Sun 2015) slope and offset come from x and I averaged over blocks of f
 pixels a side, and their means are upsampled before they meet I at full resolution.
@@ -57,7 +57,7 @@ class Guide:
     box: str
     factors: tuple[int, ...]
     box_sum: Callable[..., torch.Tensor]  # box(x) for (x, radii)
-    mask: torch.Tensor | None = None  # m, [Bf, 1, Z, Y, X]; None for 1
+    mask: torch.Tensor | None = None  # [Bf, 1, Z, Y, X]; None where all pixels are there
 
     @functools.cached_property
     def area(self):
@@ -75,7 +75,7 @@ class Guide:
         return one
 
     def there(self, x):
-        """m x."""
+        """x, 0 off the mask."""
         return x if self.mask is None else x * self.mask
 
     def sums(self, fields):

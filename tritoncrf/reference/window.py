@@ -4,8 +4,10 @@
 
 with delta over a window of half-widths `radii` (times `dilation`), nothing outside the image (ConvCRF
 paper, section 4). k is symmetric in its two pixels, so each weight is formed once, for the half of the
-window that follows its centre, and serves both pixels. The work goes block by block of rows, small
-enough to stay in cache: one pass over the whole image per neighbour is several times slower.
+window that follows its centre, and serves both pixels. The work goes block by block, each small enough to stay
+in cache: one pass over the whole image per neighbour is several times slower. A pixel's sum runs over its
+neighbours in one order, i + delta and i - delta for each delta of the half window, wherever blocks begin: so a
+part of an image that sees all neighbours of a pixel gives it the same bits.
 
 Everything here is shaped [B, C, Z, Y, X]; images have Z = 1, signals also Y = 1. Memory O(B C N), plus
 half the window times N when the weights are kept.
@@ -14,13 +16,15 @@ half the window times N when the weights are kept.
 import functools
 import itertools
 import math
+from typing import Any, NamedTuple
 
 import torch
 
 from tritoncrf.reference import blur
 from tritoncrf.step import Step, softmax_adjoint, to_3d
 
-BLOCK_BYTES = 1 << 21  # of values: small enough to stay in cache, large enough that calls cost little
+BLOCK_BYTES = 1 << 22  # of values: small enough to stay in cache, large enough that calls cost little
+ROW_SHARE = 8  # rows of a block are so many times as long as its columns: longer ones cost less
 
 
 def half_window(radii, dilation: int) -> list[tuple[int, ...]]:
@@ -29,27 +33,69 @@ def half_window(radii, dilation: int) -> list[tuple[int, ...]]:
     return [tuple(dilation * t for t in tap) for tap in taps if tap > (0, 0, 0)]
 
 
+def _blocks(size, numbers: int):
+    """The slices of blocks of at most so many pixels, or single ones, with rows as long as they can be."""
+    extent = [*size]
+    while math.prod(extent) > max(1, numbers):
+        shares = [n / (ROW_SHARE if axis == 2 else 1) if n > 1 else 0 for axis, n in enumerate(extent)]
+        longest = shares.index(max(shares))
+        extent[longest] = -(-extent[longest] // 2)
+    cuts = ([slice(s, min(s + e, n)) for s in range(0, n, e)] for n, e in zip(size, extent, strict=True))
+    return itertools.product(*cuts)
+
+
+class _Span(NamedTuple):
+    """On one axis, or on all: the pixels of a block and their neighbours at an offset."""
+
+    here: Any  # pixels whose neighbour ahead is in the image
+    ahead: Any  # those neighbours
+    there: Any  # pixels whose neighbour behind is in the image
+    behind: Any  # those neighbours
+    first: Any  # what holds `here` and `behind`, the earlier pixels of all pairs
+    second: Any  # the later ones
+    first_here: Any  # `here` in `first`
+    first_behind: Any  # `behind` in `first`
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _span(start: int, stop: int, offset: int, n: int) -> _Span:
+    """On one axis of n pixels, of the block start .. stop; slices that end where they start or before hold nothing."""
+    here = max(start, -offset), min(stop, n - offset)
+    behind = max(start - offset, 0), min(stop - offset, n, n - offset)
+    there = [s for s in (here, (max(behind[0], -offset), behind[1])) if s[0] < s[1]]
+    behind = max(behind[0], -offset), behind[1]
+    low, high = min((s[0] for s in there), default=0), max((s[1] for s in there), default=0)
+    moved = (here, offset), (behind, offset), ((low, high), offset), (here, -low), (behind, -low)
+    ahead, back, second, first_here, first_behind = (slice(s[0] + o, s[1] + o) for s, o in moved)
+    return _Span(slice(*here), ahead, back, slice(*behind), slice(low, high), second, first_here, first_behind)
+
+
+def _spans(size, radii, dilation: int, channels: int, itemsize: int):
+    """Yield (tap, spans of all axes, whether any pixel has a neighbour ahead, whether any has one behind)."""
+    window = half_window(radii, dilation)
+    for block in _blocks(size, BLOCK_BYTES // max(1, channels * itemsize)):
+        for tap, offset in enumerate(window):
+            spans = [_span(b.start, b.stop, o, n) for b, o, n in zip(block, offset, size, strict=True)]
+            ahead = all(s.here.start < s.here.stop for s in spans)
+            behind = all(s.behind.start < s.behind.stop for s in spans)
+            if ahead or behind:
+                yield tap, _Span(*((slice(None), *axes) for axes in zip(*spans, strict=True))), ahead, behind
+
+
 def _pairs(size, radii, dilation: int, channels: int, itemsize: int):
     """Yield (tap, i, j): blocks of pixels i whose neighbour j = i + offset is in the image, as slices."""
-    axis = next((a for a, n in enumerate(size) if n > 1), 2)  # the outermost: offsets along it are >= 0
-    row_bytes = max(1, channels * itemsize * math.prod(size) // max(1, size[axis]))
-    block = max(1, BLOCK_BYTES // row_bytes)
-    window = half_window(radii, dilation)
-    for start in range(0, size[axis], block):
-        for tap, offset in enumerate(window):
-            low = [max(0, -o) for o in offset]
-            high = [min(n, n - o) for n, o in zip(size, offset, strict=True)]
-            low[axis] = max(low[axis], start)
-            high[axis] = min(high[axis], start + block)
-            if all(lo < hi for lo, hi in zip(low, high, strict=True)):
-                i = (slice(None), *(slice(lo, hi) for lo, hi in zip(low, high, strict=True)))
-                j = (slice(None), *(slice(lo + o, hi + o) for lo, hi, o in zip(low, high, offset, strict=True)))
-                yield tap, i, j
+    for tap, span, ahead, _ in _spans(size, radii, dilation, channels, itemsize):
+        if ahead:
+            yield tap, span.here, span.ahead
 
 
 def _gaussian(features, i, j):
-    """k of the pixel pairs (i, j), [1, z, y, x]."""
-    return (features[i] - features[j]).square_().sum(0, keepdim=True).mul_(-0.5).exp_()
+    """k of the pixel pairs (i, j), [1, z, y, x]; the channels are summed in one order for all, which PyTorch's sum has
+    not."""
+    total, *others = (features[i] - features[j]).square_().unbind(0)
+    for squares in others:
+        total += squares
+    return total[None].mul_(-0.5).exp_()
 
 
 def window_weights(terms, radii, dilation: int):
@@ -78,12 +124,19 @@ def window_sum(x, features, radii, dilation: int, include_self: bool, weights=No
     batch, channels, *size = x.shape
     out = x.clone() if include_self else torch.zeros_like(x)
     for b in range(batch):
-        shared = b % features.shape[0]  # features of one image serve the whole batch
+        f = features[b % features.shape[0]]  # features of one image serve the whole batch
         x_b, out_b = x[b], out[b]
-        for tap, i, j in _pairs(size, radii, dilation, channels, x.element_size()):
-            k = _gaussian(features[shared], i, j) if weights is None else weights[b % len(weights), tap][i[1:]]
-            out_b[i].addcmul_(x_b[j], k)
-            out_b[j].addcmul_(x_b[i], k)
+        for tap, span, ahead, behind in _spans(size, radii, dilation, channels, x.element_size()):
+            if weights is None:
+                k = _gaussian(f, span.first, span.second)
+                k_ahead, k_behind = k[span.first_here], k[span.first_behind]
+            else:
+                k = weights[b % len(weights), tap]
+                k_ahead, k_behind = k[span.here[1:]], k[span.behind[1:]]
+            if ahead:
+                out_b[span.here].addcmul_(x_b[span.ahead], k_ahead)
+            if behind:
+                out_b[span.there].addcmul_(x_b[span.behind], k_behind)
     return out
 
 

@@ -49,6 +49,11 @@ def least(x: torch.Tensor) -> torch.Tensor:
     return _reduced(x, distributed.ReduceOp.MIN) if together() else x
 
 
+def agreed(number: float) -> float:
+    """The least of all processes' numbers: what is cut up by it is cut up alike everywhere."""
+    return least(torch.tensor(number, dtype=torch.float64)).item()
+
+
 def summed(x: torch.Tensor) -> torch.Tensor:
     """The sum of all processes' contiguous tensors, in the memory of this one."""
     if together():

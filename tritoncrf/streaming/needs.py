@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from tritoncrf.streaming import distributed
 from tritoncrf.streaming.budget import in_words
+from tritoncrf.streaming.sources import Window
+from tritoncrf.streaming.tiles import Layout, tiles
 
 TILE_SHARE = 0.25  # of a budget, at most
 ENOUGH = {"cpu": 1 << 18, "cuda": 1 << 24}  # pixels of a tile: with more, nothing is quicker
@@ -34,9 +37,23 @@ class Form:
         return MARGIN * (pixel + seen * (3 * self.classes * self.itemsize + 32))
 
     def tile_pixels(self, budget: float, device: torch.device) -> int:
-        """The pixels of a tile, at most."""
-        most = ((1 << 31) - 1) // (max(self.dimensions) + 1)  # numbers of its pairs are int32
-        return int(min(TILE_SHARE * budget / self.pixel_bytes(), ENOUGH.get(device.type, 1 << 18), most))
+        """The pixels of a tile, at most: a power of two, so that a budget that is a little smaller the next time gives
+        the same tiles; 0 where there is no place."""
+        pairs = ((1 << 31) - 1) // (max(self.dimensions) + 1)  # their numbers are int32
+        most = min(TILE_SHARE * budget / self.pixel_bytes(), ENOUGH.get(device.type, 1 << 18), pairs)
+        return 1 << int(math.log2(most)) if most >= 1 else 0
+
+    def tile_shape(self, size: Sequence[int], budget: float, taken: float, device: torch.device) -> tuple[int, ...]:
+        """The tiles of an image, so many that each process has some; an error where the budget has no place for one.
+
+        Args:
+            budget, taken, device: see `expect_room`.
+        """
+        pixels = self.tile_pixels(distributed.agreed(budget - taken), device)
+        if pixels < 1:
+            least = in_words(taken + self.pixel_bytes() / TILE_SHARE)
+            raise ValueError(f"max_memory: expected at least {least} for this image, got {in_words(budget)}")
+        return shape_of(size, max(1, min(pixels, math.prod(size) // distributed.size())))
 
     def vertex_bytes(self, counts: Sequence[int]) -> list[float]:
         """Of so many vertices of each filter: two rows, a row sum and one to blur it in, neighbours and codes."""
@@ -44,7 +61,7 @@ class Form:
         return [MARGIN * n * (rows + 8 * (d + 1) + 16) for n, d in zip(counts, self.dimensions, strict=True)]
 
 
-def tile_shape(size: Sequence[int], pixels: int) -> tuple[int, ...]:
+def shape_of(size: Sequence[int], pixels: int) -> tuple[int, ...]:
     """Tiles of so many pixels at most, 1 or more: planes, which files hold together; thinner than LEAST_SIDE only where
     the image is."""
     shape, left = [], pixels
@@ -53,6 +70,12 @@ def tile_shape(size: Sequence[int], pixels: int) -> tuple[int, ...]:
         shape.append(min(n, own))
         left //= shape[-1]
     return tuple(shape)
+
+
+def windows(size: Sequence[int], shape: Sequence[int]) -> list[Window]:
+    """The tiles of an image, in scan order."""
+    layout = Layout(tuple(size), (0,) * len(size), (1,) * len(size))
+    return [tile.own for tile in tiles(layout, shape)]
 
 
 def expect_room(
@@ -75,13 +98,14 @@ def expect_room(
         ValueError: saying how many vertices there are, and the budget or the bandwidths that would do.
     """
     own = form.pixel_bytes(max(seen, SEEN))
-    each, room = form.vertex_bytes(counts), budget - taken - own * form.tile_pixels(budget, device)
+    each, room = form.vertex_bytes(counts), budget - taken - own * form.tile_pixels(budget - taken, device)
     if sum(each) <= room:
         return
-    need, share = sum(each) + taken, TILE_SHARE * own / form.pixel_bytes()
-    least = need + own * form.tile_pixels(math.inf, device)
-    if share < 1:
-        least = min(least, need / (1 - share))
+    least = math.inf
+    for n in range(form.tile_pixels(math.inf, device).bit_length()):
+        enough = max(taken + sum(each) + own * (1 << n), taken + form.pixel_bytes() * (1 << n) / TILE_SHARE)
+        if form.tile_pixels(enough - taken, device) <= 1 << n:
+            least = min(least, enough)
     most = each.index(max(each))
     left, hint = room - sum(each) + each[most], ""
     if left > 0:
