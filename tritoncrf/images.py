@@ -11,7 +11,7 @@ from tritoncrf.options import BINARY
 from tritoncrf.scores import MOST_INFERRED, as_tensor, is_pil, upright
 from tritoncrf.types import Array, Image
 
-__all__ = ["axes_of", "channels_first", "expect_size", "image_from", "shape_of"]
+__all__ = ["axes_of", "channels_first", "expect_size", "from_pil", "image_from", "shape_of"]
 
 PICTURE = "a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]"
 
@@ -70,7 +70,7 @@ def image_from(
     """
     turned = ""
     if is_pil(value):
-        value, turned = _from_pil(value, ranged)
+        value, turned = from_pil(value, ranged)
     if not isinstance(value, (np.ndarray, torch.Tensor)):
         raise TypeError(f"image: expected {PICTURE}, got {checks.kind_of(value)}")
     image = as_tensor("image", value)
@@ -98,7 +98,7 @@ def channels_first(value: Array, axes: int) -> tuple[int, ...]:
     return (1, *shape) if len(shape) == axes else (shape[-1], *shape[:-1])
 
 
-def _from_pil(value: Any, ranged: bool) -> tuple[np.ndarray, str]:
+def from_pil(value: Any, ranged: bool) -> tuple[np.ndarray, str]:
     """The numbers of a PIL image, upright, and how it was turned."""
     if value.mode.startswith(("I", "F")) and not ranged:
         raise TypeError(

@@ -17,6 +17,7 @@ from tritoncrf.mean_field import NOT_FINITE, mean_field
 from tritoncrf.options import ARGUMENTS, METHODS, SCORES, method_for, settings
 from tritoncrf.replay import replayed
 from tritoncrf.scores import as_tensor, expect_unknown, replaced, unary_from
+from tritoncrf.step import softmax
 from tritoncrf.types import Array, Compatibility, Costs, Image, Method
 
 __all__ = [
@@ -315,7 +316,7 @@ def _placed(problem: Problem, q: torch.Tensor | None) -> torch.Tensor:
     """Q of `_for_loop`, of no pixels None, as [1, C, *s]: pixels that are not there keep their scores."""
     if problem.valid is None and q is not None:
         return q
-    found = torch.softmax(problem.unary, 0)[None]
+    found = softmax(problem.unary[None])
     if q is not None:
         found[..., problem.valid] = q if problem.whole.method in EVERYWHERE else q[..., problem.valid]
     return found

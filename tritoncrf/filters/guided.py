@@ -273,6 +273,15 @@ class GuidedPlan(Plan):
         """Per axis, at the windows' resolution."""
         return [max(1, round(r / self.subsample)) for r in self.radius]
 
+    def reach(self, axes: int) -> tuple[int, ...]:
+        """A pixel reads all windows that hold it, and these their pixels; of blocks also those on either side."""
+        blocks = (2 * r + (self.subsample > 1) for r in self.low_radii)
+        return tuple(n * self.subsample for n in blocks)
+
+    @property
+    def block(self) -> int:
+        return self.subsample
+
     def operator(self, tensors: list[torch.Tensor], budget: float = 0) -> "GuidedOperator":
         return GuidedOperator(self, tensors)
 

@@ -43,6 +43,15 @@ class Plan:
         """K for one image; it may keep `budget` numbers per pixel to be faster when it is applied again."""
         raise NotImplementedError
 
+    def reach(self, axes: int) -> tuple[int, ...] | None:
+        """How many pixels along each axis a message travels at most; None where it goes everywhere."""
+        return None
+
+    @property
+    def block(self) -> int:
+        """The side of the blocks of pixels that are averaged, in a grid that is centred in the image."""
+        return 1
+
     def step(self, plans: Sequence["Plan"], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
         """The mean-field step for these plans, of which this is the first: a fused one where there is one for them.
 

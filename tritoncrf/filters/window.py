@@ -161,6 +161,15 @@ class WindowPlan(GaussianPlan):
     def operator(self, tensors: list[torch.Tensor], budget: float = 0) -> "WindowOperator":
         return WindowOperator(self, tensors, budget)
 
+    def reach(self, axes: int) -> tuple[int, ...]:
+        """With blur a pixel reads the blocks on either side of its own."""
+        blocks = self.window_size // 2 * self.dilation + (self.blur > 1)
+        return (blocks * self.blur,) * axes
+
+    @property
+    def block(self) -> int:
+        return self.blur
+
     def affords(self, budget: float, axes: int) -> bool:
         """Whether half a window of weights is at most `budget` numbers per pixel of full resolution."""
         return self.window_size**axes // 2 / self.blur**axes <= budget

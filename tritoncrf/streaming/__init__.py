@@ -1,1 +1,169 @@
 """Images through a budget of memory."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tritoncrf.options import BINARY
+from tritoncrf.problem import Whole, posed, solved
+from tritoncrf.streaming import distributed, lattice, local
+from tritoncrf.streaming.budget import expect_bytes
+from tritoncrf.streaming.inputs import Inputs, inputs_of
+from tritoncrf.streaming.outputs import REFUSED, digest, form_of, opened, state_beside
+from tritoncrf.streaming.scratch import Folder
+from tritoncrf.streaming.sources import Window, identity
+
+__all__ = ["streamed"]
+
+
+def streamed(
+    image: Any, scores: Mapping[str, Any], device: Any, given: Mapping[str, Any], out: Any = None,
+    out_labels: Any = None, max_memory: int | str | None = None, scratch: Any = None,
+) -> Any:  # fmt: skip
+    """What `refine` gives with outputs or a budget.
+
+    Args:
+        image, scores, device, given: of `posed`.
+        out, out_labels, max_memory, scratch: of `refine`.
+
+    Returns:
+        what was given as outputs, or the result.
+
+    Raises:
+        TypeError, ValueError, OSError: as `refine`.
+    """
+    folder = None if scratch is None else Path(scratch)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ValueError(f"scratch: expected a folder, got a file, {folder}")
+    if max_memory is None:
+        if folder is not None:
+            raise ValueError(f"scratch: expected none without max_memory=, where it plays no part, got {folder}")
+        _at_once(image, scores, device, given, out, out_labels)
+        return _given(out, out_labels)
+    budget = expect_bytes("max_memory", max_memory)
+    inputs = inputs_of(image, scores, device, given)
+    if inputs.method == "exact":
+        raise ValueError(
+            "method: expected 'lattice', 'window' or 'guided' with max_memory=, got 'exact', of which each pixel needs "
+            "all others"
+        )
+    inputs, whole = inputs.surveyed(budget)
+    result = inputs.empty() if out is None and out_labels is None else None
+    taken = result.nbytes if result is not None and _place(result) == inputs.device.type else 0
+    _run(inputs, whole, budget, out if result is None else result, out_labels, folder, taken)
+    return _given(out, out_labels) if result is None else result
+
+
+def _place(array: Any) -> str:
+    """The type of the device that an array is on."""
+    return array.device.type if isinstance(array, torch.Tensor) else "cpu"
+
+
+def _given(out: Any, out_labels: Any) -> Any:
+    found = [output for output in (out, out_labels) if output is not None]
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def _at_once(
+    image: Any, scores: Mapping[str, Any], device: Any, given: Mapping[str, Any], out: Any, out_labels: Any
+) -> None:
+    """An image in memory, whose result goes to outputs."""
+    problem = posed(image, scores, device, given)
+    name, size, value = problem.whole.name, problem.whole.size, scores[problem.whole.name]
+    form = form_of(name, size, len(problem.unary), getattr(value, "dtype", None))
+    inputs = {name: value, "image": image, "features": given.get("features"), "valid": given.get("valid")}
+    with opened(out, out_labels, form, inputs, "", None) as results:
+        results.write(0, tuple(slice(0, n) for n in size), _numbers(solved([problem])[0], name))
+
+
+def _numbers(q: torch.Tensor, name: str) -> np.ndarray:
+    """Q [C, *S] of scores of this kind as an array; of one object the foreground's [*S]."""
+    return (q[1].float() if name in BINARY else q).cpu().numpy()
+
+
+def _run(
+    inputs: Inputs, whole: Whole, budget: int, out: Any, out_labels: Any, scratch: Path | None, taken: int
+) -> None:
+    """All blocks of an image, into its outputs."""
+    planner = lattice.planned if whole.method == "lattice" else local.planned
+    plan = planner(whole, partial(inputs.part, whole), budget, taken)
+    outputs = [target for target in (out, out_labels) if target is not None]
+    files = all(isinstance(target, (str, os.PathLike)) for target in outputs)
+    run = ""
+    if files or scratch is not None:
+        sources = {name: identity(source) for name, source in inputs.named().items()}
+        run = digest(whole.method, whole.name, whole.chosen, whole.size, whole.levels, plan.tiles, sources)
+    with contextlib.ExitStack() as stack:
+        if scratch is not None:
+            stack.enter_context(_made(scratch))
+        if isinstance(plan, lattice.Plan):
+            beside = state_beside(outputs[0]) if files else None
+            place = beside if scratch is None else scratch / (beside.name if beside else "state")
+            folder = stack.enter_context(_state(place, run))
+        results = stack.enter_context(opened(out, out_labels, inputs.form, inputs.named(), run, scratch))
+        advance = stack.enter_context(_progress(plan.steps))
+
+        def write(n: int, window: Window, q: torch.Tensor) -> None:
+            results.write(n, window, _numbers(q, whole.name))
+
+        if isinstance(plan, lattice.Plan):
+            plan.run(results.done, write, folder, scratch is not None, advance)
+        else:
+            plan.run(results.done, write, advance)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder, made if need be, and removed again if nothing is left in it."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _state(path: Path | None, run: str) -> Iterator[Folder]:
+    """What the passes of a run keep; that of another run is removed. It stays after what may be better the next time."""
+    if path is None:
+        yield Folder(None)
+        return
+    own = path / f"{run}.{distributed.rank()}"
+    for other in path.iterdir() if path.is_dir() else []:
+        if not other.name.startswith(run):
+            shutil.rmtree(other, ignore_errors=True)
+    keep = False
+    try:
+        yield Folder(own)
+    except BaseException as error:
+        keep = not isinstance(error, REFUSED)
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(own, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _progress(steps: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, once the work has taken two seconds; call the result after each step of a pass."""
+    bar = tqdm(total=steps, unit="block", delay=2, leave=False, disable=None)
+
+    def advance(name: str) -> None:
+        bar.set_description(name, refresh=False)
+        bar.update()
+
+    with bar:
+        yield advance

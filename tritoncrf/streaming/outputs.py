@@ -19,10 +19,11 @@ import torch
 from tritoncrf import checks
 from tritoncrf.files import FileError, errors_name
 from tritoncrf.locks import locked
+from tritoncrf.options import BINARY
 from tritoncrf.streaming import distributed
 from tritoncrf.streaming.sources import Npy, Window, path_of, same_memory, write
 
-__all__ = ["Form", "Results", "digest", "opened"]
+__all__ = ["REFUSED", "Form", "Results", "digest", "form_of", "opened", "state_beside"]
 
 SHOWN = 50  # characters of a file's name in its temporary one: at most 200 bytes of the 255 that a name may have
 REFUSED = (TypeError, ValueError)  # of input that will be as bad the next time
@@ -53,6 +54,13 @@ class Form:
     @property
     def most_label(self) -> int:
         return 1 if self.classes is None else self.classes - 1
+
+
+def form_of(name: str, size: Sequence[int], classes: int, dtype: Any) -> Form:
+    """The form of the result for scores of a kind and of a dtype of NumPy or torch."""
+    text = str(dtype).removeprefix("torch.")
+    keeps = name not in (*BINARY, "labels") and text != "bfloat16"
+    return Form(tuple(size), None if name in BINARY else classes, np.dtype(text if keeps else "float32"))
 
 
 @dataclass
@@ -192,6 +200,11 @@ def _temporary(path: Path) -> Path:
     """The same for each run that writes `path`."""
     own = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
     return path.with_name(f".{path.name[:SHOWN]}.{own}.part")
+
+
+def state_beside(target: str | os.PathLike[str]) -> Path:
+    """Where a run keeps what it needs to go on, beside a file that it writes."""
+    return _temporary(_place(target)).with_suffix(".state")
 
 
 def _expect_output(name: str, target: Any, form: Form, inputs: Mapping[str, Any]) -> None:

@@ -1,0 +1,163 @@
+"""What a run reads: an image and its scores as they are given, and the problems of parts of it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tritoncrf import checks
+from tritoncrf.devices import device_found
+from tritoncrf.images import axes_of, channels_first, from_pil, image_from
+from tritoncrf.levels import levels
+from tritoncrf.options import BINARY
+from tritoncrf.problem import Problem, Whole, chosen_for, expect_an_image, one_kind, part, valid_from, whole_of
+from tritoncrf.scores import as_stored, is_pil, settled, upright
+from tritoncrf.streaming.outputs import Form, form_of
+from tritoncrf.streaming.sources import Window, expect_source, extent, read
+from tritoncrf.streaming.tiles import Layout, largest, tiles
+from tritoncrf.types import Array, Method
+
+MOST_READ = 1 << 18  # pixels that are looked at together before the work begins
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Sources, which are read by windows of the image.
+
+    Attributes:
+        name: the kind of scores.
+        scores, image, features, valid: as `refine` takes them, or anything that is sliced like an array.
+        method, chosen: every argument of `refine`.
+        size: of the image.
+        device: where it is computed.
+        unit: what counts as all of an object in a mask of integers, once all of it has been seen.
+    """
+
+    name: str
+    scores: Any
+    image: Any
+    features: Any
+    valid: Any
+    method: Method
+    chosen: Mapping[str, Any]
+    size: tuple[int, ...]
+    device: torch.device
+    unit: int = 0
+
+    def named(self) -> dict[str, Any]:
+        """The sources by the names of the arguments."""
+        found = {self.name: self.scores, "image": self.image, "features": self.features, "valid": self.valid}
+        return {name: source for name, source in found.items() if source is not None}
+
+    def piece(self, name: str, window: Window) -> Array | None:
+        """A window of a source."""
+        source = self.named().get(name)
+        if source is None:
+            return None
+        shape, axes = tuple(source.shape), len(self.size)
+        if len(shape) == axes:
+            whole = window
+        elif name == "image" and not isinstance(source, torch.Tensor):
+            whole = (*window, slice(0, shape[-1]))
+        else:
+            whole = (slice(0, shape[0]), *window)
+        if isinstance(source, torch.Tensor):
+            return source.detach()[whole]
+        return read(name, source, whole)
+
+    def part(self, whole: Whole, window: Window) -> Problem:
+        """The problem of a window."""
+        scores = self.piece(self.name, window)
+        assert scores is not None
+        if self.unit:  # as a mask of integers is read that is there at once
+            scores = torch.as_tensor(scores).float() / self.unit
+        others = (self.piece(name, window) for name in ("image", "features", "valid"))
+        image, features, valid = others
+        return part(whole, [s.start for s in window], image, scores, features, valid, self.device)
+
+    def windows(self, budget: int) -> list[Window]:
+        """Windows that are looked at one after the other before the work begins."""
+        channels = 1 if self.image is None else channels_first(self.image, len(self.size))[0]
+        plain = (0,) * len(self.size), (1,) * len(self.size)
+        layout = Layout(self.size, *plain)
+        shape = largest(layout, max(1, min(MOST_READ, budget // (100 + 16 * channels))))
+        assert shape is not None
+        return [tile.own for tile in tiles(layout, shape)]
+
+    def surveyed(self, budget: int) -> tuple["Inputs", Whole]:
+        """The same with what follows from all values of the scores, and what belongs to the whole image."""
+        own, found = self, None
+        integers = not str(self.scores.dtype).removeprefix("torch.").startswith(("float", "bfloat"))
+        if self.name == "labels" or self.name == "mask" and integers:
+            pieces = (piece for w in self.windows(budget) if (piece := self.piece(self.name, w)) is not None)
+            chosen, unit = settled(self.name, pieces, self.chosen)
+            own = replace(self, chosen=chosen, unit=unit if self.name == "mask" else 0)
+        if self.image is not None and self.chosen["value_range"] is not None:
+            parts = list(self.windows(budget))
+            channels = channels_first(self.image, len(self.size))[0]
+            first = next(self._levelled(parts[:1]))[0]
+            found = levels(self.chosen["value_range"], first.dtype, channels, lambda: self._levelled(parts))
+        return own, whole_of(self.method, self.name, self.size, own.chosen, found)
+
+    def _levelled(self, windows: list[Window]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The image in parts, [M, *s], and which pixels are there."""
+        axes = len(self.size)
+        for window in windows:
+            piece, valid = self.piece("image", window), self.piece("valid", window)
+            assert piece is not None
+            size = extent(window)
+            image, _ = image_from(piece, torch.device("cpu"), axes, size, ranged=True)
+            yield image, None if valid is None else valid_from(valid, image.device, size)
+
+    @property
+    def form(self) -> Form:
+        """Of the result."""
+        classes = self.chosen["num_classes"] if self.name == "labels" else self.scores.shape[0]
+        return form_of(self.name, self.size, classes, self.scores.dtype)
+
+    def empty(self) -> Array:
+        """A new array of the result, in the kind, the dtype and on the device of the scores."""
+        form = self.form
+        shape = form.shape_of("out")
+        if not isinstance(self.scores, torch.Tensor):
+            return np.empty(shape, form.dtype)
+        keeps = self.name not in (*BINARY, "labels")
+        return torch.empty(shape, dtype=self.scores.dtype if keeps else torch.float32, device=self.scores.device)
+
+
+def inputs_of(image: Any, scores: Mapping[str, Any], device: Any, given: Mapping[str, Any]) -> Inputs:
+    """What `refine` was given.
+
+    Raises:
+        TypeError, ValueError: what cannot be read by windows, or shapes that do not fit.
+    """
+    name, value = one_kind(scores)
+    features, valid = given.get("features"), given.get("valid")
+    expect_an_image(image, features)
+    method, chosen = chosen_for(name, features is not None, given)
+    where = value.device if device is None and isinstance(value, torch.Tensor) else device_found(device)
+    axes = axes_of(name, value, image)
+    if is_pil(image):
+        image, _ = from_pil(image, chosen["value_range"] is not None)
+    if is_pil(value):
+        value = as_stored(name, upright(value))
+    sources = {name: value, "image": image, "features": features, "valid": valid}
+    for argument, source in sources.items():
+        if source is not None:
+            expect_source(argument, source)
+    classes = name not in ("labels", *BINARY)
+    if len(value.shape) != axes + classes or 0 in value.shape:
+        wanted = "[C, *S]" if classes else "[*S]"
+        raise ValueError(f"{name}: expected {wanted} with {axes} axes in S, got {checks.kind_of(value)}")
+    size = tuple(int(n) for n in value.shape[classes:])
+    found = {
+        "image": None if image is None else channels_first(image, axes)[1:],
+        "features": None if features is None else tuple(features.shape[1:]),
+        "valid": None if valid is None else tuple(valid.shape),
+    }
+    for argument, own in found.items():
+        if own is not None and tuple(own) != size:
+            raise ValueError(f"{argument}: expected the size of {name}, {list(size)}, got {list(own)}")
+    return Inputs(name, value, image, features, valid, method, chosen, size, where)

@@ -1,0 +1,104 @@
+"""CRFs whose messages travel a few pixels in each step: tiles with a halo give the result of the whole image.
+
+After T steps a pixel depends on those T reaches away, and where filters are divided by their row sums on those of one
+reach more. What a tile sees beyond that is wrong, and is thrown away.
+"""
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tritoncrf.filters.base import Gaussian
+from tritoncrf.problem import Problem, Whole, features, kernels, solved
+from tritoncrf.streaming import distributed
+from tritoncrf.streaming.budget import tile_shape
+from tritoncrf.streaming.sources import Window
+from tritoncrf.streaming.tiles import Layout, Tile, tiles
+
+__all__ = ["Plan", "layout_of", "planned"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An image in tiles.
+
+    Attributes:
+        pose: gives the problem of a window.
+        tiles: all of them; of several processes each has its `distributed.share`.
+    """
+
+    pose: Callable[[Window], Problem]
+    tiles: Sequence[Tile]
+
+    @property
+    def steps(self) -> int:
+        """How many tiles this process goes through."""
+        return len(distributed.share(self.tiles))
+
+    def run(
+        self, done: Container[int], write: Callable[[int, Window, torch.Tensor], None], advance: Callable[[str], None]
+    ) -> None:  # fmt: skip
+        """The image's CRF.
+
+        Args:
+            done: the numbers of tiles whose results are there.
+            write: takes the number of a tile, its window, and Q [C, *s] on the device.
+            advance: called after each tile.
+        """
+        for n in distributed.share(range(len(self.tiles))):
+            if n not in done:
+                tile = self.tiles[n]
+                write(n, tile.own, solved([self.pose(tile.seen)])[0][(slice(None), *tile.inner)])
+            advance("tiles")
+
+
+def planned(whole: Whole, pose: Callable[[Window], Problem], budget: int, taken: float) -> Plan:
+    """The plan for an image.
+
+    Args:
+        whole: what belongs to the whole image.
+        pose: gives the problem of a window.
+        budget: bytes in all.
+        taken: of these by others, such as a result in memory.
+
+    Raises:
+        TypeError, ValueError: as `refine`; or the budget is too small for a tile.
+    """
+    first = pose(tuple(slice(0, 1) for _ in whole.size))
+    layout = layout_of(first)
+    shape = tile_shape(layout, budget, taken + FIXED, pixel_bytes(first))
+    return Plan(pose, tiles(layout, shape))
+
+
+def layout_of(problem: Problem) -> Layout:
+    """What tiles must see for a problem like this one."""
+    whole, axes = problem.whole, len(problem.whole.size)
+    photo, look = (None if x is None else x[None] for x in (problem.photo, problem.appearance))
+    halo, align = (0,) * axes, 1
+    for f in kernels(whole, problem.start, photo, look, problem.unary[None], problem.valid):
+        assert f.plan is not None
+        reach, block = f.plan.reach(axes), f.plan.block
+        assert reach is not None
+        reaches = whole.chosen["iterations"] and whole.chosen["iterations"] + isinstance(f, Gaussian)
+        # Blocks that are not all seen are wrong; kernels take pairs of pixels, or of blocks, from the first one on.
+        halo = tuple(max(h, reaches * r + block - 1) for h, r in zip(halo, reach, strict=True))
+        align = max(align, 2 * block)
+    return Layout(whole.size, halo, (align,) * axes)
+
+
+# Bytes. Measured as peaks of processes of their own, with a fifth more for what is freed and not given back.
+FIXED = 20_000_000
+MARGIN = 1.2
+
+
+def pixel_bytes(problem: Problem) -> float:
+    """Of each pixel that a tile sees, for a problem like this one."""
+    whole, unary = problem.whole, problem.unary
+    classes, itemsize, axes = len(unary), unary.element_size(), unary.ndim - 1
+    channels = sum(f.shape[1] for f in features(problem))
+    if whole.method == "guided":
+        return MARGIN * itemsize * (6 * classes + 10 * channels)
+    blur = whole.chosen["blur"] ** axes
+    weights = min(whole.chosen["window_size"] ** axes // 2 / blur, 3 * classes)
+    return MARGIN * itemsize * (6 * classes + weights + 4 * channels)
