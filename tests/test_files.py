@@ -184,9 +184,7 @@ def test_pictures_of_other_kinds_say_what_to_do(tmp_path):
     ):
         read_image(tmp_path / "deep.tif")
     Image.fromarray(SIXTEEN.astype(np.float32)).save(tmp_path / "floats.tif")
-    with pytest.raises(
-        FileError, match=r"floats.tif: expected 8 bits a channel, got a picture of mode 'F'; of one"
-    ):
+    with pytest.raises(FileError, match=r"floats.tif: expected 8 bits a channel, got a picture of mode 'F'; of one"):
         read_image(tmp_path / "floats.tif")
     (tmp_path / "t1.nii.gz").write_bytes(b"a volume")
     with pytest.raises(
