@@ -44,6 +44,7 @@ MAY_IMPORT = {
         "scores",
         "levels",
         "images",
+        "step",
         "checks",
         "devices",
         "options",

@@ -127,20 +127,18 @@ def _run(
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """A folder, made if need be, and removed again if nothing is left in it."""
-    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
-        if new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextlib.contextmanager
 def _state(path: Path | None, run: str) -> Iterator[Folder]:
-    """What the passes of a run keep, in one folder for all processes; that of another run is removed. It stays after
-    what may be better the next time."""
+    """What the passes of a run keep, in one folder for all processes, and what of it stays where they fail; that of
+    another run is removed."""
     if path is None:
         yield Folder(None)
         return

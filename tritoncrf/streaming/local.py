@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from tritoncrf import reference
 from tritoncrf.filters.base import Gaussian
 from tritoncrf.problem import Problem, Whole, features, kernels, solved
+from tritoncrf.step import KEPT_STATES
 from tritoncrf.streaming import distributed
 from tritoncrf.streaming.budget import tile_shape
 from tritoncrf.streaming.sources import Window
@@ -67,7 +69,7 @@ def planned(whole: Whole, pose: Callable[[Window], Problem], budget: int, taken:
     """
     first = pose(tuple(slice(0, 1) for _ in whole.size))
     layout = layout_of(first)
-    shape = tile_shape(layout, budget, taken + FIXED, pixel_bytes(first))
+    shape = tile_shape(layout, budget, taken + fixed_bytes(first), pixel_bytes(first))
     return Plan(pose, tiles(layout, shape))
 
 
@@ -87,18 +89,26 @@ def layout_of(problem: Problem) -> Layout:
     return Layout(whole.size, halo, (align,) * axes)
 
 
-# Bytes. Measured as peaks of processes of their own, with a fifth more for what is freed and not given back.
+# Bytes, from peaks of processes that solved one tile each: 2 to 21 classes, 3 to 8 channels, float32 and float64.
 FIXED = 20_000_000
-MARGIN = 1.2
+FIELDS = 8  # in which a guided filter has some classes at a time, however few pixels there are
+MARGIN = 1.15  # for what is freed and not given back
+
+
+def fixed_bytes(problem: Problem) -> int:
+    """However few pixels a tile sees."""
+    if problem.whole.method == "guided":
+        return FIXED + FIELDS * reference.guided.CHUNK * problem.unary.element_size()
+    return FIXED
 
 
 def pixel_bytes(problem: Problem) -> float:
     """Of each pixel that a tile sees, for a problem like this one."""
-    whole, unary = problem.whole, problem.unary
-    classes, itemsize, axes = len(unary), unary.element_size(), unary.ndim - 1
-    channels = sum(f.shape[1] for f in features(problem))
+    whole, (classes, *size), itemsize = problem.whole, problem.unary.shape, problem.unary.element_size()
+    dimensions = [f.shape[1] for f in features(problem)]
     if whole.method == "guided":
-        return MARGIN * itemsize * (6 * classes + 10 * channels)
-    blur = whole.chosen["blur"] ** axes
-    weights = min(whole.chosen["window_size"] ** axes // 2 / blur, 3 * classes)
-    return MARGIN * itemsize * (6 * classes + weights + 4 * channels)
+        [d] = dimensions
+        # Covariances are made in float64, before the loop begins.
+        return MARGIN * max(20 * d * (d + 1) + 130 + 3 * classes * itemsize, (8 * classes + 12 * d) * itemsize)
+    window = whole.chosen["window_size"] ** len(size) // 2 / whole.chosen["blur"] ** len(size)
+    return MARGIN * (6 * classes + min(window, KEPT_STATES * classes) + 6 * sum(dimensions)) * itemsize

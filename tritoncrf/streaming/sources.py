@@ -55,7 +55,7 @@ def read(name: str, source: Any, window: Window) -> np.ndarray:
     array = np.asarray(found)
     if array.shape != extent(window):
         raise ValueError(f"{name}: expected {list(extent(window))} of a window, got {list(array.shape)}")
-    return array
+    return array.copy() if any(stride < 0 for stride in array.strides) else array  # torch takes no negative ones
 
 
 def write(target: Any, window: Window, values: np.ndarray) -> None:
