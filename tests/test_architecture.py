@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "images",
         "checks",
         "devices",
+        "step",
         "options",
         "features",
         "filters",
