@@ -1,11 +1,11 @@
-"""`python -m bench run | compare | profile | compile | gpu | first | exercise | datasets`: see README.md, here."""
+"""`python -m bench run|compare|profile|compile|gpu|first|exercise|datasets|scene|brats`: see README.md, here."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import RESULTS, first, gpu
+from bench import RESULTS, brats, first, gpu, scene
 from bench.compare import compare
 from bench.datasets import beside, report
 from bench.exercise import exercise
@@ -73,7 +73,29 @@ def _parser() -> Parser:
     )
     command.set_defaults(run=_datasets)
 
+    command = commands.add_parser("scene", help="write a synthetic scene of 4 bands and 10 classes, as GeoTIFF")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--size", type=int, default=6000, help="pixels a side (%(default)s)")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(run=_scene)
+
+    command = commands.add_parser("brats", help="the BRATS volume as NIfTI with noisy scores, and the Dice of labels")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--data", type=Path, required=True, help="with a folder volumes")
+    command.add_argument("results", type=Path, nargs="*", help="labels as .nii.gz, whose Dice is printed too")
+    command.set_defaults(run=_brats)
+
     return parser
+
+
+def _scene(options: argparse.Namespace) -> int:
+    make_folder("--out", options.out)
+    return scene.run(options.out, options.size, options.seed)
+
+
+def _brats(options: argparse.Namespace) -> int:
+    make_folder("--out", options.out)
+    return brats.run(options.out, options.data, options.results)
 
 
 def _run(options: argparse.Namespace) -> int:

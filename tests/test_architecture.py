@@ -156,6 +156,27 @@ MAY_IMPORT = {
         "datasets.file_stages",
         "datasets.run",
     },
+    "rasters": {
+        "commands",
+        "figures",
+        "files",
+        "options",
+        "readers",
+        "scores",
+    },
+    "rasters.streamed": {"__init__", "commands", "files", "refine", "streaming", "rasters"},
+    "rasters.command": {
+        "commands",
+        "devices",
+        "figures",
+        "files",
+        "options",
+        "refine",
+        "summary",
+        "actions",
+        "rasters",
+        "rasters.streamed",
+    },
     "session": {
         "types",
         "checks",
@@ -171,7 +192,17 @@ MAY_IMPORT = {
         "actions",
     },
     "app": {"options", "commands", "figures", "demo", "actions", "session"},
-    "cli": {"__init__", "options", "commands", "files", "actions", "datasets", "datasets.command", "app"},
+    "cli": {
+        "__init__",
+        "options",
+        "commands",
+        "files",
+        "actions",
+        "datasets",
+        "datasets.command",
+        "rasters.command",
+        "app",
+    },
     "__main__": {"cli"},
 }
 
@@ -206,6 +237,9 @@ LIBRARIES = {
     "actions": {"torch", "numpy", "matplotlib", "PIL", "tqdm"},
     "session": {"torch", "numpy"},
     "app": {"numpy", "gradio", "fastapi", "uvicorn"},
+    "rasters": {"numpy", "PIL", "rasterio", "nibabel", "tifffile", "zarr"},
+    "rasters.streamed": {"torch"},
+    "rasters.command": {"torch", "numpy"},
     "cli": set(),
 }
 

@@ -100,7 +100,7 @@ def test_the_help_tells_the_defaults(capsys):
         run("refine", "--help")
     words = " ".join(capsys.readouterr().out.split())
     for name, argument in ARGUMENTS.items():
-        text = words.split(f"--{name.replace('_', '-')} N ")[1].split(")")[0]
+        text = words.split(f"--{name.replace('_', '-')} {cli.METAVARS.get(name, 'N')} ")[1].split(")")[0]
         default = cli.ABSENT.get(name, str(argument.default))
         if argument.gentle is not None:
             default += f"; {argument.gentle} for the scores of a network, unless guided"

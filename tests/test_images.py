@@ -279,7 +279,8 @@ def test_what_is_not_there_changes_nothing_and_keeps_its_scores(size, method):
     again = tc.refine(other, logits=w, **arguments)
     assert np.array_equal(again[:, valid], found[:, valid])
     assert_close("unknown", tensor(again[:, ~valid]), torch.full((3, int((~valid).sum())), 1 / 3))
-    assert not np.allclose(found[:, valid], tc.refine(image, logits=z, method=method, **OPTIONS[method])[:, valid])
+    of_all = tc.refine(image, logits=z, method=method, **OPTIONS[method])
+    assert np.abs(found - of_all)[:, valid].max() > 1e-3
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "FIGURES", "class_name", "doubts", "draw_demo", "moved", "print_info", "refine_file", "settings_of", "source_of",
+    "FIGURES", "class_name", "doubts", "draw_demo", "moved", "print_info", "progress", "refine_file", "settings_of",
+    "source_of", "table",
 ]  # fmt: skip
 
 FIGURES = (".png", ".pdf", ".svg")
@@ -54,7 +55,7 @@ def draw_demo(options: argparse.Namespace) -> None:
     if options.inputs is not None:
         return _write_inputs(options.inputs)
     check_output("--out", options.out, FIGURES)
-    with _steps("refine", "draw") as step:
+    with progress("refine", "draw") as step:
         outcome = demo.run(device_found(options.device))
         step()
         figure = figures.comparison(
@@ -91,7 +92,7 @@ def refine_file(options: argparse.Namespace) -> None:
     device, trace = device_found(options.device), None
     traced = options.trace or options.trace_figure is not None
 
-    with _steps("load", "refine", "write") as step:
+    with progress("load", "refine", "write") as step:
         image = np.asarray(read_image(options.image, upright=not options.as_stored))
         scores = read_scores(kind, source, options.image, image.shape[:2], options.resize, options.as_stored)
         _check_png(out, kind, scores, settings)
@@ -116,7 +117,7 @@ def refine_file(options: argparse.Namespace) -> None:
                 _save(figure, files.enter_context(replacing(options.trace_figure)), options.trace_figure)
         step()
     if trace is not None and options.trace:
-        print(_table(trace.records))
+        print(table(trace.records))
         print(trace.summary)
     shares = _shares(before, after)
     print(f"wrote {out}: {np.mean(before != after):.2%} of the pixels changed{moved(shares, kind)}, {seconds:.2f} s")
@@ -209,7 +210,7 @@ def _check_png(out: Path, kind: str, scores: np.ndarray, settings: dict[str, Any
         raise CommandError(f"--out: a .png holds {UNKNOWN} classes, got {classes}; write an .npy")
 
 
-def _table(records: Sequence[Record]) -> str:
+def table(records: Sequence[Record]) -> str:
     """The records of a trace, a line each."""
     lines = [f"{'iteration':>9}  {'energy':>16}  {'free energy':>16}  {'entropy':>8}  {'changed':>8}"]
     for r in records:
@@ -232,7 +233,7 @@ def print_info(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _steps(*names: str) -> Iterator[Callable[[], None]]:
+def progress(*names: str) -> Iterator[Callable[[], None]]:
     """A progress bar on a terminal, once the work has taken two seconds; call the result after each step."""
     bar = tqdm(total=len(names), desc=names[0], unit="step", delay=2, leave=False, disable=None)
     left = iter([*names[1:], ""])

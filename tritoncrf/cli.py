@@ -5,6 +5,7 @@ command does is in `actions` and `app`, which are imported once its arguments ar
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,27 +37,6 @@ def _theta(text: str) -> float | str:
         return text if text.endswith("%") else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number, or a share such as 16%, got {text!r}") from None
-
-
-def _range(text: str) -> tuple[float | str, ...]:
-    """The pair of an option --value-range."""
-    ends = text.split(",")
-    try:
-        found = tuple(end if end.endswith("%") else float(end) for end in ends)
-    except ValueError:
-        found = ()
-    if len(found) != 2:
-        raise argparse.ArgumentTypeError(f"expected two numbers or percentiles, such as 0,4095 or 1%,99%, got {text!r}")
-    return found
-
-
-def _spacing(text: str) -> tuple[float, ...] | float:
-    """The distances of an option --spacing: one, or one for each axis."""
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
-    return found[0] if len(found) == 1 else found
 
 
 def _path(text: str) -> Path:
@@ -92,20 +72,55 @@ def _costs(text: str) -> str | Path:
     return text if text == "potts" else Path(text)
 
 
-ONE_IMAGE = ("force", "figure", "trace", "trace_figure")  # options that play no part for data sets
+def _range(text: str) -> tuple[Any, ...]:
+    """The pair of an option --value-range, or several one behind the other."""
+    ends: list[float | str] = []
+    with contextlib.suppress(ValueError):
+        ends = [end if end.endswith("%") else float(end) for end in text.split(",")]
+    if not ends or len(ends) % 2:
+        wanted = "two numbers or percentiles, such as 0,4095 or 1%,99%, or two for each channel"
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+    pairs = tuple(zip(ends[::2], ends[1::2]))
+    return pairs[0] if len(pairs) == 1 else pairs
+
+
+def _spacing(text: str) -> tuple[float, ...] | float:
+    """The distances of an option --spacing: one, or one for each axis."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+    return found[0] if len(found) == 1 else found
+
+
+def _bands(text: str) -> tuple[int, ...]:
+    """The bands of an option --bands."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers of bands with commas between, got {text!r}") from None
+
+
+ONE_IMAGE = (  # options that play no part for data sets
+    "force", "figure", "trace", "trace_figure", "bands", "modality", "valid", "features", "max_memory", "scratch",
+)  # fmt: skip
 DATA_SET = (  # and those that do for nothing else
-    "images_dir", "recursive", "skip_missing", "ground_truth", "jobs", "devices", "shard", "retry_failed", "save",
+    "images_dir", "recursive", "skip_missing", "ground_truth", "jobs", "devices", "shard", "retry_failed",
     "confidence", "overlay", "upsample", "cams", "background_power", "background_score", "cam_offset", "scores_key",
     "allow_pickle", "engine", "address",
 )  # fmt: skip
 MANY = (".h5", ".hdf5", ".zarr")  # scores of many images in one file
 FILES = {
-    "labels": "label indices, 255 unknown; .png, .npy or .npz",
-    "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy or .npz",
-    "foreground": "one object's probability, [H, W] floats or grey; .npy, .npz or a picture",
-    "scores": "[C, H, W] floats; .npy, or .npz of one array",
+    "labels": "label indices, 255 unknown; .png, .npy, .npz, .tif or .nii.gz",
+    "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy, .npz or .nii.gz",
+    "foreground": "one object's probability, [H, W] floats or grey; .npy, .npz, a picture or .nii.gz",
+    "scores": "[C, H, W] or [C, *S] floats; .npy, .npz of one array, .tif, or .nii.gz [x, y, z, C]",
 }
-ABSENT = {"num_classes": "the largest label + 1", "spacing": "1", "value_range": "0,255 of bytes, 0,1 of floats"}
+ABSENT = {
+    "num_classes": "the largest label + 1", "spacing": "1, or what a NIfTI says",
+    "value_range": "0,255 of bytes, 0,1 of floats",
+}  # fmt: skip
+METAVARS = {"spacing": "2.5,0.8,0.8", "value_range": "LOW,HIGH"}
 NUMBERS: dict[str, Callable[[str], Any]] = {
     "theta_space": _theta,
     "theta_color": float,
@@ -153,14 +168,19 @@ def _parser() -> Parser:
 
     command = commands.add_parser("refine", help="refine the scores or labels of one image, or of a data set")
     command.add_argument(
-        "images", nargs="+", metavar="IMAGE",
-        help="a photo, in any format that Pillow reads; of a data set several, a folder, a glob, or a .txt of names",
+        "images", nargs="*", metavar="IMAGE",
+        help="a photo, in any format that Pillow reads; a GeoTIFF, a NIfTI or a TIFF stack; of a data set several, a "
+        "folder, a glob, or a .txt of names",
     )  # fmt: skip
-    _add_scores(command)
+    _add_scores(command, required=False)
     command.add_argument(
         "-o", "--out", type=_path,
         help="labels as an indexed .png, a mask as a .png of 0 and 255, or float32 probabilities as .npy "
-        "(IMAGE_refined.png, if there is none); of a data set a folder",
+        "(IMAGE_refined.png, if there is none); of a GeoTIFF or NIfTI one more; of a data set a folder",
+    )  # fmt: skip
+    command.add_argument(
+        "--save", choices=("labels", "probabilities"),
+        help="what is written (labels, but probabilities as .npy); probabilities of a data set are float16 in an .npz",
     )  # fmt: skip
     command.add_argument("--force", action="store_true", help="replace an IMAGE_refined.png")
     command.add_argument("--figure", type=Path, metavar="FILE", help="also draw before and after: .png, .pdf or .svg")
@@ -169,6 +189,7 @@ def _parser() -> Parser:
     )
     command.add_argument("--trace-figure", type=Path, metavar="FILE", help="draw the iterations: .png, .pdf or .svg")
     _add_settings(command)
+    _add_rasters(command)
     _add_data_set(command)
     command.set_defaults(run=_run_refine)
 
@@ -211,6 +232,34 @@ def _add_scores(command: argparse.ArgumentParser, required: bool = True) -> None
     )
 
 
+def _add_rasters(command: argparse.ArgumentParser) -> None:
+    """What belongs to one image whose files are read by windows."""
+    group = command.add_argument_group("large images, volumes, and images of other channels than a photo's")
+    add = group.add_argument
+    add("--bands", type=_bands, metavar="1,2,3", help="these bands of IMAGE, from 1 (all but opacity)")
+    add(
+        "--modality",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="more channels of IMAGE, as T2 beside T1; again for each",
+    )
+    add(
+        "--valid",
+        type=Path,
+        metavar="FILE",
+        help="a mask, 0 where there are no pixels (the nodata and the mask of IMAGE)",
+    )
+    add(
+        "--features",
+        type=Path,
+        metavar="FILE",
+        help="[D, *S], divided by bandwidths, in place of IMAGE's colours; .npy",
+    )
+    add("--max-memory", metavar="SIZE", help="such as 4GB: go through IMAGE block by block, and keep the process below")
+    add("--scratch", type=Path, metavar="FOLDER", help="with --max-memory: keep tables there, which saves time")
+
+
 def _add_data_set(command: argparse.ArgumentParser) -> None:
     """What belongs to data sets alone; None, or False, where it is not given."""
     group = command.add_argument_group(
@@ -226,7 +275,6 @@ def _add_data_set(command: argparse.ArgumentParser) -> None:
     add("--devices", type=_devices, metavar="0,1", help="these GPUs, a process each (the first)")
     add("--shard", type=_shard, metavar="I/N", help="only the I-th of N parts, for job arrays; I from 1")
     add("--retry-failed", action="store_true", help="try images again that have failed in an earlier run")
-    add("--save", choices=("labels", "probabilities"), help="what is written: labels, or float16 in an .npz (labels)")
     add("--confidence", type=float, metavar="P", help="write unknown, 255, where the best class is less probable")
     add("--overlay", action="store_true", help="also draw the labels over the picture")
     add("--upsample", choices=("bilinear",), help="bring smaller scores to the image's size, logits before the softmax")
@@ -257,7 +305,8 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         if entry.gentle is not None:
             default += f"; {entry.gentle} for the scores of a network, unless guided"
         text = f"{_where(name)}{TEXTS[name].meaning} ({default})"
-        command.add_argument(f"--{name.replace('_', '-')}", type=number, metavar="N", help=text.replace("%", "%%"))
+        metavar = METAVARS.get(name, "N")
+        command.add_argument(f"--{name.replace('_', '-')}", type=number, metavar=metavar, help=text.replace("%", "%%"))
     add_device(command)
 
 
@@ -278,6 +327,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def _run_refine(options: argparse.Namespace) -> int:
     """One image, or a data set; an error for options of the other."""
+    if not options.images and options.features is None:
+        raise CommandError("the following arguments are required: IMAGE")
+    if all(getattr(options, kind) is None for kind in SCORES):
+        raise CommandError(f"one of the arguments {' '.join(f'--{kind}' for kind in SCORES)} is required")
     several = _is_data_set(options)
     for name in ONE_IMAGE if several else DATA_SET:
         if getattr(options, name) not in (None, False):
@@ -291,6 +344,11 @@ def _run_refine(options: argparse.Namespace) -> int:
         from tritoncrf.datasets import command
 
         return command.refine_set(options)
+    from tritoncrf.rasters import command as rasters
+
+    if rasters.is_wanted(options):
+        rasters.refine_raster(options)
+        return 0
     from tritoncrf import actions
 
     options.image = Path(options.images[0])
@@ -301,6 +359,8 @@ def _run_refine(options: argparse.Namespace) -> int:
 def _is_data_set(options: argparse.Namespace) -> bool:
     """Whether images or their scores are more than a file each."""
     [scores] = [source for kind in SCORES if (source := getattr(options, kind)) is not None]
+    if not options.images:
+        return False
     image = options.images[0]
     pattern = "://" in image or any(letter in image for letter in "*?[")
     if (

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "comparison",
+    "OUTSIDE",
     "grey_of",
     "head",
     "legend",
@@ -38,6 +39,7 @@ INK, MUTED = "#1F2328", "#6B7280"
 GAP, TITLE_HEIGHT = 0.12, 0.62  # inches
 MOST_PIXELS = 1200  # a side; a panel shows no more
 MOST_NAMES = 24
+OUTSIDE = -2  # of a label map: no pixel of the picture
 
 Entry: TypeAlias = tuple[Any, str]  # of a legend: a colour as matplotlib takes them, and the text
 
@@ -68,7 +70,7 @@ def comparison(
 
     Args:
         image: [H, W, 3] or [H, W]; uint8, or floating from 0 to 1.
-        before, after: [H, W] integer labels; negative where unknown.
+        before, after: [H, W] integer labels; negative where unknown, OUTSIDE where there is no picture.
         truth: [H, W] integer labels, where they are known: the last panel then tells repaired pixels from
             broken ones, and the titles give the accuracies.
         names: class names in order; numbers if left out.
@@ -237,7 +239,8 @@ def _changes(
     changed = before != after
     if truth is None:
         colors = palette()[after % 256] / 255
-        return f"{changed.mean():.1%} of the pixels", np.where(changed[..., None], 0.15 * pale + 0.85 * colors, pale)
+        share = changed.sum() / (after > OUTSIDE).sum()
+        return f"{share:.1%} of the pixels", np.where(changed[..., None], 0.15 * pale + 0.85 * colors, pale)
     repaired, broken = changed & (after == truth), changed & (before == truth)
     for mask, color in ((repaired, REPAIRED), (broken, BROKEN), ((before != truth) & (after != truth), STILL_WRONG)):
         pale = np.where(mask[..., None], to_rgb(color), pale)
@@ -258,7 +261,7 @@ def _join(*parts: str) -> str:
 
 def legend_entries(maps: Sequence[np.ndarray], names: Sequence[str] | None) -> list[Entry]:
     """(color, text) of the classes present, by their share of the last map; of several, with the share of each."""
-    shares = [{c: n / x.size for c, n in zip(*np.unique(x, return_counts=True)) if c >= 0} for x in maps]
+    shares = [{c: n / (x > OUTSIDE).sum() for c, n in zip(*np.unique(x, return_counts=True)) if c >= 0} for x in maps]
     present = sorted(set().union(*shares), key=lambda c: -shares[-1].get(c, 0))
     entries = []
     for c in present[:MOST_NAMES]:

@@ -25,7 +25,7 @@ Arrays: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
 
 __all__ = [
     "Arrays", "FileError", "address", "decoded", "errors_name", "expect_apart", "explained", "is_local", "one_array",
-    "read_array", "read_arrays", "read_image", "read_labels", "read_picture", "replacing", "save_figure",
+    "placed", "read_array", "read_arrays", "read_image", "read_labels", "read_picture", "replacing", "save_figure",
     "save_small_figure", "temporaries", "write", "write_labels", "write_mask",
 ]  # fmt: skip
 
@@ -120,13 +120,13 @@ def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
 
     def read(path: Path) -> Image.Image:
         if path.name.lower().endswith(VOLUMES):
-            raise FileError(f"{path}: expected a picture, got a volume; in Python refine takes its features")
+            raise FileError(f"{path}: expected a picture, got a volume; of such files refine takes one .nii or .nii.gz")
         with _picture(path) as image:
             if image.mode.startswith(("I", "F")):
-                hint = "; of 16 bits, np.uint8(x // 257) keeps the upper 8" if "16" in image.mode else ""
+                hint = "; of one by itself --value-range LOW,HIGH says which values are black and white"
                 raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}{hint}")
             if isinstance(image, TiffImageFile) and (channels := _further_channels(image)):
-                raise FileError(f"{path}: expected 1 or 3 channels, got {channels}; save those that are the photo's")
+                raise FileError(f"{path}: expected 1 or 3 channels, got {channels}; of one --bands says which")
             turned = ImageOps.exif_transpose(image) if upright else image
             return turned.convert("L" if turned.mode in ("1", "L", "LA") else "RGB")
 
@@ -169,7 +169,7 @@ def read_picture(path: Path) -> "PIL.Image.Image":
 def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.ndarray:
     """The one array of a file, in this machine's byte order."""
     if path.suffix.lower() not in extensions:
-        hint = "; numpy.save writes the array of a volume" if path.name.lower().endswith(VOLUMES) else ""
+        hint = "; of a volume .nii and .nii.gz too, of one at a time" if path.name.lower().endswith(VOLUMES) else ""
         raise FileError(f"{path}: expected a file ending in {' or '.join(extensions)}{hint}")
     return read_arrays(path, lambda arrays: one_array(path, arrays))
 
@@ -247,12 +247,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with errors_name(path), open(path, "wb") as device:
             device.write(buffer.getbuffer())
         return
+    with placed(path) as temporary, open(temporary, "xb") as file:  # a new file: no symbolic link is followed
+        yield file
+
+
+@contextlib.contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """The name of a new file that takes the place of `path` when the block ends well, and is removed when not."""
     path = _target(path)
     temporary = path.with_name(f".{path.name[:SHOWN]}.{secrets.token_hex(8)}.part")
     try:
         with errors_name(path, temporary):
-            with open(temporary, "xb") as file:  # a new file: no symbolic link is followed
-                yield file
+            yield temporary
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -49,7 +49,7 @@ def volume(items: Sequence[Scored]) -> tuple[np.ndarray, dict[str, Any]]:
     for name, value in items[0].scores.items():
         frames = [item.scores[name] for item in items]
         scores[name] = np.stack(frames, frames[0].ndim - 2) if isinstance(value, np.ndarray) else value
-    return np.stack([item.image for item in items]), scores
+    return np.stack([np.asarray(item.image) for item in items]), scores
 
 
 def refined(items: Sequence[Scored], frames: int | None, **given: Any) -> Iterator[np.ndarray]:
@@ -89,11 +89,10 @@ class Measured:
 
     def differences(self, other: "Measured") -> list[Estimate]:
         """To another way, on the same frames."""
-        pairs = ((self.flickers, other.flickers, _shares), (self.counts, other.counts, _right))
+        flickers, counts = np.stack([self.flickers, other.flickers], 1), np.stack([self.counts, other.counts], 1)
         return [
-            estimate
-            for mine, theirs, of in pairs
-            for estimate in jackknife(np.stack([mine, theirs], 1), lambda both, of=of: of(both[0]) - of(both[1]))
+            *jackknife(flickers, lambda both: _shares(both[0]) - _shares(both[1])),
+            *jackknife(counts, lambda both: _right(both[0]) - _right(both[1])),
         ]
 
 

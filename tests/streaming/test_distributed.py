@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import CASES, WEIGHTS, image_of
+from processes import CASES, METHODS, WEIGHTS, image_of, photo, refine
 
 from assertions import assert_close
 from tritoncrf.streaming import distributed
@@ -57,6 +57,20 @@ def test_bands_make_the_image(case, found):
     assert_close("Q", torch.where(there[0], *own), image.in_memory(iterations=3, **WEIGHTS))
     for one in found:
         assert one[case][1] == [K.tensors[2].shape[1] - 1 for K in image.lattices()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_refine(method, folder, found):
+    """Each process writes its own blocks."""
+    expected = refine(*photo(), method=method)
+    assert_close("Q", torch.from_numpy(np.load(folder / f"{method}.npy")), torch.from_numpy(expected))
+    assert not (folder / method).exists()
+    assert not [path for path in folder.iterdir() if path.name.startswith(f".{method}")]
+
+
+def test_a_result_in_memory_is_refused(found):
+    """Each process would have a band of it."""
+    assert all(one["refused"].startswith("out: expected a file, or an array, with several processes") for one in found)
 
 
 def test_bands_are_written_to_one_file(folder, found):

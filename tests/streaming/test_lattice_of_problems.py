@@ -13,7 +13,7 @@ from assertions import assert_close
 from tritoncrf.problem import part, posed, solved
 from tritoncrf.streaming import lattice
 from tritoncrf.streaming.budget import expect_bytes
-from tritoncrf.streaming.needs import Form, expect_room, shape_of
+from tritoncrf.streaming.needs import Form, expect_fit, shape_of
 from tritoncrf.streaming.scratch import Folder
 
 TESTS = Path(__file__).parent.parent
@@ -115,15 +115,15 @@ COUNTS = 10**7, 2 * 10**7
 
 def test_what_is_taken_by_others_counts():
     need = sum(FORM.vertex_bytes(COUNTS)) + FORM.tile_pixels(PLENTY, CPU) * FORM.pixel_bytes()
-    expect_room(FORM, COUNTS, 1.0, 2, ("a", "b"), int(need) + 1, 0, CPU)
+    expect_fit(FORM, COUNTS, 1.0, 2, ("a", "b"), int(need) + 1, 0, CPU)
     with pytest.raises(ValueError, match="for the 30,000,000 vertices .*; or b about 1.[0-9] times as large"):
-        expect_room(FORM, COUNTS, 1.0, 2, ("a", "b"), int(need) + 1, need / 10, CPU)
+        expect_fit(FORM, COUNTS, 1.0, 2, ("a", "b"), int(need) + 1, need / 10, CPU)
 
 
 def test_tiles_with_more_vertices_than_reckoned_leave_less():
     need = sum(FORM.vertex_bytes(COUNTS)) + FORM.tile_pixels(PLENTY, CPU) * FORM.pixel_bytes()
     with pytest.raises(ValueError, match="max_memory: expected at least"):
-        expect_room(FORM, COUNTS, 3.0, 2, ("a", "b"), int(need) + 1, 0, CPU)
+        expect_fit(FORM, COUNTS, 3.0, 2, ("a", "b"), int(need) + 1, 0, CPU)
 
 
 @pytest.mark.parametrize("size", [(6000, 6000), (50, 100_000), (7, 9), (155, 240, 240), (10**7,), (3, 10**6)])
@@ -161,7 +161,7 @@ import gc, math, torch
 import tritoncrf as tc
 from tiled import cut
 from tritoncrf.streaming.passes import Passes
-from tritoncrf.streaming.needs import Form, expect_room
+from tritoncrf.streaming.needs import Form, expect_fit
 from tritoncrf.streaming.points import Posed
 from tritoncrf.streaming.scratch import Folder
 
@@ -188,7 +188,7 @@ def status(name):
 
 def limit(counts, seen):
     print(sum(counts), end=" ")
-    expect_room(FORM, counts, seen, 2, ("a", "b"), BUDGET, 0, CPU)
+    expect_fit(FORM, counts, seen, 2, ("a", "b"), BUDGET, 0, CPU)
 
 tc.mean_field(torch.rand(1, 8, 30, 30), [tc.filters.Lattice(torch.rand(1, 5, 30, 30))], [1.0])
 arguments = {"weights": [3.0, 10.0], "compatibility": "potts", "iterations": 1, "damping": 0.0, "temperature": 1.0}

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from tritoncrf.kernels.class_blocks import blocks, offsets, per_class, softmax
-from tritoncrf.kernels.common import ceil_div, launch, product, scale
+from tritoncrf.kernels.common import MOST_REGISTERS, ceil_div, launch, product, scale
 from tritoncrf.kernels.planes import (
     COLUMNS,
     PIXELS,
@@ -274,6 +274,7 @@ class Quads:
             _window_quads_kernel, (tiles * layout.step**2 * batch,), num_warps=WARPS,
             # Left to itself ptxas takes 255, or 40 for one class, and spills two; told to, it makes do with fewer.
             registers=80 if classes == 1 and sum(channels) <= 3 else 252 if scaled and 0 in channels else 248,
+            registers_before_90=MOST_REGISTERS if scaled and 0 in channels and classes > 1 else None,
             x_ptr=state.planes.view(torch.int64), f_ptrs=tuple(self.features),
             in_ptrs=tuple(self._scale_pairs(s) for s in ins), out_ptrs=outs,
             numbers_ptr=None if epilogue == "sum" else self.numbers, unary_ptr=unary, q_ptr=q, y_ptr=y,

@@ -48,7 +48,11 @@ def streamed(
             raise ValueError(f"scratch: expected none without max_memory=, where it plays no part, got {folder}")
         _at_once(image, scores, device, given, out, out_labels)
         return _given(out, out_labels)
-    budget = expect_bytes("max_memory", max_memory)
+    budget = int(distributed.agreed(expect_bytes("max_memory", max_memory)))
+    if out is None and out_labels is None and distributed.together():
+        raise ValueError(
+            "out: expected a file, or an array, with several processes, of which each has a band; got none"
+        )
     inputs = inputs_of(image, scores, device, given)
     if inputs.method == "exact":
         raise ValueError(
@@ -133,17 +137,20 @@ def _made(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _state(path: Path | None, run: str) -> Iterator[Folder]:
-    """What the passes of a run keep, and what of it stays where they fail; that of another run is removed."""
+    """What the passes of a run keep, in one folder for all processes, and what of it stays where they fail; that of
+    another run is removed."""
     if path is None:
         yield Folder(None)
         return
-    own = path / f"{run}.{distributed.rank()}"
-    for other in path.iterdir() if path.is_dir() else []:
-        if not other.name.startswith(run):
+    own = path / run
+    for other in path.iterdir() if path.is_dir() and distributed.rank() == 0 else []:
+        if other != own:
             shutil.rmtree(other, ignore_errors=True)
+    distributed.barrier()
     keep = False
     try:
         yield Folder(own)
+        distributed.barrier()
     except BaseException as error:
         keep = not isinstance(error, REFUSED)
         raise

@@ -8,7 +8,7 @@ import torch
 
 from tritoncrf.problem import Problem, Whole, features, loop
 from tritoncrf.streaming import distributed
-from tritoncrf.streaming.needs import Form, expect_room, windows
+from tritoncrf.streaming.needs import Form, expect_fit, windows
 from tritoncrf.streaming.passes import Passes
 from tritoncrf.streaming.points import Posed
 from tritoncrf.streaming.scratch import Folder
@@ -84,7 +84,7 @@ class Plan:
             loop(self.whole.method, self.whole.chosen, unary), folder, keeps_tables, advance,
         )  # fmt: skip
         fixed = len(size), names, self.budget, self.taken, unary.device
-        passes.run(Placed(self.tiles, done, write), lambda counts, seen: expect_room(self.form, counts, seen, *fixed))
+        passes.run(Placed(self.tiles, done, write), lambda counts, seen: expect_fit(self.form, counts, seen, *fixed))
 
 
 def planned(whole: Whole, pose: Callable[[Window], Problem], budget: int, taken: float) -> Plan:

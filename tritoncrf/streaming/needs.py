@@ -1,7 +1,7 @@
 """The memory of a lattice that is streamed: bytes, measured as peaks in a process of its own, with a margin.
 
 A budget has two parts: a tile, whose pixels take `pixel_bytes` each, and the vertices of the whole image, of which one
-only knows how many there are when all tiles have been seen: `expect_room` then says whether they fit.
+only knows how many there are when all tiles have been seen: `expect_fit` then says whether they fit.
 """
 
 import math
@@ -47,7 +47,7 @@ class Form:
         """The tiles of an image, so many that each process has some; an error where the budget has no place for one.
 
         Args:
-            budget, taken, device: see `expect_room`.
+            budget, taken, device: see `expect_fit`.
         """
         pixels = self.tile_pixels(distributed.agreed(budget - taken), device)
         if pixels < 1:
@@ -78,7 +78,7 @@ def windows(size: Sequence[int], shape: Sequence[int]) -> list[Window]:
     return [tile.own for tile in tiles(layout, shape)]
 
 
-def expect_room(
+def expect_fit(
     form: Form, counts: Sequence[int], seen: float, axes: int, names: Sequence[str], budget: int, taken: float,
     device: torch.device,
 ) -> None:  # fmt: skip
@@ -98,8 +98,8 @@ def expect_room(
         ValueError: saying how many vertices there are, and the budget or the bandwidths that would do.
     """
     own = form.pixel_bytes(max(seen, SEEN))
-    each, room = form.vertex_bytes(counts), budget - taken - own * form.tile_pixels(budget - taken, device)
-    if sum(each) <= room:
+    each, free = form.vertex_bytes(counts), budget - taken - own * form.tile_pixels(budget - taken, device)
+    if sum(each) <= free:
         return
     least = math.inf
     for n in range(form.tile_pixels(math.inf, device).bit_length()):
@@ -107,7 +107,7 @@ def expect_room(
         if form.tile_pixels(enough - taken, device) <= 1 << n:
             least = min(least, enough)
     most = each.index(max(each))
-    left, hint = room - sum(each) + each[most], ""
+    left, hint = free - sum(each) + each[most], ""
     if left > 0:
         # Fewer positions along each axis; of what an image shows one knows too little.
         factor = (each[most] / left) ** (1 / axes if most == 0 else 1)

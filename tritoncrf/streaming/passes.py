@@ -52,14 +52,15 @@ class Passes:
     """The passes over an image.
 
     Args:
-        pose: gives the problem of a tile by its number; called once a pass.
+        pose: gives the problem of a tile by its number; called once a pass, or twice where tables are kept.
         first: that of any tile.
         tiles: how many there are.
         pixels: of the image.
         names: what errors call that which each filter is made of.
         arguments: weights, compatibility, iterations, damping and temperature of `mean_field`.
         folder: what is found there is not computed again.
-        keeps_tables: whether tables of tiles are kept there too, 12 bytes for each pair of a pixel and a vertex.
+        keeps_tables: whether unaries and tables of tiles are kept there too: for each pixel a float for each class, and
+            12 bytes for each vertex.
         advance: called with the name of a pass after each of its tiles.
     """
 
@@ -109,7 +110,7 @@ class Passes:
             if self.folder.has(file):
                 found = self.folder.load(file, self.like.device)
             else:
-                posed = self.pose(n)
+                posed = self._posed(n)
                 found = [] if posed.valid is not None and not posed.valid.any() else compute(n, posed)
                 self.folder.save(file, found)
             yield found
@@ -184,6 +185,14 @@ class Passes:
         left = iter(tensors)
         return [(Codes.unpacked(left, layout), next(left)) for layout in self.layouts]
 
+    def _posed(self, n: int) -> Posed:
+        """A tile's problem, or what is kept of it: its features are in the tables."""
+        name = f"unary-{n}"
+        if self.keeps_tables and self.folder.has(name):
+            unary, *valid = self.folder.load(name, self.like.device)
+            return Posed((), unary, *valid)
+        return self.pose(n)
+
     def _lattices(self, n: int, posed: Posed) -> list[tuple[Lattice, Codes]]:
         """The lattices of a tile's pixels, made or kept."""
         name = f"tables-{n}"
@@ -194,6 +203,7 @@ class Passes:
         made = [tile_lattice(posed.points(f), layout, self.backend) for f, layout in each]
         if self.keeps_tables:
             self.folder.save(name, [tensor for own in made for tensor in packed(*own)])
+            self.folder.save(f"unary-{n}", [posed.unary, *([] if posed.valid is None else [posed.valid])])
         return made
 
     def _seen(self, n: int, posed: Posed) -> list[Seen]:
@@ -266,7 +276,7 @@ class Passes:
         """The last pass: Q_T, or Q_0 where nothing is passed on."""
         for n in self.own:
             if not output.written(n):
-                posed = self.pose(n)
+                posed = self._posed(n)
                 unary = posed.points(posed.unary[None])
                 if v is None or unary.shape[2] == 0:
                     q = torch.softmax(possible(unary), 1)

@@ -1,0 +1,1 @@
+"""Images as remote sensing and medicine store them: GeoTIFF, NIfTI and TIFF stacks, read and written by windows."""

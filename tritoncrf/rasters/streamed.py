@@ -1,0 +1,125 @@
+"""The result block by block, in a file that another kind of file is then made of."""
+
+import argparse
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+import tritoncrf
+from tritoncrf.commands import CommandError
+from tritoncrf.files import write
+from tritoncrf.rasters.inputs import Inputs
+from tritoncrf.rasters.results import Refined
+from tritoncrf.rasters.windows import Source
+from tritoncrf.refine import refine
+from tritoncrf.streaming import distributed
+from tritoncrf.streaming.budget import expect_bytes, in_words
+from tritoncrf.streaming.outputs import digest
+from tritoncrf.streaming.sources import Npy, identity
+
+__all__ = ["array", "forget", "refined"]
+
+FURTHER = 160_000_000  # bytes that the command takes beside `refine`: GDAL's blocks, what is written, libraries
+
+
+def array(path: Path) -> Source:
+    """An .npy that is read by windows."""
+    if path.suffix.lower() != ".npy":
+        raise CommandError(f"--max-memory: expected .npy, which can be read by windows, got {path}")
+    return Npy(path)
+
+
+def refined(
+    options: argparse.Namespace, kind: str, inputs: Inputs, settings: Mapping[str, Any], device: torch.device,
+    out: Path, save: str,
+) -> Refined | None:  # fmt: skip
+    """What `refine` gives of an image that it goes through by windows; None in all but the first of several processes,
+    which torchrun has started and each of which does its share.
+
+    It stays in a file beside `out` until that is written: what stops this process, or fills the disk, leaves all blocks
+    that were finished, and the same command goes on with them.
+    """
+    direct = out.suffix.lower() == ".npy"
+    work, state = _places(options, out, save)
+    work = out if direct else work
+    sources = [inputs.image, inputs.features, inputs.scores, inputs.valid]
+    known = [None if source is None else identity(source) for source in sources]
+    run = digest(tritoncrf.__version__, kind, dict(settings), known, str(device), options.max_memory)
+    earlier = _earlier(state, run)
+    with distributed.started(device) as own:
+        whole = not direct and work.is_file() and earlier.get("whole", False)
+        if not distributed.everywhere(whole):
+            arguments: dict[str, Any] = {
+                **settings, kind: inputs.scores, "features": inputs.features, "valid": inputs.valid,
+                "out_labels" if save == "labels" else "out": work,
+            }  # fmt: skip
+            with _as_a_whole(options.max_memory, own, earlier.get("budget")) as budget:
+                if distributed.rank() == 0:
+                    write(state, json.dumps({"run": run, "budget": budget}).encode())
+                try:
+                    cast(Any, refine)(inputs.seen, **arguments, device=own, max_memory=budget, scratch=options.scratch)
+                except (TypeError, ValueError):  # bad input, of which nothing is to be gone on with
+                    state.unlink(missing_ok=True)
+                    raise
+        if distributed.rank() > 0:
+            return None
+    write(state, json.dumps({"run": run, "whole": True}).encode())
+    found = Npy(work)
+    return Refined(found, None) if save == "labels" else Refined(None, found)
+
+
+def forget(options: argparse.Namespace, out: Path, save: str) -> None:
+    """Removes what `refined` has left, once it is written."""
+    for path in _places(options, out, save):
+        path.unlink(missing_ok=True)
+
+
+def _places(options: argparse.Namespace, out: Path, save: str) -> tuple[Path, Path]:
+    """The file that the result stays in, and one that says of which run it is."""
+    folder, name = options.scratch or out.parent, f".{out.name}.{save}"
+    return folder / f"{name}.npy", folder / f"{name}.json"
+
+
+def _earlier(state: Path, run: str) -> dict[str, Any]:
+    """What an earlier command of the same run has written of itself: its budget, on which the blocks depend, and
+    whether its result is whole."""
+    try:
+        found: dict[str, Any] = json.loads(state.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if found.get("run") == run else {}
+
+
+@contextlib.contextmanager
+def _as_a_whole(asked: str, device: torch.device, earlier: int | None) -> Iterator[int]:
+    """What is left of a budget for `refine`: on a CPU it is the whole process's. What was left to an earlier command of
+    the same run serves again, for another process is a little larger or smaller."""
+    budget = expect_bytes("max_memory", asked)
+    if device.type != "cpu":
+        yield budget
+        return
+    taken = _resident() + FURTHER
+    if budget <= taken:
+        raise CommandError(f"--max-memory: expected more than {in_words(taken)}, which the process takes, got {asked}")
+    try:
+        yield earlier or budget - taken
+    except ValueError as error:
+        if not str(error).startswith("max_memory:"):
+            raise
+        less = f"{in_words(budget - taken)} are {asked} less what the process takes by itself, {in_words(taken)}"
+        raise ValueError(f"{error}; {less}") from error
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has; 0 where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"VmRSS:\s+(\d+)", status)
+    return 0 if found is None else 1024 * int(found[1])
