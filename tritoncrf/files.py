@@ -14,8 +14,6 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
-from tritoncrf.figures import palette
-
 if TYPE_CHECKING:
     import PIL.Image
     import PIL.TiffImagePlugin
@@ -208,6 +206,8 @@ def one_array(source: object, arrays: Arrays, key: str | None = None) -> np.ndar
 def write_labels(file: IO[bytes], labels: np.ndarray) -> None:
     """[H, W] labels from 0 to 255 into an open file, as a PNG with a palette."""
     from PIL import Image
+
+    from tritoncrf.figures import palette
 
     picture = Image.fromarray(labels.astype(np.uint8), mode="P")
     picture.putpalette(palette().tobytes())
