@@ -252,8 +252,8 @@ def refine(
             sliced like an array. "window" gives the bits that it gives at once, "guided" and "lattice" the same to
             rounding; "exact" is refused: each of its pixels needs all others.
         scratch: a folder for what a run keeps beside its outputs to go on where it was killed, and, with "lattice",
-            for the positions of pixels on it, about 12 (D + 1) bytes a pixel and kernel, which saves time. Removed at
-            the end.
+            for the scores and the positions of pixels on it: a float for each class and about 12 (D + 1) bytes a pixel
+            and kernel, which saves time. It is made if need be, and empty again at the end. With `max_memory`.
 
     The arguments of known pipelines are in `tritoncrf.PARAMETERS` by name, see `tritoncrf.published`:
     refine(image, probabilities=p, **tritoncrf.PARAMETERS["deeplab"]).

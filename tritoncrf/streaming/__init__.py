@@ -107,7 +107,7 @@ def _run(
         run = digest(whole.method, whole.name, whole.chosen, whole.size, whole.levels, plan.tiles, sources)
     with contextlib.ExitStack() as stack:
         if scratch is not None:
-            stack.enter_context(_made(scratch))
+            scratch.mkdir(parents=True, exist_ok=True)
         if isinstance(plan, lattice.Plan):
             beside = state_beside(outputs[0]) if files else None
             place = beside if scratch is None else scratch / (beside.name if beside else "state")
@@ -122,17 +122,6 @@ def _run(
             plan.run(results.done, write, folder, scratch is not None, advance)
         else:
             plan.run(results.done, write, advance)
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """A folder, made if need be, and removed again if nothing is left in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 @contextlib.contextmanager
