@@ -113,9 +113,10 @@ def expect_fit(
     if left > 0:
         # Fewer positions along each axis; of what an image shows one knows too little.
         factor = (each[most] / left) ** (1 / axes if most == 0 else 1)
-        hint = f"; or {names[most]} about {math.ceil(10 * factor) / 10:.1f} times as large"
-    extent = "this image's" if complete else "a part of this image's"
+        about = "about" if complete else "more than"
+        hint = f"; or {names[most]} {about} {math.ceil(10 * factor) / 10:.1f} times as large"
+    least_of, extent = ("at least", "this image's") if complete else ("more than", "a part of this image's")
     raise ValueError(
-        f"max_memory: expected at least {in_words(least)} for the {sum(counts):,} vertices of {extent} lattices, "
+        f"max_memory: expected {least_of} {in_words(least)} for the {sum(counts):,} vertices of {extent} lattices, "
         f"{in_words(sum(each))}, got {in_words(budget)}{hint}"
     )
