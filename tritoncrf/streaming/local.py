@@ -112,4 +112,5 @@ def pixel_bytes(problem: Problem) -> float:
         # Covariances are made in float64, before the loop begins.
         return MARGIN * max(20 * d * (d + 1) + 130 + 3 * classes * itemsize, (8 * classes + 12 * d) * itemsize)
     window = whole.chosen["window_size"] ** len(size) // 2 / whole.chosen["blur"] ** len(size)
-    return MARGIN * (6 * classes + min(window, KEPT_STATES * classes) + 6 * sum(dimensions)) * itemsize
+    states = 6 if problem.valid is None else 9
+    return MARGIN * (states * classes + min(window, KEPT_STATES * classes) + 6 * sum(dimensions)) * itemsize
