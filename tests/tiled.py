@@ -72,7 +72,6 @@ class Streamed:
     posed: int = 0
     q: torch.Tensor = field(init=False)
     counts: Sequence[int] = ()
-    seen: float = 0.0
     passes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -94,8 +93,9 @@ class Streamed:
     def write(self, n: int, q: torch.Tensor) -> None:
         self.q[(slice(None), *self.tiles[n])] = q
 
-    def limit(self, counts: Sequence[int], seen: float) -> None:
-        self.counts, self.seen = counts, seen
+    def limit(self, counts: Sequence[int], seen: float, complete: bool) -> None:
+        assert not complete or all(now >= before for now, before in zip(counts, self.counts))
+        self.counts = counts
 
     def run(self) -> torch.Tensor:
         passes = Passes(

@@ -1,5 +1,7 @@
 """`tritoncrf refine --max-memory`: the same outputs by windows, and what a run leaves that was stopped."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from tritoncrf import cli
 from tritoncrf.rasters import results, streamed
 from tritoncrf.rasters.geotiff import GeoTiff
 from tritoncrf.streaming import local
+from tritoncrf.streaming.budget import expect_bytes
 
 rasterio = pytest.importorskip("rasterio")
 nibabel = pytest.importorskip("nibabel")
@@ -19,8 +22,6 @@ PLACE = rasterio.Affine(10, 0, 500000, 0, -10, 5e6)
 SIZE = 8, 9, 6
 OPTIONS = "--value-range", "0,4095", "--method", "window", "--window-size", "5"
 BUDGET = "--max-memory", "4GB"
-SMALL = {"window": "1.5MB", "guided": "500kB", "lattice": "2MB"}  # with which a scene is several blocks
-WIDE = "--theta-space", "40", "--theta-color", "120", "--theta-smooth", "6"  # few vertices
 
 
 def write_tiff(path, bands, **profile):
@@ -122,15 +123,14 @@ def test_what_could_not_be_written_is_written_by_the_next_command(folder, capsys
     assert files(folder) == sorted([*before, "out.tif"]) and files(folder / "scratch") == []
 
 
-@pytest.mark.parametrize("method", ["window", "guided", "lattice"])
-def test_what_was_interrupted_goes_on(folder, monkeypatch, method):
+def test_what_was_interrupted_goes_on(folder, capsys, monkeypatch):
     """With the budget that it began with, though the process is of another size, and to the same bits."""
-    command = "scene.tif", "--probabilities", "p.tif", "-o", "out.tif", "--value-range", "0,4095", "--method", method
-    command += WIDE if method == "lattice" else ("--iterations", "1")
+    command = "scene.tif", "--probabilities", "p.tif", "-o", "out.tif", *OPTIONS, "--iterations", "1"
     monkeypatch.setattr(streamed, "FURTHER", 0)
     monkeypatch.setattr(local, "FIXED", 0)
     monkeypatch.setattr(streamed, "_resident", lambda: 10_000)
-    small = "--max-memory", SMALL[method]
+    least = re.search("expected at least ([^ ]+) for", error_of(capsys, *command, "--max-memory", "20kB"))[1]
+    small = "--max-memory", str(int(1.5 * expect_bytes("least", least)))  # of which a scene needs several blocks
     before = files(folder)
     assert run(*command, *small) == 0
     expected, reads = (folder / "out.tif").read_bytes(), []

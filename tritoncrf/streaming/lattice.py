@@ -83,8 +83,13 @@ class Plan:
             lambda n: posed(self.pose(self.tiles[n])), posed(self.first), len(self.tiles), math.prod(size), names,
             loop(self.whole.method, self.whole.chosen, unary), folder, keeps_tables, advance,
         )  # fmt: skip
-        fixed = len(size), names, self.budget, self.taken, unary.device
-        passes.run(Placed(self.tiles, done, write), lambda counts, seen: expect_fit(self.form, counts, seen, *fixed))
+
+        def limit(counts: Sequence[int], seen: float, complete: bool) -> None:
+            expect_fit(
+                self.form, counts, seen, complete, len(size), names, self.budget, self.taken, unary.device
+            )  # fmt: skip
+
+        passes.run(Placed(self.tiles, done, write), limit)
 
 
 def planned(whole: Whole, pose: Callable[[Window], Problem], budget: int, taken: float) -> Plan:

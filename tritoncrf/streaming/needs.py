@@ -18,6 +18,7 @@ from tritoncrf.streaming.tiles import Layout, tiles
 TILE_SHARE = 0.25  # of a budget, at most
 ENOUGH = {"cpu": 1 << 18, "cuda": 1 << 24}  # pixels of a tile: with more, nothing is quicker
 LEAST_SIDE = 32  # of a tile: with less on an axis, it has many vertices for each pixel
+COUNTED = 32  # bytes of a vertex while they are counted
 MARGIN = 1.2  # of what is freed and not given back
 SEEN = 1.0  # vertices that a pixel of a tile is reckoned with
 
@@ -79,8 +80,8 @@ def windows(size: Sequence[int], shape: Sequence[int]) -> list[Window]:
 
 
 def expect_fit(
-    form: Form, counts: Sequence[int], seen: float, axes: int, names: Sequence[str], budget: int, taken: float,
-    device: torch.device,
+    form: Form, counts: Sequence[int], seen: float, complete: bool, axes: int, names: Sequence[str], budget: int,
+    taken: float, device: torch.device,
 ) -> None:  # fmt: skip
     """An error where an image's vertices do not keep within a budget.
 
@@ -88,6 +89,7 @@ def expect_fit(
         form: of the CRF.
         counts: vertices of each filter.
         seen: of all filters, those of a tile for each of its pixels, at most.
+        complete: whether all tiles have been seen; until then it is enough that there is a place to count them.
         axes: of the image.
         names: the arguments that each filter's vertices depend on; first those of positions alone.
         budget: bytes in all.
@@ -99,7 +101,7 @@ def expect_fit(
     """
     own = form.pixel_bytes(max(seen, SEEN))
     each, free = form.vertex_bytes(counts), budget - taken - own * form.tile_pixels(budget - taken, device)
-    if sum(each) <= free:
+    if (sum(each) if complete else COUNTED * sum(counts)) <= free:
         return
     least = math.inf
     for n in range(form.tile_pixels(math.inf, device).bit_length()):
@@ -111,8 +113,10 @@ def expect_fit(
     if left > 0:
         # Fewer positions along each axis; of what an image shows one knows too little.
         factor = (each[most] / left) ** (1 / axes if most == 0 else 1)
-        hint = f"; or {names[most]} about {math.ceil(10 * factor) / 10:.1f} times as large"
+        about = "about" if complete else "more than"
+        hint = f"; or {names[most]} {about} {math.ceil(10 * factor) / 10:.1f} times as large"
+    least_of, extent = ("at least", "this image's") if complete else ("more than", "a part of this image's")
     raise ValueError(
-        f"max_memory: expected at least {in_words(least)} for the {sum(counts):,} vertices of this image's lattices, "
+        f"max_memory: expected {least_of} {in_words(least)} for the {sum(counts):,} vertices of {extent} lattices, "
         f"{in_words(sum(each))}, got {in_words(budget)}{hint}"
     )

@@ -45,7 +45,7 @@ class Output(Protocol):
         """Q [C, *s] of a tile."""
 
 
-Limit: TypeAlias = Callable[[Sequence[int], float], None]
+Limit: TypeAlias = Callable[[Sequence[int], float, bool], None]
 
 
 class Passes:
@@ -86,8 +86,8 @@ class Passes:
         """Every tile's result into the output.
 
         Args:
-            limit: called with how many vertices each lattice has, and how many for each pixel a tile has at most;
-                before there is memory for them. It may raise.
+            limit: called with how many vertices each lattice has, and how many for each pixel a tile has at most; and
+                whether that is all, before there is memory for them, or after a tile. It may raise.
 
         Raises:
             ValueError: features so far apart that float32 could not place them; scores that pass what it holds.
@@ -158,10 +158,11 @@ class Passes:
                     seen = torch.maximum(seen, own[0].cpu())
                     for one, part in zip(merging, self._unpacked(own[1:]), strict=True):
                         one.add(*part)
+                    limit([one.count for one in merging], seen.item(), False)
             every = [union(one) for one in merging]
             self._finish("vertices", [seen, *(tensor for codes, sums in every for tensor in codes.packed(sums))])
         self.tables = [Table(layout, codes) for layout, (codes, _) in zip(self.layouts, every, strict=True)]
-        limit([table.count for table in self.tables], seen.item())
+        limit([table.count for table in self.tables], seen.item(), True)
         self.neighbours = [table.neighbours() for table in self.tables]
         self.row_sums = []
         for axes, (_, sums) in zip(self.neighbours, every, strict=True):
