@@ -249,8 +249,8 @@ def refine(
         out_labels: where the best classes [*S] go, of one object 0 and 1; as `out`.
         max_memory: how much the call may allocate, bytes or text such as "4GB" (of the device where it computes on a
             GPU). The work then goes block by block, and image, scores, features and valid may be anything that is
-            sliced like an array. "window" gives the bits that it gives at once, "guided" and "lattice" the same to
-            rounding; "exact" is refused: each of its pixels needs all others.
+            sliced like an array. "window" gives the bits that it gives at once, of float64 scores the same to
+            rounding, as "guided" and "lattice" do; "exact" is refused: each of its pixels needs all others.
         scratch: a folder for what a run keeps beside its outputs to go on where it was killed, and, with "lattice",
             for the scores and the positions of pixels on it: a float for each class and about 12 (D + 1) bytes a pixel
             and kernel, which saves time. It is made if need be, and empty again at the end. With `max_memory`.
