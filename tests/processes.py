@@ -57,9 +57,9 @@ def main(folder: Path) -> None:
             found[case] = run.run(), list(run.counts)
         write_bands(folder)
         for method in METHODS:
-            refine(*photo(), method=method, out=folder / f"{method}.npy", max_memory="21MB", scratch=folder / method)
+            refine(*photo(), method=method, out=folder / f"{method}.npy", max_memory="100MB", scratch=folder / method)
         try:
-            refine(*photo(), method="window", max_memory="21MB")
+            refine(*photo(), method="window", max_memory="100MB")
         except ValueError as error:
             found["refused"] = str(error)
         found["agreed"] = distributed.agreed(5.5 - distributed.rank())

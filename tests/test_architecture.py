@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "step",
         "checks",
         "devices",
+        "step",
         "options",
         "features",
         "filters",

@@ -64,6 +64,23 @@ def test_every_command_is_shown(name):
     assert name in [arguments[0] for arguments in commands()]
 
 
+def write_rasters():
+    """A scene and a volume, with their scores."""
+    rasterio, nibabel = pytest.importorskip("rasterio"), pytest.importorskip("nibabel")
+    generator = np.random.default_rng(0)
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 500000, 0, -10, 5e6)}
+    bands = generator.integers(0, 4096, (4, 20, 24)).astype(np.uint16)
+    p = generator.dirichlet(np.ones(3), (20, 24)).transpose(2, 0, 1).astype(np.float32)
+    for name, array in ("scene.tif", bands), ("scores.tif", p):
+        form = {"count": len(array), "height": 20, "width": 24, "dtype": array.dtype.name}
+        with rasterio.open(name, "w", "GTiff", **form, **place) as file:
+            file.write(array)
+    voxels = {name: generator.integers(0, 500, (8, 9, 6)).astype(np.int16) for name in ("t1", "t2")}
+    voxels["p"] = generator.dirichlet(np.ones(3), (8, 9, 6)).astype(np.float32)
+    for name, array in voxels.items():
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([2, 1.5, 3, 1.0])), f"{name}.nii.gz")
+
+
 def test_the_commands_work_in_their_order(capsys):
     run_block(EXAMPLE)
     for folder in "photos", "scores", "truth":
@@ -71,6 +88,7 @@ def test_the_commands_work_in_their_order(capsys):
     shutil.copy("photo.png", "photos")
     shutil.copy("probabilities.npy", "scores/photo.npy")
     Image.fromarray(demo.mask().astype(np.uint8)).save("truth/photo.png")
+    write_rasters()
     for arguments in commands():
         assert cli.main(arguments) == 0, capsys.readouterr().err
         written = [Path(value) for option, value in zip(arguments, arguments[1:]) if option in ("-o", "--figure")]

@@ -207,7 +207,7 @@ def write_labels(file: IO[bytes], labels: np.ndarray) -> None:
     """[H, W] labels from 0 to 255 into an open file, as a PNG with a palette."""
     from PIL import Image
 
-    from tritoncrf.figures import palette  # with matplotlib
+    from tritoncrf.figures import palette
 
     picture = Image.fromarray(labels.astype(np.uint8), mode="P")
     picture.putpalette(palette().tobytes())

@@ -141,7 +141,7 @@ def test_tiles_are_whole_rows_where_they_may_be():
 
 
 def test_a_budget_without_a_place_for_a_tile():
-    problem, image, p = noise()
+    problem, image, p = noise((6, 7))
     with pytest.raises(ValueError, match="^max_memory: expected at least (.*) for this image, got 500B") as error:
         streamed(problem, image, p, budget=500)
     least = expect_bytes("least", str(error.value).split()[4])

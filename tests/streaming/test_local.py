@@ -41,7 +41,7 @@ def tiled(monkeypatch):
         {"damping": 0.3, "temperature": 1.5},
         {"compatibility": COSTS},
         {"blur": 2, "compatibility": COSTS, "iterations": 3},
-        {"window_size": 9},
+        {"window_size": 7, "iterations": 1},
         {"iterations": 0},
     ],
     ids=str,
@@ -118,7 +118,8 @@ def test_half_a_halo_is_too_narrow(arguments, tiled, monkeypatch):
 
     monkeypatch.setattr(local, "layout_of", narrow)
     whole = tc.refine(IMAGE, logits=LOGITS, **arguments)
-    assert np.abs(tiled((31, 29), logits=LOGITS, **arguments) - whole).max() > 1e-5
+    found = tiled((31, 29), logits=LOGITS, **arguments)
+    assert np.abs(found - whole).max() > (1e-5 if arguments is GUIDED else 0)
 
 
 def test_one_row_of_a_window(tiled):

@@ -51,7 +51,8 @@ class Plan:
         for n in distributed.share(range(len(self.tiles))):
             if n not in done:
                 tile = self.tiles[n]
-                write(n, tile.own, solved([self.pose(tile.seen)])[0][(slice(None), *tile.inner)])
+                inner = slice(None), *tile.inner
+                write(n, tile.own, solved([self.pose(tile.seen)])[0][inner])
             advance("tiles")
 
 
