@@ -101,7 +101,7 @@ def test_a_lattice_goes_the_same_way(tmp_path):
     whole = tc.refine(IMAGE, logits=LOGITS, **arguments)
     streamed(out=tmp_path / "q.npy", scratch=tmp_path / "scratch", **{**dict.fromkeys(WINDOW), **arguments})
     assert np.abs(np.load(tmp_path / "q.npy") - whole).max() < 1e-5
-    assert files(tmp_path) == ["q.npy"]
+    assert files(tmp_path) == ["q.npy", "scratch"] and not files(tmp_path / "scratch")
 
 
 # Interruptions --------------------------------------------------------------------------------------------------------
@@ -131,7 +131,8 @@ def test_an_interrupted_call_goes_on(scratch, small, q, tmp_path):
     assert logits.reads == 2 and "q.npy" not in files(tmp_path)
     logits.interrupts, logits.reads = False, 0
     assert np.array_equal(np.load(streamed(IMAGE, logits, **arguments)), q)
-    assert logits.reads == 1 and files(tmp_path) == ["logits.npy", "q.npy"]
+    assert logits.reads == 1 and files(tmp_path) == ["logits.npy", "q.npy", *["scratch"] * scratch]
+    assert not (scratch and files(tmp_path / "scratch"))
 
 
 @pytest.mark.parametrize("change", ["iterations", "image", "logits"])
