@@ -47,7 +47,6 @@ MAY_IMPORT = {
         "step",
         "checks",
         "devices",
-        "step",
         "options",
         "features",
         "filters",
