@@ -3,9 +3,11 @@
 import errno
 import os
 import stat
+import struct
 import sys
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from tritoncrf.files import (
     read_array,
     read_image,
     read_labels,
+    read_picture,
     replacing,
     temporaries,
     write,
@@ -193,6 +196,22 @@ def test_pictures_of_other_kinds_say_what_to_do(tmp_path):
         read_image(tmp_path / "t1.nii.gz")
     with pytest.raises(FileError, match=r"t1.nii.gz: expected a file ending in .npy or .npz; of a volume .nii"):
         read_array(tmp_path / "t1.nii.gz")
+
+
+def test_a_png_of_16_bits_a_channel_is_not_cut_to_8(tmp_path):
+    """Pillow writes none of colours, and reads their upper 8 bits."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header, rows = struct.pack(">IIBBBBB", 4, 3, 16, 2, 0, 0, 0), 3 * (b"\0" + 4 * struct.pack(">3H", 1, 500, 4000))
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    for read in read_image, read_picture:
+        with pytest.raises(FileError, match=r"deep.png: expected 8 bits a channel, got 16 in a picture of mode 'RGB'"):
+            read(tmp_path / "deep.png")
+    Image.fromarray(SIXTEEN).save(tmp_path / "grey.png")
+    assert np.array_equal(read_picture(tmp_path / "grey.png"), SIXTEEN)
 
 
 def test_an_npz_of_something_else(tmp_path):

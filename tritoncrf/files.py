@@ -109,6 +109,12 @@ def _picture(path: Path) -> "Iterator[PIL.Image.Image]":
         except UnidentifiedImageError:
             raise ValueError("no format that Pillow reads") from None  # its own names the open file
         with image:
+            deep = any(str(tile[3]).endswith(";16B") for tile in image.tile)  # as they are stored
+            if image.format == "PNG" and deep and not image.mode.startswith("I"):
+                raise FileError(
+                    f"{path}: expected 8 bits a channel, got 16 in a picture of mode {image.mode!r}, of which Pillow "
+                    "keeps 8; of a TIFF by itself --value-range LOW,HIGH says which values are black and white"
+                )
             image.load()
             yield image
 

@@ -72,7 +72,9 @@ def image_from(
     if is_pil(value):
         value, turned = from_pil(value, ranged)
     if not isinstance(value, (np.ndarray, torch.Tensor)):
-        raise TypeError(f"image: expected {PICTURE}, got {checks.kind_of(value)}")
+        sliced = all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
+        hint = "; what is only sliced like an array goes with max_memory=, or as image[:]" if sliced else ""
+        raise TypeError(f"image: expected {PICTURE}, got {checks.kind_of(value)}{hint}")
     image = as_tensor("image", value)
     if axes == 2:
         image = _picture(value, image, size, ranged)

@@ -109,6 +109,15 @@ def test_scores_of_every_kind(folder, one_thread, kind):
         assert np.array_equal(labels(name), expected)
 
 
+@pytest.mark.parametrize("ends", ["20,200", "1%,99%"])
+def test_a_range_of_values(folder, one_thread, ends):
+    assert run("--value-range", ends) == 0
+    given = tuple(end if end.endswith("%") else float(end) for end in ends.split(","))
+    p = np.load(f"probabilities/{NAMES[0]}.npy")
+    q = refine(image(NAMES[0]), probabilities=p, value_range=given)
+    assert np.array_equal(labels(NAMES[0]), q.argmax(0))
+
+
 def test_class_activation_maps(folder, one_thread):
     np.savez("cams/a.npz", keys=np.array([], np.int64), cam=np.zeros((0, *SIZES[0]), np.float32))
     costs = np.random.default_rng(1).uniform(size=(7, 7)).astype(np.float32)

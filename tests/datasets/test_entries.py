@@ -182,7 +182,10 @@ def test_nothing_there(folder, images, message):
     made(folder, "empty/notes.md", "images/a.png", "scores/a.npy")
     assert message in refused(images)
     assert "--probabilities: expected a folder, got gone" in refused("images", scores="gone")
-    assert "--probabilities: expected a folder, got scores/a.npy" in refused("images", scores="scores/a.npy")
+    assert (
+        "--probabilities: expected a folder, got scores/a.npy; of one image --modality takes further files"
+        in refused("images", scores="scores/a.npy")
+    )
     assert "--ground-truth: expected a folder, got gone" in refused("images", truth=Path("gone"))
 
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tritoncrf import cli
+from tritoncrf.rasters import drawing
 from tritoncrf.refine import refine
 
 rasterio = pytest.importorskip("rasterio")
@@ -175,6 +176,18 @@ def test_labels_of_a_file_and_a_mask_of_pixels(folder):
     assert np.array_equal(read("out.tif"), np.where(there & more, q.argmax(0), 255))
 
 
+def test_labels_that_are_stored_as_floats(folder, capsys):
+    labels = V.argmax(-1)
+    for name, voxels in {"seg.nii.gz": labels.astype(np.uint8), "floats.nii.gz": labels.astype(float)}.items():
+        nibabel.save(nibabel.Nifti1Image(voxels, AFFINE), name)
+        assert run("t1.nii.gz", "--labels", name, "-o", f"out-{name}", "--value-range", "0,500") == 0
+    assert (folder / "out-seg.nii.gz").read_bytes() == (folder / "out-floats.nii.gz").read_bytes()
+    nibabel.save(nibabel.Nifti1Image(labels + 0.5, AFFINE), "halves.nii")
+    capsys.readouterr()
+    message = error_of(capsys, folder, "t1.nii.gz", "--labels", "halves.nii", "-o", "o.nii", "--value-range", "0,500")
+    assert message == "--labels: expected whole numbers, got others in halves.nii; --probabilities for scores"
+
+
 def test_more_classes_than_8_bits_hold(folder):
     labels = GENERATOR.integers(0, 300, (H, W))
     np.save("labels.npy", labels)
@@ -249,6 +262,15 @@ def test_figures(folder, image, scores, values):
         assert picture.width > 1000
 
 
+def test_figures_know_the_spacing_of_the_file(folder, monkeypatch):
+    """Which the guided filter does not take."""
+    seen = []
+    own = drawing.sections
+    monkeypatch.setattr(drawing, "sections", lambda *given: seen.append(given[2]) or own(*given))
+    command = "t1.nii.gz", "--probabilities", "v.nii.gz", "-o", "o.nii", "--value-range", "0,500", "--figure", "f.png"
+    assert run(*command, "--method", "guided") == 0 and seen == [(2, 1.5, 3)]
+
+
 def test_a_trace(folder, capsys):
     assert (
         run("scene.tif", "--probabilities", "p.tif", "-o", "out.tif", *RANGE, "--trace", "--trace-figure", "t.png") == 0
@@ -270,9 +292,11 @@ def test_a_trace(folder, capsys):
             "got EPSG:32633, from (500010, 5000000) by (0, -10) (10, 0) in moved.tif",
         ),
         ("scene.tif --probabilities p.tif -o o.tif --bands 1,5", "scene.tif: expected --bands from 1 to 4, each once, got 1,5"),
-        ("scene.tif --probabilities p.tif -o scene.tif", "expected different files, got scene.tif twice"),
-        ("scene.tif --probabilities p.tif -o p.tif", "expected different files, got p.tif twice"),
-        ("scene.tif --probabilities p.tif --valid v.npy -o v.npy", "expected different files, got v.npy twice"),
+        ("scene.tif --probabilities p.tif -o scene.tif", "--out: expected another file than those that are read, got scene.tif"),
+        ("scene.tif --probabilities p.tif -o p.tif", "--out: expected another file than those that are read, got p.tif"),
+        ("scene.tif --probabilities p.tif --valid v.npy -o v.npy", "--out: expected another file than those that are read, got v.npy"),
+        ("scene.tif --probabilities p.tif -o o.tif --figure p.tif --value-range 0,4095", "--figure: expected a file name ending in .png"),
+        ("scene.tif --probabilities p.tif -o o.png --figure o.png --value-range 0,4095", "--out, --figure, --trace-figure: expected different files, got o.png twice"),
         ("scene.tif --probabilities p.tif -o o.nii", "--out: expected a file name ending in .tif or .tiff or .npy or .png, got o.nii"),
         ("t1.nii.gz --probabilities v.nii.gz -o o.tif", "--out: expected a file name ending in .nii or .nii.gz or .npy, got o.tif"),
         ("scene.tif --labels p.tif -o o.tif", "--labels: expected one channel, got 3 in p.tif"),
@@ -284,7 +308,10 @@ def test_a_trace(folder, capsys):
         ("skewed.nii --probabilities v.nii.gz -o o.nii", "skewed.nii: expected an affine with axes at right angles"),
         ("cut.tif --probabilities p.tif -o o.tif --value-range 0,4095", "cut.tif: expected a GeoTIFF, unreadable: "),
         ("gone.nii --probabilities v.nii.gz -o o.nii", "gone.nii: expected a NIfTI, got no such file"),
-        ("scene.tif --probabilities p.tif -o o.tif --resize", "--resize: expected two pictures or arrays in memory"),
+        ("scene.tif --probabilities small.tif -o o.tif --resize", "--resize: expected scores as a picture or an array, got small.tif"),
+        ("t1.nii.gz --probabilities volume.npy -o o.nii --resize", "--resize: expected two pictures or arrays in memory"),
+        ("scene.tif --probabilities bytes.tif -o o.tif", "--probabilities: expected floats, got uint8 in bytes.tif; a map of labels is --labels"),
+        ("colors.tif --probabilities p.npy -o o.png", "--value-range: expected LOW,HIGH of an image of uint16"),
         ("scene.tif --probabilities p.tif -o o.tif --max-memory 1GB --scratch gone", "--scratch: expected a folder that exists, got gone"),
         ("scene.tif --probabilities p.tif -o o.tif --scratch .", "--scratch: expected --max-memory beside it, got . alone"),
         ("scene.tif --probabilities p.tif -o o.tif --value-range 0", "--value-range: expected two numbers or percentiles"),
@@ -297,6 +324,9 @@ def test_a_trace(folder, capsys):
 )  # fmt: skip
 def test_bad_input(folder, capsys, arguments, message):
     write_tiff("small.tif", P[:, 1:])
+    write_tiff("bytes.tif", BANDS[:1].astype(np.uint8))
+    tifffile.imwrite("colors.tif", BANDS[:3].transpose(1, 2, 0), photometric="rgb")
+    np.save("volume.npy", np.moveaxis(V, -1, 0))
     np.save("small.npy", P[:, 1:])
     np.save("v.npy", np.ones((H, W), np.uint8))
     write_tiff("moved.tif", P, transform=PLACE @ rasterio.Affine.translation(1, 0))

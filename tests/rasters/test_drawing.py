@@ -13,9 +13,9 @@ LABELS = np.random.default_rng(0).integers(0, 3, SIZE)
 AFTER = np.where(np.random.default_rng(1).random(SIZE) < 0.2, 0, LABELS)
 
 
-def drawn(image, labels, after, spacing=None):
+def drawn(image, labels, after, spacing=None, valid=None):
     scores = np.stack([labels == c for c in range(3)]).astype(np.float32)
-    inputs = Inputs(None, image, None, scores, None, labels.shape, spacing)
+    inputs = Inputs(None, image, None, scores, valid, labels.shape, None)
     return sections(inputs, Outcome("probabilities", inputs, {}, Refined(after, None)), spacing)
 
 
@@ -31,6 +31,21 @@ def test_voxels_are_as_wide_as_they_are_high():
     _, before, _ = drawn(np.zeros((*SIZE, 1)), LABELS, AFTER, (1, 1, 2.5))
     assert before.shape == (9, 10 + 2 + 10 + 2 + 9)
     assert np.array_equal(before[:, :10], LABELS[3].repeat([3, 2, 3, 2], axis=1))
+
+
+def test_one_spacing_of_all_axes():
+    _, before, _ = drawn(np.zeros((*SIZE, 1)), LABELS, AFTER, 2.5)
+    assert before.shape == (9, 4 + 2 + 4 + 2 + 9)
+
+
+def test_pixels_that_are_not_there_have_no_label():
+    valid = np.random.default_rng(2).random(SIZE) < 0.5
+    _, before, after = drawn(np.zeros((*SIZE, 1)), LABELS, AFTER, valid=valid)
+    assert np.array_equal(before[:, :4], np.where(valid, LABELS, OUTSIDE)[3])
+    assert np.array_equal(after[:6, 12:], np.where(valid, AFTER, OUTSIDE)[:, :, 2])
+    there, labels = valid[..., 0], LABELS[..., 0]
+    _, before, after = drawn(np.zeros((6, 9, 1)), labels, labels, valid=there)
+    assert np.array_equal(before, np.where(there, labels, OUTSIDE)) and np.array_equal(after, before)
 
 
 def test_shares_are_of_the_slices_alone():

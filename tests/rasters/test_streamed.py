@@ -150,7 +150,9 @@ def test_what_was_interrupted_goes_on(folder, capsys, monkeypatch):
     (folder / "out.tif").unlink()
     reads.clear()
     stop = needed * 3 // 4
+    capsys.readouterr()
     assert run(*command, *small) == 130 and files(folder) != before and "out.tif" not in files(folder)
+    assert capsys.readouterr().err == "tritoncrf: interrupted; the same command goes on\n"
     monkeypatch.setattr(streamed, "_resident", lambda: 11_000)
     stop, first = None, len(reads)
     assert run(*command, *small) == 0 and len(reads) - first < needed
@@ -161,9 +163,12 @@ def test_a_budget_that_the_process_needs_by_itself(folder, capsys):
     message = error_of(
         capsys, "scene.tif", "--probabilities", "p.tif", "-o", "out.tif", *OPTIONS, "--max-memory", "10MB"
     )
-    assert message.startswith("--max-memory: expected more than ") and message.endswith(
-        ", which the process takes, got 10MB"
+    found = re.fullmatch(
+        "--max-memory: expected at least (.+) for the smallest block of this image, of which the process takes (.+) by "
+        "itself, got 10MB",
+        message,
     )
+    assert expect_bytes("least", found[1]) > expect_bytes("taken", found[2]) > 10**7
 
 
 def test_a_budget_that_is_too_small_for_a_block(folder, capsys, monkeypatch):
@@ -173,7 +178,7 @@ def test_a_budget_that_is_too_small_for_a_block(folder, capsys, monkeypatch):
         capsys, "scene.tif", "--probabilities", "p.tif", "-o", "out.tif", *OPTIONS, "--max-memory", "2kB"
     )
     assert message.startswith("--max-memory: expected at least ")
-    assert message.endswith("; 1kB are 2kB less what the process takes by itself, 1kB")
+    assert message.endswith(" for the smallest block of this image, of which the process takes 1kB by itself, got 2kB")
 
 
 def test_a_word_that_is_no_size(folder, capsys):

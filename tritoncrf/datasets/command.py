@@ -108,7 +108,8 @@ def _try(kind: str, arguments: Mapping[str, Any]) -> None:
         scores = np.full(size, 0.5, np.float32)
     else:
         scores = np.full((classes, *size), 1 / classes, np.float32)
-    refine(np.zeros((*size, 3), np.uint8), **{kind: scores}, device="cpu", **arguments)  # type: ignore[call-overload]
+    image = np.arange(TRIED * TRIED).astype(np.uint8).reshape(*size, 1).repeat(3, axis=-1)  # of all values
+    refine(image, **{kind: scores}, device="cpu", **arguments)  # type: ignore[call-overload]
 
 
 def _decisive(kind: str, arguments: Mapping[str, Any], reading: Reading, outputs: Outputs) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 from tritoncrf.commands import CommandError
 from tritoncrf.datasets.stored import MANY, Stored, stored_names
 from tritoncrf.files import FileError, address, decoded, explained, is_local
-from tritoncrf.options import BINARY
+from tritoncrf.options import BINARY, SCORES
 
 __all__ = ["PICTURES", "Entry", "matched", "stem"]
 
@@ -148,7 +148,8 @@ def _listed(option: str, folder: Path, recursive: bool) -> Iterator[tuple[str, b
     if not is_local(folder):
         yield from _listed_remotely(option, folder, recursive)
     elif not folder.is_dir():
-        raise CommandError(f"{option}: expected a folder, got {folder}")
+        hint = "; of one image --modality takes further files" if folder.is_file() and option[2:] in SCORES else ""
+        raise CommandError(f"{option}: expected a folder, got {folder}{hint}")
     else:
         yield from _listed_here(os.fspath(folder), "", (os.path.realpath(folder),) if recursive else None)
 

@@ -72,7 +72,8 @@ def refine_raster(options: argparse.Namespace) -> None:
         seconds = time.perf_counter() - start
         outcome = Outcome(kind, inputs, settings, refined)
         if options.figure is not None:
-            figure = figures.comparison(*drawing.sections(inputs, outcome, settings.get("spacing")), seconds=seconds)
+            apart = settings.get("spacing", inputs.spacing)
+            figure = figures.comparison(*drawing.sections(inputs, outcome, apart), seconds=seconds)
         if not (streams and out.suffix.lower() == ".npy"):  # which then is there
             write(out, kind, inputs, refined, _classes(kind, inputs, settings) or max(outcome.shares, default=0) + 1)
         if streams:
@@ -127,9 +128,13 @@ def _expect_distinct(options: argparse.Namespace, source: Path, out: Path) -> No
     """No output may replace an input, nor another output."""
     read = [os.path.realpath(path) for path in paths_of(options, source)]
     written: list[str] = []
-    for path in filter(None, (out, options.figure, options.trace_figure)):
+    for option, path in ("--out", out), ("--figure", options.figure), ("--trace-figure", options.trace_figure):
+        if path is None:
+            continue
         target = os.path.realpath(path)
-        if target in read or target in written:
+        if target in read:
+            raise CommandError(f"{option}: expected another file than those that are read, got {path}")
+        if target in written:
             raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")
         written.append(target)
 

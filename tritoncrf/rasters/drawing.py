@@ -20,10 +20,10 @@ HELD = 1 << 22  # numbers of a window
 
 
 def sections(
-    inputs: Inputs, outcome: Outcome, spacing: Sequence[float] | None
+    inputs: Inputs, outcome: Outcome, spacing: Sequence[float] | float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The image [H, W, 3] from 0 to 1, and the labels before and after [H, W]: an overview of a picture, or, side by
-    side, the middle slices of a volume along each of its axes."""
+    """The image [H, W, 3] from 0 to 1, and the labels before and after [H, W], OUTSIDE where there are no pixels: an
+    overview of a picture, or, side by side, the middle slices of a volume along each of its axes."""
     size = inputs.size
     if len(size) == 2:
         image, before, after = _overview(inputs, outcome)
@@ -31,8 +31,8 @@ def sections(
     slices = []
     for axis in range(len(size)):
         window = tuple(slice(n // 2, n // 2 + 1) if a == axis else slice(0, n) for a, n in enumerate(size))
-        steps = [1.0 if spacing is None else spacing[a] for a in range(len(size)) if a != axis]
-        parts = _channels(inputs, window, 1), outcome.before(window), outcome.after(window)
+        steps = [spacing[a] if isinstance(spacing, Sequence) else 1.0 for a in range(len(size)) if a != axis]
+        parts = _channels(inputs, window, 1), *_labels(inputs, outcome, window)
         slices.append([_even(part.squeeze(axis), steps) for part in parts])
     if isinstance(inputs.raster, Nifti):  # whose axes point right, and up
         slices = [[np.rot90(part) for part in parts] for parts in slices]
@@ -51,8 +51,17 @@ def _overview(inputs: Inputs, outcome: Outcome) -> tuple[np.ndarray, np.ndarray,
         there = tuple(slice(-(-part.start // step), -(-part.stop // step)) for part in window)
         taken = tuple(slice(-part.start % step, None, step) for part in window)
         image[there] = _channels(inputs, window, channels)[taken]
-        before[there], after[there] = outcome.before(window)[taken], outcome.after(window)[taken]
+        before[there], after[there] = (labels[taken] for labels in _labels(inputs, outcome, window))
     return image, before, after
+
+
+def _labels(inputs: Inputs, outcome: Outcome, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Before and after, of the pixels that are there."""
+    before, after = outcome.before(window), outcome.after(window)
+    if inputs.valid is None:
+        return before, after
+    there = np.asarray(inputs.valid[window])
+    return np.where(there, before, OUTSIDE), np.where(there, after, OUTSIDE)
 
 
 def _channels(inputs: Inputs, window: Window, count: int) -> np.ndarray:

@@ -100,7 +100,7 @@ def opened(
             size = tuple(features.shape[1:])
         elif tuple(features.shape[1:]) != size:
             raise CommandError(f"--features: expected {_sizes(raster.path, size, features.shape[1:])}")
-    scores = _scores(options, kind, source, raster, size, array, open_)
+    scores = _numbers(kind, _scores(options, kind, source, raster, size, array, open_), source)
     valid = None if raster is None or image is None else raster.valid(_channels(image))
     if options.valid is not None:
         mask = _mask(options.valid, raster, size, array, open_)
@@ -148,6 +148,11 @@ def _scores(
             raise CommandError(f"--{kind}: expected {_sizes(where, size, scores.shape[of_classes:])} in {source}")
     else:
         other = open_(source, len(size))
+        if options.resize:
+            raise CommandError(
+                f"--resize: expected scores as a picture or an array, got {source}; bring it to the image's grid "
+                "beforehand, as gdalwarp does for GeoTIFF"
+            )
         if raster is None and other.size != size:
             raise CommandError(f"--{kind}: expected {_sizes(options.features, size, other.size)} in {source}")
         if raster is not None:
@@ -158,6 +163,23 @@ def _scores(
     if options.resize:
         raise CommandError("--resize: expected two pictures or arrays in memory, got files of rasters or a volume")
     return scores
+
+
+def _numbers(kind: str, scores: Source, source: Path) -> Source:
+    """The scores if they are floats where these are wanted; labels as integers, for whole numbers are often stored as
+    floats."""
+    floats = np.dtype(scores.dtype).kind == "f"
+    if kind in SCORES[:3] and not floats:
+        raise CommandError(f"--{kind}: expected floats, got {scores.dtype} in {source}; a map of labels is --labels")
+    if kind != "labels" or not floats:
+        return scores
+
+    def whole(values: np.ndarray) -> np.ndarray:
+        if not (np.rint(values) == values).all():
+            raise CommandError(f"--labels: expected whole numbers, got others in {source}; --probabilities for scores")
+        return values
+
+    return Made(whole, (scores,), np.dtype(np.int32))
 
 
 def _mask(

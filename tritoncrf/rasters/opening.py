@@ -22,7 +22,7 @@ __all__ = ["TIFF", "chosen", "is_raster", "open_raster"]
 TIFF = (".tif", ".tiff")
 LOOKED_AT = 1 << 24  # pixels of a window
 OPAQUE = 255
-SAMPLES = 277  # a tag of TIFF: how many there are for a pixel
+SAMPLES, BITS = 277, 258  # tags of TIFF: how many there are for a pixel, and how many bits each has
 
 
 def is_raster(path: Path) -> bool:
@@ -34,7 +34,8 @@ def is_raster(path: Path) -> bool:
     with _header(path) as image:
         if image is None or GEOREFERENCE & set(image.tag_v2) or getattr(image, "n_frames", 1) > 1:
             return True
-        return image.mode.startswith(("I", "F")) or int(image.tag_v2.get(SAMPLES, 1)) != len(image.getbands())
+        deep = image.mode.startswith(("I", "F")) or max(image.tag_v2.get(BITS, (1,))) > 8
+        return deep or int(image.tag_v2.get(SAMPLES, 1)) != len(image.getbands())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from tritoncrf.rasters.results import Refined
 from tritoncrf.rasters.windows import Source
 from tritoncrf.refine import refine
 from tritoncrf.streaming import distributed
-from tritoncrf.streaming.budget import expect_bytes, in_words
+from tritoncrf.streaming.budget import BudgetError, expect_bytes
 from tritoncrf.streaming.outputs import digest
 from tritoncrf.streaming.sources import Npy, identity
 
@@ -66,6 +67,10 @@ def refined(
                 except (TypeError, ValueError):  # bad input, of which nothing is to be gone on with
                     state.unlink(missing_ok=True)
                     raise
+                except KeyboardInterrupt:
+                    if distributed.rank() == 0:
+                        print("tritoncrf: interrupted; the same command goes on", file=sys.stderr)
+                    raise
         if distributed.rank() > 0:
             return None
     write(state, json.dumps({"run": run, "whole": True}).encode())
@@ -104,15 +109,10 @@ def _as_a_whole(asked: str, device: torch.device, earlier: int | None) -> Iterat
         yield budget
         return
     taken = _resident() + FURTHER
-    if budget <= taken:
-        raise CommandError(f"--max-memory: expected more than {in_words(taken)}, which the process takes, got {asked}")
     try:
-        yield earlier or budget - taken
-    except ValueError as error:
-        if not str(error).startswith("max_memory:"):
-            raise
-        less = f"{in_words(budget - taken)} are {asked} less what the process takes by itself, {in_words(taken)}"
-        raise ValueError(f"{error}; {less}") from error
+        yield earlier or max(1, budget - taken)
+    except BudgetError as error:
+        raise error.beside(taken, budget) from error
 
 
 def _resident() -> int:

@@ -7,9 +7,30 @@ from typing import Any
 from tritoncrf import checks
 from tritoncrf.streaming.tiles import Layout, largest
 
-__all__ = ["expect_bytes", "in_words", "tile_shape"]
+__all__ = ["BudgetError", "expect_bytes", "in_words", "tile_shape"]
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+class BudgetError(ValueError):
+    """A budget in which something has no place.
+
+    Args:
+        least: bytes that would do.
+        budget: bytes that there are.
+        what: that has no place.
+        hint: what else would do, behind a semicolon.
+        words: "at least", or "more than" where not all of it is known.
+    """
+
+    def __init__(self, least: float, budget: float, what: str, hint: str = "", words: str = "at least") -> None:
+        super().__init__(f"max_memory: expected {words} {in_words(least)} for {what}, got {in_words(budget)}{hint}")
+        self._least, self._what, self._hint, self._words = least, what, hint, words
+
+    def beside(self, taken: int, budget: int) -> "BudgetError":
+        """The same of a whole process, which takes so many bytes by itself."""
+        what = f"{self._what}, of which the process takes {in_words(taken)} by itself"
+        return BudgetError(self._least + taken, budget, what, self._hint, self._words)
 
 
 def expect_bytes(name: str, value: Any) -> int:
@@ -46,13 +67,10 @@ def tile_shape(layout: Layout, budget: int, fixed: float, pixel: float, enough: 
         enough: pixels that a tile sees at most, whatever the budget.
 
     Raises:
-        ValueError: the budget is too small for any; the message says the smallest that works.
+        BudgetError: the budget is too small for any; the message says the smallest that works.
     """
     found = largest(layout, min(max(0, int((budget - fixed) / pixel)), enough))
     if found is None:
         least = math.prod(layout.most(axis, 1) for axis in range(len(layout.size)))
-        raise ValueError(
-            f"max_memory: expected at least {in_words(fixed + least * pixel)} for the smallest block of this image, "
-            f"got {in_words(budget)}"
-        )
+        raise BudgetError(fixed + least * pixel, budget, "the smallest block of this image")
     return found

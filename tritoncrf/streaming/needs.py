@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from tritoncrf.streaming import distributed
-from tritoncrf.streaming.budget import in_words
+from tritoncrf.streaming.budget import BudgetError, in_words
 from tritoncrf.streaming.sources import Window
 from tritoncrf.streaming.tiles import Layout, tiles
 
@@ -52,8 +52,7 @@ class Form:
         """
         pixels = self.tile_pixels(distributed.agreed(budget - taken), device)
         if pixels < 1:
-            least = in_words(taken + self.pixel_bytes() / TILE_SHARE)
-            raise ValueError(f"max_memory: expected at least {least} for this image, got {in_words(budget)}")
+            raise BudgetError(taken + self.pixel_bytes() / TILE_SHARE, budget, "this image")
         return shape_of(size, max(1, min(pixels, math.prod(size) // distributed.size())))
 
     def vertex_bytes(self, counts: Sequence[int]) -> list[float]:
@@ -116,7 +115,5 @@ def expect_fit(
         about = "about" if complete else "more than"
         hint = f"; or {names[most]} {about} {math.ceil(10 * factor) / 10:.1f} times as large"
     least_of, extent = ("at least", "this image's") if complete else ("more than", "a part of this image's")
-    raise ValueError(
-        f"max_memory: expected {least_of} {in_words(least)} for the {sum(counts):,} vertices of {extent} lattices, "
-        f"{in_words(sum(each))}, got {in_words(budget)}{hint}"
-    )
+    what = f"the {sum(counts):,} vertices of {extent} lattices, {in_words(sum(each))}"
+    raise BudgetError(least, budget, what, hint, least_of)

@@ -37,7 +37,11 @@ def relative(inner: Window, outer: Window) -> Window:
 def expect_source(name: str, value: Any) -> None:
     """A TypeError unless `value` can be read by windows."""
     if not all(hasattr(value, attribute) for attribute in ("shape", "dtype", "__getitem__")):
-        raise TypeError(f"{name}: expected an array, or what has shape, dtype and slicing, got {checks.kind_of(value)}")
+        file = isinstance(value, (str, os.PathLike))
+        hint = "; np.load(path, mmap_mode='r') opens an .npy without reading it" if file else ""
+        raise TypeError(
+            f"{name}: expected an array, or what has shape, dtype and slicing, got {checks.kind_of(value)}{hint}"
+        )
 
 
 def read(name: str, source: Any, window: Window) -> np.ndarray:
