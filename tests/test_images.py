@@ -112,8 +112,10 @@ def test_bands_of_a_scene():
 def test_an_opacity_is_refused_unless_a_range_says_that_it_is_a_band(channels):
     image = GENERATOR.integers(0, 256, (11, 13, channels), dtype=np.uint8)
     z = scores_of((11, 13))
-    with pytest.raises(ValueError, match=r"^image: .*; image\[..., :-1\] leaves out an opacity, value_range="):
-        tc.refine(image, logits=z)
+    hints = {np.uint8: r"\(0, 255\)", np.float32: r"\(0, 1\)", np.uint16: r"\(low, high\)"}
+    for dtype, ends in hints.items():
+        with pytest.raises(ValueError, match=rf"^image: .*; image\[..., :-1\] leaves out .*, value_range={ends} says"):
+            tc.refine(image.astype(dtype), logits=z)
     assert tc.refine(image, logits=z, value_range=(0, 255)).shape == z.shape
 
 

@@ -126,12 +126,13 @@ def picture(value: Array, image: torch.Tensor, size: Sequence[int] | None, range
     fits = size is None or (shape[1:] if tensor else shape[:-1]) == tuple(size)
     opaque = ranged or channels not in (2, 4)
     if len(shape) != 3 or channels not in (1, 3) and not (fits and opaque):
-        raise ValueError(f"image: expected {PICTURE}, got {checks.kind_of(value)}{_hint(shape, tensor, fits)}")
+        raise ValueError(f"image: expected {PICTURE}, got {checks.kind_of(value)}{_hint(value, shape, fits)}")
     return image if tensor else image.permute(2, 0, 1)
 
 
-def _hint(shape: Sequence[int], tensor: bool, fits: bool) -> str:
+def _hint(value: Array, shape: Sequence[int], fits: bool) -> str:
     """What to do about an image of other axes, where a guess is safe."""
+    tensor = isinstance(value, torch.Tensor)
     if len(shape) == 4 and shape[0] == 1:
         return "; remove the batch axis: image[0]"
     if len(shape) == 2:
@@ -139,7 +140,9 @@ def _hint(shape: Sequence[int], tensor: bool, fits: bool) -> str:
     channels = shape[0 if tensor else 2] if len(shape) == 3 else 0
     if fits and channels in (2, 4):
         kept = "image[:-1]" if tensor else "image[..., :-1]"
-        return f"; {kept} leaves out an opacity, value_range=(0, 255) says that these are {channels} bands"
+        dtype = str(value.dtype).removeprefix("torch.")
+        ends = "(0, 255)" if dtype == "uint8" else "(0, 1)" if "float" in dtype else "(low, high)"
+        return f"; {kept} leaves out an opacity, value_range={ends} says that these are {channels} bands"
     if len(shape) == 3 and tensor and shape[2] in (1, 3):
         return "; channels come first in tensors: image.permute(2, 0, 1)"
     if len(shape) == 3 and not tensor and shape[0] in (1, 3):

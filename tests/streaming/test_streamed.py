@@ -1,5 +1,6 @@
 """refine through a budget of memory, and to outputs: files, arrays, interruptions, bad input."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -315,6 +316,27 @@ def test_a_lattice_leaves_no_folder_where_its_output_has_none(tmp_path):
     arguments = {**dict.fromkeys(WINDOW), "method": "lattice"}
     with pytest.raises(ValueError, match="none: expected a folder that exists, for out"):
         streamed(**arguments, out=tmp_path / "none" / "q.npy")
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("method", ["window", "lattice"])
+def test_a_folder_that_cannot_be_written(method, tmp_path, monkeypatch):
+    def refused(path, *others, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/q\.npy'"):
+        streamed(**{**dict.fromkeys(WINDOW), "method": method}, out=tmp_path / "q.npy")
+
+
+def test_a_lattice_leaves_no_folder_that_is_empty(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Npy, "create", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/q\.npy'"):
+        streamed(**{**dict.fromkeys(WINDOW), "method": "lattice"}, out=tmp_path / "q.npy")
     assert files(tmp_path) == []
 
 

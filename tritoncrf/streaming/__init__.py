@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from tritoncrf import checks
+from tritoncrf.files import errors_name
 from tritoncrf.locks import locked
 from tritoncrf.options import BINARY
 from tritoncrf.problem import Whole, posed, solved
@@ -115,7 +116,7 @@ def _run(
         if isinstance(plan, lattice.Plan):
             beside = state_beside(outputs[0]) if files else None
             place = beside if scratch is None else scratch / (beside.name if beside else "state")
-            folder = stack.enter_context(_state(place, run))
+            folder = stack.enter_context(_state(place, run, outputs[0] if scratch is None else place))
         results = stack.enter_context(opened(out, out_labels, inputs.form, inputs.named(), run, scratch))
         advance = stack.enter_context(_progress(plan.steps))
 
@@ -129,14 +130,16 @@ def _run(
 
 
 @contextlib.contextmanager
-def _state(path: Path | None, run: str) -> Iterator[Folder]:
+def _state(path: Path | None, run: str, named: Any) -> Iterator[Folder]:
     """What the passes of a run keep, in one folder for all processes, and what of it stays where they fail; that of
-    another run is removed. A FileError where another process has it."""
+    another run is removed. A FileError where another process has it, and an OSError about `named`
+    where it cannot be made."""
     if path is None:
         yield Folder(None)
         return
     own, keep = path / run, False
-    path.mkdir(exist_ok=True)
+    with errors_name(named, path):
+        path.mkdir(exist_ok=True)
     with locked(path, shared=distributed.together()):
         for other in path.iterdir() if distributed.rank() == 0 else []:
             if other != own:
@@ -146,7 +149,7 @@ def _state(path: Path | None, run: str) -> Iterator[Folder]:
             yield Folder(own)
             distributed.barrier()
         except BaseException as error:
-            keep = not isinstance(error, REFUSED)
+            keep = not isinstance(error, REFUSED) and own.is_dir() and any(own.iterdir())
             raise
         finally:
             if not keep:

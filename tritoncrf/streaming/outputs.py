@@ -145,9 +145,10 @@ def opened(
     with contextlib.ExitStack() as stack:
         if places and len(places) == len(wanted):
             own = f".{distributed.rank()}" if distributed.together() else ""
-            path = _beside(next(iter(places.values())), f"{own}.journal")
-            path = path if scratch is None else scratch / path.name
-            journal = stack.enter_context(_journal(path, run, list(temporaries.values())))
+            first = next(iter(places.values()))
+            path = _beside(first, f"{own}.journal")
+            path, named = (path, first) if scratch is None else (scratch / path.name,) * 2
+            journal = stack.enter_context(_journal(path, named, run, list(temporaries.values())))
             done = journal.done
         try:
             if distributed.everywhere(not done) and distributed.rank() == 0:
@@ -280,9 +281,9 @@ class _Journal:
 
 
 @contextlib.contextmanager
-def _journal(path: Path, run: str, files: Sequence[Path]) -> Iterator[_Journal]:
-    """The journal of a run that no other process writes."""
-    with errors_name(path):
+def _journal(path: Path, named: Path, run: str, files: Sequence[Path]) -> Iterator[_Journal]:
+    """The journal of a run that no other process writes; an OSError about `named` where it cannot be made."""
+    with errors_name(named, path):
         path.touch()
     with locked(path):
         journal = _Journal(path, run, files)
