@@ -81,6 +81,19 @@ def test_labels_and_objects_of_volumes_and_signals(size, kind):
     assert found.shape == ((3, *size) if kind == "labels" else size)
 
 
+@pytest.mark.parametrize("size, classes", [((1, 1, 1), 3), ((4, 4, 4), 2), ((5, 5, 3), 5)])
+def test_volumes_whose_sizes_are_those_of_a_picture(size, classes):
+    image, z = GENERATOR.integers(0, 256, size, dtype=np.uint8), scores_of(size, classes)
+    for budget in None, "1GB":
+        assert tc.refine(image, logits=z, max_memory=budget).shape == z.shape
+
+
+@pytest.mark.parametrize("budget", [None, "1GB"])
+def test_a_number_is_no_image(budget):
+    with pytest.raises(ValueError, match="^image: expected a PIL image"):
+        tc.refine(np.array(3, np.uint8), logits=np.array(3, np.float32), max_memory=budget)
+
+
 @pytest.mark.parametrize("kind", ["mask", "foreground"])
 def test_one_object_of_a_thin_volume(kind):
     options = {"method": "window", **OPTIONS["window"]}

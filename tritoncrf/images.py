@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from tritoncrf import checks
-from tritoncrf.options import BINARY
+from tritoncrf.options import BINARY, SCORES
 from tritoncrf.scores import MOST_INFERRED, as_tensor, is_pil, upright
 from tritoncrf.types import Array, Image
 
@@ -22,7 +22,7 @@ def axes_of(name: str, scores: Any, image: Any) -> int:
         return 2
     shape, own, tensor = shape_of(scores), shape_of(image), isinstance(image, torch.Tensor)
     axes = len(shape) - (name not in (*BINARY, "labels"))
-    if image is None:
+    if image is None or axes == 3 and name in SCORES[:3] and shape[1:] in ((own[1:],) if tensor else (own, own[:-1])):
         return axes
     if name in BINARY and axes == 3 and shape[0 if isinstance(scores, torch.Tensor) else 2] <= 4:
         thin = shape in (own[1:], own[:-1]) or not tensor and own == shape and shape[2] > 4

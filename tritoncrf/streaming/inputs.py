@@ -151,9 +151,9 @@ def inputs_of(image: Any, scores: Mapping[str, Any], device: Any, given: Mapping
             expect_source(argument, source)
     seen = None
     if image is not None:
-        seen = channels_first(image, axes)[1:]
         if axes == 2:
             picture(image, torch.zeros(()).expand(image.shape), value.shape[-2:], ranged)
+        seen = channels_first(image, axes)[1:]
     expect_axes(name, value, seen, chosen["num_classes"])
     if name not in HARD and kind_of_dtype(value.dtype) != "f":
         raise TypeError(f"{name}: expected floats, got {checks.kind_of(value)}")
