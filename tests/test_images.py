@@ -81,6 +81,36 @@ def test_labels_and_objects_of_volumes_and_signals(size, kind):
     assert found.shape == ((3, *size) if kind == "labels" else size)
 
 
+@pytest.mark.parametrize("size, classes", [((1, 1, 1), 3), ((4, 4, 4), 2), ((5, 5, 3), 5)])
+def test_volumes_whose_sizes_are_those_of_a_picture(size, classes):
+    image, z = GENERATOR.integers(0, 256, size, dtype=np.uint8), scores_of(size, classes)
+    for budget in None, "1GB":
+        assert tc.refine(image, logits=z, max_memory=budget).shape == z.shape
+
+
+@pytest.mark.parametrize("budget", [None, "1GB"])
+def test_a_number_is_no_image(budget):
+    with pytest.raises(ValueError, match="^image: expected a PIL image"):
+        tc.refine(np.array(3, np.uint8), logits=np.array(3, np.float32), max_memory=budget)
+
+
+@pytest.mark.parametrize("kind", ["mask", "foreground"])
+def test_one_object_of_a_thin_volume(kind):
+    options = {"method": "window", **OPTIONS["window"]}
+    for size, channels in ((3, 6, 7), True), ((5, 6, 4), True), ((2, 6, 7), False):
+        image = GENERATOR.integers(0, 256, (*size, 2) if channels else size, dtype=np.uint8)
+        p = GENERATOR.random(size).astype(np.float32)
+        of_tensor = tensor(np.moveaxis(image, -1, 0) if channels else image[None])
+        whole = tc.refine(of_tensor, probabilities=torch.stack([1 - tensor(p), tensor(p)]), **options)[1]
+        valid = np.ones(size, bool)
+        for arguments in {}, {"max_memory": "1GB"}, {"valid": valid}:
+            found = tc.refine(of_tensor, **{kind: tensor(p)}, **options, **arguments)
+            assert found.shape == size
+            if kind == "foreground":
+                assert_close("q", found, whole, rms=1e-5, worst=1e-5)
+            assert tc.refine(image, **{kind: tensor(p)}, **options, **arguments).shape == size
+
+
 def test_bands_of_a_scene():
     size = (11, 13)
     image = GENERATOR.integers(0, 256, (*size, 5), dtype=np.uint8)
@@ -95,8 +125,10 @@ def test_bands_of_a_scene():
 def test_an_opacity_is_refused_unless_a_range_says_that_it_is_a_band(channels):
     image = GENERATOR.integers(0, 256, (11, 13, channels), dtype=np.uint8)
     z = scores_of((11, 13))
-    with pytest.raises(ValueError, match=r"^image: .*; image\[..., :-1\] leaves out an opacity, value_range="):
-        tc.refine(image, logits=z)
+    hints = {np.uint8: r"\(0, 255\)", np.float32: r"\(0, 1\)", np.uint16: r"\(low, high\)"}
+    for dtype, ends in hints.items():
+        with pytest.raises(ValueError, match=rf"^image: .*; image\[..., :-1\] leaves out .*, value_range={ends} says"):
+            tc.refine(image.astype(dtype), logits=z)
     assert tc.refine(image, logits=z, value_range=(0, 255)).shape == z.shape
 
 
@@ -112,6 +144,7 @@ def test_a_picture_with_transparency_is_refused():
         ((5, 6, 8), (3, 5, 6, 7), r"^image: expected the size of logits, \[5, 6, 7\], got \[5, 6, 8\]"),
         ((5, 6, 7, 2), (3, 5, 7, 6), r"^image: expected the size of logits, \[5, 7, 6\], got \[5, 6, 7\]"),
         ((11, 13, 3), (1, 3, 11, 13), r"remove the batch axis: l\[0\]"),
+        ((1, 11, 13, 3), (1, 3, 11, 13), r"remove the batch axis, l\[0\]"),
         ((11, 13), (11, 13), "one object's probability goes in as foreground="),
         ((24,), (3, 23), r"^image: expected the size of logits, \[23\], got \[24\]"),
     ],
@@ -309,6 +342,18 @@ def test_nodata_of_floats_and_of_probabilities():
                 image, probabilities=p, valid=valid, value_range=("1%", "99%"), method=method, **OPTIONS[method]
             )
             assert np.isfinite(found).all(), (nodata, method)
+
+
+@pytest.mark.parametrize("name, sign", [("logits", 1), ("energies", -1)])
+def test_what_is_ruled_out_stays_so_where_nothing_is(name, sign):
+    z = scores_of((11, 13))
+    z[0, :, :4] = -np.inf
+    z[:, 0] = -np.inf
+    valid = np.zeros((11, 13), bool)
+    valid[1:, 6:] = True
+    q = tc.refine(np.zeros((11, 13), np.uint8), **{name: sign * z}, valid=valid)
+    assert (q[0, 1:, :4] == 0).all() and (q[:, 0] == np.float32(1 / 3)).all()
+    assert_close("q", tensor(q[:, 1:, :4]), tensor(softmax(z[:, 1:, :4])))
 
 
 @pytest.mark.parametrize("method", METHODS)

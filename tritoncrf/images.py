@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from tritoncrf import checks
-from tritoncrf.options import BINARY
+from tritoncrf.options import BINARY, SCORES
 from tritoncrf.scores import MOST_INFERRED, as_tensor, is_pil, upright
 from tritoncrf.types import Array, Image
 
-__all__ = ["axes_of", "channels_first", "expect_size", "from_pil", "image_from", "shape_of"]
+__all__ = ["axes_of", "channels_first", "expect_size", "from_pil", "image_from", "picture", "shape_of"]
 
 PICTURE = "a PIL image, a NumPy array [H, W, 3] or [H, W], or a torch tensor [3, H, W] or [1, H, W]"
 
@@ -20,17 +20,17 @@ def axes_of(name: str, scores: Any, image: Any) -> int:
     """How many spatial axes there are: as many as the scores have, and 2 where an image or they are a picture."""
     if is_pil(scores) or is_pil(image):
         return 2
-    shape, own = shape_of(scores), shape_of(image)
-    channels_last = isinstance(scores, np.ndarray)
-    if name in BINARY and len(shape) == 3 and shape[2 if channels_last else 0] <= 4:
-        return 2  # a grey picture of one object
+    shape, own, tensor = shape_of(scores), shape_of(image), isinstance(image, torch.Tensor)
     axes = len(shape) - (name not in (*BINARY, "labels"))
-    if image is None:
+    if image is None or axes == 3 and name in SCORES[:3] and shape[1:] in ((own[1:],) if tensor else (own, own[:-1])):
         return axes
+    if name in BINARY and axes == 3 and shape[0 if isinstance(scores, torch.Tensor) else 2] <= 4:
+        thin = shape in (own[1:], own[:-1]) or not tensor and own == shape and shape[2] > 4
+        return 3 if thin else 2  # a grey picture of one object
     further = len(own) - axes  # axes that the image has beside those
-    if axes not in (1, 3) or further not in ((1,) if isinstance(image, torch.Tensor) else (0, 1)):
+    if axes not in (1, 3) or further not in ((1,) if tensor else (0, 1)):
         return 2
-    return 2 if _is_picture(own, isinstance(image, torch.Tensor), shape, axes) else axes
+    return 2 if _is_picture(own, tensor, shape, axes) else axes
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ def image_from(
         raise TypeError(f"image: expected {PICTURE}, got {checks.kind_of(value)}{hint}")
     image = as_tensor("image", value)
     if axes == 2:
-        image = _picture(value, image, size, ranged)
+        image = picture(value, image, size, ranged)
     elif isinstance(value, np.ndarray):
         image = image[None] if image.ndim == axes else image.movedim(-1, 0)
     if 0 in image.shape:
@@ -119,7 +119,7 @@ def from_pil(value: Any, ranged: bool) -> tuple[np.ndarray, str]:
     return np.asarray(picture), turned
 
 
-def _picture(value: Array, image: torch.Tensor, size: Sequence[int] | None, ranged: bool) -> torch.Tensor:
+def picture(value: Array, image: torch.Tensor, size: Sequence[int] | None, ranged: bool) -> torch.Tensor:
     """A picture [M, H, W]; one whose axes may be in another order, or which has an opacity, is refused."""
     shape, tensor = tuple(image.shape), isinstance(value, torch.Tensor)
     if len(shape) == 2 and not tensor:
@@ -128,24 +128,27 @@ def _picture(value: Array, image: torch.Tensor, size: Sequence[int] | None, rang
     fits = size is None or (shape[1:] if tensor else shape[:-1]) == tuple(size)
     opaque = ranged or channels not in (2, 4)
     if len(shape) != 3 or channels not in (1, 3) and not (fits and opaque):
-        raise ValueError(f"image: expected {PICTURE}, got {checks.kind_of(value)}{_hint(shape, tensor, fits)}")
+        raise ValueError(f"image: expected {PICTURE}, got {checks.kind_of(value)}{_hint(value, shape, fits)}")
     return image if tensor else image.permute(2, 0, 1)
 
 
-def _hint(shape: Sequence[int], tensor: bool, fits: bool) -> str:
+def _hint(value: Array, shape: Sequence[int], fits: bool) -> str:
     """What to do about an image of other axes, where a guess is safe."""
+    tensor = isinstance(value, torch.Tensor)
     if len(shape) == 4 and shape[0] == 1:
         return "; remove the batch axis: image[0]"
     if len(shape) == 2:
         return "; add the channel's axis: image[None]"
+    channels = shape[0 if tensor else 2] if len(shape) == 3 else 0
+    if fits and channels in (2, 4):
+        kept = "image[:-1]" if tensor else "image[..., :-1]"
+        dtype = str(value.dtype).removeprefix("torch.")
+        ends = "(0, 255)" if dtype == "uint8" else "(0, 1)" if "float" in dtype else "(low, high)"
+        return f"; {kept} leaves out an opacity, value_range={ends} says that these are {channels} bands"
     if len(shape) == 3 and tensor and shape[2] in (1, 3):
         return "; channels come first in tensors: image.permute(2, 0, 1)"
     if len(shape) == 3 and not tensor and shape[0] in (1, 3):
         return "; channels come last in arrays: image.transpose(1, 2, 0)"
-    channels = shape[0 if tensor else 2] if len(shape) == 3 else 0
-    if fits and channels in (2, 4):
-        kept = "image[:-1]" if tensor else "image[..., :-1]"
-        return f"; {kept} leaves out an opacity, value_range=(0, 255) says that these are {channels} bands"
     return "; volumes, [*S] or with channels [*S, M], go with scores [C, *S] of their own size"
 
 

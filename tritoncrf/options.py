@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, cast, get_args
 from tritoncrf.types import Method, RefineOptions
 
 __all__ = [
-    "ARGUMENTS", "BINARY", "METHODS", "PARAMETERS", "SCORES", "SHARES", "TEXTS", "UNKNOWN", "method_for", "settings",
+    "ARGUMENTS", "BINARY", "HARD", "METHODS", "PARAMETERS", "SCORES", "SHARES", "TEXTS", "UNKNOWN", "method_for",
+    "settings",
 ]  # fmt: skip
 
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -55,6 +55,7 @@ def whole_of(
     """The whole of an image of a size, from the arguments as they are given or by default."""
     spacing = 1.0 if chosen["spacing"] is None else chosen["spacing"]
     own = {**chosen, "spacing": checks.expect_positive("spacing", spacing, len(size))}
+    own["iterations"] = checks.expect_int("iterations", chosen["iterations"], 0, checks.MOST_ITERATIONS)
     if method in ARGUMENTS["theta_space"].methods:
         for theta in "theta_space", "theta_smooth":
             own[theta] = bandwidths(theta, own[theta], size, own["spacing"])

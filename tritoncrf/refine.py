@@ -189,7 +189,8 @@ def refine(
         image: a PIL image, turned upright as its EXIF orientation says, a NumPy array [*S, M] or [*S], or a torch
             tensor [M, *S], of M channels, modalities or bands and as many spatial axes S as the scores have: [H, W, 3]
             for a photo, [D, H, W] for a volume, [W] for a signal. uint8, or floating from 0 to 1; of any real dtype
-            with `value_range`. It may be left out where `features` are given, beside which it says the size alone.
+            with `value_range`, which pictures of two or four channels need too: their last could be an opacity. It may
+            be left out where `features` are given, beside which it says the size alone.
         logits, probabilities, energies: exactly one of these or of the next three; a NumPy array or a torch tensor
             [C, *S] of floating dtype, two classes or more and 1 to 3 spatial axes. Logits are minus
             energies; a logit of -inf, or an energy of inf, rules a class out.
@@ -246,7 +247,8 @@ def refine(
         out: where the probabilities go: an array of the shape of the scores, [C, *S], or of one object's, [*S]
             (anything with shape, dtype and slicing: NumPy, a memmap, torch, Zarr, h5py), or the path of an .npy, which
             is made, and is there whole or not at all.
-        out_labels: where the best classes [*S] go, of one object 0 and 1; as `out`.
+        out_labels: where the best classes [*S] go, of one object 0 and 1; as `out`, of an integer dtype that holds
+            them, which of a new file is the smallest.
         max_memory: how much the call may allocate, bytes or text such as "4GB" (of the device where it computes on a
             GPU). The work then goes block by block, and image, scores, features and valid may be anything that is
             sliced like an array. "window" gives the bits that it gives at once, of float64 scores the same to

@@ -19,6 +19,11 @@ MOST_INFERRED = 200  # classes of labels that come without num_classes; beyond a
 AXES = {1: "W", 2: "H, W", 3: "D, H, W"}
 COUNTED = 1 << 16  # distinct labels below are found by counting
 GREY = 8  # by how much the channels of a grey picture differ where JPEG has rounded them
+MAPS = {  # what to do about maps that are not [*S]
+    "labels": "; a palette's indices are labels, its colours are not",
+    "mask": "; one of masks, mask[0]",
+    "foreground": "; probabilities of several classes go in as probabilities=",
+}
 TENSOR = "a floating-point NumPy array or torch.Tensor"
 
 
@@ -51,9 +56,11 @@ def replaced(name: str, value: Image, valid: torch.Tensor) -> Image:
     scores = as_tensor(name, value).to(valid.device)
     if not scores.is_floating_point() or scores.shape[-valid.ndim :] != valid.shape:
         return value
-    none = ~scores.isfinite()
-    if name not in ("logits", "energies"):
-        none |= (scores < 0) | (scores > 1)
+    if name in ("logits", "energies"):
+        ruled_out = scores == (-torch.inf if name == "logits" else torch.inf)
+        none = ~scores.isfinite() & (~ruled_out | ruled_out.all(0))
+    else:
+        none = ~((scores >= 0) & (scores <= 1))
     if name in SCORES[:3]:
         none = none.any(0)
     alike = 1 / len(scores) if name == "probabilities" else 0.5 if name in BINARY else 0.0
@@ -77,22 +84,7 @@ def _from_scores(
 ) -> torch.Tensor:
     scores = as_tensor(name, value).to(device)
     checks.expect_tensor(name, scores, TENSOR)
-    shape = tuple(scores.shape)
-    if size is None:
-        axes, fits = "[C, *S]", 2 <= scores.ndim <= 4
-    else:  # classes last are told by the image
-        axes = f"[C, {AXES[len(size)]}]"
-        fits = scores.ndim == len(size) + 1 and not shape[1:] != tuple(size) == shape[:-1]
-    if not fits or 0 in shape:
-        raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{_axes_hint(name, shape, size)}")
-    if num_classes is not None and checks.expect_int("num_classes", num_classes, 1) != len(scores):
-        raise ValueError(f"num_classes: expected {len(scores)}, as in {name} {list(shape)}, got {num_classes}")
-    if len(scores) == 1:
-        one = {"probabilities": "p[0]", "logits": "torch.sigmoid(z[0])", "energies": "torch.sigmoid(-e[0])"}[name]
-        raise ValueError(
-            f"{name}: expected at least 2 classes, got shape {list(shape)}; one object's probability goes in as "
-            f"foreground={one}"
-        )
+    _expect_classes(name, value, size, num_classes)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if name != "probabilities":
         sign = 1 if name == "logits" else -1
@@ -100,6 +92,35 @@ def _from_scores(
         return sign * scores
     _expect_probabilities(name, scores, "pass scores before the softmax as logits=, and costs as energies=")
     return scores.clamp(min=CLIP).log_()
+
+
+def expect_axes(name: str, value: Any, size: Sequence[int] | None, num_classes: int | None) -> None:
+    """An error unless scores, of a known shape, have the axes of `unary_from`."""
+    if name in SCORES[:3]:
+        _expect_classes(name, value, size, num_classes)
+    else:
+        _expect_map(name, value, value, size, MAPS[name])
+
+
+def _expect_classes(name: str, value: Any, size: Sequence[int] | None, num_classes: int | None) -> None:
+    """A ValueError unless `value` is [C, *S], C at least 2 and as it is said."""
+    shape = tuple(value.shape)
+    if size is None:
+        axes, fits = "[C, *S]", 2 <= len(shape) <= 4
+    else:  # classes last are told by the image
+        axes = f"[C, {AXES[len(size)]}]"
+        fits = len(shape) == len(size) + 1 and not shape[1:] != tuple(size) == shape[:-1]
+    if not fits or 0 in shape:
+        raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{_axes_hint(name, shape, size)}")
+    if num_classes is not None and checks.expect_int("num_classes", num_classes, 1) != shape[0]:
+        raise ValueError(f"num_classes: expected {shape[0]}, as in {name} {list(shape)}, got {num_classes}")
+    if shape[0] == 1:
+        one = {"probabilities": "p[0]", "logits": "torch.sigmoid(z[0])", "energies": "torch.sigmoid(-e[0])"}[name]
+        batch = f"remove the batch axis, {name[0]}[0]; or " if len(shape) == 4 else ""
+        raise ValueError(
+            f"{name}: expected at least 2 classes, got shape {list(shape)}; {batch}one object's probability goes in as "
+            f"foreground={one}"
+        )
 
 
 def _axes_hint(name: str, shape: Sequence[int], size: Sequence[int] | None) -> str:
@@ -131,12 +152,8 @@ def _from_labels(
     value: Image, size: Sequence[int] | None, device: torch.device, chosen: Mapping[str, Any]
 ) -> torch.Tensor:
     """log-probabilities [C, *S], float32."""
-    labels = as_tensor("labels", value).to(device)
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(
-            f"labels: expected integers, got {checks.kind_of(value)}; labels.astype(int), or logits= for scores"
-        )
-    _expect_map("labels", labels, value, size, "; a palette's indices are labels, its colours are not")
+    labels = _integers("labels", value).to(device)
+    _expect_map("labels", labels, value, size, MAPS["labels"])
     confidence = expect_confidence(chosen["label_confidence"])
     values = distinct("labels", labels)
     num_classes, marks = classes_of(values, chosen), _marks(chosen)
@@ -145,6 +162,15 @@ def _from_labels(
     classes = torch.arange(num_classes, device=labels.device).view(-1, *[1] * labels.ndim)
     p = torch.where(classes == labels, confidence, (1 - confidence) / (num_classes - 1))
     return torch.where(known, p, 1 / num_classes).float().log()  # [C, *S]
+
+
+def _integers(name: str, value: Image) -> torch.Tensor:
+    found = as_tensor(name, value)
+    if found.is_floating_point() or found.is_complex():
+        raise TypeError(
+            f"{name}: expected integers, got {checks.kind_of(value)}; {name}.astype(int), or logits= for scores"
+        )
+    return found
 
 
 def settled(name: str, parts: Iterable[Array], chosen: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
@@ -156,7 +182,7 @@ def settled(name: str, parts: Iterable[Array], chosen: Mapping[str, Any]) -> tup
     """
     found = torch.zeros(0, dtype=torch.long)
     for part in parts:
-        found = torch.cat([found, distinct(name, as_tensor(name, part))]).unique()
+        found = torch.cat([found, distinct(name, _integers(name, part))]).unique()
     if name == "labels":
         return {**chosen, "num_classes": classes_of(found, chosen)}, 1
     return dict(chosen), mask_unit(name, found)
@@ -242,8 +268,8 @@ def mask_values(
     if found.is_complex():
         raise TypeError(f"{name}: expected bool, integers or floats, got {checks.kind_of(value)}")
     if size is not None and len(size) == 2 and found.ndim == 3:
-        found = _grey(name, found, value)
-    _expect_map(name, found, value, size, f"; one of {name}s, {name}[0]" if found.ndim > 2 else "")
+        found = grey(name, found, value)
+    _expect_map(name, found, value, size, MAPS["mask"] if found.ndim > 2 else "")
     if found.is_floating_point():
         checks.expect_tensor(name, found, TENSOR)
         v = found.float()
@@ -266,7 +292,7 @@ def mask_unit(name: str, values: torch.Tensor) -> int:
     return 255 if high > 1 else 1
 
 
-def _grey(name: str, mask: torch.Tensor, value: Image) -> torch.Tensor:
+def grey(name: str, mask: torch.Tensor, value: Image) -> torch.Tensor:
     """The one channel of a mask that came with several, such as a picture [H, W, 3]."""
     channels = mask if isinstance(value, torch.Tensor) else mask.movedim(-1, 0)
     if len(channels) not in (1, 2, 3, 4) or not channels.numel():
@@ -286,7 +312,7 @@ def _foreground(value: Image, size: Sequence[int] | None, device: torch.device) 
     """The foreground's probability [*S], in float32 or float64."""
     p = as_tensor("foreground", value).to(device)
     checks.expect_tensor("foreground", p, TENSOR)
-    _expect_map("foreground", p, value, size, "; probabilities of several classes go in as probabilities=")
+    _expect_map("foreground", p, value, size, MAPS["foreground"])
     p = p.to(torch.promote_types(p.dtype, torch.float32))
     _expect_probabilities("foreground", p, "pass a network's output after the sigmoid")
     return p
@@ -297,12 +323,14 @@ def _binary(p: torch.Tensor) -> torch.Tensor:
     return torch.stack([1 - p, p]).log()
 
 
-def _expect_map(name: str, found: torch.Tensor, value: Image, size: Sequence[int] | None, hint: str) -> None:
+def _expect_map(name: str, found: Any, value: Any, size: Sequence[int] | None, hint: str) -> None:
     """A ValueError unless `found`, made of `value`, is [H, W], or [*S] with features."""
-    axes, fits = ("[*S]", 1 <= found.ndim <= 3) if size is None else (f"[{AXES[len(size)]}]", found.ndim == len(size))
+    axes, fits = ("[*S]", 1 <= len(found.shape) <= 3)
+    if size is not None:
+        axes, fits = f"[{AXES[len(size)]}]", len(found.shape) == len(size)
     if fits and 0 not in found.shape:
         return
-    if found.ndim == 3 and size is not None and len(size) == 2 and (found.shape[0] == 1 or found.shape[-1] == 1):
+    if len(found.shape) == 3 and size is not None and len(size) == 2 and (found.shape[0] == 1 or found.shape[-1] == 1):
         hint = f"; remove the axis of 1: {name}.squeeze()"
     raise ValueError(f"{name}: expected {axes}, got {checks.kind_of(value)}{hint}")
 

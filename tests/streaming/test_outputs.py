@@ -96,6 +96,24 @@ def test_a_missing_file_starts_anew(tmp_path):
     assert run(tmp_path / "q.npy") == [0, 1, 2, 3]
 
 
+def test_other_outputs_are_another_run(tmp_path):
+    q, labels, scratch = tmp_path / "q.npy", tmp_path / "l.npy", tmp_path / "scratch"
+    scratch.mkdir()
+    for other in {"labels": labels}, {"scratch": scratch}, {"labels": np.zeros((4, 6), int)}:
+        with pytest.raises(KeyboardInterrupt):
+            run(q, **other, fails=1)
+        with pytest.raises(KeyboardInterrupt):
+            run(q, fails=3)
+        assert run(q, **other) == [0, 1, 2, 3]
+        assert np.array_equal(np.load(q), Q)
+    with pytest.raises(KeyboardInterrupt):
+        run(q, labels, fails=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(q, fails=3)
+    run(q, labels)
+    assert np.array_equal(np.load(labels), Q.argmax(0))
+
+
 @pytest.mark.parametrize("arrays", [False, True])
 def test_bad_input_leaves_nothing(arrays, tmp_path):
     labels = np.zeros((4, 6), int) if arrays else tmp_path / "l.npy"
@@ -147,6 +165,8 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         (np.zeros((3, 4, 6), int), None, TypeError, "^out: expected floats, got dtype int64"),
         (None, np.zeros((4, 6)), TypeError, "^out_labels: expected integers up to 2, got dtype float64"),
         (None, torch.zeros(3, 4, 6, dtype=torch.uint8), ValueError, r"^out_labels: expected shape \[4, 6\]"),
+        (np.broadcast_to(np.float32(0), (3, 4, 6)), None, ValueError, "^out: expected an array that can be written to"),
+        (torch.zeros(3, 4, 6).to_sparse(), None, TypeError, "^out: expected a dense tensor"),
         ("q.npy", "q.npy", ValueError, "^out_labels: expected another place than that of out"),
     ],
 )
@@ -171,6 +191,24 @@ def test_an_output_is_no_input(tmp_path):
             run(out, inputs={"image": None, "probabilities": mapped})
 
 
+def test_an_output_is_no_input_of_another_library():
+    array = np.zeros((6, 4, 6), np.float32)
+    tensor = torch.from_numpy(array)
+    for out in array[2:5], tensor[2:5]:
+        with pytest.raises(ValueError, match="^out: expected another place than that of logits, got the same$"):
+            run(out, inputs={"logits": tensor[:3]})
+        with pytest.raises(ValueError, match="^out: expected another place than that of logits"):
+            run(out, inputs={"logits": array[:3]})
+    run(tensor[3:], inputs={"logits": tensor[:3]})
+    assert np.array_equal(array[3:], Q)
+
+
+@pytest.mark.parametrize("out", [np.zeros((3, 4, 6), ">f4"), torch.zeros(3, 4, 6, requires_grad=True)])
+def test_arrays_of_other_forms(out):
+    run(out)
+    assert np.array_equal(np.asarray(out.detach() if isinstance(out, torch.Tensor) else out), Q)
+
+
 def test_a_digest_tells_arguments_apart():
     one = {"theta": 3.0, "compatibility": np.eye(2)}
     assert digest(one, [1]) == digest(dict(one), (1,))
@@ -178,4 +216,4 @@ def test_a_digest_tells_arguments_apart():
 
 
 def test_names_of_temporaries_are_short_enough(tmp_path):
-    assert len(outputs._temporary(tmp_path / ("ä" * 120 + ".npy")).name.encode()) < 255
+    assert len(outputs._beside(tmp_path / ("ä" * 120 + ".npy"), ".01234567.part").name.encode()) < 255

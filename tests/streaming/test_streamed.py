@@ -1,5 +1,6 @@
 """refine through a budget of memory, and to outputs: files, arrays, interruptions, bad input."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,11 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 import tritoncrf as tc
-from tritoncrf.streaming import local
+from tritoncrf.streaming import local, scratch
 from tritoncrf.streaming.sources import Npy
 
 GENERATOR = np.random.default_rng(0)
@@ -235,6 +237,16 @@ def test_a_budget_that_is_too_small_says_the_smallest_that_works():
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 
+class Masked:
+    """An array whose slices are masked where it is 0, as those of readers are that know of nodata."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, window):
+        return np.ma.masked_equal(self.array[window], 0)
+
+
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
@@ -243,8 +255,19 @@ def test_a_budget_that_is_too_small_says_the_smallest_that_works():
         ({"image": IMAGE[1:]}, ValueError, r"^image: expected the size of logits, \[60, 50\], got \[59, 50\]"),
         ({"valid": np.ones((3, 4), bool)}, ValueError, "^valid: expected the size of logits"),
         ({"features": LOGITS[:, 1:], "image": None}, ValueError, "^features: expected the size of logits"),
+        ({"image": IMAGE.transpose(2, 0, 1)}, ValueError, r"^image: .*image.transpose\(1, 2, 0\)"),
+        ({"image": np.dstack([IMAGE, IMAGE[..., :1]])}, ValueError, r"^image: .*; image\[..., :-1\] leaves out"),
+        ({"logits": LOGITS.transpose(1, 2, 0)}, ValueError, "^logits: .*; classes come first"),
+        ({"logits": LOGITS[None]}, ValueError, r"^logits: .*; remove the batch axis: l\[0\]"),
+        ({"logits": LOGITS[:1]}, ValueError, r"^logits: expected at least 2 classes, got shape \[1, 60, 50\]"),
+        ({"logits": torch.from_numpy(LOGITS).to_sparse()}, TypeError, "^logits: expected a dense tensor"),
+        ({"image": np.ma.masked_greater(IMAGE, 250)}, TypeError, "^image: expected a plain array, got a masked one"),
+        ({"image": Masked(IMAGE)}, TypeError, "^image: expected numbers, got some that are masked; valid="),
+        ({"iterations": "a"}, TypeError, "^iterations: expected an int from 0"),
+        ({"method": "lattice", "window_size": None, "blur": None, "iterations": -1}, ValueError, "^iterations: expec"),
+        ({"scratch": 5}, TypeError, "^scratch: expected the path of a folder, got 5"),
         ({"image": "photo.png"}, TypeError, "^image: expected an array, or what has shape, dtype and slicing"),
-        ({"logits": LOGITS.astype(int)}, TypeError, "^logits: expected a floating-point"),
+        ({"logits": LOGITS.astype(int)}, TypeError, r"^logits: expected floats, got a ndarray of shape \[3, 60, 50\]"),
         ({"logits": LOGITS[0]}, ValueError, "^logits: expected"),
         ({"logits": np.where(LOGITS > 2, np.nan, LOGITS)}, ValueError, "^logits: expected finite values"),
         ({"image": IMAGE.astype(np.uint16)}, TypeError, "^image: expected uint8, .*value_range="),
@@ -258,6 +281,79 @@ def test_bad_input(arguments, error, message, tmp_path, small, monkeypatch):
     with pytest.raises(error, match=message):
         streamed(**{"out": tmp_path / "q.npy", **arguments})
     assert files(tmp_path) == []
+
+
+def test_float_labels_are_told_before_the_work(small):
+    labels = np.full((60, 50), np.nan)
+    with pytest.raises(TypeError, match=r"^labels: expected integers, got .*; labels.astype\(int\)"):
+        tc.refine(IMAGE, labels=labels, max_memory="1GB", **WINDOW)
+
+
+def test_slices_of_which_nothing_is_masked(small, q):
+    image = np.maximum(IMAGE, 1)
+    assert np.array_equal(streamed(Masked(image)), tc.refine(image, logits=LOGITS, **WINDOW))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "RGBA", "P", "LA"])
+def test_masks_that_are_pictures(mode, small):
+    mask = np.zeros((60, 50), np.uint8)
+    mask[20:40, 10:30] = 255
+    picture = PIL.Image.fromarray(mask).convert(mode)
+    found = tc.refine(PIL.Image.fromarray(IMAGE), mask=picture, max_memory="1GB", **WINDOW)
+    assert np.array_equal(found, tc.refine(IMAGE, mask=mask, **WINDOW))
+
+
+@pytest.mark.parametrize("kind", ["logits", "mask", "soft mask"])
+def test_numbers_of_the_other_byte_order(kind, small):
+    scores = {"logits": LOGITS.astype(">f4"), "mask": (IMAGE[..., 0] > 128).astype(">u2")}
+    name, value = kind.split()[-1], scores.get(kind, (IMAGE[..., 0] / np.float32(255)).astype(">f4"))
+    found = tc.refine(IMAGE.astype(">u2"), **{name: value}, value_range=(0, 255), max_memory="1GB", **WINDOW)
+    whole = tc.refine(IMAGE, **{name: value}, **WINDOW)
+    assert found.dtype == whole.dtype and np.abs(found - whole).max() < 1e-6
+
+
+def test_a_lattice_leaves_no_folder_where_its_output_has_none(tmp_path):
+    arguments = {**dict.fromkeys(WINDOW), "method": "lattice"}
+    with pytest.raises(ValueError, match="none: expected a folder that exists, for out"):
+        streamed(**arguments, out=tmp_path / "none" / "q.npy")
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("method", ["window", "lattice"])
+def test_a_folder_that_cannot_be_written(method, tmp_path, monkeypatch):
+    def refused(path, *others, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/q\.npy'"):
+        streamed(**{**dict.fromkeys(WINDOW), "method": method}, out=tmp_path / "q.npy")
+
+
+def test_a_lattice_leaves_no_folder_that_is_empty(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Npy, "create", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/q\.npy'"):
+        streamed(**{**dict.fromkeys(WINDOW), "method": "lattice"}, out=tmp_path / "q.npy")
+    assert files(tmp_path) == []
+
+
+def test_a_lattice_that_runs_keeps_its_state_from_another(tmp_path, monkeypatch):
+    arguments = {**dict.fromkeys(WINDOW), "method": "lattice", "iterations": 1, "out": tmp_path / "q.npy"}
+    save = scratch.Folder.save
+
+    def during(*saved):
+        monkeypatch.setattr(scratch.Folder, "save", save)
+        for iterations in 1, 2:
+            with pytest.raises(ValueError, match="state: expected a folder for this run alone, got one in use"):
+                streamed(**{**arguments, "iterations": iterations})
+        save(*saved)
+
+    monkeypatch.setattr(scratch.Folder, "save", during)
+    streamed(**arguments)
+    assert files(tmp_path) == ["q.npy"]
 
 
 def test_labels_that_are_no_classes_are_told_before_the_work(small, tmp_path):

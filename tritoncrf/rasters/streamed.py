@@ -48,8 +48,8 @@ def refined(
     direct = out.suffix.lower() == ".npy"
     work, state = _places(options, out, save)
     work = out if direct else work
-    sources = [inputs.image, inputs.features, inputs.scores, inputs.valid]
-    known = [None if source is None else identity(source) for source in sources]
+    sources = {"image": inputs.image, "features": inputs.features, kind: inputs.scores, "valid": inputs.valid}
+    known = [None if source is None else identity(name, source) for name, source in sources.items()]
     run = digest(tritoncrf.__version__, kind, dict(settings), known, str(device), options.max_memory)
     earlier = _earlier(state, run)
     with distributed.started(device) as own:

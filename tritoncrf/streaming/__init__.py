@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tritoncrf import checks
+from tritoncrf.files import errors_name
+from tritoncrf.locks import locked
 from tritoncrf.options import BINARY
 from tritoncrf.problem import Whole, posed, solved
 from tritoncrf.streaming import distributed, lattice, local
 from tritoncrf.streaming.budget import expect_bytes
 from tritoncrf.streaming.inputs import Inputs, inputs_of
-from tritoncrf.streaming.outputs import REFUSED, digest, form_of, opened, state_beside
+from tritoncrf.streaming.outputs import REFUSED, digest, expect_outputs, form_of, opened, state_beside
 from tritoncrf.streaming.scratch import Folder
 from tritoncrf.streaming.sources import Window, identity
 
@@ -40,6 +43,8 @@ def streamed(
     Raises:
         TypeError, ValueError, OSError: as `refine`.
     """
+    if scratch is not None and not isinstance(scratch, (str, os.PathLike)):
+        raise TypeError(f"scratch: expected the path of a folder, got {checks.kind_of(scratch)}")
     folder = None if scratch is None else Path(scratch)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ValueError(f"scratch: expected a folder, got a file, {folder}")
@@ -97,13 +102,13 @@ def _run(
     inputs: Inputs, whole: Whole, budget: int, out: Any, out_labels: Any, scratch: Path | None, taken: int
 ) -> None:
     """All blocks of an image, into its outputs."""
+    outputs = list(expect_outputs(out, out_labels, inputs.form, inputs.named()).values())
     planner = lattice.planned if whole.method == "lattice" else local.planned
     plan = planner(whole, partial(inputs.part, whole), budget, taken)
-    outputs = [target for target in (out, out_labels) if target is not None]
     files = all(isinstance(target, (str, os.PathLike)) for target in outputs)
     run = ""
     if files or scratch is not None:
-        sources = {name: identity(source) for name, source in inputs.named().items()}
+        sources = {name: identity(name, source) for name, source in inputs.named().items()}
         run = digest(whole.method, whole.name, whole.chosen, whole.size, whole.levels, plan.tiles, sources)
     with contextlib.ExitStack() as stack:
         if scratch is not None:
@@ -111,7 +116,7 @@ def _run(
         if isinstance(plan, lattice.Plan):
             beside = state_beside(outputs[0]) if files else None
             place = beside if scratch is None else scratch / (beside.name if beside else "state")
-            folder = stack.enter_context(_state(place, run))
+            folder = stack.enter_context(_state(place, run, outputs[0] if scratch is None else place))
         results = stack.enter_context(opened(out, out_labels, inputs.form, inputs.named(), run, scratch))
         advance = stack.enter_context(_progress(plan.steps))
 
@@ -125,29 +130,32 @@ def _run(
 
 
 @contextlib.contextmanager
-def _state(path: Path | None, run: str) -> Iterator[Folder]:
+def _state(path: Path | None, run: str, named: Any) -> Iterator[Folder]:
     """What the passes of a run keep, in one folder for all processes, and what of it stays where they fail; that of
-    another run is removed."""
+    another run is removed. A FileError where another process has it, and an OSError about `named`
+    where it cannot be made."""
     if path is None:
         yield Folder(None)
         return
-    own = path / run
-    for other in path.iterdir() if path.is_dir() and distributed.rank() == 0 else []:
-        if other != own:
-            shutil.rmtree(other, ignore_errors=True)
-    distributed.barrier()
-    keep = False
-    try:
-        yield Folder(own)
+    own, keep = path / run, False
+    with errors_name(named, path):
+        path.mkdir(exist_ok=True)
+    with locked(path, shared=distributed.together()):
+        for other in path.iterdir() if distributed.rank() == 0 else []:
+            if other != own:
+                shutil.rmtree(other, ignore_errors=True)
         distributed.barrier()
-    except BaseException as error:
-        keep = not isinstance(error, REFUSED)
-        raise
-    finally:
-        if not keep:
-            shutil.rmtree(own, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        try:
+            yield Folder(own)
+            distributed.barrier()
+        except BaseException as error:
+            keep = not isinstance(error, REFUSED) and own.is_dir() and any(own.iterdir())
+            raise
+        finally:
+            if not keep:
+                shutil.rmtree(own, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
 
 @contextlib.contextmanager

@@ -38,9 +38,10 @@ def expect_bytes(name: str, value: Any) -> int:
     wanted = 'bytes above 0 as an int, or text such as "4GB" or "500MiB"'
     if isinstance(value, str):
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?\s*", value.upper())
-        if found is None or float(found[1]) == 0:
+        count = 0.0 if found is None else float(found[1]) * UNITS[found[2]]
+        if not 0 < count < math.inf:
             raise ValueError(f"{name}: expected {wanted}, got {checks.shown(value)}")
-        return max(1, int(float(found[1]) * UNITS[found[2]]))
+        return max(1, int(count))
     try:
         return checks.expect_int(name, value, 1)
     except (TypeError, ValueError) as error:

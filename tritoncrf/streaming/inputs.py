@@ -9,13 +9,13 @@ import torch
 
 from tritoncrf import checks
 from tritoncrf.devices import device_found
-from tritoncrf.images import axes_of, channels_first, from_pil, image_from
+from tritoncrf.images import axes_of, channels_first, from_pil, image_from, picture
 from tritoncrf.levels import levels
-from tritoncrf.options import BINARY
+from tritoncrf.options import BINARY, HARD
 from tritoncrf.problem import Problem, Whole, chosen_for, expect_an_image, one_kind, part, valid_from, whole_of
-from tritoncrf.scores import as_stored, is_pil, settled, upright
+from tritoncrf.scores import as_stored, as_tensor, expect_axes, grey, is_pil, settled, upright
 from tritoncrf.streaming.outputs import Form, form_of
-from tritoncrf.streaming.sources import Window, expect_source, extent, read
+from tritoncrf.streaming.sources import Window, expect_source, extent, kind_of_dtype, read
 from tritoncrf.streaming.tiles import Layout, largest, tiles
 from tritoncrf.types import Array, Method
 
@@ -72,7 +72,7 @@ class Inputs:
         scores = self.piece(self.name, window)
         assert scores is not None
         if self.unit:  # as a mask of integers is read that is there at once
-            scores = torch.as_tensor(scores).float() / self.unit
+            scores = as_tensor(self.name, scores).float() / self.unit
         others = (self.piece(name, window) for name in ("image", "features", "valid"))
         image, features, valid = others
         return part(whole, [s.start for s in window], image, scores, features, valid, self.device)
@@ -89,8 +89,7 @@ class Inputs:
     def surveyed(self, budget: int) -> tuple["Inputs", Whole]:
         """The same with what follows from all values of the scores, and what belongs to the whole image."""
         own, found = self, None
-        integers = not str(self.scores.dtype).removeprefix("torch.").startswith(("float", "bfloat"))
-        if self.name == "labels" or self.name == "mask" and integers:
+        if self.name == "labels" or self.name == "mask" and kind_of_dtype(self.scores.dtype) in "iub":
             pieces = (piece for w in self.windows(budget) if (piece := self.piece(self.name, w)) is not None)
             chosen, unit = settled(self.name, pieces, self.chosen)
             own = replace(self, chosen=chosen, unit=unit if self.name == "mask" else 0)
@@ -139,25 +138,33 @@ def inputs_of(image: Any, scores: Mapping[str, Any], device: Any, given: Mapping
     method, chosen = chosen_for(name, features is not None, given)
     where = value.device if device is None and isinstance(value, torch.Tensor) else device_found(device)
     axes = axes_of(name, value, image)
+    ranged, turned = chosen["value_range"] is not None or features is not None, ""
     if is_pil(image):
-        image, _ = from_pil(image, chosen["value_range"] is not None)
+        image, turned = from_pil(image, ranged)
     if is_pil(value):
         value = as_stored(name, upright(value))
+        if name == "mask" and value.ndim == 3:
+            value = grey(name, as_tensor(name, value), value).numpy()
     sources = {name: value, "image": image, "features": features, "valid": valid}
     for argument, source in sources.items():
         if source is not None:
             expect_source(argument, source)
-    classes = name not in ("labels", *BINARY)
-    if len(value.shape) != axes + classes or 0 in value.shape:
-        wanted = "[C, *S]" if classes else "[*S]"
-        raise ValueError(f"{name}: expected {wanted} with {axes} axes in S, got {checks.kind_of(value)}")
-    size = tuple(int(n) for n in value.shape[classes:])
+    seen = None
+    if image is not None:
+        if axes == 2:
+            picture(image, torch.zeros(()).expand(image.shape), value.shape[-2:], ranged)
+        seen = channels_first(image, axes)[1:]
+    expect_axes(name, value, seen, chosen["num_classes"])
+    if name not in HARD and kind_of_dtype(value.dtype) != "f":
+        raise TypeError(f"{name}: expected floats, got {checks.kind_of(value)}")
+    size = tuple(int(n) for n in value.shape[-axes:])
     found = {
-        "image": None if image is None else channels_first(image, axes)[1:],
+        "image": seen,
         "features": None if features is None else tuple(features.shape[1:]),
         "valid": None if valid is None else tuple(valid.shape),
     }
     for argument, own in found.items():
         if own is not None and tuple(own) != size:
-            raise ValueError(f"{argument}: expected the size of {name}, {list(size)}, got {list(own)}")
+            hint = turned if argument == "image" else ""
+            raise ValueError(f"{argument}: expected the size of {name}, {list(size)}, got {list(own)}{hint}")
     return Inputs(name, value, image, features, valid, method, chosen, size, where)

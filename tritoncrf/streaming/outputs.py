@@ -5,6 +5,7 @@ blocks that are finished, so that the same run goes on where it was killed; anot
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -21,9 +22,9 @@ from tritoncrf.files import FileError, errors_name
 from tritoncrf.locks import locked
 from tritoncrf.options import BINARY
 from tritoncrf.streaming import distributed
-from tritoncrf.streaming.sources import Npy, Window, path_of, same_memory, write
+from tritoncrf.streaming.sources import Npy, Window, kind_of_dtype, path_of, same_memory, write
 
-__all__ = ["REFUSED", "Form", "Results", "digest", "form_of", "opened", "state_beside"]
+__all__ = ["REFUSED", "Form", "Results", "digest", "expect_outputs", "form_of", "opened", "state_beside"]
 
 SHOWN = 50  # characters of a file's name in its temporary one: at most 200 bytes of the 255 that a name may have
 REFUSED = (TypeError, ValueError)  # of input that will be as bad the next time
@@ -135,26 +136,26 @@ def opened(
         FileError: another process writes the same.
         OSError: a file that cannot be written; it is named.
     """
-    wanted = {"out": out, "out_labels": out_labels}
-    wanted = {name: target for name, target in wanted.items() if target is not None}
-    for name, target in wanted.items():
-        _expect_output(name, target, form, inputs)
-    if len(wanted) == 2 and same_memory(out, out_labels):
-        raise ValueError("out_labels: expected another place than that of out, got the same")
+    wanted = expect_outputs(out, out_labels, form, inputs)
     places = {name: _place(target) for name, target in wanted.items() if _is_path(target)}
-    temporaries = {name: _temporary(path) for name, path in places.items()}
+    place = None if scratch is None else os.path.realpath(scratch)
+    run = digest(run, {name: str(path) for name, path in places.items()}, place, distributed.size())
+    temporaries = {name: _beside(path, f".{run[:8]}.part") for name, path in places.items()}
     journal, done, keep = None, set[int](), False
     with contextlib.ExitStack() as stack:
         if places and len(places) == len(wanted):
-            files = list(temporaries.values())
-            folder = files[0].parent if scratch is None else scratch
             own = f".{distributed.rank()}" if distributed.together() else ""
-            journal = stack.enter_context(_journal(folder / f"{files[0].stem}{own}.journal", run, files))
+            first = next(iter(places.values()))
+            path = _beside(first, f"{own}.journal")
+            path, named = (path, first) if scratch is None else (scratch / path.name,) * 2
+            journal = stack.enter_context(_journal(path, named, run, list(temporaries.values())))
             done = journal.done
         try:
             if distributed.everywhere(not done) and distributed.rank() == 0:
                 for name, temporary in temporaries.items():
                     with errors_name(places[name], temporary):
+                        for other in _parts(places[name]):  # of other runs, whose journals say nothing then
+                            other.unlink(missing_ok=True)
                         Npy.create(temporary, form.shape_of(name), form.dtype_of(name))
             distributed.barrier()
             for name, temporary in temporaries.items():
@@ -181,6 +182,17 @@ def opened(
                     path.unlink(missing_ok=True)
 
 
+def expect_outputs(out: Any, out_labels: Any, form: Form, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs that are wanted, by name; an error where one cannot hold the result, or is an input."""
+    wanted = {"out": out, "out_labels": out_labels}
+    wanted = {name: target for name, target in wanted.items() if target is not None}
+    for name, target in wanted.items():
+        _expect_output(name, target, form, inputs)
+    if len(wanted) == 2 and same_memory(out, out_labels):
+        raise ValueError("out_labels: expected another place than that of out, got the same")
+    return wanted
+
+
 def _rename(error: OSError, names: Mapping[str, Path]) -> None:
     """Raise an error about a temporary file as one about what it is to be."""
     if error.filename in names:
@@ -196,22 +208,31 @@ def _place(target: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(target))
 
 
-def _temporary(path: Path) -> Path:
-    """The same for each run that writes `path`."""
+def _beside(path: Path, ending: str) -> Path:
+    """A hidden file beside `path`, of a name that is its own."""
     own = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
-    return path.with_name(f".{path.name[:SHOWN]}.{own}.part")
+    return path.with_name(f".{path.name[:SHOWN]}.{own}{ending}")
+
+
+def _parts(path: Path) -> list[Path]:
+    """What runs of all kinds have left of `path`."""
+    return [*path.parent.glob(f"{glob.escape(_beside(path, '.').name)}*.part")]
 
 
 def state_beside(target: str | os.PathLike[str]) -> Path:
     """Where a run keeps what it needs to go on, beside a file that it writes."""
-    return _temporary(_place(target)).with_suffix(".state")
+    return _beside(_place(target), ".state")
 
 
 def _expect_output(name: str, target: Any, form: Form, inputs: Mapping[str, Any]) -> None:
     """An error unless `target` can hold what is written to it, and is no input."""
+    if isinstance(target, torch.Tensor):
+        checks.expect_values(name, target)
     for source, value in inputs.items():
         if value is not None and same_memory(target, value):
-            raise ValueError(f"{name}: expected another place than that of {source}, got the same, {path_of(target)}")
+            path = path_of(target)
+            where = "" if path is None else f", {path}"
+            raise ValueError(f"{name}: expected another place than that of {source}, got the same{where}")
     if _is_path(target):
         place = _place(target)
         if place.suffix != ".npy":
@@ -222,11 +243,13 @@ def _expect_output(name: str, target: Any, form: Form, inputs: Mapping[str, Any]
         return
     if not all(hasattr(target, attribute) for attribute in ("shape", "dtype", "__setitem__")):
         raise TypeError(f"{name}: expected an array, or the path of an .npy, got {checks.kind_of(target)}")
+    if isinstance(target, np.ndarray) and not target.flags.writeable:
+        raise ValueError(f"{name}: expected an array that can be written to, got one that is read-only")
     if tuple(target.shape) != form.shape_of(name):
         raise ValueError(f"{name}: expected shape {list(form.shape_of(name))}, got {list(target.shape)}")
-    dtype, most = str(target.dtype).removeprefix("torch."), form.most_label
-    floats, integers = "float" in dtype, "int" in dtype
-    if not (floats if name == "out" else integers and most <= np.iinfo(dtype).max):
+    kind, most = kind_of_dtype(target.dtype), form.most_label
+    integers = kind in "iu" and most <= np.iinfo(np.dtype(str(target.dtype).removeprefix("torch."))).max
+    if not (kind == "f" if name == "out" else integers):
         kind = "floats" if name == "out" else f"integers up to {most}"
         raise TypeError(f"{name}: expected {kind}, got dtype {target.dtype}")
 
@@ -258,9 +281,9 @@ class _Journal:
 
 
 @contextlib.contextmanager
-def _journal(path: Path, run: str, files: Sequence[Path]) -> Iterator[_Journal]:
-    """The journal of a run that no other process writes."""
-    with errors_name(path):
+def _journal(path: Path, named: Path, run: str, files: Sequence[Path]) -> Iterator[_Journal]:
+    """The journal of a run that no other process writes; an OSError about `named` where it cannot be made."""
+    with errors_name(named, path):
         path.touch()
     with locked(path):
         journal = _Journal(path, run, files)

@@ -16,10 +16,14 @@ import torch
 
 from tritoncrf import checks
 from tritoncrf.files import errors_name
+from tritoncrf.scores import as_tensor
+from tritoncrf.types import Array
 
 Window: TypeAlias = tuple[slice, ...]
 
-__all__ = ["Npy", "Window", "extent", "identity", "path_of", "read", "relative", "same_memory", "write"]
+__all__ = [
+    "Npy", "Window", "extent", "identity", "kind_of_dtype", "path_of", "read", "relative", "same_memory", "write",
+]  # fmt: skip
 
 HASHED = 1 << 24  # bytes that are read at a time to tell one array from another
 
@@ -35,13 +39,23 @@ def relative(inner: Window, outer: Window) -> Window:
 
 
 def expect_source(name: str, value: Any) -> None:
-    """A TypeError unless `value` can be read by windows."""
+    """An error unless `value` can be read by windows."""
+    if isinstance(value, torch.Tensor):
+        checks.expect_values(name, value)
+    if isinstance(value, np.ma.MaskedArray):
+        as_tensor(name, value)
     if not all(hasattr(value, attribute) for attribute in ("shape", "dtype", "__getitem__")):
         file = isinstance(value, (str, os.PathLike))
         hint = "; np.load(path, mmap_mode='r') opens an .npy without reading it" if file else ""
         raise TypeError(
             f"{name}: expected an array, or what has shape, dtype and slicing, got {checks.kind_of(value)}{hint}"
         )
+
+
+def kind_of_dtype(dtype: Any) -> str:
+    """The kind of a dtype of NumPy or torch, in one letter as NumPy has it: "f" for floats, "i" or "u" for integers."""
+    text = str(dtype).removeprefix("torch.")
+    return "f" if text.startswith(("float", "bfloat")) else np.dtype(text).kind
 
 
 def read(name: str, source: Any, window: Window) -> np.ndarray:
@@ -56,6 +70,8 @@ def read(name: str, source: Any, window: Window) -> np.ndarray:
     if isinstance(found, torch.Tensor):
         found = found.detach()
         found = (found.float() if found.dtype == torch.bfloat16 else found).cpu().numpy()
+    if np.ma.is_masked(found):
+        raise TypeError(f"{name}: expected numbers, got some that are masked; valid= says which pixels are there")
     array = np.asarray(found)
     if array.shape != extent(window):
         raise ValueError(f"{name}: expected {list(extent(window))} of a window, got {list(array.shape)}")
@@ -65,7 +81,7 @@ def read(name: str, source: Any, window: Window) -> np.ndarray:
 def write(target: Any, window: Window, values: np.ndarray) -> None:
     """Put values into a window of an array, cast to its dtype."""
     if isinstance(target, torch.Tensor):
-        target[window] = torch.from_numpy(values).to(target.device, target.dtype)
+        target.detach()[window] = torch.from_numpy(values).to(target.device, target.dtype)
     else:
         target[window] = values.astype(target.dtype, copy=False)
 
@@ -197,14 +213,26 @@ def _place(source: Any) -> Any:
     return getattr(source, "name", None) or None
 
 
+def _bytes(array: Array) -> tuple[str, int, int]:
+    """The device of an array, its first byte there and the one behind its last."""
+    if isinstance(array, torch.Tensor):
+        place, start, item = str(array.device), array.data_ptr(), array.element_size()
+        strides = [item * stride for stride in array.stride()]
+    else:
+        place, start, item, strides = "cpu", array.ctypes.data, array.itemsize, list(array.strides)
+    ends = [(n - 1) * stride for n, stride in zip(array.shape, strides)]
+    return place, start + sum(min(0, end) for end in ends), start + sum(max(0, end) for end in ends) + item
+
+
 def same_memory(one: Any, other: Any) -> bool:
     """Whether two arrays, or files, are one or overlap."""
     if one is other:
         return True
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and np.may_share_memory(one, other):
-        return True
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    arrays = np.ndarray, torch.Tensor
+    if isinstance(one, arrays) and isinstance(other, arrays):
+        (place, start, end), (its_place, its_start, its_end) = _bytes(one), _bytes(other)
+        if place == its_place and start < its_end and its_start < end:
+            return True
     paths = path_of(one), path_of(other)
     if None in paths or os.path.realpath(str(paths[0])) != os.path.realpath(str(paths[1])):
         return False
@@ -212,7 +240,7 @@ def same_memory(one: Any, other: Any) -> bool:
     return bool(plain) or _place(one) == _place(other)
 
 
-def identity(source: Any) -> list[Any]:
+def identity(name: str, source: Any) -> list[Any]:
     """What tells an array from another: shape and dtype, and its file with size and time; or else its numbers."""
     form = [list(source.shape), str(source.dtype)]
     path = path_of(source)
@@ -223,7 +251,7 @@ def identity(source: Any) -> list[Any]:
     step = max(1, HASHED // row)
     for start in range(0, source.shape[0], step):
         window = (slice(start, min(start + step, source.shape[0])), *(slice(0, n) for n in source.shape[1:]))
-        digest.update(np.ascontiguousarray(read("source", source, window)).tobytes())
+        digest.update(np.ascontiguousarray(read(name, source, window)).tobytes())
     return [*form, digest.hexdigest()]
 
 
