@@ -45,7 +45,7 @@ def streamed(problem, image, scores, budget=PLENTY, taken=0.0, **arrays):
 def small(monkeypatch):
     """Tiles of an awkward size."""
     monkeypatch.setattr(
-        Form, "tile_shape", lambda self, size, *budget: [min(n, own) for n, own in zip(size, (4, 7, 5))]
+        Form, "tile_shape", lambda self, size, *budget: [min(n, own) for n, own in zip(size, (7, 11, 5))]
     )
 
 
@@ -54,8 +54,8 @@ def probabilities(size, classes=3):
 
 
 CASES = {
-    "photo": ((21, 26), 3, np.uint8, {}),
-    "bands": ((21, 26), 4, np.uint16, {"value_range": ("1%", "99%"), "theta_space": "10%", "theta_smooth": 2.0}),
+    "photo": ((16, 26), 3, np.uint8, {}),
+    "bands": ((16, 26), 4, np.uint16, {"value_range": ("1%", "99%"), "theta_space": "10%", "theta_smooth": 2.0}),
     "volume": (
         (6, 9, 11),
         1,

@@ -1,10 +1,14 @@
 """Windows and guided filters in tiles: the result of the whole image, whatever the tiles, the inputs and the outputs."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import tritoncrf as tc
+from tritoncrf.problem import posed
 from tritoncrf.streaming import local
 
 GENERATOR = np.random.default_rng(0)
@@ -29,6 +33,15 @@ def tiled(monkeypatch):
         return tc.refine(image, max_memory="1GB", **arguments)
 
     return call
+
+
+def test_tiles_are_no_larger_than_is_quick():
+    """A kill loses the one at hand."""
+    one = posed(IMAGE[:1, :1], {"logits": LOGITS[:, :1, :1]}, "cpu", GUIDED)
+    wide = replace(one, whole=replace(one.whole, size=(6000, 6000)))
+    tiles = local.planned(wide.whole, lambda window: wide, 1 << 40, 0).tiles
+    assert max(math.prod(s.stop - s.start for s in tile.seen) for tile in tiles) <= 1 << 22
+    assert sum(math.prod(s.stop - s.start for s in tile.own) for tile in tiles) == 6000**2
 
 
 # Windows, to the last bit ---------------------------------------------------------------------------------------------

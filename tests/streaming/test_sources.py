@@ -183,9 +183,9 @@ def test_what_is_no_budget(bad):
 def test_a_budget_that_is_too_small_says_the_least_which_works():
     layout = Layout((100, 100), (10, 10), (2, 2))
     with pytest.raises(ValueError, match="^max_memory: expected at least .* for the smallest block") as error:
-        tile_shape(layout, 3000, 1000, 10)
+        tile_shape(layout, 3000, 1000, 10, 1 << 22)
     least = str(error.value).split()[4]
-    assert math.prod(tile_shape(layout, expect_bytes("max_memory", least), 1000, 10)) >= 1
+    assert math.prod(tile_shape(layout, expect_bytes("max_memory", least), 1000, 10, 1 << 22)) >= 1
 
 
 @pytest.mark.parametrize("count", [1, 999, 1000, 1234567, 99950000, 10**9 + 1])

@@ -36,7 +36,7 @@ def in_words(count: float) -> str:
     return f"{math.ceil(count)}B"
 
 
-def tile_shape(layout: Layout, budget: int, fixed: float, pixel: float) -> tuple[int, ...]:
+def tile_shape(layout: Layout, budget: int, fixed: float, pixel: float, enough: int) -> tuple[int, ...]:
     """The shape of the largest tiles that keep within a budget.
 
     Args:
@@ -44,11 +44,12 @@ def tile_shape(layout: Layout, budget: int, fixed: float, pixel: float) -> tuple
         budget: bytes in all.
         fixed: bytes that are needed whatever the tiles are.
         pixel: bytes for each pixel that a tile sees.
+        enough: pixels that a tile sees at most, whatever the budget.
 
     Raises:
         ValueError: the budget is too small for any; the message says the smallest that works.
     """
-    found = largest(layout, max(0, int((budget - fixed) / pixel)))
+    found = largest(layout, min(max(0, int((budget - fixed) / pixel)), enough))
     if found is None:
         least = math.prod(layout.most(axis, 1) for axis in range(len(layout.size)))
         raise ValueError(

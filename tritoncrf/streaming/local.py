@@ -4,6 +4,7 @@ After T steps a pixel depends on those T reaches away, and where filters are div
 reach more. What a tile sees beyond that is wrong, and is thrown away.
 """
 
+import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from tritoncrf.streaming.sources import Window
 from tritoncrf.streaming.tiles import Layout, Tile, tiles
 
 __all__ = ["Plan", "layout_of", "planned"]
+
+ENOUGH = {"cpu": 1 << 22, "cuda": 1 << 26}  # pixels of a tile: with more nothing is quicker, but a kill loses more
+WIDE = 10  # halos that a tile may be wide all the same
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,11 @@ def planned(whole: Whole, pose: Callable[[Window], Problem], budget: int, taken:
     """
     first = pose(tuple(slice(0, 1) for _ in whole.size))
     layout = layout_of(first)
-    shape = tile_shape(layout, budget, taken + fixed_bytes(first), pixel_bytes(first))
+    wide = math.prod(
+        min(n, WIDE * (halo + align)) for n, halo, align in zip(layout.size, layout.halo, layout.align, strict=True)
+    )
+    enough = max(wide, ENOUGH.get(first.unary.device.type, 0))
+    shape = tile_shape(layout, budget, taken + fixed_bytes(first), pixel_bytes(first), enough)
     return Plan(pose, tiles(layout, shape))
 
 

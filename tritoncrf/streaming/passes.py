@@ -26,7 +26,7 @@ from tritoncrf.backends import modules, resolve, without_autocast
 from tritoncrf.filters.lattice import LatticePlan
 from tritoncrf.mean_field import NOT_FINITE, algebra, expect_update, possible, started
 from tritoncrf.reference.lattice import Lattice, ScaledLattice
-from tritoncrf.step import Step
+from tritoncrf.step import Step, softmax
 from tritoncrf.streaming import distributed
 from tritoncrf.streaming.points import Posed, Seen, packed, unpacked
 from tritoncrf.streaming.scratch import Folder
@@ -280,7 +280,7 @@ class Passes:
                 posed = self._posed(n)
                 unary = posed.points(posed.unary[None])
                 if v is None or unary.shape[2] == 0:
-                    q = torch.softmax(possible(unary), 1)
+                    q = softmax(possible(unary))
                 else:
                     step = self._step(posed, self._seen(n, posed))
                     q = step.image(step.probabilities(self._state(step, n, self.iterations, v)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from tritoncrf.reference.lattice import Lattice, ScaledLattice
+from tritoncrf.step import softmax
 from tritoncrf.streaming.vertices import Codes, Layout, no_axes
 
 
@@ -31,7 +32,7 @@ class Posed:
         """Q [1, C, N] of these, as [C, *s]: pixels that are not there keep their scores."""
         if self.valid is None:
             return q.view(self.unary.shape)
-        found = torch.softmax(self.unary, 0)
+        found = softmax(self.unary[None])[0]
         found[:, self.valid] = q[0]
         return found
 
