@@ -441,9 +441,7 @@ def test_options_that_do_not_work(folder, capsys, options, message):
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize(
-    "option", [["--jobs", "2"], ["--shard", "1/2"], ["--cams"], ["--save", "labels"], ["--overlay"]]
-)
+@pytest.mark.parametrize("option", [["--jobs", "2"], ["--shard", "1/2"], ["--cams"], ["--overlay"]])
 def test_options_of_data_sets_beside_one_image(folder, capsys, option):
     given = ["refine", "images/a.png", "--probabilities", "probabilities/a.npy", "-o", "a.png", *option]
     assert cli.main(given) == 2

@@ -77,6 +77,7 @@ class Window(Gaussian):
         normalization: Normalization = "none", precision: Precision = "default", backend: Backend = "auto",
         valid: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
+        blur = checks.expect_int("blur", blur, 1)
         positions = are_evenly_spaced(features) and blur == 1
         mask = mask_of("features", features, valid)
         seen = None if positions else mask  # kernels look at the first and the last position, there or not
@@ -86,7 +87,7 @@ class Window(Gaussian):
         plan = WindowPlan(
             window_size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             dilation=checks.expect_int("dilation", dilation, 1),
-            blur=checks.expect_int("blur", blur, 1),
+            blur=blur,
             positions=positions,
             masked=mask is not None,
             **gaussian_fields(features, include_self, normalization, precision, backend),

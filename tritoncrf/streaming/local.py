@@ -21,7 +21,7 @@ from tritoncrf.streaming.tiles import Layout, Tile, tiles
 
 __all__ = ["Plan", "layout_of", "planned"]
 
-ENOUGH = {"cpu": 1 << 22, "cuda": 1 << 26}  # pixels of a tile: with more nothing is quicker, but a kill loses more
+ENOUGH = {"cpu": 1 << 21, "cuda": 1 << 26}  # pixels of a tile: with more nothing is quicker, but a kill loses more
 WIDE = 10  # halos that a tile may be wide all the same
 
 
