@@ -1,16 +1,17 @@
 """What the command lines share: every bad input ends with exit code 2 and one line on stderr."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["CommandError", "Parser", "add_device", "check_output", "make_folder", "run"]
+__all__ = ["CommandError", "Parser", "add_device", "check_output", "make_folder", "run", "stderr_closed"]
 
 # What torch says, in errors of no type of their own, where memory or a disk is full.
 FULL = re.compile(r"DefaultCPUAllocator: [^.]*|not enough memory[^.]*|[^:]*: No space left on device")
@@ -81,6 +82,20 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"{parser.prog.split()[-1]}: error: {message}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def stderr_closed() -> Iterator[None]:
+    """Without what libraries in C, or their threads, write to stderr."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def add_device(command: argparse.ArgumentParser) -> None:

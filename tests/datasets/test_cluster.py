@@ -109,7 +109,7 @@ def two_cores():
     """A cluster of two CPUs, whose processes find the stages of the tests."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(Path(sys.modules["cluster_stages"].__file__).parent))
-        with cluster._silence():
+        with cluster.stderr_closed():
             cluster._ray().init(
                 num_cpus=2, object_store_memory=cluster.STORE, include_dashboard=False, logging_level="critical",
                 log_to_driver=False,

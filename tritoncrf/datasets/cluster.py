@@ -11,7 +11,6 @@ import logging
 import os
 import pickle
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from tritoncrf.checks import expect_int
+from tritoncrf.commands import stderr_closed
 from tritoncrf.datasets.pipeline import END, outcomes
 from tritoncrf.datasets.stages import Outcome, Stages
 from tritoncrf.datasets.workers import sendable, settle
@@ -142,13 +142,13 @@ def _connected(ray: ModuleType, address: str | None, jobs: int) -> Iterator[None
     try:
         if known is not None:
             _knock(known)
-        with _one_attempt(), _silence():
+        with _one_attempt(), stderr_closed():
             ray.init(address="auto" if address is None else address, **quiet)
     except (OSError, RuntimeError, ValueError, OverflowError) as error:
         if address is not None or known is not None:
             got = repr(known or address)
             raise ValueError(f"address: expected a Ray cluster that answers, got {got}: {_line(error)}") from error
-        with _silence():
+        with stderr_closed():
             ray.init(address="local", **quiet, **own)
     try:
         yield
@@ -173,20 +173,6 @@ def _one_attempt() -> Iterator[None]:
     finally:
         if given is None:
             del os.environ[ATTEMPTS]
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Without what Ray's own threads print on stderr while it starts, such as which level of messages they print."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _places(ray: ModuleType, jobs: int) -> tuple[str, int]:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import shutil
-import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tritoncrf.commands import stderr_closed
 from tritoncrf.files import FileError, placed
 from tritoncrf.rasters.place import Place
 from tritoncrf.rasters.windows import Source, Window, blocks
@@ -202,7 +202,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _writing(path: Path) -> Iterator[None]:
     """The same for what is written; GDAL says of a full disk what it likes, and some of it on stderr alone."""
     try:
-        with _limited(path), _silent():
+        with _limited(path), stderr_closed():
             yield
     except Exception as error:
         if not type(error).__module__.startswith("rasterio"):
@@ -210,20 +210,6 @@ def _writing(path: Path) -> Iterator[None]:
         if shutil.disk_usage(path.parent).free < FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise FileError(f"{path}: expected to write a GeoTIFF, GDAL could not: {_reason(error)}") from error
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without what libraries in C write to stderr."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _reason(error: BaseException) -> str:
