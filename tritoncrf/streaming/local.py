@@ -21,7 +21,9 @@ from tritoncrf.streaming.tiles import Layout, Tile, tiles
 
 __all__ = ["Plan", "layout_of", "planned"]
 
-ENOUGH = {"cpu": 1 << 21, "cuda": 1 << 26}  # pixels of a tile: with more nothing is quicker, but a kill loses more
+# Pixels of a tile: with more a kill loses more, and on a CPU a guided filter's numbers of a few classes are so large that
+# the system takes their memory back each time, and gives it anew page by page.
+ENOUGH = {"cpu": 1 << 20, "cuda": 1 << 26}
 WIDE = 10  # halos that a tile may be wide all the same
 
 
