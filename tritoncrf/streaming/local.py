@@ -21,8 +21,8 @@ from tritoncrf.streaming.tiles import Layout, Tile, tiles
 
 __all__ = ["Plan", "layout_of", "planned"]
 
-# Pixels of a tile: with more a kill loses more, and on a CPU a guided filter's numbers of a few classes are so large that
-# the system takes their memory back each time, and gives it anew page by page.
+# Pixels of a tile: with more a kill loses more, and on a CPU the memory of a guided filter's numbers of one class goes
+# back to the system each time, to be had again page by page.
 ENOUGH = {"cpu": 1 << 20, "cuda": 1 << 26}
 WIDE = 10  # halos that a tile may be wide all the same
 
