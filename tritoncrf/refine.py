@@ -232,9 +232,9 @@ def refine(
             that are 2.5 mm apart along one axis and 0.8 along two (2.5, 0.8, 0.8), and bandwidths in millimetres; of a
             video, whose first axis is time, (theta_space / theta_time, 1, 1). Not with "guided".
         value_range: which values of the image count as 0 and as 255, (low, high): a value v counts as
-            255 (v - low) / (high - low) and is not clipped. Numbers, or percentiles of the pixels, ("1%", "99%"),
-            which are least values that so many are at most, of floats and wide integers to 1 / 65,536 of their range;
-            or a list of such pairs, one per channel. ((0, 255) of bytes, (0, 1) of floats.) Other dtypes need it.
+            255 (v - low) / (high - low) and is not clipped. Numbers, or percentiles, ("1%", "99%"): the least value
+            that so many pixels do not exceed, of floats and of wide integers to 1 / 65,536 of their range. Or a list
+            of such pairs, one per channel. ((0, 255) of bytes, (0, 1) of floats.) Other dtypes need it.
         features: [D, *S], already divided by bandwidths, in place of (position, color), so without theta_space and
             theta_color: for depth, several modalities, volumes, or features of a network. With "guided", D from 1 to
             8, in any unit, in place of the image as the guide.

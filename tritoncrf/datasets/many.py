@@ -47,7 +47,8 @@ def refine_many(
         devices: such as ["cuda:0", "cuda:1"]: GPUs, with a process each where they are several. Left out, the GPU
             if there is one, else the CPU. On a GPU images of one size are refined together.
         errors: "raise", or "yield" for the exception in place of an image's result, and on with the next.
-        **options: the other arguments of `refine`, the same for each image. Not features, device and return_trace.
+        **options: the other arguments of `refine`, the same for each image. Not features, valid, device and
+            return_trace.
 
     Yields:
         (name, q) in the order of the items: q as `refine` gives it. With errors="yield", q may be the exception of an
