@@ -79,7 +79,14 @@ def started(out="out"):
     command = [sys.executable, "logged.py", "refine", "images", *OPTIONS, "-o", out, "--jobs", str(JOBS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environment, start_new_session=True, text=True, **pipes)
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, text=True, preexec_fn=heeding_interrupts, **pipes
+    )
+
+
+def heeding_interrupts():
+    """What a shell starts in the background ignores them, and so would what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finished(out):
