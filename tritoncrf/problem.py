@@ -21,8 +21,8 @@ from tritoncrf.step import softmax
 from tritoncrf.types import Array, Compatibility, Costs, Image, Method
 
 __all__ = [
-    "Problem", "Whole", "chosen_for", "expect_an_image", "features", "kernels", "loop", "one_kind", "part", "posed",
-    "solved", "traced", "whole_of",
+    "Problem", "Whole", "chosen_for", "expect_an_image", "features", "kernels", "kernels_of", "loop", "one_kind",
+    "part", "posed", "solved", "traced", "whole_of",
 ]  # fmt: skip
 
 REPLAYED: tuple[Method, ...] = "window", "guided"
@@ -85,17 +85,15 @@ class Problem:
     def key(self) -> Hashable:
         """Problems of one key differ in the values of photo and unary alone; None where the others are no plain
         values, or there are features or pixels that are not there."""
-        whole = self.whole
-        fixed = [tuple(value) if isinstance(value, (list, tuple)) else (value,) for value in whole.chosen.values()]
-        plain = all(_is_plain(v) for values in fixed for v in values)
+        whole, plain = self.whole, all(map(_is_plain, self.whole.chosen.values()))
         if self.photo is None or self.appearance is not None or self.valid is not None or not plain:
             return None
         shapes = self.photo.shape, self.photo.dtype, self.unary.shape, self.unary.dtype
-        return whole.method, whole.levels, self.start, *map(_hashable, fixed), *shapes
+        return whole.method, whole.levels, self.start, *map(_hashable, whole.chosen.values()), *shapes
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a number or a word, or a pair of them."""
+    """Whether it is a number or a word, or several of them."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (int, float, str))
@@ -305,12 +303,10 @@ def traced(problem: Problem) -> tuple[torch.Tensor, list[diagnostics.Record]]:
 
 def _for_loop(problem: Problem) -> tuple[torch.Tensor, list[Filter]]:
     """A unary [1, C, *s] and its filters; those of valid pixels alone, [1, C, N], where distance alone decides."""
-    unary, valid, whole = problem.unary[None], problem.valid, problem.whole
-    photo, appearance = _batch(problem.photo), _batch(problem.appearance)
-    own = kernels(whole, problem.start, photo, appearance, unary, valid)
-    if valid is not None and whole.method in EVERYWHERE:
+    unary, valid = problem.unary[None], problem.valid
+    if valid is not None and problem.whole.method in EVERYWHERE:
         unary = unary[..., valid]
-    return unary, own
+    return unary, kernels_of(problem)
 
 
 def _placed(problem: Problem, q: torch.Tensor | None) -> torch.Tensor:
@@ -349,6 +345,12 @@ def _costs(value: Costs, unary: torch.Tensor) -> Compatibility:
     except (TypeError, ValueError):
         raise TypeError(f"compatibility: expected 'potts' or [C, C] numbers, got {checks.kind_of(value)}") from None
     return as_tensor("compatibility", array).to(unary.device, unary.dtype)
+
+
+def kernels_of(problem: Problem) -> list[Filter]:
+    """The filters of a problem by itself."""
+    photo, appearance = _batch(problem.photo), _batch(problem.appearance)
+    return kernels(problem.whole, problem.start, photo, appearance, problem.unary[None], problem.valid)
 
 
 def kernels(

@@ -119,9 +119,8 @@ def among_valid(
     share = blur.pool(full, factors)
     empty = (share == 0).to(mask.dtype)
     share = share + empty
-    seen = 1 - blur.upsample(
-        empty, full.shape[2:], factors
-    )  # not up(there): with no empty block it is 1 to the last bit
+    # Not up(there): with no empty block this is 1 to the last bit.
+    seen = 1 - blur.upsample(empty, full.shape[2:], factors)
     ends = mask / from_3d(blur.spread(share, full.shape[2:], factors), axes), mask / from_3d(seen + (1 - full), axes)
     low = low / from_3d(share, axes)
     far = 2 * low.detach().abs().amax(tuple(range(1, low.ndim)), keepdim=True) + FAR

@@ -60,7 +60,7 @@ def refine_raster(options: argparse.Namespace) -> None:
         save = _saved(options, out)
         _expect_distinct(options, source, out)
         settings |= _said(options, inputs, settings)
-        _expect_fit(out, kind, save, inputs, settings)
+        _expect_fit(out, kind, inputs, settings)
         start, trace = time.perf_counter(), None
         if streams:
             found = streamed.refined(options, kind, inputs, settings, device, out, save)
@@ -167,7 +167,7 @@ def _classes(kind: str, inputs: Inputs, settings: dict[str, Any]) -> int | None:
     return inputs.scores.shape[0] if kind in SCORES[:3] else settings.get("num_classes")
 
 
-def _expect_fit(out: Path, kind: str, save: str, inputs: Inputs, settings: dict[str, Any]) -> None:
+def _expect_fit(out: Path, kind: str, inputs: Inputs, settings: dict[str, Any]) -> None:
     """An error where a .png does not hold what would be written; before any work."""
     if out.suffix.lower() != ".png":
         return

@@ -61,9 +61,8 @@ class _Span(NamedTuple):
 def _span(start: int, stop: int, offset: int, n: int) -> _Span:
     """On one axis of n pixels, of the block start .. stop; slices that end where they start or before hold nothing."""
     here = max(start, -offset), min(stop, n - offset)
-    behind = max(start - offset, 0), min(stop - offset, n, n - offset)
-    there = [s for s in (here, (max(behind[0], -offset), behind[1])) if s[0] < s[1]]
-    behind = max(behind[0], -offset), behind[1]
+    behind = max(start - offset, 0, -offset), min(stop - offset, n, n - offset)
+    there = [s for s in (here, behind) if s[0] < s[1]]
     low, high = min((s[0] for s in there), default=0), max((s[1] for s in there), default=0)
     moved = (here, offset), (behind, offset), ((low, high), offset), (here, -low), (behind, -low)
     ahead, back, second, first_here, first_behind = (slice(s[0] + o, s[1] + o) for s, o in moved)

@@ -73,8 +73,7 @@ class Inputs:
         assert scores is not None
         if self.unit:  # as a mask of integers is read that is there at once
             scores = as_tensor(self.name, scores).float() / self.unit
-        others = (self.piece(name, window) for name in ("image", "features", "valid"))
-        image, features, valid = others
+        image, features, valid = (self.piece(name, window) for name in ("image", "features", "valid"))
         return part(whole, [s.start for s in window], image, scores, features, valid, self.device)
 
     def windows(self, budget: int) -> list[Window]:

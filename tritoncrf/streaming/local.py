@@ -12,7 +12,7 @@ import torch
 
 from tritoncrf import reference
 from tritoncrf.filters.base import Gaussian
-from tritoncrf.problem import Problem, Whole, features, kernels, solved
+from tritoncrf.problem import Problem, Whole, features, kernels_of, solved
 from tritoncrf.step import KEPT_STATES
 from tritoncrf.streaming import distributed
 from tritoncrf.streaming.budget import tile_shape
@@ -87,9 +87,8 @@ def planned(whole: Whole, pose: Callable[[Window], Problem], budget: int, taken:
 def layout_of(problem: Problem) -> Layout:
     """What tiles must see for a problem like this one."""
     whole, axes = problem.whole, len(problem.whole.size)
-    photo, look = (None if x is None else x[None] for x in (problem.photo, problem.appearance))
     halo, align = (0,) * axes, 1
-    for f in kernels(whole, problem.start, photo, look, problem.unary[None], problem.valid):
+    for f in kernels_of(problem):
         assert f.plan is not None
         reach, block = f.plan.reach(axes), f.plan.block
         assert reach is not None
