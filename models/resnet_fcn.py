@@ -19,7 +19,7 @@ class ResNetFCN(Segmenter):
         s = \mathrm{up}(\mathrm{up}(\mathrm{up}(W_4 x_4) + W_3 x_3) + W_2 x_2)
 
     with x the features of the stages layer2 to layer4, W 1x1 convolutions without bias, dropout of whole channels
-    before each, and up bilinear to the next size, at last to the image's. It is the network that ConvCRF refines
+    before W_4 alone, and up bilinear to the next size, at last to the image's. It is the network that ConvCRF refines
     (Teichmann and Cipolla 2018, ConvCRF, experiments on PASCAL VOC), there called a simple FCN on a ResNet-101; its
     head follows the author's later framework. W start with the variances 2 / n, 0.02 / n and 0.0002 / n from the
     coarsest on, for n channels of x, so that finer maps count little at first.
@@ -28,7 +28,7 @@ class ResNetFCN(Segmenter):
         num_classes: C.
         depth, output_stride, width, checkpointing: see `ResNet`. Where stages share a resolution their scores add up
             as they are.
-        dropout: probability that a channel of the features is dropped in training.
+        dropout: probability that a channel of x_4 is dropped in training.
         pixels: see `Segmenter`.
 
     Raises:
@@ -62,8 +62,8 @@ class ResNetFCN(Segmenter):
     def scores(self, image: torch.Tensor) -> torch.Tensor:
         _, x2, x3, x4 = self.backbone(self.normalized(image))
         scores = self.score_layer4(self.dropout(x4))
-        scores = resized(scores, x3.shape[2:]) + self.score_layer3(self.dropout(x3))
-        scores = resized(scores, x2.shape[2:]) + self.score_layer2(self.dropout(x2))
+        scores = resized(scores, x3.shape[2:]) + self.score_layer3(x3)
+        scores = resized(scores, x2.shape[2:]) + self.score_layer2(x2)
         return resized(scores, image.shape[2:])
 
 

@@ -113,7 +113,8 @@ def dense_layer(crf, logits, image):
     grid = crf.positions if crf.positions is not None else pixel_grid(size, crf.spacing)
     appearance = over(image.double() * (1 if image.dtype == torch.uint8 else 255), "theta_color")
     if crf.theta("theta_space") is not None:
-        space = over(grid, "theta_space").expand(len(image), *grid.shape)
+        seen = grid if released else pixel_grid(size, crf.spacing)
+        space = over(seen, "theta_space").expand(len(image), *grid.shape)
         appearance = torch.cat([appearance, space], 1)
     window = {k: v for k, v in crf.window.items() if k not in ("precision", "backend")}
     matrices = [dense_window(f, **window) for f in (over(grid, "theta_smooth")[None], appearance)]
@@ -194,6 +195,19 @@ def test_learnt_positions_start_at_the_pixels(dtype):
     learnt = layer(learn_positions=size, spacing=spacing, dtype=dtype)
     assert_close("positions", learnt.positions, pixel_grid(size, spacing).to(dtype))
     assert_close("S", learnt(*inputs), layer(spacing=spacing, dtype=dtype)(*inputs))
+
+
+@pytest.mark.parametrize("preset", [None, "released"])
+def test_only_the_preset_s_appearance_kernel_sees_learnt_positions(preset):
+    logits, image = problem(dtype=torch.float64)
+    crf = layer(
+        learn_positions=logits.shape[2:], theta_space=4.0, weight_smooth=0.0, preset=preset, dtype=torch.float64
+    )
+    before = crf(logits, image)
+    with torch.no_grad():
+        crf.positions.mul_(1.5)
+    same = torch.equal(crf(logits, image), before)
+    assert same == (preset is None)
 
 
 # The layer is mean_field ------------------------------------------------------------------------------------------

@@ -163,3 +163,11 @@ def test_bad_options_are_one_clear_error():
 def test_a_float64_photo_serves_a_float32_network():
     photo = torch.rand(1, 3, 5, 6, dtype=torch.float64)
     assert Segmenter(C).normalized(photo).dtype == torch.float32
+
+
+def test_dropout_stands_before_the_coarsest_scores_alone():
+    dropped, whole, image = ResNetFCN(C, **RESNET, dropout=1.0), ResNetFCN(C, **RESNET, dropout=0.0), picture()
+    whole.load_state_dict(dropped.state_dict())
+    torch.nn.init.zeros_(whole.score_layer4.weight)
+    assert torch.equal(dropped.train()(image), whole.train()(image))
+    assert dropped(image).abs().max() > 0

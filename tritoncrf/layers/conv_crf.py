@@ -68,7 +68,8 @@ class ConvCRF(Layer):
         compatibility: learn the 1x1 convolution c of the messages, [C, C] (the paper's +C). It starts at a
             constant, which a softmax does not see; without it c = 0, the Potts model.
         learn_positions: the spatial size *S of the images, to learn the coordinate of every pixel (the paper's
-            +T), [D, *S] starting at the pixel grid; the layer then takes images of that size only.
+            +T), [D, *S] starting at the pixel grid; the layer then takes images of that size only. The smoothness
+            kernel sees them; in the preset the appearance kernel does too, as in the authors' code.
         normalization: of both kernels, see `filters.Window`; "symmetric" if left out.
         include_self: whether a pixel sends a message to itself.
         spacing: distance of neighbouring pixels or voxels, a number or one per axis.
@@ -200,11 +201,12 @@ class ConvCRF(Layer):
             TypeError, ValueError: naming the argument, what was expected and what came.
         """
         expect_inputs(self, logits, image, features)
-        positions = self._positions(logits)
+        grid = self._grid(logits)
+        positions = grid if self.positions is None else self.positions[None].to(grid.dtype)
         appearance = features
         if appearance is None:
             assert image is not None
-            appearance = self._appearance(image, positions)
+            appearance = self._appearance(image, positions if self.preset == "released" else grid)
         smooth = self._over(positions, "theta_smooth")
         if self.positions is None:
             smooth = evenly_spaced(smooth)
@@ -230,17 +232,15 @@ class ConvCRF(Layer):
         )
         return refined.to(logits.dtype)
 
-    def _positions(self, logits: torch.Tensor) -> torch.Tensor:
+    def _grid(self, logits: torch.Tensor) -> torch.Tensor:
         """Coordinates of the pixels, [1, D, *S]; float64 for float64 logits, else float32."""
-        dtype = compute_dtype(logits)
-        if self.positions is None:
-            return features.spatial(tuple(logits.shape[2:]), 1.0, self.spacing, device=logits.device, dtype=dtype)
-        size = self.positions.shape[1:]
-        if logits.shape[2:] != size:
+        size, dtype = tuple(logits.shape[2:]), compute_dtype(logits)
+        if self.positions is not None and size != tuple(self.positions.shape[1:]):
+            wanted = list(self.positions.shape[1:])
             raise ValueError(
-                f"logits: expected the spatial size {list(size)} of learn_positions, got shape {list(logits.shape)}"
+                f"logits: expected the spatial size {wanted} of learn_positions, got shape {list(logits.shape)}"
             )
-        return self.positions[None].to(dtype)
+        return features.spatial(size, 1.0, self.spacing, device=logits.device, dtype=dtype)
 
     def _appearance(self, image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         colors = self._over(features.color(as_precise(image, positions), 1.0), "theta_color")
