@@ -115,10 +115,15 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.set_defaults(run=_run, action="try_video")
     for name, experiment in EXPERIMENTS.items():
         command = tables.add_parser(name, help=experiment.title)
-        command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's")
+        command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's, or Pascal VOC's")
         _add_report(command)
-        command.add_argument("--full-size", action="store_true", help="ResNet-101 on 360 x 480: for a GPU")
-        _add_changes(command, "seed=1, in all its runs")
+        command.add_argument(
+            "--data-format", choices=("camvid", "voc"), default="camvid", help="voc: the paper's own size (camvid)"
+        )
+        command.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each run (3)")
+        command.add_argument("--weights", type=Path, metavar="FOLDER", help="of torchvision's, where voc starts from")
+        command.add_argument("--full-size", action="store_true", help="of camvid, ResNet-101 on 360 x 480: for a GPU")
+        _add_changes(command, "amp=bfloat16, in all its runs")
         command.set_defaults(run=_run, action="make_table", name=name)
 
 

@@ -14,7 +14,6 @@ import torch
 from tqdm import tqdm
 
 from tritoncrf.actions import FIGURES
-from tritoncrf.checks import renamed
 from tritoncrf.commands import CommandError, check_output, make_folder
 from tritoncrf.devices import device_found
 from tritoncrf.files import expect_apart, read_image, read_labels, save_figure, write
@@ -26,6 +25,7 @@ from tritoncrf.models.experiments import defaults, lattice_error, synthetic_task
 from tritoncrf.models.experiments.runs import Place
 from tritoncrf.models.metrics import Evaluation, Result
 from tritoncrf.models.segmenter import Segmenter
+from tritoncrf.models.splits import examples_of, splits_of
 from tritoncrf.models.training import Trainer
 from tritoncrf.models.weights import some
 from tritoncrf.options import SCORES
@@ -39,7 +39,7 @@ def train(options: argparse.Namespace) -> None:
     with world() as ranks:
         ranks.first(lambda: _check(options))
         settings, source = config.load(options.config, options.changes), str(options.config)
-        splits = _splits(settings, options.data)
+        splits = splits_of(settings, options.data)
         torch.manual_seed(settings.seed)
         model = config.build(settings, len(splits["train"].classes), source)
         if options.weights is not None:
@@ -55,7 +55,7 @@ def _check(options: argparse.Namespace) -> None:
     """All that can be known to be wrong before a network is built."""
     settings = config.load(options.config, options.changes)
     augment = config.augmentation(settings, str(options.config))
-    splits = _splits(settings, options.data)
+    splits = splits_of(settings, options.data)
     if options.out.exists() and not options.out.is_dir():
         raise CommandError(f"--out: expected a folder, got the file {options.out}")
     for split in splits.values():
@@ -101,26 +101,12 @@ def _try(
             raise CommandError(f"{split} images of {image.shape[1]} x {image.shape[2]}: {error}") from error
 
 
-def _splits(settings: config.Config, root: str | None) -> dict[str, data.Examples]:
-    """The images of a run: "train", "held_out" where some are, "validate"."""
-    found = {"train": _examples(settings, settings.data.train, root)}
-    if settings.data.held_out:
-        if settings.data.held_out >= len(found["train"]):
-            raise CommandError(
-                f"data.held_out: expected fewer than the {len(found['train'])} images of {settings.data.train!r}, "
-                f"got {settings.data.held_out}"
-            )
-        # Whatever the run's seed: a CRF that learns on them must not meet images that its network has learnt from.
-        found["train"], found["held_out"] = data.held_out(found["train"], settings.data.held_out)
-    return found | {"validate": _examples(settings, settings.data.validate, root)}
-
-
 def evaluate(options: argparse.Namespace) -> None:
     """`tritoncrf evaluate`."""
     device = device_found(options.device)
     network = checkpoints.trained(options.checkpoint, device)
     settings = config.changed(network.config, options.changes)
-    split = _examples(settings, options.split or settings.data.validate, options.data)
+    split = examples_of(settings, options.split or settings.data.validate, options.data)
     if split.classes != network.classes:
         raise CommandError(f"{options.checkpoint}: expected a network for the classes of the data, got another's")
     split.check(progress=sys.stderr.isatty())
@@ -268,7 +254,16 @@ def try_video(options: argparse.Namespace) -> None:
 def make_table(options: argparse.Namespace) -> None:
     """`tritoncrf experiments NAME`."""
     make_folder("--out", options.out)
-    place = Place(options.data, options.out, options.full_size, tuple(options.changes))
+    if any(change.split("=")[0].strip() == "seed" for change in options.changes):
+        raise CommandError("--set seed: expected none, for every run is trained with several; --seeds says how many")
+    if options.seeds < 1:
+        raise CommandError(f"--seeds: expected at least 1, got {options.seeds}")
+    if options.data_format == "voc" and options.full_size:
+        raise CommandError("--full-size: expected none with --data-format voc, which has the papers' own size")
+    if options.data_format == "camvid" and options.weights is not None:
+        raise CommandError("--weights: expected none with --data-format camvid, whose runs start from random weights")
+    large, changes = options.full_size, tuple(options.changes)
+    place = Place(options.data, options.out, large, changes, options.seeds, options.data_format, options.weights)
     trained.run(options.name, place, device_found())
     print(f"wrote {options.out / options.name}.md")
 
@@ -280,15 +275,3 @@ def _testing(options: argparse.Namespace) -> evaluation.Testing:
         if scale > evaluation.MOST_SCALE:
             raise CommandError(f"--scales: expected numbers of at most {evaluation.MOST_SCALE}, got {scale}")
     return {"scales": tuple(options.scales), "flip": options.flip, "fuse": options.fuse}
-
-
-def _examples(settings: config.Config, split: str, root: str | None) -> data.Examples:
-    root = root or settings.data.root
-    if not root:
-        raise CommandError("--data: expected the data set's folder, here or as data.root in the configuration")
-    given: dict[str, dict[str, Any]] = {
-        "voc": {"sbd": settings.data.sbd or None},
-        "folder": {"void": settings.data.void},
-    }
-    with renamed("sbd", "data.sbd"):
-        return data.examples(settings.data.format, root, split, **given.get(settings.data.format, {}))

@@ -220,7 +220,7 @@ def run(root: Path, out: Path) -> None:
     for name in "camvid", "network_scores", "voc":
         if not (root / name).is_dir():
             raise FileError(f"--data {root}: expected a folder with camvid, network_scores and voc, got none of {name}")
-    place = Place(root / "camvid", out, large=False)
+    place = Place(root / "camvid", out)
     train(sum(STAGES.values(), []), place)
     results = []
     for scores in sets(root, place):

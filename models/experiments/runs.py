@@ -1,7 +1,7 @@
 """The trainings of the experiments: bundled configurations with changes, and the run whose network each starts from.
 
-Runs stay in OUT/runs: one that was stopped goes on, one that is done is taken as it is, and all experiments of one OUT
-share them.
+Runs stay in OUT/runs/NAME/seed_N: one that was stopped goes on, one that is done is taken as it is, and all experiments
+of one OUT share them. RUNS are on CamVid, PUBLISHED_RUNS the papers' own on Pascal VOC.
 """
 
 import csv
@@ -10,12 +10,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tritoncrf.commands import CommandError
 from tritoncrf.reports import environment
@@ -29,12 +28,14 @@ class Run:
     """A training: a bundled configuration, the run that it starts from, changes to the configuration as of --set.
 
     large: further changes for ResNet-101 at CamVid's own size; thetas are in pixels.
+    weights: in place of a run, what torchvision's file of a backbone begins with.
     """
 
     config: str
     start: str | None = None
     changes: tuple[str, ...] = ()
     large: tuple[str, ...] = ()
+    weights: str | None = None
 
 
 _camvid_size = "[360, 480]"
@@ -70,14 +71,31 @@ PARTS: dict[str, dict[str, Any]] = {
     "Patch": {"guidance": False},
     "Guide": {},
 }
-RUNS |= {
-    f"segmodel_{part.lower()}": Run(
-        "small_segmodel", None,
-        ("phases.train.epochs=12", *(f"network.{key}={json.dumps(value)}" for key, value in options.items())),
-        ("augment.crop=[320, 480]",),
-    )
-    for part, options in PARTS.items()
-}  # fmt: skip
+
+
+def _parts(config: str, *changes: str, large: tuple[str, ...] = (), weights: str | None = None) -> dict[str, Run]:
+    """A run for each of PARTS."""
+    found = {}
+    for part, options in PARTS.items():
+        own = tuple(f"network.{key}={json.dumps(value)}" for key, value in options.items())
+        found[f"segmodel_{part.lower()}"] = Run(config, None, (*changes, *own), large, weights)
+    return found
+
+
+RUNS |= _parts("small_segmodel", "phases.train.epochs=12", large=("augment.crop=[320, 480]",))
+_resnet, _vgg, _torchvision = "resnet101", "vgg16", ("network.pixels=imagenet",)
+PUBLISHED_RUNS = {
+    "unary": Run("convcrf_unary", weights=_resnet),
+    "longer": Run("convcrf_unary", changes=("phases.unary.epochs=250",), weights=_resnet),
+    "convcrf": Run("convcrf_decoupled", "unary"),
+    "convcrf_t": Run("convcrf_decoupled_t", "unary"),
+    "convcrf_c": Run("convcrf_decoupled_c", "unary"),
+    "convcrf_ct": Run("convcrf_decoupled_ct", "unary"),
+    "convcrf_joint": Run("convcrf_end_to_end", weights=_resnet),
+    "fcn8s": Run("crfrnn_fcn8s", changes=_torchvision, weights=_vgg),
+    "crfrnn": Run("crfrnn", "fcn8s", _torchvision),
+    **_parts("segmodel", weights=_resnet),
+}
 # The small network at three sizes, by height; early, midway and when done, each with a schedule of its own.
 WIDTHS = {90: 120, 180: 240, 360: 480}
 EPOCHS = {90: (4, 12), 180: (2, 6, 18), 360: (1, 2, 6)}
@@ -104,61 +122,109 @@ LARGE = (
 )
 
 
+VOC = (
+    "Pascal VOC 2012 with SBD's annotations, the papers' own configurations, from torchvision's weights of ImageNet "
+    "(the papers also train on COCO where they say so)."
+)
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where the images are, where runs and reports go, and how large the runs are."""
+    """Where the images are, where runs and reports go, and which runs these are.
+
+    format: "camvid", or "voc" for the papers' own.
+    large: of CamVid, its own size.
+    changes: of all configurations, as of --set.
+    seeds: how many trainings there are of each run, of seeds 0 to `seeds` - 1.
+    weights: a folder with torchvision's weights, where runs start from them.
+    """
 
     data: Path
     out: Path
-    large: bool
+    large: bool = False
     changes: tuple[str, ...] = ()
+    seeds: int = 1
+    format: Literal["camvid", "voc"] = "camvid"
+    weights: Path | None = None
 
-    def best(self, run: str) -> Path:
-        return self.out / "runs" / run / "best.pt"
+    @property
+    def runs(self) -> Mapping[str, Run]:
+        return RUNS if self.format == "camvid" else PUBLISHED_RUNS
 
-    def commit(self, run: str) -> str:
+    @property
+    def size(self) -> str:
+        """What the runs are, in words."""
+        return VOC if self.format == "voc" else LARGE if self.large else SMALL
+
+    def folder(self, run: str, seed: int = 0) -> Path:
+        return self.out / "runs" / run / f"seed_{seed}"
+
+    def best(self, run: str, seed: int = 0) -> Path:
+        return self.folder(run, seed) / "best.pt"
+
+    def commits(self, run: str) -> set[str]:
         """Of the code that trained it."""
-        return self.best(run).with_name("commit.txt").read_text().strip()
+        return {(self.folder(run, seed) / "commit.txt").read_text().strip() for seed in range(self.seeds)}
 
-    def minutes(self, run: str) -> float:
-        with open(self.best(run).with_name("log.csv"), newline="") as file:
+    def minutes(self, run: str, seed: int) -> float:
+        with open(self.folder(run, seed) / "log.csv", newline="") as file:
             return float(list(csv.DictReader(file))[-1]["seconds"]) / 60
+
+    def lineage(self, run: str) -> list[str]:
+        """A run after all that it starts from."""
+        start = self.runs[run].start
+        return [*(self.lineage(start) if start else []), run]
+
+    def settings(self, run: str, seed: int = 0) -> list[str]:
+        """All that a run changes of its configuration, as of --set."""
+        own = self.runs[run]
+        large = (*_large, *own.large) if self.large else ()
+        return [*own.changes, *large, *self.changes, f"seed={seed}"]
+
+    def start(self, run: str, seed: int) -> Path | None:
+        """The file that it starts from.
+
+        Raises:
+            CommandError: no folder of weights, or not this backbone's there.
+        """
+        own = self.runs[run]
+        if own.start is not None:
+            return self.best(own.start, seed)
+        if own.weights is None:
+            return None
+        wanted = f"a folder with torchvision's {own.weights}*.pth"
+        if self.weights is None:
+            raise CommandError(f"--weights: expected {wanted}, got none")
+        found = sorted(self.weights.glob(f"{own.weights}*.pth"))
+        if len(found) != 1:
+            raise CommandError(f"--weights: expected {wanted}, got {len(found)} of that name in {self.weights}")
+        return found[0]
 
 
 def train(names: Sequence[str], place: Place) -> None:
-    """These runs and those that they start from, as many at a time as do not wait for each other."""
+    """These runs and those that they start from, of every seed, as many at a time as do not wait for each other."""
     waves: dict[int, list[str]] = {}
-    for name in dict.fromkeys(itertools.chain(*(lineage(name) for name in names))):
-        waves.setdefault(len(lineage(name)), []).append(name)
+    for name in dict.fromkeys(itertools.chain(*(place.lineage(name) for name in names))):
+        place.start(name, 0)
+        waves.setdefault(len(place.lineage(name)), []).append(name)
     for _, wave in sorted(waves.items()):
+        pairs = list(itertools.product(wave, range(place.seeds)))
         cores = os.cpu_count() or 1
-        workers = min(SIDE_BY_SIDE, cores, len(wave))
+        workers = min(SIDE_BY_SIDE, cores, len(pairs))
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(partial(_train, place=place, threads=cores // workers), wave))
+            list(pool.map(lambda pair: _train(*pair, place, cores // workers), pairs))  # noqa: B023
 
 
-def lineage(name: str) -> list[str]:
-    """A run after all that it starts from."""
-    start = RUNS[name].start
-    return [*(lineage(start) if start else []), name]
-
-
-def changes(name: str, place: Place) -> list[str]:
-    """All that a run changes of its configuration, as of --set."""
-    run = RUNS[name]
-    return [*run.changes, *((*_large, *run.large) if place.large else ()), *place.changes]
-
-
-def _train(name: str, place: Place, threads: int) -> None:
-    run, folder = RUNS[name], place.best(name).parent
+def _train(name: str, seed: int, place: Place, threads: int) -> None:
+    folder, start = place.folder(name, seed), place.start(name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     noted = folder / "commit.txt"
     if not noted.exists():
         noted.write_text(f"{environment()['commit']}\n")
-    command = [sys.executable, "-m", "tritoncrf.models", "train", run.config, "--data", str(place.data)]
+    command = [sys.executable, "-m", "tritoncrf.models", "train", place.runs[name].config, "--data", str(place.data)]
     command += ["-o", str(folder), "--resume"]
-    command += ["--weights", str(place.best(run.start))] if run.start else []
-    command += [part for change in changes(name, place) for part in ("--set", change)]
+    command += ["--weights", str(start)] if start else []
+    command += [part for change in place.settings(name, seed) for part in ("--set", change)]
     with open(folder / "output.txt", "w+") as output:
         status = subprocess.run(
             command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -167,5 +233,7 @@ def _train(name: str, place: Place, threads: int) -> None:
         said = output.read().split("\n")
     if status:
         last = next((line for line in reversed(said) if line.strip()), "no output")
-        raise CommandError(f"run {name!r}: the training failed: {last.strip()}; {folder / 'output.txt'} has all of it")
-    print(f"{name}: trained, {place.minutes(name):.1f} min", flush=True)
+        raise CommandError(
+            f"run {name!r}, seed {seed}: the training failed: {last.strip()}; {folder / 'output.txt'} has all of it"
+        )
+    print(f"{name}, seed {seed}: trained, {place.minutes(name, seed):.1f} min", flush=True)

@@ -16,16 +16,17 @@ from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from tritoncrf import reports
-from tritoncrf.models import checkpoints, data, evaluation, metrics, network_figures
+from tritoncrf.models import checkpoints, config, data, evaluation, metrics, network_figures, tuning
 from tritoncrf.models.data import Batch
 from tritoncrf.models.experiments.dot_plot import dots
-from tritoncrf.models.experiments.runs import COMMAND, LARGE, PARTS, SMALL, Place, train
-from tritoncrf.models.experiments.statistics import BLOCKS, Estimate, in_blocks, jackknife
-from tritoncrf.models.experiments.tables import EXPERIMENTS, Experiment, Row
+from tritoncrf.models.experiments.runs import COMMAND, PARTS, Place, train
+from tritoncrf.models.experiments.statistics import BLOCKS, Estimate, in_blocks, over_seeds, student
+from tritoncrf.models.experiments.tables import EXPERIMENTS, PUBLISHED, Claim, Experiment, Row
+from tritoncrf.models.scored import Scored
 from tritoncrf.models.segmenter import Segmenter, WithCRF
 from tritoncrf.models.segmodel import SegModel
+from tritoncrf.models.splits import examples_of, splits_of
 
-WIDTHS = metrics.WIDTHS
 MEASURES: dict[str, Callable[[metrics.Result], float]] = {
     "mean IoU": lambda result: result.miou,
     "pixel accuracy": lambda result: result.pixel_accuracy,
@@ -33,25 +34,26 @@ MEASURES: dict[str, Callable[[metrics.Result], float]] = {
     "3 pixels": lambda result: result.trimap_accuracy[3],
     "Boundary IoU, 3 pixels": lambda result: result.boundary_iou[3],
 }
-# The CRF that learns nothing: theta_smooth and theta_space in shares of the image's height, 3 and 40 to 160 pixels of
-# CamVid's 360.
-FIXED = {"theta_smooth": 1 / 120, "weight_smooth": 1.0}
-GRID = {
-    "weight_appearance": (1.0, 3.0, 10.0), "theta_space": (1 / 9, 2 / 9, 4 / 9), "theta_color": (5.0, 10.0),
-}  # fmt: skip
+HELD_OUT = 200  # images on which a CRF is searched for, of a training that held none out
 
 
 @dataclass
 class Measured:
-    """A row: `Evaluation.counts` of each validation image, and of all images that its last training learnt from."""
+    """A row: `Evaluation.counts` of each validation image by each seed, [seeds, images, ...].
+
+    video: neighbouring images are alike.
+    learnt_from: mean IoU of each seed on the images that its last training learnt from.
+    settings: of a CRF that was searched for, of each seed.
+    """
 
     counts: np.ndarray
     classes: tuple[str, ...]
-    learnt_from: metrics.Result
-    settings: str
+    video: bool
+    learnt_from: list[float]
+    settings: list[str]
 
     def result(self, counts: np.ndarray) -> metrics.Result:
-        evaluation = metrics.Evaluation(len(self.classes), WIDTHS)
+        evaluation = metrics.Evaluation(len(self.classes), metrics.WIDTHS)
         evaluation.counts += torch.from_numpy(counts)
         return evaluation.result(self.classes)
 
@@ -59,68 +61,72 @@ class Measured:
         result = self.result(counts)
         return np.array([of(result) for of in MEASURES.values()])
 
-    def estimates(self) -> list[Estimate]:
+    def estimates(self) -> dict[str, Estimate]:
         """Of MEASURES."""
-        return jackknife(in_blocks(self.counts), self.measures)
+        return self._estimates(self.counts, self.measures)
 
-    def differences(self, other: "Measured") -> list[Estimate]:
-        """To another row on the same images: their error bars leave out what both find hard."""
-        pairs = np.stack([self.counts, other.counts], 1)
-        return jackknife(in_blocks(pairs), lambda pair: self.measures(pair[0]) - self.measures(pair[1]))
+    def differences(self, other: "Measured") -> dict[str, Estimate]:
+        """To another row, of the same seeds on the same images: their error bars leave out what both find hard."""
+        pairs = np.stack([self.counts, other.counts], 2)
+        return self._estimates(pairs, lambda pair: self.measures(pair[0]) - self.measures(pair[1]))
+
+    def _estimates(self, counts: np.ndarray, measures: Callable[[np.ndarray], np.ndarray]) -> dict[str, Estimate]:
+        apart = np.stack([in_blocks(one) for one in counts]) if self.video else counts
+        return dict(zip(MEASURES, over_seeds(apart, measures)))
+
+
+def measured(row: Row, place: Place, device: torch.device, validate: str = "") -> Measured:
+    """A row of a table, on a split of another name than its configuration's if there is one."""
+    each = [_of_seed(row, place, seed, device, validate) for seed in range(place.seeds)]
+    counts, classes, learnt_from, settings = zip(*each)
+    video = place.format == "camvid"
+    return Measured(np.stack(counts), classes[0], video, list(learnt_from), [text for text in settings if text])
 
 
 @torch.no_grad()
-def measured(row: Row, place: Place, device: torch.device) -> Measured:
-    """A row of a table."""
-    network = checkpoints.trained(place.best(row.run).with_name(f"{row.checkpoint}.pt"), device)
+def _of_seed(
+    row: Row, place: Place, seed: int, device: torch.device, validate: str
+) -> tuple[np.ndarray, tuple[str, ...], float, str]:
+    """What `Measured` holds, of one seed."""
+    network = checkpoints.trained(place.best(row.run, seed).with_name(f"{row.checkpoint}.pt"), device)
     settings, model, classes = network.config, network.model, network.classes
-    splits = {"train": data.examples(settings.data.format, place.data, settings.data.train)}
-    if settings.data.held_out:
-        splits["train"], splits["held_out"] = data.held_out(splits["train"], settings.data.held_out)
-    splits["validate"] = data.examples(settings.data.format, place.data, settings.data.validate)
-    loaders = {name: _loader(split, settings.data.resize) for name, split in splits.items()}
+    splits = splits_of(settings, place.data)
+    if validate:
+        splits["validate"] = examples_of(settings, validate, place.data)
     output, chosen, learnt = "refined", "", settings.phases[0].split
     if row.crf == "none" and model.crf is not None:
         output = "unary"
-    if row.crf == "grid":
+    if row.crf == "search":
         learnt = "held_out"
-        model, chosen = with_best_crf(model, _loader(splits[learnt], settings.data.resize, batch=8), device)
+        if learnt not in splits:
+            splits["train"], splits[learnt] = data.held_out(splits["train"], HELD_OUT)
+        model, chosen = with_best_crf(model, data.Images(splits[learnt], settings.data.resize), device)
 
     def evaluated(batches: Iterable[Batch], **testing: Any) -> metrics.Evaluation:
         return evaluation.evaluate(model, batches, len(classes), device, **testing)[output]
 
-    return Measured(
-        counts=np.stack([evaluated([batch], **row.testing).counts.numpy() for batch in loaders["validate"]]),
-        classes=classes,
-        learnt_from=evaluated(loaders[learnt], **row.testing).result(classes),
-        settings=chosen,
-    )
+    loaders = {name: _loader(splits[name], settings.data.resize) for name in ("validate", learnt)}
+    counts = [evaluated([batch], **row.testing).counts.numpy() for batch in loaders["validate"]]
+    return np.stack(counts), classes, evaluated(loaders[learnt], **row.testing).result(classes).miou, chosen
 
 
-def _loader(examples: data.Examples, resize: tuple[int, int] | None, batch: int = 1) -> DataLoader[Any]:
+def _loader(examples: data.Examples, resize: tuple[int, int] | None) -> DataLoader[Any]:
     images = data.Images(examples, resize)
-    return data.loader(images, data.Batches(len(images), batch, shuffle=False))
+    return data.loader(images, data.Batches(len(images), 1, shuffle=False))
 
 
 @torch.no_grad()
-def with_best_crf(network: Segmenter, batches: Iterable[Batch], device: torch.device) -> tuple[Segmenter, str]:
-    """A network with the fully connected CRF of GRID that has the best mean IoU on these images, and which that is."""
-    seen = []
-    for batch in batches:
-        image = batch["image"].to(device)
-        seen.append((image, network(image), batch["labels"].to(device)))
-    height, classes = seen[0][0].shape[2], network.num_classes
-    found = {}
-    for values in itertools.product(*GRID.values()):
-        options: dict[str, Any] = dict(zip(GRID, values)) | FIXED
-        options |= {name: height * options[name] for name in ("theta_smooth", "theta_space")}
-        crf = tc.CRFRNN(classes, **options).to(device).eval()
-        counts = [
-            metrics.confusion_matrix(crf(logits, image).argmax(1), truth, classes) for image, logits, truth in seen
-        ]
-        found[metrics.mean_iou(torch.stack(counts).sum(0))] = crf, options
-    crf, options = found[max(found)]
-    return WithCRF(network, crf).eval(), ", ".join(f"{name} {options[name]:g}" for name in (*GRID, *FIXED))
+def with_best_crf(network: Segmenter, images: data.Images, device: torch.device) -> tuple[Segmenter, str]:
+    """A network with the fully connected CRF that is best on these images, and which that is."""
+    scored = []
+    for n in range(len(images)):
+        photo, truth = images[n]["image"], images[n]["labels"].numpy()
+        logits = network(photo[None].to(device))[0].float().cpu().numpy()
+        scored.append(Scored(photo.permute(1, 2, 0).numpy(), {"logits": logits}, truth))
+    found = tuning.disconnected(scored, network.num_classes)
+    crf = tc.CRFRNN(network.num_classes, **found.settings).to(device)
+    edge = f" ({', '.join(found.on_edge)} on the edge of what was searched)" if found.on_edge else ""
+    return WithCRF(network, crf).eval(), ", ".join(f"{k} {v:g}" for k, v in found.settings.items()) + edge
 
 
 # Reporting ------------------------------------------------------------------------------------------------------------
@@ -128,27 +134,28 @@ def with_best_crf(network: Segmenter, batches: Iterable[Batch], device: torch.de
 
 def run(name: str, place: Place, device: torch.device) -> None:
     """An experiment: its trainings, then OUT/NAME.md, .csv and figures."""
-    experiment = EXPERIMENTS[name]
-    data.camvid(place.data, "train")  # what is wrong with the folder shows before any training
-    train([row.run for row in experiment.rows.values()], place)
-    rows = {}
+    experiment = (PUBLISHED if place.format == "voc" else EXPERIMENTS)[name]
+    names = list(dict.fromkeys(row.run for row in experiment.rows.values()))
+    for run in names:  # what is wrong with the data shows before any training
+        splits_of(config.load(place.runs[run].config, place.settings(run)), place.data)
+    train(names, place)
+    rows: dict[str, Measured] = {}
     for title, row in experiment.rows.items():
-        rows[title] = measured(row, place, device)
-        print(f"{title}: {rows[title].result(rows[title].counts.sum(0)).miou:.2%}", flush=True)
-    differences = {
-        f"{first} \N{MINUS SIGN} {second}": dict(zip(MEASURES, rows[first].differences(rows[second])))
-        for first, second in experiment.pairs
-    }
+        rows[title] = measured(row, place, device, experiment.validate)
+        print(f"{title}: {rows[title].estimates()['mean IoU'].percent()}", flush=True)
+    differences = {claim: rows[claim.first].differences(rows[claim.second]) for claim in experiment.claims}
     text = _markdown(name, experiment, place, rows, differences)
     if name == "segmodel":
         text += part_times(device)
     drawn = {
         f"{name}-differences": dots(
-            {measure: {"": {pair: each[measure] for pair, each in differences.items()}} for measure in MEASURES},
+            {m: {"": {claim.title: each[m] for claim, each in differences.items()}} for m in MEASURES},
             "points",
             differences=True,
         ),
-        f"{name}-trimap": network_figures.trimap({title: row.result(row.counts.sum(0)) for title, row in rows.items()}),
+        f"{name}-trimap": network_figures.trimap(
+            {title: row.result(row.counts.sum((0, 1))) for title, row in rows.items()}
+        ),
     }
     reports.write(place.out, name, text, _rows(rows), drawn)
 
@@ -158,46 +165,85 @@ def _markdown(
     experiment: Experiment,
     place: Place,
     rows: dict[str, Measured],
-    differences: dict[str, dict[str, Estimate]],
+    differences: dict[Claim, dict[str, Estimate]],
 ) -> str:
-    large = " --full-size" if place.large else ""
-    changes = "".join(f" --set {shlex.quote(change)}" for change in place.changes)
-    trainings = ", ".join(sorted({place.commit(row.run) for row in experiment.rows.values()}))
-    size, start = LARGE if place.large else SMALL, ""
+    trainings = ", ".join(sorted(set().union(*(place.commits(row.run) for row in experiment.rows.values()))))
+    start, alike = "", "jackknife over the images"
     if any(row.checkpoint == "best" for row in experiment.rows.values()):
-        start = ", but for the network alone, from which the others start: its best of 12 looks at these images"
+        start = ", but for the network alone, from which the others start: its best look at these images"
+    if place.format == "camvid":
+        alike = f"jackknife over {BLOCKS} stretches of consecutive frames, which are alike"
+    spread = "One seed: another might change more than the error bars say."
+    if place.seeds > 1:
+        spread = (
+            f"Means of {place.seeds} trainings with seeds 0 to {place.seeds - 1}, whose spread the error bars include."
+        )
     lines = [
-        [title, *(estimate.percent() for estimate in row.estimates()), f"{100 * row.learnt_from.miou:.2f}"]
+        [
+            title,
+            *(estimate.percent() for estimate in row.estimates().values()),
+            f"{100 * np.mean(row.learnt_from):.2f}",
+        ]
         for title, row in rows.items()
     ]
     compared = [
-        [title, *(estimate.difference() for estimate in by_measure.values())]
-        for title, by_measure in differences.items()
+        [claim.title, *(estimate.difference() for estimate in by_measure.values())]
+        for claim, by_measure in differences.items()
     ]
-    chosen = [f"{title}: {row.settings}, chosen on the held-out images." for title, row in rows.items() if row.settings]
+    claims = [_claim(claim, each["mean IoU"]) for claim, each in differences.items() if claim.published is not None]
+    chosen = [
+        f"{title}, seed {seed}: {text}, chosen on the held-out images.  "
+        for title, row in rows.items()
+        for seed, text in enumerate(row.settings)
+    ]
     return "\n".join([
-        reports.head(experiment.title, COMMAND.format(f"{name} --data CAMVID{large}{changes}")),
+        reports.head(experiment.title, COMMAND.format(f"{name} {_command(place)}")),
         f"Trainings at commit {trainings}.", "",
-        f"{size} {experiment.published}", "",
-        f"Percent on the validation images, \N{PLUS-MINUS SIGN} one standard error (jackknife over {BLOCKS} stretches "
-        f"of consecutive frames, which are alike). One seed, all at the last epoch{start}. \"Learnt from\": mean IoU "
-        "on the images that the run, or its CRF, had.", "",
+        f"{place.size} {experiment.published}", "",
+        f"Percent on the validation images, \N{PLUS-MINUS SIGN} one standard error ({alike}). {spread} All at the last "
+        f"epoch{start}. \"Learnt from\": mean IoU on the images that the run, or its CRF, had.", "",
         reports.table(["", *MEASURES, "learnt from"], lines),
         *chosen, "",
+        "## What the papers claim", "",
+        "Points of mean IoU. Told apart from zero is what chance does to less than one in twenty (Student's t), and "
+        "\"smallest\" the difference from which on that is so here.", "",
+        reports.table(["", "in the paper", "here", "smallest", "these data"], claims), "",
         "## Differences", "",
-        "In points, on the same images; bold: beyond what chance does to one in twenty (Student's t). Where the rows "
-        "are two trainings of a network, another seed might change more than that.", "",
+        "In points, of the same seeds on the same images; bold: told apart from zero.", "",
         reports.table(["", *MEASURES], compared),
         f"![The same, drawn]({name}-differences.png)", "", f"![Near borders]({name}-trimap.png)", "",
     ])  # fmt: skip
 
 
-def _rows(rows: dict[str, Measured]) -> list[dict[str, Any]]:
-    """A row for every image and row of the table: its own measures, of which the table's are no means."""
+def _command(place: Place) -> str:
+    """The options that make the same report."""
+    parts = ["--data", "VOC2012" if place.format == "voc" else "CAMVID", "--seeds", str(place.seeds)]
+    parts += ["--data-format", "voc"] * (place.format == "voc") + ["--weights", "WEIGHTS"] * (place.weights is not None)
+    parts += ["--full-size"] * place.large
+    return shlex.join([*parts, *itertools.chain(*(("--set", change) for change in place.changes))])
+
+
+def _claim(claim: Claim, found: Estimate) -> list[str]:
+    """A row of the table of claims."""
+    assert claim.published is not None
+    verdict = "agree" if found.value * claim.published > 0 else "say the opposite"
+    smallest = student(found.freedom) * found.error
     return [
-        {"row": title, "image": n} | dict(zip(MEASURES, row.measures(counts)))
+        claim.title,
+        f"{claim.published:+.2f}",
+        found.percent("+"),
+        f"{100 * smallest:.2f}",
+        verdict if found.clear else "cannot tell",
+    ]
+
+
+def _rows(rows: dict[str, Measured]) -> list[dict[str, Any]]:
+    """A row for every seed, image and row of the table: its own measures, of which the table's are no means."""
+    return [
+        {"row": title, "seed": seed, "image": n} | dict(zip(MEASURES, row.measures(counts)))
         for title, row in rows.items()
-        for n, counts in enumerate(row.counts)
+        for seed, of_seed in enumerate(row.counts)
+        for n, counts in enumerate(of_seed)
     ]
 
 

@@ -116,7 +116,7 @@ def measured(scores: ScoreSet) -> dict[str, Measured]:
 
 def run(root: Path, out: Path) -> None:
     """The experiment: its training, then out/video.md and .csv."""
-    place = Place(root, out, large=False)
+    place = Place(root, out)
     train([NETWORK], place)
     half = camvid(NETWORK, place).half(second=True)
     lines, rows = _head(), []
