@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tritoncrf import checks
-from tritoncrf.models.fcn8s import POOLS, VGG16, FCN8s
+from tritoncrf.models.fcn import FCN, POOLS, VGG16
 from tritoncrf.models.resnet import ResNet
 from tritoncrf.models.segmenter import WithCRF
 from tritoncrf.published import CRFRNN_CODES, Preset, crfrnn_parameters
@@ -37,7 +37,8 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     expect images as they were trained on: pixels="imagenet" for torchvision's own, "caffe" for those of VGG's authors.
 
     Args:
-        model: `FCN8s`, `ResNetFCN`, `SegModel`, one of these with a CRF, or a `ResNet`.
+        model: `FCN32s`, `FCN16s`, `FCN8s`, `ResNetFCN`, `SegModel` on a `ResNet`, one of these with a CRF; or a
+            `ResNet`.
         state: a state dict, such as torch.load(file, weights_only=True) gives.
 
     Raises:
@@ -54,13 +55,14 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         True
     """
     network = model.network if isinstance(model, WithCRF) else model
-    backbone = network if isinstance(network, FCN8s) else getattr(network, "backbone", network)
-    if not isinstance(backbone, (FCN8s, ResNet)):
-        raise TypeError(f"model: expected a network on a VGG-16 or a ResNet, got {checks.kind_of(model)}")
+    backbone = network if isinstance(network, FCN) else getattr(network, "backbone", network)
+    if not isinstance(backbone, (FCN, ResNet)):
+        got = checks.kind_of(model) if backbone is model else f"{type(network).__name__} on {type(backbone).__name__}"
+        raise TypeError(f"model: expected a network on a VGG-16 or a ResNet as torchvision has them, got {got}")
     if not isinstance(state, Mapping):
         raise ValueError(f"state: expected a state dict, got {checks.kind_of(state)}")
     own, unused = backbone.state_dict(), "fc."
-    if isinstance(backbone, FCN8s):
+    if isinstance(backbone, FCN):
         own = {name: value for name, value in own.items() if name.startswith(("features.", "classifier."))}
         unused = "classifier.6."
 
