@@ -27,7 +27,7 @@ from tritoncrf.files import FileError
 from tritoncrf.layers import Layer
 from tritoncrf.models import BUNDLED
 from tritoncrf.models.augment import MOST_SIDE, Augment
-from tritoncrf.models.fcn8s import FCN8s
+from tritoncrf.models.fcn import FCN8s, FCN16s, FCN32s
 from tritoncrf.models.losses import Hardest
 from tritoncrf.models.resnet_fcn import ResNetFCN
 from tritoncrf.models.segmenter import Segmenter, WithCRF
@@ -45,7 +45,9 @@ MOST_WORKERS = 256
 DEEPEST = 8  # of tables and lists in one another
 PLACES = "device", "dtype"  # arguments of a layer that a run chooses
 
-NETWORKS: dict[str, type[Segmenter]] = {network.__name__: network for network in (FCN8s, ResNetFCN, SegModel)}
+NETWORKS: dict[str, type[Segmenter]] = {
+    network.__name__: network for network in (FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel)
+}
 CRFS: dict[str, type[Layer]] = {crf.__name__: crf for crf in (ConvCRF, CRFRNN, GuidanceCRF)}
 
 
@@ -77,12 +79,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """SGD, or Adam, with lr x (1 - step / steps)^power: power 0 is a fixed rate. Only kernels of convolutions decay.
+    """SGD, or Adam, with lr x (1 - step / steps)^power: power 0 is a fixed rate. Kernels of convolutions decay.
 
     Attributes:
         name: which of the two.
         lr, momentum, weight_decay, power: their numbers.
         multipliers: of the learning rate, by patterns of parameter names ("crf.*"); all that match are multiplied.
+        also_decay: patterns of names of other parameters that decay.
     """
 
     name: Literal["sgd", "adam"]
@@ -91,6 +94,7 @@ class Optimizer:
     weight_decay: float = 0.0
     power: float = 0.0
     multipliers: dict[str, float] = field(default_factory=dict)
+    also_decay: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

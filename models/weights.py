@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tritoncrf import checks
-from tritoncrf.models.fcn8s import POOLS, VGG16, FCN8s
+from tritoncrf.models.fcn import FCN, POOLS, VGG16
 from tritoncrf.models.preactivation import PreActivationResNet, from_mxnet
 from tritoncrf.models.resnet import ResNet
 from tritoncrf.models.segmenter import WithCRF
@@ -41,7 +41,8 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     "raw" for MXNet's.
 
     Args:
-        model: `FCN8s`, `ResNetFCN`, `SegModel`, one of these with a CRF, or a `ResNet` or `PreActivationResNet`.
+        model: `FCN32s`, `FCN16s`, `FCN8s`, `ResNetFCN`, `SegModel`, one of these with a CRF; or a `ResNet` or
+            `PreActivationResNet`.
         state: a state dict, such as torch.load(file, weights_only=True) gives, MXNet's with names as "arg:bn0_gamma".
 
     Raises:
@@ -58,13 +59,14 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         True
     """
     network = model.network if isinstance(model, WithCRF) else model
-    backbone = network if isinstance(network, FCN8s) else getattr(network, "backbone", network)
-    if not isinstance(backbone, (FCN8s, ResNet, PreActivationResNet)):
-        raise TypeError(f"model: expected a network on a VGG-16 or a ResNet, got {checks.kind_of(model)}")
+    backbone = network if isinstance(network, FCN) else getattr(network, "backbone", network)
+    if not isinstance(backbone, (FCN, ResNet, PreActivationResNet)):
+        got = checks.kind_of(model) if backbone is model else f"{type(network).__name__} on {type(backbone).__name__}"
+        raise TypeError(f"model: expected a network on a VGG-16 or a ResNet as torchvision has them, got {got}")
     if not isinstance(state, Mapping):
         raise ValueError(f"state: expected a state dict, got {checks.kind_of(state)}")
     own, unused = backbone.state_dict(), "fc."
-    if isinstance(backbone, FCN8s):
+    if isinstance(backbone, FCN):
         own = {name: value for name, value in own.items() if name.startswith(("features.", "classifier."))}
         unused = "classifier.6."
     elif isinstance(backbone, PreActivationResNet):

@@ -89,7 +89,11 @@ def test_installed_configurations_are_found_by_name(path):
 
 BAD = [
     ("seed = 0", "sead = 0", "sead: unknown key; did you mean 'seed'?"),
-    ('name = "ResNetFCN"', 'name = "UNet"', "network.name: expected one of FCN8s, ResNetFCN, SegModel, got 'UNet'"),
+    (
+        'name = "ResNetFCN"',
+        'name = "UNet"',
+        "network.name: expected one of FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, got 'UNet'",
+    ),
     ('format = "camvid"', 'format = "coco"', "data.format: expected one of 'camvid', 'voc', 'folder', got 'coco'"),
     ('format = "camvid"', 'format = "camvid"\nresize = [90]', "data.resize: expected a list of 2, got [90]"),
     ('format = "camvid"', 'format = "camvid"\nworkers = true', "data.workers: expected a whole number, got True"),
@@ -130,7 +134,11 @@ BAD = [
     ("lr = 1", "lr = 1\nmultipliers = { a = -2 }", "phases.unary.optimizer.multipliers: expected numbers of at least"),
     ("epochs = 3", "epochs = 3\nauxiliary = 1", "phases.unary.auxiliary: expected 0 unless a network and its CRF"),
     ("epochs = 3", "epochs = 3\nalternate = true", "phases.unary.alternate: expected false unless a network and its"),
-    ('name = "ResNetFCN"', 'name = ["a"]', "network.name: expected one of FCN8s, ResNetFCN, SegModel, got ['a']"),
+    (
+        'name = "ResNetFCN"',
+        'name = ["a"]',
+        "network.name: expected one of FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, got ['a']",
+    ),
 ]
 
 

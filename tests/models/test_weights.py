@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 import tritoncrf as tc
 from assertions import assert_close
-from tritoncrf.models.fcn8s import FCN8s, FCN8sCRFRNN
+from tritoncrf.models.fcn import FCN8s, FCN8sCRFRNN, FCN16s, FCN32s
 from tritoncrf.models.preactivation import PreActivationResNet
-from tritoncrf.models.resnet import ResNet
+from tritoncrf.models.resnet import DEPTHS, ResNet
 from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
 from tritoncrf.models.segmodel import SegModel
 from tritoncrf.models.weights import load_backbone, published_crfrnn
@@ -41,18 +41,44 @@ def vgg_state():
     return state
 
 
+def torchvision_resnet(depth, width):
+    """Random weights by the names and of the shapes that torchvision has for a ResNet of this depth, made narrow."""
+    counts, wide = DEPTHS[depth][1], 4 if depth >= 50 else 1
+    state, inputs = {}, max(8, round(64 * width))
+
+    def conv(name, norm, outputs, inputs, side):
+        state[f"{name}.weight"] = torch.randn(outputs, inputs, side, side)
+        state.update({f"{norm}.{kind}": torch.rand(outputs) for kind in ("weight", "bias", "running_mean")})
+        state.update({f"{norm}.running_var": torch.rand(outputs), f"{norm}.num_batches_tracked": torch.tensor(1)})
+
+    conv("conv1", "bn1", inputs, 3, 7)
+    for stage, count in enumerate(counts, 1):
+        channels = max(8, round(64 * 2 ** (stage - 1) * width))
+        for block in (f"layer{stage}.{n}" for n in range(count)):
+            before = inputs
+            for n, side in enumerate((1, 3, 1) if wide > 1 else (3, 3), 1):
+                outputs = channels * (wide if n == 3 else 1)
+                conv(f"{block}.conv{n}", f"{block}.bn{n}", outputs, inputs, side)
+                inputs = outputs
+            if block.endswith(".0") and (stage > 1 or wide > 1):
+                conv(f"{block}.downsample.0", f"{block}.downsample.1", inputs, before, 1)
+    return state | {"fc.weight": torch.randn(1000, inputs), "fc.bias": torch.randn(1000)}
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: ResNet(**RESNET),
-        lambda: ResNetFCN(C, **RESNET),
-        lambda: ResNetConvCRF(C, network=RESNET),
-        lambda: SegModel(C, **RESNET),
+        lambda options: ResNet(**options),
+        lambda options: ResNetFCN(C, **options),
+        lambda options: ResNetConvCRF(C, network=options),
+        lambda options: SegModel(C, **options),
     ],
     ids=["ResNet", "ResNetFCN", "ResNetConvCRF", "SegModel"],
 )
-def test_a_resnet_is_loaded_as_it_is(model):
-    model, state = model(), resnet_state()
+def test_a_resnet_is_loaded_as_it_is(model, depth):
+    options = {"depth": depth, "width": 1 / 64}
+    model, state = model(options), torchvision_resnet(**options)
     load_backbone(model, state)
     network = getattr(model, "network", model)
     backbone = getattr(network, "backbone", network)
@@ -110,10 +136,10 @@ def test_old_weights_do_not_count_batches():
     assert torch.equal(network.layer4[1].bn2.weight, state["layer4.1.bn2.weight"])
 
 
-@pytest.mark.parametrize("crf", [False, True], ids=["FCN8s", "FCN8sCRFRNN"])
-def test_connected_layers_of_a_vgg_become_convolutions(crf):
-    model = FCN8sCRFRNN(C, network={"width": WIDTH}) if crf else FCN8s(C, width=WIDTH)
-    network, state = (model.network if crf else model), vgg_state()
+@pytest.mark.parametrize("kind", [FCN32s, FCN16s, FCN8s, FCN8sCRFRNN])
+def test_connected_layers_of_a_vgg_become_convolutions(kind):
+    model = kind(C, network={"width": WIDTH}) if kind is FCN8sCRFRNN else kind(C, width=WIDTH)
+    network, state = getattr(model, "network", model), vgg_state()
     load_backbone(model, state)
     assert torch.equal(network.features[28].weight, state["features.28.weight"])
     x = torch.randn(2, CHANNELS, 7, 7)
@@ -158,8 +184,14 @@ def test_other_weights_are_one_clear_error_and_change_nothing(state, message):
 
 
 def test_a_model_without_backbone_is_an_error():
-    with pytest.raises(TypeError, match="model: expected a network on a VGG-16 or a ResNet, got"):
+    with pytest.raises(
+        TypeError, match="model: expected a network on a VGG-16 or a ResNet as torchvision has them, got L"
+    ):
         load_backbone(torch.nn.Linear(2, 2), {})
+    model = ResNetConvCRF(C, network=RESNET)
+    model.network.backbone = torch.nn.Sequential()
+    with pytest.raises(TypeError, match="as torchvision has them, got ResNetFCN on Sequential$"):
+        load_backbone(model, {})
 
 
 # CRF-RNN's networks -----------------------------------------------------------------------------------------------
