@@ -148,8 +148,8 @@ def test_bad_images_are_one_clear_error(name, image, message):
 def test_bad_options_are_one_clear_error():
     with pytest.raises(ValueError, match="output: expected one of 'refined', 'unary', 'both', got 'labels'"):
         made("ResNetFCN")(picture(), output="labels")
-    with pytest.raises(ValueError, match="pixels: expected one of 'imagenet', 'caffe', 'vgg', got 'raw'"):
-        ResNetFCN(C, **RESNET, pixels="raw")
+    with pytest.raises(ValueError, match="pixels: expected one of 'imagenet', 'caffe', 'vgg', 'raw', got 'bgr'"):
+        ResNetFCN(C, **RESNET, pixels="bgr")
     with pytest.raises(ValueError, match="num_classes: expected an int of at least 1, got 0"):
         ResNetFCN(0, **RESNET)
     with pytest.raises(ValueError, match="crf: expected 3 classes as the network has, got 4"):
