@@ -5,7 +5,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from tritoncrf.models.fcn8s import FCN8s, FCN8sCRFRNN
+from tritoncrf.models.fcn import FCN8s, FCN8sCRFRNN
 from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
 from tritoncrf.models.segmenter import PIXELS, Segmenter, WithCRF, resized
 from tritoncrf.models.segmodel import SegModel
@@ -106,6 +106,7 @@ def test_images_are_normalised_as_the_weights_expect():
     assert_close("imagenet", found["imagenet"], torch.tensor(imagenet))
     assert_close("caffe", found["caffe"], torch.tensor([255 - 122.679, -116.669, 51 - 104.007]))
     assert_close("vgg", found["vgg"], torch.tensor([255 - 123.68, -116.779, 51 - 103.939]))
+    assert_close("raw", found["raw"], torch.tensor([255.0, 0.0, 51.0]))
     assert not Segmenter(C).state_dict()
 
 
@@ -147,8 +148,8 @@ def test_bad_images_are_one_clear_error(name, image, message):
 def test_bad_options_are_one_clear_error():
     with pytest.raises(ValueError, match="output: expected one of 'refined', 'unary', 'both', got 'labels'"):
         made("ResNetFCN")(picture(), output="labels")
-    with pytest.raises(ValueError, match="pixels: expected one of 'imagenet', 'caffe', 'vgg', got 'raw'"):
-        ResNetFCN(C, **RESNET, pixels="raw")
+    with pytest.raises(ValueError, match="pixels: expected one of 'imagenet', 'caffe', 'vgg', 'raw', got 'bgr'"):
+        ResNetFCN(C, **RESNET, pixels="bgr")
     with pytest.raises(ValueError, match="num_classes: expected an int of at least 1, got 0"):
         ResNetFCN(0, **RESNET)
     with pytest.raises(ValueError, match="crf: expected 3 classes as the network has, got 4"):
