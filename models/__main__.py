@@ -20,7 +20,7 @@ __all__ = ["NAMES", "add_commands", "main"]
 NAMES = ("train", "evaluate", "predict", "tune", "experiments")
 FUSIONS = ("mean", "max_mean")
 MEASURES = ("miou", "boundary", "accuracy")  # of `tune`
-SEARCHES = ("tpe", "gradient")
+SEARCHES = ("tpe", "grid", "gradient")
 ON_PHOTOS = {
     "synthetic": "noisy scores of label maps, refined by every filter",
     "lattice": "how far the lattice is from the exact sum",
@@ -79,7 +79,7 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="tuned.toml, for --parameters")
     command.add_argument("--method", choices=METHODS, default="lattice", help="whose parameters (lattice)")
     command.add_argument(
-        "--search", choices=SEARCHES, default="tpe", help="by proposals of Optuna, or by the library's gradients (tpe)"
+        "--search", choices=SEARCHES, default="tpe", help="by proposals of Optuna, on a grid, or by gradients (tpe)"
     )
     command.add_argument("--measure", choices=MEASURES, default="miou", help="what is to become largest (miou)")
     for name, default, text in (
