@@ -13,11 +13,12 @@ An unknown key, a missing one or a value of another type is one error that names
 
 import dataclasses
 import difflib
+import inspect
 import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -224,18 +225,29 @@ def parse(table: dict[str, Any], source: str) -> Config:
 
 def build(config: Config, num_classes: int, source: str) -> Segmenter:
     """The network of a configuration, with its CRF; errors begin with `source`."""
+    network = _made("network", NETWORKS, config.network, num_classes, source)
+    return network if config.crf is None else WithCRF(network, layer(config.crf, num_classes, source))
 
-    def made(section: str, kinds: Mapping[str, Callable[..., Made]], given: Mapping[str, Any]) -> Made:
-        arguments = {key: value for key, value in given.items() if key != "name"}
-        for key in arguments.keys() & PLACES:
+
+def layer(crf: Mapping[str, Any], num_classes: int, source: str) -> Layer:
+    """The CRF of a configuration's table; errors begin with `source`."""
+    return _made("crf", CRFS, crf, num_classes, source)
+
+
+def _made(
+    section: str, kinds: Mapping[str, Callable[..., Made]], given: Mapping[str, Any], num_classes: int, source: str
+) -> Made:
+    kind, arguments = kinds[given["name"]], {key: value for key, value in given.items() if key != "name"}
+    known = [key for key in inspect.signature(kind).parameters if key != "num_classes" and key not in PLACES]
+    for key in arguments:
+        if key in PLACES:
             raise FileError(f"{source}: {section}.{key}: expected none, for a run chooses it, got {given[key]!r}")
-        try:
-            return kinds[given["name"]](num_classes, **arguments)
-        except (TypeError, ValueError) as error:
-            raise FileError(f"{source}: {section}: {error}") from error
-
-    network = made("network", NETWORKS, config.network)
-    return network if config.crf is None else WithCRF(network, made("crf", CRFS, config.crf))
+        if key not in known:
+            raise FileError(f"{source}: {section}.{key}: unknown key{_hint(key, known)}")
+    try:
+        return kind(num_classes, **arguments)
+    except (TypeError, ValueError) as error:
+        raise FileError(f"{source}: {section}: {error}") from error
 
 
 def augmentation(config: Config, source: str) -> Augment | None:
@@ -368,9 +380,7 @@ def _read_table(kind: Any, table: dict[str, Any], source: str, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in table:
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(hints)}"
-            raise FileError(f"{source}: {prefix}{name}: unknown key{hint}")
+            raise FileError(f"{source}: {prefix}{name}: unknown key{_hint(name, hints)}")
     for entry in fields:
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and entry.name not in table:
@@ -378,6 +388,12 @@ def _read_table(kind: Any, table: dict[str, Any], source: str, key: str) -> Any:
     if kind is Phase:  # the name tells more than a number does
         prefix = f"phases.{table.get('name', '')}."
     return kind(**{name: _read(hints[name], value, source, f"{prefix}{name}") for name, value in table.items()})
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    """What to write instead of an unknown key."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 
 
 def _plain(value: Any) -> Any:
