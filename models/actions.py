@@ -130,7 +130,7 @@ def evaluate(options: argparse.Namespace) -> None:
     images = data.Images(split, settings.data.resize)
     batches = data.loader(images, data.Batches(len(images), 1, shuffle=False), settings.data.workers)
     models = [network.model for network in networks]
-    found = evaluation.evaluate(models, batches, len(split.classes), device, **testing.views(options), crf=crf)
+    found = evaluation.evaluate(models, batches, len(split.classes), device, **testing.views(options, crf))
     titles = {"unary": "without CRF", "refined": "with CRF"} if len(found) > 1 else {"refined": "network"}
     results = {titles[name]: score.result(split.classes) for name, score in found.items()}
     for title, result in results.items():
@@ -185,7 +185,7 @@ def predict(options: argparse.Namespace) -> None:
     crf, models = testing.disconnected(options, networks, device), [network.model for network in networks]
     output = "unary" if options.no_crf else "refined"
     resize = settings.data.resize
-    prediction.predict(models, paths, options.out, output, device, resize, **testing.views(options), crf=crf)
+    prediction.predict(models, paths, options.out, output, device, resize, **testing.views(options, crf))
     print(f"wrote {len(paths)} x labels and overlays in {options.out}")
 
 

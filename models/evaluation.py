@@ -116,7 +116,7 @@ def scores(
                 turned = view.flip(3) if mirrored else view
                 found = by_output(network, turned) if crf is None else {"unary": network(turned, "unary")}
                 for name, maps in seen.items():
-                    logits = found.get(name, found.get("refined"))
+                    logits = found[name] if name in found else found["refined"]
                     maps.append(resized((logits.flip(3) if mirrored else logits).float(), image.shape[2:]))
     fused = {name: _fused(maps, fuse) for name, maps in seen.items()}
     if crf is not None:

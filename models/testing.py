@@ -51,14 +51,14 @@ def disconnected(
     return crf
 
 
-def views(options: argparse.Namespace) -> evaluation.Testing:
-    """The arguments of `evaluation.scores` that say how images are seen."""
+def views(options: argparse.Namespace, crf: Layer | None) -> evaluation.Testing:
+    """The arguments of `evaluation.scores`."""
     for scale in options.scales:
         if not scale > 0:
             raise CommandError(f"--scales: expected numbers above 0, got {scale}")
         if scale > evaluation.MOST_SCALE:
             raise CommandError(f"--scales: expected numbers of at most {evaluation.MOST_SCALE}, got {scale}")
-    return {"scales": tuple(options.scales), "flip": options.flip, "fuse": options.fuse}
+    return {"scales": tuple(options.scales), "flip": options.flip, "fuse": options.fuse, "crf": crf}
 
 
 def _is_of_crf(change: str) -> bool:
