@@ -36,7 +36,7 @@ from tritoncrf.locks import locked
 from tritoncrf.models import checkpoints, data, evaluation, network_figures
 from tritoncrf.models.augment import Augment
 from tritoncrf.models.checkpoints import field, number
-from tritoncrf.models.config import Config, Phase
+from tritoncrf.models.config import Config, Phase, parse
 from tritoncrf.models.distributed import World
 from tritoncrf.models.losses import cross_entropy
 from tritoncrf.models.optimization import (
@@ -152,10 +152,8 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the one that it goes on with: all but where and how images are read."""
-        table = self.config.table()
-        table["data"] = {key: value for key, value in table["data"].items() if key not in ("root", "workers")}
         names = {name: [entry[0] for entry in split.entries] for name, split in self.splits.items()}
-        return {**table, "classes": list(self.classes), "images": names}
+        return {**_compared(self.config), "classes": list(self.classes), "images": names}
 
     def _restore(self, path: Path) -> None:
         state = checkpoints.read(path)
@@ -164,6 +162,9 @@ class Trainer:
         training, where = state["training"], f"{path}: training."
         identity = field(training, "identity", dict, where)
         checkpoints.expect_plain(identity, f"{where}identity")
+        # What was begun before a key existed goes on with the key's default.
+        settings = {key: value for key, value in identity.items() if key not in ("classes", "images")}
+        identity = {**identity, **_compared(parse(settings, f"{where}identity"))}
         changed = [key for key, value in self._identity().items() if identity.get(key) != value]
         if changed:
             raise FileError(
@@ -332,7 +333,7 @@ class Trainer:
             found = network(images, output)
         pairs = [(found, 1.0)] if output != "both" else [(found[1], 1.0), (found[0], phase.auxiliary)]
 
-        sums, counts = zip(*(cross_entropy(logits, labels, phase.ohem) for logits, _ in pairs))
+        sums, counts = zip(*(cross_entropy(logits, labels, phase.ohem, phase.hardest) for logits, _ in pairs))
         total = self.world.total(torch.stack(counts)).clamp(min=1)
         weights = torch.tensor([weight for _, weight in pairs], device=total.device)
         means = weights * torch.stack(sums) / total
@@ -421,6 +422,13 @@ class Trainer:
         said = [f"{row['phase']} {row['epoch']}"]
         said += [f"{name} {row[name]:.4g}" for name in COLUMNS[5:] if row.get(name) is not None]
         return "  ".join([*said, f"{minutes:.0f} min left"])
+
+
+def _compared(config: Config) -> Row:
+    """What two runs must have in common: a configuration but for where and how images are read."""
+    table = config.table()
+    table["data"] = {key: value for key, value in table["data"].items() if key not in ("root", "workers")}
+    return table
 
 
 def _expect_rows(rows: list[Any], phases: list[str], where: str) -> None:

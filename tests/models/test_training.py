@@ -433,6 +433,19 @@ def test_a_checkpoint_of_a_network_alone_is_no_run(shapes, tmp_path):
         trainer(found, shapes, tmp_path, resume=True)
 
 
+def test_a_run_from_before_a_key_existed_goes_on(shapes, tmp_path):
+    run(settings(phase(epochs=2)), shapes, tmp_path)
+    old = checkpoints.read(tmp_path / "last.pt")
+    for table in (old["config"], old["training"]["identity"]):
+        del table["phases"][0]["hardest"], table["validate_every"]
+    del old["mark"]
+    checkpoints.write(tmp_path / "last.pt", old)
+    trainer(settings(phase(epochs=2)), shapes, tmp_path, resume=True).run()
+    changed_since = settings(phase(epochs=2, ohem=0.5, hardest="released"))
+    with pytest.raises(FileError, match="expected a run of this configuration and data, got another's phases"):
+        trainer(changed_since, shapes, tmp_path, resume=True)
+
+
 def test_where_and_how_images_are_read_may_change(shapes, tmp_path):
     run(settings(phase()), shapes, tmp_path)
     data = {"format": "folder", "workers": 1, "root": "elsewhere"}
