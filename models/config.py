@@ -110,6 +110,8 @@ class Phase:
         loss: "mean" over the valid pixels of the batch, or their "sum".
         ohem: the share of hard pixels that count.
         hardest: which of them those are, "known" or "released", see `losses.hard_pixels`.
+        robust: what is added to the probability of the right class before its logarithm is taken, from 0, the
+            cross-entropy, to 1: see `losses.cross_entropy`.
         auxiliary: weight of the loss of the unary logits beside the refined ones'.
         alternate: every other step learns from the unary logits alone.
         freeze: patterns of names of parameters that are not learnt here.
@@ -126,6 +128,7 @@ class Phase:
     loss: Literal["mean", "sum"] = "mean"
     ohem: float | None = None
     hardest: Hardest = "known"
+    robust: float = 0.0
     auxiliary: float = 0.0
     alternate: bool = False
     freeze: tuple[str, ...] = ()
@@ -278,6 +281,7 @@ def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, sourc
         ("follows", phase.follows and phase.follows not in leaders, "an earlier phase that follows none itself"),
         ("ohem", phase.ohem is not None and not 0 < phase.ohem <= 1, "a share above 0 and at most 1"),
         ("hardest", phase.ohem is None and phase.hardest != "known", "'known' where all pixels count: set ohem"),
+        ("robust", not 0 <= phase.robust <= 1, "a number from 0 to 1"),
         ("split", phase.split == "held_out" and not config.data.held_out, "images of it: set data.held_out"),
         ("optimizer", (phase.optimizer is not None) != optimized, "one where something is learnt, else none"),
         ("auxiliary", phase.auxiliary < 0, "at least 0"),
