@@ -97,8 +97,8 @@ class CRFRNN(Layer):
         self.update = expect_update(damping, temperature, preset)
         self.activation = checks.expect_choice("activation", activation, ACTIVATIONS)
         if activation == "relu" and (preset is not None or self.update["temperature"] != 1):
-            given = f"preset={preset!r}" if preset is not None else f"temperature={temperature}"
-            raise ValueError(f"activation: expected 'softmax' with {given}, got 'relu'")
+            reason = f"preset={preset!r}" if preset is not None else f"temperature={temperature}"
+            raise ValueError(f"activation: expected 'softmax' with {reason}, got 'relu'")
         self.num_classes = checks.expect_num_classes("num_classes", num_classes)
         if iterations is None:
             iterations = 5 if preset is None else 10
