@@ -19,8 +19,9 @@ __all__ = ["NAMES", "add_commands", "main"]
 
 NAMES = ("train", "evaluate", "predict", "tune", "experiments")
 FUSIONS = ("mean", "max_mean")
+CRFS = ("lattice", "window", "guided")
 MEASURES = ("miou", "boundary", "accuracy")  # of `tune`
-SEARCHES = ("tpe", "gradient")
+SEARCHES = ("tpe", "grid", "gradient")
 ON_PHOTOS = {
     "synthetic": "noisy scores of label maps, refined by every filter",
     "lattice": "how far the lattice is from the exact sum",
@@ -53,20 +54,24 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.set_defaults(run=_run, action="train")
 
     command = commands.add_parser("evaluate", help="metrics of a network, with and without its CRF")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's best.pt or last.pt")
+    _add_checkpoints(command)
     command.add_argument("--data", metavar="FOLDER", help="the data set's folder; goes before the configuration's")
     command.add_argument("--split", metavar="NAME", help="the configuration's data.validate if left out")
     command.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="also write tables and figures there")
-    _add_changes(command, "data.sbd=SBD")
+    _add_crf(command)
+    _add_changes(command, "data.sbd=SBD, crf.theta_color=3")
     _add_testing(command)
     command.set_defaults(run=_run, action="evaluate")
 
     command = commands.add_parser("predict", help="label a folder of photos")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's best.pt or last.pt")
+    _add_checkpoints(command)
     command.add_argument("photos", type=Path, metavar="PHOTOS", help="a folder of photos, or one photo")
     command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="for labels/ and overlays/")
     command.add_argument("--force", action="store_true", help="replace older predictions")
-    command.add_argument("--no-crf", action="store_true", help="the network's own labels")
+    choice = command.add_mutually_exclusive_group()
+    choice.add_argument("--no-crf", action="store_true", help="the network's own labels")
+    _add_crf(choice)
+    _add_changes(command, "data.resize=[360, 480], crf.theta_color=3")
     _add_testing(command)
     command.set_defaults(run=_run, action="predict")
 
@@ -79,7 +84,7 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="tuned.toml, for --parameters")
     command.add_argument("--method", choices=METHODS, default="lattice", help="whose parameters (lattice)")
     command.add_argument(
-        "--search", choices=SEARCHES, default="tpe", help="by proposals of Optuna, or by the library's gradients (tpe)"
+        "--search", choices=SEARCHES, default="tpe", help="by proposals of Optuna, on a grid, or by gradients (tpe)"
     )
     command.add_argument("--measure", choices=MEASURES, default="miou", help="what is to become largest (miou)")
     for name, default, text in (
@@ -125,6 +130,20 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         command.add_argument("--full-size", action="store_true", help="of camvid, ResNet-101 on 360 x 480: for a GPU")
         _add_changes(command, "amp=bfloat16, in all its runs")
         command.set_defaults(run=_run, action="make_table", name=name)
+
+
+def _add_checkpoints(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
+        help="a run's best.pt or last.pt; several are fused as several scales are",
+    )  # fmt: skip
+
+
+def _add_crf(command: "argparse._ActionsContainer") -> None:
+    command.add_argument(
+        "--crf", choices=CRFS,
+        help="a CRF that has learnt nothing, in place of the network's own; its arguments by --set crf.KEY=VALUE",
+    )  # fmt: skip
 
 
 def _add_report(command: argparse.ArgumentParser) -> None:

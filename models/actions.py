@@ -18,7 +18,7 @@ from tritoncrf.commands import CommandError, check_output, make_folder
 from tritoncrf.devices import device_found
 from tritoncrf.files import expect_apart, read_image, read_labels, save_figure, write
 from tritoncrf.layers import Layer
-from tritoncrf.models import checkpoints, config, data, evaluation, network_figures, prediction, tuning
+from tritoncrf.models import checkpoints, config, data, evaluation, network_figures, prediction, testing, tuning
 from tritoncrf.models.augment import VOID, Augment
 from tritoncrf.models.distributed import world
 from tritoncrf.models.experiments import defaults, lattice_error, synthetic_task, trained, video
@@ -105,37 +105,39 @@ def _try(
 def evaluate(options: argparse.Namespace) -> None:
     """`tritoncrf evaluate`."""
     device = device_found(options.device)
-    network = checkpoints.trained(options.checkpoint, device)
-    settings = config.changed(network.config, options.changes)
+    networks, settings = testing.networks(options, device)
+    crf = testing.disconnected(options, networks, device)
     split = examples_of(settings, options.split or settings.data.validate, options.data)
-    if split.classes != network.classes:
-        raise CommandError(f"{options.checkpoint}: expected a network for the classes of the data, got another's")
+    if split.classes != networks[0].classes:
+        raise CommandError(f"{options.checkpoints[0]}: expected a network for the classes of the data, got another's")
     split.check(progress=sys.stderr.isatty())
     if options.out is not None:
         make_folder("--out", options.out)
         expect_apart([options.out / "results.csv"], split.files())
     images = data.Images(split, settings.data.resize)
     batches = data.loader(images, data.Batches(len(images), 1, shuffle=False), settings.data.workers)
-    found = evaluation.evaluate(network.model, batches, len(split.classes), device, **_testing(options))
+    models = [network.model for network in networks]
+    found = evaluation.evaluate(models, batches, len(split.classes), device, **testing.views(options, crf))
     titles = {"unary": "without CRF", "refined": "with CRF"} if len(found) > 1 else {"refined": "network"}
     results = {titles[name]: score.result(split.classes) for name, score in found.items()}
     for title, result in results.items():
         print(f"{title}, {len(split)} images\n{result}\n")
     if options.out is not None:
-        _report(options.out, network, found, results)
+        learnt = models[0].crf if len(models) == 1 and crf is None else None
+        _report(options.out, split.classes, learnt, found, results)
 
 
 def _report(
-    out: Path, network: checkpoints.Trained, found: Mapping[str, Evaluation], results: Mapping[str, Result]
-) -> None:
-    """Tables and figures of an evaluation."""
+    out: Path, classes: Sequence[str], crf: torch.nn.Module | None, found: Mapping[str, Evaluation],
+    results: Mapping[str, Result],
+) -> None:  # fmt: skip
+    """Tables and figures of an evaluation, with the costs of a CRF that has learnt some."""
     write(out / "results.csv", _csv(results))
     for name, score in found.items():
-        save_figure(out / f"confusion_{name}.png", network_figures.confusion(score.confusion, network.classes))
+        save_figure(out / f"confusion_{name}.png", network_figures.confusion(score.confusion, classes))
     save_figure(out / "trimap.png", network_figures.trimap(results))
-    if isinstance(network.model.crf, Layer):
-        cost = network.model.crf.cost.detach().cpu()
-        save_figure(out / "compatibility.png", network_figures.compatibility(cost, network.classes))
+    if isinstance(crf, Layer):
+        save_figure(out / "compatibility.png", network_figures.compatibility(crf.cost.detach().cpu(), classes))
 
 
 def _csv(results: Mapping[str, Result]) -> bytes:
@@ -166,10 +168,11 @@ def predict(options: argparse.Namespace) -> None:
     old = [path for path in outputs if os.path.lexists(path)]
     if old and not options.force:
         raise CommandError(f"--out: expected a folder without these predictions, got one with {old[0]}; or --force")
-    network = checkpoints.trained(options.checkpoint, device)
+    networks, settings = testing.networks(options, device)
+    crf, models = testing.disconnected(options, networks, device), [network.model for network in networks]
     output = "unary" if options.no_crf else "refined"
-    resize = network.config.data.resize
-    prediction.predict(network.model, paths, options.out, output, device, resize, **_testing(options))
+    resize = settings.data.resize
+    prediction.predict(models, paths, options.out, output, device, resize, **testing.views(options, crf))
     print(f"wrote {len(paths)} x labels and overlays in {options.out}")
 
 
@@ -267,12 +270,3 @@ def make_table(options: argparse.Namespace) -> None:
     place = Place(options.data, options.out, large, changes, options.seeds, options.data_format, options.weights)
     trained.run(options.name, place, device_found())
     print(f"wrote {options.out / options.name}.md")
-
-
-def _testing(options: argparse.Namespace) -> evaluation.Testing:
-    for scale in options.scales:
-        if not scale > 0:
-            raise CommandError(f"--scales: expected numbers above 0, got {scale}")
-        if scale > evaluation.MOST_SCALE:
-            raise CommandError(f"--scales: expected numbers of at most {evaluation.MOST_SCALE}, got {scale}")
-    return {"scales": tuple(options.scales), "flip": options.flip, "fuse": options.fuse}

@@ -13,11 +13,12 @@ An unknown key, a missing one or a value of another type is one error that names
 
 import dataclasses
 import difflib
+import inspect
 import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -113,6 +114,8 @@ class Phase:
         loss: "mean" over the valid pixels of the batch, or their "sum".
         ohem: the share of hard pixels that count.
         hardest: which of them those are, "known" or "released", see `losses.hard_pixels`.
+        robust: what is added to the probability of the right class before its logarithm is taken, from 0, the
+            cross-entropy, to 1: see `losses.cross_entropy`.
         auxiliary: weight of the loss of the unary logits beside the refined ones'.
         alternate: every other step learns from the unary logits alone.
         freeze: patterns of names of parameters that are not learnt here.
@@ -129,6 +132,7 @@ class Phase:
     loss: Literal["mean", "sum"] = "mean"
     ohem: float | None = None
     hardest: Hardest = "known"
+    robust: float = 0.0
     auxiliary: float = 0.0
     alternate: bool = False
     freeze: tuple[str, ...] = ()
@@ -231,18 +235,29 @@ def parse(table: dict[str, Any], source: str) -> Config:
 
 def build(config: Config, num_classes: int, source: str) -> Segmenter:
     """The network of a configuration, with its CRF; errors begin with `source`."""
+    network = _made("network", NETWORKS, config.network, num_classes, source)
+    return network if config.crf is None else WithCRF(network, layer(config.crf, num_classes, source))
 
-    def made(section: str, kinds: Mapping[str, Callable[..., Made]], given: Mapping[str, Any]) -> Made:
-        arguments = {key: value for key, value in given.items() if key != "name"}
-        for key in arguments.keys() & PLACES:
+
+def layer(crf: Mapping[str, Any], num_classes: int, source: str) -> Layer:
+    """The CRF of a configuration's table; errors begin with `source`."""
+    return _made("crf", CRFS, crf, num_classes, source)
+
+
+def _made(
+    section: str, kinds: Mapping[str, Callable[..., Made]], given: Mapping[str, Any], num_classes: int, source: str
+) -> Made:
+    kind, arguments = kinds[given["name"]], {key: value for key, value in given.items() if key != "name"}
+    known = [key for key in inspect.signature(kind).parameters if key != "num_classes" and key not in PLACES]
+    for key in arguments:
+        if key in PLACES:
             raise FileError(f"{source}: {section}.{key}: expected none, for a run chooses it, got {given[key]!r}")
-        try:
-            return kinds[given["name"]](num_classes, **arguments)
-        except (TypeError, ValueError) as error:
-            raise FileError(f"{source}: {section}: {error}") from error
-
-    network = made("network", NETWORKS, config.network)
-    return network if config.crf is None else WithCRF(network, made("crf", CRFS, config.crf))
+        if key not in known:
+            raise FileError(f"{source}: {section}.{key}: unknown key{_hint(key, known)}")
+    try:
+        return kind(num_classes, **arguments)
+    except (TypeError, ValueError) as error:
+        raise FileError(f"{source}: {section}: {error}") from error
 
 
 def augmentation(config: Config, source: str) -> Augment | None:
@@ -270,6 +285,7 @@ def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, sourc
         ("follows", phase.follows and phase.follows not in leaders, "an earlier phase that follows none itself"),
         ("ohem", phase.ohem is not None and not 0 < phase.ohem <= 1, "a share above 0 and at most 1"),
         ("hardest", phase.ohem is None and phase.hardest != "known", "'known' where all pixels count: set ohem"),
+        ("robust", not 0 <= phase.robust <= 1, "a number from 0 to 1"),
         ("split", phase.split == "held_out" and not config.data.held_out, "images of it: set data.held_out"),
         ("optimizer", (phase.optimizer is not None) != optimized, "one where something is learnt, else none"),
         ("auxiliary", phase.auxiliary < 0, "at least 0"),
@@ -376,9 +392,7 @@ def _read_table(kind: Any, table: dict[str, Any], source: str, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in table:
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(hints)}"
-            raise FileError(f"{source}: {prefix}{name}: unknown key{hint}")
+            raise FileError(f"{source}: {prefix}{name}: unknown key{_hint(name, hints)}")
     for entry in fields:
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and entry.name not in table:
@@ -386,6 +400,12 @@ def _read_table(kind: Any, table: dict[str, Any], source: str, key: str) -> Any:
     if kind is Phase:  # the name tells more than a number does
         prefix = f"phases.{table.get('name', '')}."
     return kind(**{name: _read(hints[name], value, source, f"{prefix}{name}") for name, value in table.items()})
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    """What to write instead of an unknown key."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 
 
 def _plain(value: Any) -> Any:

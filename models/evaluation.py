@@ -1,4 +1,4 @@
-"""How good a network is: with and without its CRF, at one scale or several."""
+"""How good a network is, or several together: with and without a CRF, at one scale or several."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 import torch
 
 from tritoncrf.checks import expect_choice
+from tritoncrf.layers import Layer
 from tritoncrf.models.data import Batch
 from tritoncrf.models.distributed import World
 from tritoncrf.models.losses import cross_entropy
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Fusion: TypeAlias = Literal["mean", "max_mean"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
+Networks: TypeAlias = Segmenter | Sequence[Segmenter]
 MOST_SCALE = 16
 
 
@@ -28,6 +30,7 @@ class Testing(TypedDict, total=False):
     scales: Sequence[float]
     flip: bool
     fuse: Fusion
+    crf: Layer | None
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,11 @@ def validate(
 
 @torch.no_grad()
 def evaluate(
-    model: Segmenter, batches: Iterable[Batch], num_classes: int, device: torch.device | str,
+    model: Networks, batches: Iterable[Batch], num_classes: int, device: torch.device | str,
     **testing: "Unpack[Testing]",
 ) -> dict[str, Evaluation]:  # fmt: skip
     """All metrics, by name "refined" and, where there is a CRF, "unary"; `testing` are arguments of `scores`."""
-    found = {name: Evaluation(num_classes, WIDTHS) for name in outputs(model)}
+    found = {name: Evaluation(num_classes, WIDTHS) for name in outputs(model, testing.get("crf"))}
     for batch in batches:
         maps = scores(model, batch["image"].to(device), **testing)
         for name, evaluation in found.items():
@@ -86,41 +89,65 @@ def evaluate(
 
 @torch.no_grad()
 def scores(
-    model: Segmenter, image: torch.Tensor, scales: Sequence[float] = (1.0,), flip: bool = False, fuse: Fusion = "mean"
-) -> dict[str, torch.Tensor]:
+    model: Networks, image: torch.Tensor, scales: Sequence[float] = (1.0,), flip: bool = False, fuse: Fusion = "mean",
+    crf: Layer | None = None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Scores [B, C, H, W] of a network in evaluation mode, by name as `by_output`; their largest is the class.
 
     Args:
+        model: the network; or several for the same classes, whose score maps are put together as those of several
+            scales are. One without a CRF among others with theirs gives the same "unary" and "refined" scores.
         image: [B, 3, H, W], uint8, or floating in 0..1.
         scales: the image is seen at each of these sizes, at most 16, and what comes out brought back to its own.
         flip: at each scale also see it mirrored.
         fuse: "mean" of the probabilities, or "max_mean", (max + mean) / 2 of the logits (Shen et al. 2017, SegModel,
             in the released code).
+        crf: a disconnected CRF, in place of the networks' own: it refines what "unary" scores are fused to, once, at
+            the image's size.
     """
     expect_choice("fuse", fuse, FUSIONS)
     photo = image if image.is_floating_point() else image.float() / 255
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in outputs(model)}
-    for scale in scales:
-        view = photo if scale == 1 else _scaled(photo, scale)
-        for mirrored in (False, True) if flip else (False,):
-            for name, logits in by_output(model, view.flip(3) if mirrored else view).items():
-                logits = resized((logits.flip(3) if mirrored else logits).float(), image.shape[2:])
-                seen[name].append(logits.softmax(1) if fuse == "mean" else logits)
-    fused = {name: torch.stack(maps) for name, maps in seen.items()}
+    names = outputs(model, crf)
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in (names if crf is None else names[:1])}
+    for network in _several(model):
+        for scale in scales:
+            view = photo if scale == 1 else _scaled(photo, scale)
+            for mirrored in (False, True) if flip else (False,):
+                turned = view.flip(3) if mirrored else view
+                found = by_output(network, turned) if crf is None else {"unary": network(turned, "unary")}
+                for name, maps in seen.items():
+                    logits = found[name] if name in found else found["refined"]
+                    maps.append(resized((logits.flip(3) if mirrored else logits).float(), image.shape[2:]))
+    fused = {name: _fused(maps, fuse) for name, maps in seen.items()}
+    if crf is not None:
+        views = seen["unary"]
+        # The logarithm of the mean of the probabilities, up to a constant.
+        logits = torch.stack([x.log_softmax(1) for x in views]).logsumexp(0) if fuse == "mean" else fused["unary"]
+        fused["refined"] = crf(logits, image, output="probabilities")
+    return fused
+
+
+def _fused(logits: Sequence[torch.Tensor], fuse: Fusion) -> torch.Tensor:
+    """Score maps of several views [B, C, H, W] in one."""
     if fuse == "mean":
-        return {name: maps.mean(0) for name, maps in fused.items()}
-    return {name: (maps.amax(0) + maps.mean(0)) / 2 for name, maps in fused.items()}
+        return torch.stack([x.softmax(1) for x in logits]).mean(0)
+    maps = torch.stack([*logits])
+    return (maps.amax(0) + maps.mean(0)) / 2
 
 
-def outputs(model: Segmenter) -> tuple[str, ...]:
-    """What a network gives: "refined" logits, and with a CRF the "unary" ones as well."""
-    return ("refined",) if model.crf is None else ("unary", "refined")
+def outputs(model: Networks, crf: Layer | None = None) -> tuple[str, ...]:
+    """What networks give: "refined" logits, and with a CRF, of theirs or this one, the "unary" ones as well."""
+    return ("refined",) if crf is None and all(m.crf is None for m in _several(model)) else ("unary", "refined")
 
 
 def by_output(model: Segmenter, image: torch.Tensor) -> dict[str, torch.Tensor]:
     """The logits by those names, of one pass."""
     found = model(image, "refined" if model.crf is None else "both")
     return dict(zip(outputs(model), [found] if model.crf is None else found))
+
+
+def _several(model: Networks) -> Sequence[Segmenter]:
+    return [model] if isinstance(model, Segmenter) else model
 
 
 def _scaled(photo: torch.Tensor, scale: float) -> torch.Tensor:

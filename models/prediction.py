@@ -12,8 +12,7 @@ from tqdm import tqdm
 from tritoncrf.files import FileError, decoded, expect_apart, read_image, replacing, write_labels
 from tritoncrf.models import network_figures
 from tritoncrf.models.data import IMAGES
-from tritoncrf.models.evaluation import Testing, scores
-from tritoncrf.models.segmenter import Segmenter
+from tritoncrf.models.evaluation import Networks, Testing, scores
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,7 +49,7 @@ def outputs(paths: Sequence[Path], out: Path) -> list[Path]:
 
 
 def predict(
-    model: Segmenter, paths: Sequence[Path], out: Path, output: str, device: torch.device | str,
+    model: Networks, paths: Sequence[Path], out: Path, output: str, device: torch.device | str,
     resize: tuple[int, int] | None = None, **testing: "Unpack[Testing]",
 ) -> None:  # fmt: skip
     """Write `out`/labels/NAME.png, indexed with a palette, and `out`/overlays/NAME.png, for every photo.
@@ -58,7 +57,7 @@ def predict(
     Photos are seen as viewers show them: turned as their camera says.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; or several, see `scores`.
         paths: as of `photos`.
         out: a folder; made if it does not exist. What is written there must not lie among the photos.
         output: "refined", or "unary": without the CRF.

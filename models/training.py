@@ -334,7 +334,8 @@ class Trainer:
             found = network(images, output)
         pairs = [(found, 1.0)] if output != "both" else [(found[1], 1.0), (found[0], phase.auxiliary)]
 
-        sums, counts = zip(*(cross_entropy(logits, labels, phase.ohem, phase.hardest) for logits, _ in pairs))
+        losses = [cross_entropy(logits, labels, phase.ohem, phase.hardest, phase.robust) for logits, _ in pairs]
+        sums, counts = zip(*losses)
         total = self.world.total(torch.stack(counts)).clamp(min=1)
         weights = torch.tensor([weight for _, weight in pairs], device=total.device)
         means = weights * torch.stack(sums) / total

@@ -34,8 +34,8 @@ FEATURES = ["bilateral", "color", "spatial"]
 FILTERS = ["Exact", "Filter", "Function", "Guided", "Lattice", "Window"]
 LAYERS = ["CRFRNN", "ConvCRF", "GuidanceCRF", "Layer"]
 TYPES = [
-    "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "Method", "Normalization", "Output", "Precision",
-    "RefineOptions", "Theta", "Unknown", "ValueRange",
+    "Activation", "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "Method", "Normalization", "Output",
+    "Precision", "RefineOptions", "Theta", "Unknown", "ValueRange",
 ]  # fmt: skip
 
 # pydensecrf's own, so that its scripts run.

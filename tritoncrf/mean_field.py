@@ -15,10 +15,13 @@ A temperature divides a and all A_m. Damped by d, with P_t = softmax(S_t),
     Q_t = (1 - d) P_t + d Q_{t-1} ;   dS_t = (1 - d) P_t (dQ_t - <P_t, dQ_t>) ,   dQ_{t-1} = sum_m A_m^T G_m + d dQ_t
 
 and P_t is what Q_t and Q_{t-1}, which are kept, leave it: to rounding, also where it is next to nothing.
+
+With another activation than the softmax, or a filter that only a function knows, autograd records every operation.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
@@ -37,13 +40,14 @@ from tritoncrf.filters.plan import (
     operator,
     refuse_second_derivative,
 )
-from tritoncrf.step import KEPT_STATES, State, Step, mix, outer, softmax, softmax_adjoint
-from tritoncrf.types import Compatibility, Initial, Output
+from tritoncrf.step import KEPT_STATES, State, Step, mix, outer, rectified, softmax, softmax_adjoint
+from tritoncrf.types import Activation, Compatibility, Initial, Output
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 LEAST_LOGARITHM = -1e5  # of probabilities that the first messages are made of
 LEAST_PROBABILITY = 1e-30  # of which a damped loop gives the logarithm: the gradient is then at most 1e30
 INITIALS: tuple[Initial, ...] = get_args(Initial)
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 NOT_FINITE = "logits, filters, weights: expected values whose sums float32 holds, got NaN or infinity"
 
 
@@ -51,7 +55,7 @@ def mean_field(
     logits: torch.Tensor, filters: Sequence[Filter], weights: Sequence[float | torch.Tensor],
     compatibility: Compatibility = "potts", iterations: int = 5, unary_weight: float | torch.Tensor = 1.0,
     initial: Initial = "softmax", output: Output = "probabilities", damping: float = 0.0,
-    temperature: float | torch.Tensor = 1.0,
+    temperature: float | torch.Tensor = 1.0, activation: Activation = "softmax",
 ) -> torch.Tensor:  # fmt: skip
     r"""Mean-field inference in a dense CRF.
 
@@ -80,9 +84,16 @@ def mean_field(
         initial: what the first messages are computed from: "softmax" of U, or its "log_softmax" itself
             (the released ConvCRF).
         output: "probabilities", "logits" (what the last softmax is of; only defined up to a constant per pixel) or
-            "log_probabilities". Damped, both are log Q, of probabilities of at least 1e-30.
+            "log_probabilities". Damped, both are log Q, of probabilities of at least 1e-30; with activation="relu" the
+            last one always.
         damping: d, the share of the old Q that stays, from 0 to below 1; above 0 only with initial="softmax".
         temperature: tau, a number above 0 or a 0-d tensor: above 1 Q is less certain than the scores say.
+        activation: what makes Q of the scores S, here and for the first messages: "softmax", or "relu",
+            max(S, 0) / sum_l max(S_l, 0), which gives most classes a Q of 0 (CRF-as-RNN, section 6, which reports 1 %
+            of mean IoU less for it). Where no score is above 0 all classes that are not ruled out have the same Q, and
+            no gradient passes; Q jumps there. A constant per pixel counts, so that "potts" and costs [l != l'] are not
+            the same. Messages come from the filters' own kernels, all else from PyTorch. With initial="softmax" and
+            temperature=1, which would change no Q.
 
     Returns:
         [B, C, *S], dtype and device of `logits`. Gradients reach logits, the filters' features, weights,
@@ -100,12 +111,14 @@ def mean_field(
     checks.expect_choice("output", output, OUTPUTS)
     mixing, scale = checked(logits, filters, weights, compatibility, iterations, unary_weight, initial)
     damping, tau = expect_update(damping, temperature, logits, initial)
+    _expect_activation(activation, initial, tau)
     if tau is not None:
         mixing, scale = [a / tau for a in mixing], scale / tau
 
     scores = possible(logits)
-    if iterations > 0 and any(f.plan is None for f in filters):
-        scores = _unrolled(scores, scale, mixing, filters, iterations, initial, damping)
+    normalized = softmax if activation == "softmax" else functools.partial(rectified, open=scores > -checks.RULED_OUT)
+    if iterations > 0 and (activation == "relu" or any(f.plan is None for f in filters)):
+        scores = _unrolled(scores, scale, mixing, filters, iterations, initial, damping, normalized)
     elif iterations > 0:
         tensors = [t for f in filters for t in f.tensors_in(scores.dtype)]
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in (logits, scale, *mixing, *tensors))
@@ -117,7 +130,9 @@ def mean_field(
         found = scores if output == "probabilities" else scores.clamp_min(LEAST_PROBABILITY).log()
         return found.to(logits.dtype)
     if output == "probabilities":
-        scores = softmax(scores)
+        scores = normalized(scores)
+    elif output == "log_probabilities" and activation == "relu":
+        scores = normalized(scores).clamp_min(LEAST_PROBABILITY).log()
     elif output == "log_probabilities":
         scores = torch.log_softmax(scores, 1)
     return scores.to(logits.dtype)
@@ -173,6 +188,16 @@ def expect_update(
     if not isinstance(temperature, torch.Tensor) and temperature == 1:
         return damping, None
     return damping, _class_weight("temperature", temperature, logits, ndim=0)
+
+
+def _expect_activation(activation: Activation, initial: Initial, tau: torch.Tensor | None) -> None:
+    checks.expect_choice("activation", activation, ACTIVATIONS)
+    if activation == "relu" and initial != "softmax":
+        raise ValueError(f"initial: expected 'softmax' with activation='relu', which takes its place, got {initial!r}")
+    if activation == "relu" and tau is not None:
+        raise ValueError(
+            f"temperature: expected 1 with activation='relu', whose Q it leaves as it is, got {tau.item()}"
+        )
 
 
 def _check_filters(filters: Sequence[Filter], weights: Sequence[float | torch.Tensor], logits: torch.Tensor) -> None:
@@ -236,19 +261,20 @@ def started(unary: torch.Tensor, initial: str) -> torch.Tensor:
 
 def _unrolled(
     unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], filters: Sequence[Filter],
-    iterations: int, initial: Initial, damping: float,
+    iterations: int, initial: Initial, damping: float, normalized: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:  # fmt: skip
-    """What `iterate` gives first, by operations that autograd records, for filters that only a function knows."""
+    """What `iterate` gives first, by operations that autograd records, with this in place of the softmax."""
     with without_autocast(unary):
-        q, weighted = started(unary, initial), mix(unary_weight, unary)
+        q = normalized(unary) if initial == "softmax" else started(unary, initial)
+        weighted = mix(unary_weight, unary)
         for t in range(iterations):
             scores = weighted
             for a, f in zip(mixing, filters, strict=True):
                 scores = scores + mix(a, f.filtered(q))
             if damping:
-                q = torch.lerp(softmax(scores), q, damping)
+                q = torch.lerp(normalized(scores), q, damping)
             elif t < iterations - 1:
-                q = softmax(scores)
+                q = normalized(scores)
         return q if damping else scores
 
 

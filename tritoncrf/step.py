@@ -137,6 +137,14 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def rectified(x: torch.Tensor, open: torch.Tensor) -> torch.Tensor:
+    """max(x, 0) over its sum over the classes of x [B, C, *S]; where that is 0, the same for all classes of `open`."""
+    found, possible = x.relu(), open.to(x.dtype)
+    total = found.sum(1, keepdim=True)
+    some = total > 0
+    return torch.where(some, found / torch.where(some, total, 1), possible / possible.sum(1, keepdim=True))
+
+
 def _class_sum(x: torch.Tensor) -> torch.Tensor:
     """[B, 1, N], in one order for every pixel, which PyTorch's sum has not."""
     while x.shape[1] > 1:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # the command line reads these words without them
     import torch
 
 __all__ = [
+    "Activation",
     "Array",
     "Backend",
     "Box",
@@ -47,6 +48,8 @@ Compatibility: TypeAlias = Union[Literal["potts"], "torch.Tensor"]
 Costs: TypeAlias = Literal["potts"] | Array | Sequence[Sequence[float]]
 #: What the first messages of the loop are made of.
 Initial: TypeAlias = Literal["softmax", "log_softmax"]
+#: What makes Q of the scores, in every update.
+Activation: TypeAlias = Literal["softmax", "relu"]
 #: What the loop gives.
 Output: TypeAlias = Literal["probabilities", "logits", "log_probabilities"]
 

@@ -10,7 +10,9 @@ all images; and none at all, iterations = 0, where the search gains nothing on w
     problem     images, scores and truths, and processes that share the images of a trial
     studies     where trials are kept
     proposals   the search by proposals, Optuna's
+    grid        the search on a grid
     descent     the search by gradients, `slopes` the gradients
+    disconnected    another question: settings of a layer for a network's scores, without folds
 
 Processes share the images of a trial, never the trials. So a search that was stopped goes on to the same end, in any
 number of processes.
@@ -30,7 +32,9 @@ from tritoncrf.files import FileError, decoded
 from tritoncrf.models.experiments.statistics import Estimate, jackknife
 from tritoncrf.models.scored import MEASURES, measures
 from tritoncrf.models.tuning.descent import descended
-from tritoncrf.models.tuning.problem import Asked, Parameters, Problem, expect_problem, shared
+from tritoncrf.models.tuning.disconnected import Found, disconnected
+from tritoncrf.models.tuning.grid import gridded, searched_on_grid
+from tritoncrf.models.tuning.problem import BY_NAME, Asked, Parameters, Problem, expect_problem, shared, valued
 from tritoncrf.models.tuning.proposals import SPACES, proposed
 from tritoncrf.models.tuning.slopes import LEARNED
 from tritoncrf.models.tuning.studies import Trial, expect_optuna, stored
@@ -45,10 +49,9 @@ else:
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SEARCHES", "SPACES", "Fold", "Trial", "Tuned", "load_parameters", "tune"]
+__all__ = ["SEARCHES", "SPACES", "Fold", "Found", "Trial", "Tuned", "disconnected", "load_parameters", "tune"]
 
-BY_NAME = {"miou": 0, "boundary": 1, "accuracy": 3}  # of MEASURES
-SEARCHES = "tpe", "gradient"
+SEARCHES = "tpe", "grid", "gradient"
 NONE, DEFAULTS = "no CRF", "defaults"
 
 
@@ -117,8 +120,8 @@ def tune(
     images: Sequence[Image], *, truths: Sequence[Any], logits: Sequence[Any] | None = None,
     probabilities: Sequence[Any] | None = None, energies: Sequence[Any] | None = None,
     labels: Sequence[Any] | None = None, mask: Sequence[Any] | None = None, foreground: Sequence[Any] | None = None,
-    method: Method = "lattice", search: Literal["tpe", "gradient"] = "tpe", budget: int = 100, measure: str = "miou",
-    folds: int = 2, seed: int = 0, jobs: int = 0,
+    method: Method = "lattice", search: Literal["tpe", "grid", "gradient"] = "tpe", budget: int = 100,
+    measure: str = "miou", folds: int = 2, seed: int = 0, jobs: int = 0,
     study: str | Path | None = None, progress: Callable[[str], None] | None = None, **options: Any,
 ) -> Tuned:  # fmt: skip
     """Find arguments of `refine` for scores like these, whose truth is known.
@@ -130,9 +133,12 @@ def tune(
         logits, probabilities, energies, labels, mask, foreground: exactly one; a sequence of what `refine` takes.
         method: whose parameters are searched for.
         search: "tpe", Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), for all parameters of the
-            method. "gradient", not for "guided": Adam on the cross-entropy, through the library's own gradients, for
-            the bandwidths, the weights and the compatibility [C, C], from the best of the named settings on; its best
-            trial by the measure counts, and it ends before the budget where that has not grown for 15 steps.
+            method. "grid", powers of two times the defaults of theta_space, theta_color and weight_appearance, of
+            "guided" radius, eps and weight_appearance: from the defaults on towards what is better, until the best has
+            no better neighbour; it ends there, before the budget. "gradient", not for "guided": Adam on the
+            cross-entropy, through the library's own gradients, for the bandwidths, the weights and the compatibility
+            [C, C], from the best of the named settings on; its best trial by the measure counts, and it ends before
+            the budget where that has not grown for 15 steps.
         budget: trials for each fold.
         measure: what is to become largest over all images of a fold's search: "miou", mean IoU over the classes that
             occur; "boundary", mean Boundary IoU within 2 % of the diagonal; "accuracy", of pixels.
@@ -187,11 +193,11 @@ def tune(
         known: dict[str, np.ndarray] = {}
         for name, parameters in candidates.items():
             known[name] = asked("counts", parameters, everything)
-            said(f"{name}: {_value(known[name], measure):.2%}")
+            said(f"{name}: {valued(known[name], measure):.2%}")
         searches, finalists, held_out = [], dict(candidates), np.empty_like(known[NONE])
         for fold in range(folds):
             held, seen = everything[fold::folds], [n for n in everything if n % folds != fold]
-            choices = [(name, own, _value(known[name][seen], measure)) for name, own in candidates.items()]
+            choices = [(name, own, valued(known[name][seen], measure)) for name, own in candidates.items()]
             settings = method, search, measure, folds, fold, seed, sorted(SPACES[method].items())
             kept = stored(study, f"fold {fold}", problem.digest(settings))
             trials = []
@@ -214,7 +220,7 @@ def tune(
         jackknife(counts, lambda total: [measures(total)[BY_NAME[measure]]]) for counts in (known[NONE], held_out)
     )
     gain = _gain(held_out, known[NONE], measure)
-    winner = max(known, key=lambda name: _value(known[name], measure))
+    winner = max(known, key=lambda name: valued(known[name], measure))
     parameters = finalists[winner] if gain.value > 0 else candidates[NONE]
     return Tuned({**_kept(options), **parameters}, measure, alone, refined, gain, tuple(searches))
 
@@ -269,11 +275,15 @@ def _search(
     """The trials of a fold, which sees these images; `choices` are the candidates with their measure on them."""
 
     def value_of(parameters: Parameters) -> float:
-        return _value(asked("counts", parameters, seen), measure)
+        return valued(asked("counts", parameters, seen), measure)
 
     if search == "tpe":
         space = {name: numbers for name, numbers in SPACES[method].items() if name not in problem.options}
         return proposed(study, space, method, seed, budget, value_of)
+    if search == "grid":
+        grid = [name for name in searched_on_grid(method) if name not in problem.options]
+        start = {name: _number(ARGUMENTS[name].value(method, problem.kind)) for name in grid}
+        return gridded(study, start, method, lambda name, x: SPACES[method][name].value(x), budget, value_of)
     free = [name for name in (*LEARNED, "compatibility", "iterations") if name not in problem.options]
     begun = [c for c in choices if c[1]["method"] == method and c[1].get("iterations") != 0]
     _, best, _ = max(begun, key=lambda choice: choice[2])
@@ -282,6 +292,11 @@ def _search(
         study, {"method": method, **start}, problem.num_classes, budget, value_of,
         lambda parameters: asked("slopes", parameters, seen).mean(0),
     )  # fmt: skip
+
+
+def _number(value: float | str) -> float:
+    """A setting without the % of a share."""
+    return float(value.removesuffix("%")) if isinstance(value, str) else float(value)
 
 
 def _gain(counts: np.ndarray, others: np.ndarray, measure: str) -> Estimate:
@@ -317,8 +332,3 @@ def _plain(value: Any) -> bool:
     """A number, a word, or numbers in a list."""
     single = isinstance(value, (bool, int, float, str))
     return single or isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
-
-
-def _value(found: np.ndarray, measure: str) -> float:
-    """The measure of counts [images, ...]."""
-    return float(measures(found.sum(0))[BY_NAME[measure]])

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from tritoncrf import checks
-from tritoncrf.models.scored import Scored, counts
+from tritoncrf.models.scored import Scored, counts, measures
 from tritoncrf.models.tuning.slopes import slopes
 from tritoncrf.options import BINARY, SCORES
 from tritoncrf.types import Image
 
-__all__ = ["Asked", "Parameters", "Problem", "expect_problem", "shared"]
+__all__ = ["BY_NAME", "Asked", "Parameters", "Problem", "expect_problem", "shared", "valued"]
+
+BY_NAME = {"miou": 0, "boundary": 1, "accuracy": 3}  # of MEASURES
 
 Parameters: TypeAlias = dict[str, Any]
 # "counts" of images refined with these parameters, of all of `measures`; or "slopes" of their cross-entropy.
@@ -98,6 +100,11 @@ def _truth(n: int, truth: Any, score: Any, kind: str) -> np.ndarray:
     if found.shape != size:
         raise ValueError(f"truths[{n}]: expected the size of {kind}[{n}], {list(size)}, got {list(found.shape)}")
     return found.astype(np.int64)
+
+
+def valued(found: np.ndarray, measure: str) -> float:
+    """The measure, one of BY_NAME, of counts [images, ...]."""
+    return float(measures(found.sum(0))[BY_NAME[measure]])
 
 
 # Processes ------------------------------------------------------------------------------------------------------------

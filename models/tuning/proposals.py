@@ -27,7 +27,7 @@ class Numbers:
 
     def value(self, x: float) -> float | int | str:
         rounded = float(f"{x:.{DIGITS}g}")
-        return f"{rounded:g}%" if self.share else int(x) if self.whole else rounded
+        return f"{rounded:g}%" if self.share else max(int(self.low), round(x)) if self.whole else rounded
 
 
 @dataclass(frozen=True)

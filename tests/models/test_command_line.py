@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tritoncrf.models import WithCRF, __main__, checkpoints, config, evaluation
+import tritoncrf as tc
+from tritoncrf.models import WithCRF, __main__, checkpoints, config, data, evaluation, metrics
 from tritoncrf.models.__main__ import main
+from tritoncrf.models.disconnected import KINDS
 
 CONFIG = """
 [network]
@@ -69,7 +71,7 @@ def test_it_runs_as_a_module():
 
 
 def test_the_parser_knows_the_words_of_the_rest():
-    assert __main__.FUSIONS == evaluation.FUSIONS
+    assert __main__.FUSIONS == evaluation.FUSIONS and __main__.CRFS == KINDS
 
 
 def test_evaluate_reports_both_labellings(trained, shapes, tmp_path, capsys):
@@ -92,6 +94,108 @@ def test_evaluate_at_several_scales(trained, shapes, capsys):
     options = ["--scales", "0.5", "1", "1.5", "--flip", "--fuse", "max_mean"]
     assert main(["evaluate", str(trained / "last.pt"), "--data", str(shapes), "--split", "train", *options]) == 0
     assert "with CRF, 8 images" in capsys.readouterr().out
+
+
+@pytest.fixture
+def other(shapes, tmp_path):
+    """A checkpoint of another network for the same classes, without a CRF."""
+    table = config.load(config.BUNDLED / "small_unary.toml", ["network.width=0.125", "data.resize=[32, 40]"]).table()
+    settings = config.parse(table | {"data": table["data"] | {"format": "folder", "resize": None}}, "other")
+    classes = data.folder(shapes, "train").classes
+    checkpoints.save(tmp_path / "other.pt", config.build(settings, len(classes), "other"), settings, classes)
+    return tmp_path / "other.pt"
+
+
+def table(path):
+    """The columns of results.csv by name, as {metric: number}."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: {row["metric"]: float(row[name]) for row in rows} for name in rows[0] if name != "metric"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluate_with_a_disconnected_crf(trained, shapes, other, tmp_path, capsys, kind):
+    """In place of the checkpoint's own, and on a network that has none; with no iterations it changes nothing."""
+    key = "test_iterations" if kind == "lattice" else "iterations"
+    command = "evaluate", str(trained / "last.pt"), "--data", str(shapes), "-o", str(tmp_path / "report"), "--crf", kind
+    assert main([*command, "--set", f"crf.{key}=0"]) == 0
+    shown = capsys.readouterr().out
+    assert f"last.pt: its own CRF is left out; --crf {kind} refines" in shown and "with CRF, 3 images" in shown
+    found = table(tmp_path / "report" / "results.csv")
+    assert found["with CRF"] == found["without CRF"]
+    assert not (tmp_path / "report" / "compatibility.png").exists()
+    command = "evaluate", str(other), "--data", str(shapes), "-o", str(tmp_path / "other"), "--crf", kind
+    assert main([*command, "--set", f"crf.{key}=2"]) == 0
+    assert "its own CRF" not in capsys.readouterr().out
+    found = table(tmp_path / "other" / "results.csv")
+    assert set(found) == {"with CRF", "without CRF"}
+
+
+def test_several_checkpoints_together(trained, shapes, other, tmp_path, device):
+    """Evaluated and predicted by the mean of their probabilities."""
+    photos, both = shapes / "val" / "images", [str(trained / "last.pt"), str(other)]
+    assert main(["predict", *both, str(photos), "-o", str(tmp_path / "out")]) == 0
+    assert main(["evaluate", *both, "--data", str(shapes), "-o", str(tmp_path / "report")]) == 0
+    models, confusion = [checkpoints.trained(path, device).model for path in both], 0
+    for path in photos.iterdir():
+        image = torch.from_numpy(picture(path)[1]).permute(2, 0, 1)[None].to(device)
+        with torch.no_grad():
+            fused = sum(model(image).softmax(1) for model in models)
+        labels = fused[0].argmax(0).cpu().numpy()
+        assert np.array_equal(picture(tmp_path / "out" / "labels" / path.name)[1], labels)
+        truth = picture(shapes / "val" / "labels" / path.name)[1].astype(int)
+        confusion = confusion + metrics.confusion_matrix(labels, truth, models[0].num_classes)
+    found = table(tmp_path / "report" / "results.csv")
+    assert found["with CRF"]["miou"] == pytest.approx(metrics.mean_iou(confusion)) and "without CRF" in found
+
+
+def test_predict_with_a_disconnected_crf(trained, shapes, tmp_path, device):
+    options = ["--crf", "lattice", "--set", "crf.theta_space=4", "--set", "crf.weight_appearance=3"]
+    photo = shapes / "val" / "images" / "0.png"
+    assert main(["predict", str(trained / "last.pt"), str(photo), "-o", str(tmp_path), *options]) == 0
+    image = torch.from_numpy(picture(photo)[1]).permute(2, 0, 1)[None].to(device)
+    model = checkpoints.trained(trained / "last.pt", device).model
+    crf = tc.CRFRNN(model.num_classes, theta_space=4, weight_appearance=3).to(device).eval()
+    with torch.no_grad():
+        labels = crf(model(image, "unary"), image)[0].argmax(0).cpu().numpy()
+    assert np.array_equal(picture(tmp_path / "labels" / "0.png")[1], labels)
+
+
+def test_bad_crfs_and_checkpoints_that_do_not_go_together(trained, shapes, other, tmp_path, capsys):
+    command = "evaluate", trained / "last.pt", "--data", shapes
+    error = refused(capsys, *command, "--set", "crf.theta_color=3")
+    assert error == "--set crf.theta_color=3: expected --crf, for a trained CRF stays as it is, got none"
+    error = refused(capsys, *command, "--crf", "lattice", "--set", "crf.theta_colour=3")
+    assert error == "--set: crf.theta_colour: unknown key; did you mean 'theta_color'?"
+    error = refused(capsys, *command, "--crf", "lattice", "--set", "crf.theta_color=-3")
+    assert error.startswith("--set: crf: theta_color: expected")
+    error = refused(capsys, *command, "--crf", "lattice", "--set", "crf.name=ConvCRF")
+    assert error == "--set crf.name: expected none beside --crf lattice, got one"
+    for kept in ("crf=3", "crf.device=cpu"):
+        assert refused(capsys, *command, "--crf", "guided", "--set", kept).startswith("--set: crf")
+    assert main([*map(str, command), "--crf", "exact"]) == 2 and "invalid choice: 'exact'" in capsys.readouterr().err
+    both = "predict", trained / "last.pt", shapes, "-o", tmp_path, "--no-crf", "--crf", "lattice"
+    assert main([*map(str, both)]) == 2 and "not allowed with argument" in capsys.readouterr().err
+
+    state = checkpoints.read(other)
+    for name, change in (("classes", {"classes": ["a", "b", "c"]}), ("size", {"config": _resized(state["config"])})):
+        checkpoints.write(tmp_path / f"{name}.pt", {k: v for k, v in (state | change).items() if k != "mark"})
+    error = refused(capsys, "evaluate", other, tmp_path / "classes.pt", "--data", shapes)
+    assert (
+        error
+        == f"{tmp_path / 'classes.pt'}: expected the classes of {other}, {', '.join(state['classes'])}, got a, b, c"
+    )
+    error = refused(capsys, "evaluate", other, tmp_path / "size.pt", "--data", shapes)
+    wanted = (
+        f"{tmp_path / 'size.pt'}: expected data.resize of {other}, None, got (16, 20); --set data.resize=[H,W] is for"
+    )
+    assert error.startswith(wanted)
+    resized = ["--set", "data.resize=[16, 20]"]
+    assert main(["evaluate", str(other), str(tmp_path / "size.pt"), "--data", str(shapes), *resized]) == 0
+
+
+def _resized(table):
+    return table | {"data": table["data"] | {"resize": [16, 20]}}
 
 
 def test_predict_labels_a_folder(trained, shapes, tmp_path, device):

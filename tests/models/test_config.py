@@ -109,6 +109,7 @@ BAD = [
         "phases.unary.hardest: expected one of 'known', 'released', got 'all'",
     ),
     ("epochs = 3", 'epochs = 3\nhardest = "released"', "phases.unary.hardest: expected 'known' where all pixels count"),
+    ("epochs = 3", "epochs = 3\nrobust = 2", "phases.unary.robust: expected a number from 0 to 1, got 2.0"),
     ("epochs = 3", 'epochs = 3\nsplit = "held_out"', "phases.unary.split: expected images of it: set data.held_out"),
     ("epochs = 3", 'epochs = 3\nfollows = "x"', "phases.unary.follows: expected an earlier phase"),
     ('train = "unary"', 'train = "statistics"', "phases.unary.optimizer: expected one where something is learnt"),
@@ -158,7 +159,7 @@ def test_bad_arguments_of_what_is_built(tmp_path):
     with pytest.raises(FileError, match="run.toml: augment: mirror: expected a number from 0 to 1, got 2"):
         config.augmentation(found, str(path))
     found = config.load(written(tmp_path, MINIMAL.replace("depth = 18", "depht = 18")))
-    with pytest.raises(FileError, match="network: .*depht"):
+    with pytest.raises(FileError, match="run.toml: network.depht: unknown key; did you mean 'depth'"):
         config.build(found, 3, "run.toml")
 
 

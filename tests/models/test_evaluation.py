@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import tritoncrf as tc
 from assertions import assert_close
 from tritoncrf.models import data, evaluation
 from tritoncrf.models.distributed import World
@@ -82,6 +83,53 @@ def test_scales_are_fused_as_said(model, image):
     assert_close("max_mean", fused, (logits.amax(0) + logits.mean(0)) / 2)
     with pytest.raises(ValueError, match="fuse: expected one of 'mean', 'max_mean', got 'max'"):
         evaluation.scores(model, image, fuse="max")
+
+
+class Reversed(Colors):
+    """Other logits of the same classes."""
+
+    def scores(self, image):
+        return 2 * image.float().flip(1)
+
+
+def test_several_networks_are_fused_as_several_scales_are(model, image):
+    other = Reversed(C).eval()
+    scales = (1.0, 0.5)
+    for fuse in evaluation.FUSIONS:
+        alone = evaluation.scores([model], image, scales, fuse=fuse)
+        for name, maps in evaluation.scores(model, image, scales, fuse=fuse).items():
+            assert torch.equal(maps, alone[name])
+        found = evaluation.scores([model, other], image, fuse=fuse)
+        assert set(found) == {"unary", "refined"}
+        for name, factor in (("unary", 4), ("refined", 8)):
+            maps = torch.stack([factor * image, 2 * image.flip(1)])
+            maps = maps.softmax(2).mean(0) if fuse == "mean" else (maps.amax(0) + maps.mean(0)) / 2
+            assert_close(name, found[name], maps)
+    assert set(evaluation.scores([other, other], image)) == {"refined"}
+
+
+@pytest.mark.parametrize("fuse", evaluation.FUSIONS)
+def test_a_disconnected_crf_refines_what_the_views_are_fused_to(model, image, fuse):
+    crf = tc.CRFRNN(C, theta_space=5.0, weight_appearance=2.0, test_iterations=3).eval()
+    networks, scales = [model, Reversed(C).eval()], (1.0, 0.5)
+    found = evaluation.scores(networks, image, scales, fuse=fuse, crf=crf)
+    fused = found["unary"].log() if fuse == "mean" else found["unary"]
+    assert torch.equal(found["unary"], evaluation.scores(networks, image, scales, fuse=fuse)["unary"])
+    with torch.no_grad():
+        assert_close("several", found["refined"], crf(fused, image, output="probabilities"))
+        single = evaluation.scores(model, image, fuse=fuse, crf=crf)["refined"]
+        assert_close("its own CRF is left out", single, crf(4 * image, image, output="probabilities"))
+
+
+def test_a_disconnected_crf_takes_scores_beyond_what_probabilities_hold(image):
+    class Sure(Colors):
+        def scores(self, image):
+            return 1000 * image.float()
+
+    crf = tc.CRFRNN(C, test_iterations=1).eval()
+    found = evaluation.scores(Sure(C).eval(), image, crf=crf)["refined"]
+    with torch.no_grad():
+        assert_close("refined", found, crf(1000 * image, image, output="probabilities"))
 
 
 def test_validation_counts_every_known_pixel_once(model, shapes):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from assertions import assert_close
 from tritoncrf.models.losses import cross_entropy, hard_pixels
 
 
@@ -18,6 +19,45 @@ def test_by_hand():
     total, count = cross_entropy(logits, labels)
     assert total.item() == pytest.approx(math.log(2) + math.log(1 + math.exp(-1)))
     assert count == 2
+
+
+@pytest.mark.parametrize("robust", [1e-4, 0.01, 0.5])
+def test_the_robust_loss_and_its_gradient(robust):
+    """-log(q + e); by the score of the right class -q (1 - q) / (q + e), of another one q q' / (q + e)."""
+    logits = (3 * torch.randn(2, 4, 5, 6)).requires_grad_()
+    labels = torch.randint(0, 4, (2, 5, 6))
+    labels[0, 0] = 255
+    total, count = cross_entropy(logits, labels, robust=robust)
+    (gradient,) = torch.autograd.grad(total, logits)
+    with torch.no_grad():
+        known, q = labels != 255, logits.double().softmax(1)
+        hot = F.one_hot(labels.where(known, 0), 4).movedim(3, 1) * known[:, None]
+        right = (q * hot).sum(1, keepdim=True)
+        expected = hot.sum(1, keepdim=True) * right * (q - hot) / (right + robust)
+        assert total.item() == pytest.approx(-(right + robust).log()[known[:, None]].sum().item(), rel=1e-5)
+    assert count == known.sum()
+    assert_close("gradient", gradient, expected.float())
+
+
+def test_a_robust_loss_is_bounded_where_cross_entropy_is_not():
+    logits = torch.tensor([[[[0.0, 500.0]], [[0.0, 0.0]]]], requires_grad=True)
+    labels = torch.tensor([[[0, 1]]])
+    total, _ = cross_entropy(logits, labels, robust=0.01)
+    total.backward()
+    assert total.item() == pytest.approx(-math.log(0.51) - math.log(0.01), rel=1e-5)
+    assert torch.isfinite(logits.grad).all() and not logits.grad[..., 1].any()
+    assert cross_entropy(logits.detach(), labels)[0] > 500
+
+
+@pytest.mark.parametrize("hardest", ["known", "released"])
+def test_a_robust_loss_leaves_the_hard_pixels_as_they_are(hardest):
+    logits, labels = torch.randn(1, 3, 16, 16), torch.randint(0, 3, (1, 16, 16))
+    labels[0, :4] = 255
+    plain, robust = (cross_entropy(logits, labels, 0.5, hardest, robust=x) for x in (0.0, 1e-6))
+    assert plain[1] == robust[1] < 256 - 64
+    assert robust[0].item() == pytest.approx(plain[0].item(), rel=1e-4)
+    nothing = cross_entropy(logits, torch.full_like(labels, 255), 0.5, robust=0.1)
+    assert nothing[0] == nothing[1] == 0
 
 
 def test_nothing_known_is_zero_with_zero_gradient():

@@ -1,5 +1,6 @@
 """Training: what each kind of phase learns, runs that are killed and resumed, several ranks."""
 
+import math
 import os
 import random
 import re
@@ -118,6 +119,13 @@ def test_a_follower_runs_after_each_epoch(shapes, tmp_path):
         ("all", "2"),
         ("crf", "2"),
     ]
+
+
+def test_a_phase_learns_by_the_robust_loss(shapes, tmp_path):
+    """-log(Q + 1) is below 0, and the validation's cross-entropy is not."""
+    run(settings(phase(robust=1.0, batch=8), network=FCN), shapes, tmp_path)
+    [row] = rows(tmp_path)
+    assert -math.log(2) < float(row["loss"]) < 0 < float(row["val_loss"])
 
 
 def test_a_sum_is_the_mean_times_the_pixels(shapes, tmp_path):

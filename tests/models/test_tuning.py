@@ -1,5 +1,6 @@
 """Searches for settings: what they find, what they are judged by, that they go on where they were, and bad input."""
 
+import itertools
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from tritoncrf.files import FileError
 from tritoncrf.models import metrics, tuning
 from tritoncrf.models.scored import Scored
 from tritoncrf.models.tuning import descent
+from tritoncrf.models.tuning.grid import WIDEST, climbed
 from tritoncrf.models.tuning.slopes import LEARNED, slopes
 
 optuna = pytest.importorskip("optuna", reason="needs Optuna, the extra `tune`")
@@ -128,6 +130,41 @@ def test_the_seed_decides():
     given = problem()
     first, again, other = (tuned(*given, seed=seed) for seed in (1, 1, 2))
     assert first == again and first.folds[0].trials != other.folds[0].trials
+
+
+# On a grid ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peak", [(0,), (3,), (-2, 1), (1, -4, 2), (9, 0)])
+def test_the_best_of_the_grid_has_no_better_neighbour(peak):
+    """A single peak is found wherever it is, or the edge nearest to it; each point is measured once."""
+    found = list(climbed(len(peak), lambda point: -sum((a - b) ** 2 for a, b in zip(point, peak))))
+    points = [point for point, _ in found]
+    assert max(found, key=lambda pair: pair[1])[0] == tuple(min(p, WIDEST) for p in peak)
+    assert len(points) == len(set(points)) and max(abs(x) for point in points for x in point) <= WIDEST
+    neighbours = set(itertools.product((-1, 0, 1), repeat=len(peak)))
+    assert set(points[: 3 ** len(peak)]) == neighbours
+
+
+def test_where_all_is_equal_the_start_stays():
+    assert max(climbed(2, lambda point: 0.5), key=lambda pair: pair[1])[0] == (0, 0)
+    assert len(list(climbed(2, lambda point: 0.5))) == 9
+
+
+@pytest.mark.parametrize(
+    "method, names", [("lattice", ("theta_space", "weight_appearance")), ("guided", ("radius", "eps"))]
+)
+def test_a_grid_starts_at_the_defaults_and_ends_before_the_budget(method, names):
+    given = problem(count=2)
+    fixed = {"theta_color": 5.0} if method == "lattice" else {"weight_appearance": 10.0}
+    found = tuned(*given, method=method, search="grid", budget=200, iterations=2, **fixed)
+    for fold in found.folds:
+        [seen] = {0, 1} - set(fold.images)
+        assert 9 <= len(fold.trials) < 200
+        assert set(fold.trials[0].parameters) == {"method", *names}
+        assert fold.trials[0].value == miou(*given, [seen], {"method": method, "iterations": 2, **fixed})
+        last = fold.trials[-1]
+        assert last.value == miou(*given, [seen], {**last.parameters, "iterations": 2, **fixed})
 
 
 # By gradients -----------------------------------------------------------------------------------------------------
@@ -281,7 +318,7 @@ IMAGES, P, TRUTHS = problem()
     ({"folds": 5}, ValueError, "^folds: expected an int from 2 to 4, got 5"),
     ({"folds": 1}, ValueError, "^folds: expected an int from 2 to 4, got 1"),
     ({"measure": "dice"}, ValueError, "^measure: expected one of 'miou'"),
-    ({"search": "grid"}, ValueError, "^search: expected one of 'tpe', 'gradient'"),
+    ({"search": "random"}, ValueError, "^search: expected one of 'tpe', 'grid', 'gradient', got 'random'"),
     ({"search": "gradient", "method": "guided"}, ValueError, "^search: expected 'tpe' with method='guided'"),
     ({"method": "magic"}, ValueError, "^method: expected one of 'lattice'"),
     ({"jobs": -1}, ValueError, "^jobs: expected an int from 0"),

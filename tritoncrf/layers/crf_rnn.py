@@ -10,9 +10,9 @@ from tritoncrf import checks, features, filters
 from tritoncrf.backends import compute_dtype
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
 from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, expect_update, placed
-from tritoncrf.mean_field import mean_field
+from tritoncrf.mean_field import ACTIVATIONS, mean_field
 from tritoncrf.published import CRFRNN_CODES, Numbers, Preset, crfrnn_parameters
-from tritoncrf.types import Backend, Normalization, Output, Precision, Theta
+from tritoncrf.types import Activation, Backend, Normalization, Output, Precision, Theta
 
 KernelWeights: TypeAlias = Literal["class", "full", "scalar"]
 KERNEL_WEIGHTS: tuple[KernelWeights, ...] = get_args(KernelWeights)
@@ -52,7 +52,7 @@ class CRFRNN(Layer):
         normalization: of both kernels, see `filters.Lattice`.
         include_self: whether a pixel sends a message to itself.
         spacing: distance of neighbouring pixels or voxels, a number or one per axis.
-        damping, temperature: of the updates, see `mean_field`; not in a preset.
+        damping, temperature, activation: of the updates, see `mean_field`; not in a preset.
         preset: computes what published code does: matrices W_m, positions in the order (x, y), then blue, green and red
             minus the mean of that code's training images, for the lattice feels the order and the origin of its
             features. The image is still given as RGB. "released" is the authors' Caffe code; "released-keras"
@@ -87,7 +87,7 @@ class CRFRNN(Layer):
         weight_appearance: float | None = None, kernel_weights: KernelWeights | None = None,
         learn_thetas: bool = False, normalization: Normalization = "after", include_self: bool = True,
         spacing: Theta | None = None, damping: float = 0.0, temperature: float = 1.0,
-        preset: Preset | None = None, precision: Precision = "default",
+        activation: Activation = "softmax", preset: Preset | None = None, precision: Precision = "default",
         backend: Backend = "auto", device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -95,6 +95,10 @@ class CRFRNN(Layer):
             checks.expect_choice("preset", preset, CRFRNN_CODES)
         self.preset, self.spacing = preset, spacing
         self.update = expect_update(damping, temperature, preset)
+        self.activation = checks.expect_choice("activation", activation, ACTIVATIONS)
+        if activation == "relu" and (preset is not None or self.update["temperature"] != 1):
+            reason = f"preset={preset!r}" if preset is not None else f"temperature={temperature}"
+            raise ValueError(f"activation: expected 'softmax' with {reason}, got 'relu'")
         self.num_classes = checks.expect_num_classes("num_classes", num_classes)
         if iterations is None:
             iterations = 5 if preset is None else 10
@@ -211,6 +215,7 @@ class CRFRNN(Layer):
             compatibility=self.cost,
             iterations=self.iterations if self.training else self.test_iterations,
             output=output,
+            activation=self.activation,
             **self.update,
         )
 
@@ -241,7 +246,8 @@ class CRFRNN(Layer):
         return torch.cat([positions.flip(1), torch.stack(colors[::-1], 1)], 1)
 
     def extra_repr(self) -> str:
-        shown = {name: getattr(self, name) for name in ("num_classes", "iterations", "test_iterations", "preset")}
+        names = "num_classes", "iterations", "test_iterations", "activation", "preset"
+        shown = {name: getattr(self, name) for name in names}
         return ", ".join(
             f"{name}={value!r}" for name, value in (shown | self.fixed_thetas | self.lattice | self.update).items()
         )

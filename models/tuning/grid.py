@@ -1,0 +1,78 @@
+"""The search on a grid: each setting at powers of two times where it starts.
+
+The start and all its neighbours, half, the same and double of every setting, are measured, then the neighbours of the
+best of them, and so on until none is better than the one they surround. So the best never lies on an edge of what was
+measured, except where a setting has been halved or doubled WIDEST times, or the trials have run out.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tritoncrf.models.tuning.problem import Parameters
+from tritoncrf.models.tuning.studies import Trial
+from tritoncrf.options import GAUSSIAN
+from tritoncrf.types import Method
+
+__all__ = ["WIDEST", "Point", "climbed", "gridded", "searched_on_grid"]
+
+WIDEST = 10  # powers of two to either side of the start
+
+Point = tuple[int, ...]  # the power of two of each setting
+
+
+def searched_on_grid(method: Method) -> tuple[str, ...]:
+    """The arguments of `refine` that make the grid of a method; all others stay as they are."""
+    return (
+        ("theta_space", "theta_color", "weight_appearance") if method in GAUSSIAN
+        else ("radius", "eps", "weight_appearance")
+    )  # fmt: skip
+
+
+def climbed(dimensions: int, value_of: Callable[[Point], float]) -> Iterator[tuple[Point, float]]:
+    """Points of the grid with their values as they are measured, until none of the neighbours of the best is better."""
+    values: dict[Point, float] = {}
+    centre: Point = (0,) * dimensions
+    while True:
+        for steps in itertools.product((0, -1, 1), repeat=dimensions):  # the centre first: of equal ones it stays
+            point = tuple(c + step for c, step in zip(centre, steps))
+            if point not in values and max(map(abs, point), default=0) <= WIDEST:
+                values[point] = value_of(point)
+                yield point, values[point]
+        best = max(values, key=lambda point: values[point])  # of equal ones the first
+        if best == centre:
+            return
+        centre = best
+
+
+def gridded(
+    study: Any, start: Mapping[str, float], method: Method, written: Callable[[str, float], Any], budget: int,
+    value_of: Callable[[Parameters], float],
+) -> Iterator[Trial]:  # fmt: skip
+    """At most `budget` trials, those that the study has and then new ones.
+
+    Args:
+        study: of Optuna.
+        start: the settings to start from, as numbers.
+        method: of `refine`.
+        written: a setting as `refine` takes it, of its name and its number.
+        budget: how many trials in all.
+        value_of: the measure.
+    """
+    import optuna
+
+    kept = iter(study.get_trials(deepcopy=False))
+
+    def parameters(point: Point) -> Parameters:
+        settings = {name: written(name, x * 2.0**power) for (name, x), power in zip(start.items(), point)}
+        return {"method": method, **settings}
+
+    def value(point: Point) -> float:
+        if (trial := next(kept, None)) is not None:
+            return float(trial.value)
+        found = value_of(parameters(point))
+        study.add_trial(optuna.trial.create_trial(value=found))
+        return found
+
+    for point, found in itertools.islice(climbed(len(start), value), budget):
+        yield Trial(parameters(point), found)
