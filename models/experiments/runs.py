@@ -212,7 +212,9 @@ def train(names: Sequence[str], place: Place) -> None:
         cores = os.cpu_count() or 1
         workers = min(SIDE_BY_SIDE, cores, len(pairs))
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda pair: _train(*pair, place, cores // workers), pairs))  # noqa: B023
+            started = [pool.submit(_train, name, seed, place, cores // workers) for name, seed in pairs]
+        for training in started:
+            training.result()
 
 
 def _train(name: str, seed: int, place: Place, threads: int) -> None:

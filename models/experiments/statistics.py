@@ -106,7 +106,7 @@ def over_seeds(counts: np.ndarray, measures: Callable[[np.ndarray], Sequence[flo
         '75.00 ± 7.64'
     """
     by_image = np.moveaxis(counts, 1, 0)
-    of_images = jackknife(by_image, lambda totals: np.mean([measures(total) for total in totals], 0))
+    of_images = jackknife(by_image, lambda totals: np.array([measures(total) for total in totals]).mean(0))
     seeds = len(counts)
     if seeds < 2:
         return of_images
