@@ -28,6 +28,7 @@ from tritoncrf.layers import Layer
 from tritoncrf.models import BUNDLED
 from tritoncrf.models.augment import MOST_SIDE, Augment
 from tritoncrf.models.fcn import FCN8s, FCN16s, FCN32s
+from tritoncrf.models.losses import Hardest
 from tritoncrf.models.resnet_fcn import ResNetFCN
 from tritoncrf.models.segmenter import Segmenter, WithCRF
 from tritoncrf.models.segmodel import SegModel
@@ -111,6 +112,7 @@ class Phase:
         follows: the name of an earlier phase; this one then runs `epochs` epochs after each epoch of that.
         loss: "mean" over the valid pixels of the batch, or their "sum".
         ohem: the share of hard pixels that count.
+        hardest: which of them those are, "known" or "released", see `losses.hard_pixels`.
         auxiliary: weight of the loss of the unary logits beside the refined ones'.
         alternate: every other step learns from the unary logits alone.
         freeze: patterns of names of parameters that are not learnt here.
@@ -126,6 +128,7 @@ class Phase:
     follows: str = ""
     loss: Literal["mean", "sum"] = "mean"
     ohem: float | None = None
+    hardest: Hardest = "known"
     auxiliary: float = 0.0
     alternate: bool = False
     freeze: tuple[str, ...] = ()
@@ -266,6 +269,7 @@ def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, sourc
         ("batch", phase.batch < 1, "at least 1"),
         ("follows", phase.follows and phase.follows not in leaders, "an earlier phase that follows none itself"),
         ("ohem", phase.ohem is not None and not 0 < phase.ohem <= 1, "a share above 0 and at most 1"),
+        ("hardest", phase.ohem is None and phase.hardest != "known", "'known' where all pixels count: set ohem"),
         ("split", phase.split == "held_out" and not config.data.held_out, "images of it: set data.held_out"),
         ("optimizer", (phase.optimizer is not None) != optimized, "one where something is learnt, else none"),
         ("auxiliary", phase.auxiliary < 0, "at least 0"),

@@ -16,7 +16,6 @@ A run's folder:
 
 import contextlib
 import csv
-import dataclasses
 import io
 import itertools
 import json
@@ -154,7 +153,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the one that it goes on with: all but where and how images are read."""
         names = {name: [entry[0] for entry in split.entries] for name, split in self.splits.items()}
-        return {**_told(self.config), "classes": list(self.classes), "images": names}
+        return {**_compared(self.config), "classes": list(self.classes), "images": names}
 
     def _restore(self, path: Path) -> None:
         state = checkpoints.read(path)
@@ -163,9 +162,9 @@ class Trainer:
         training, where = state["training"], f"{path}: training."
         identity = field(training, "identity", dict, where)
         checkpoints.expect_plain(identity, f"{where}identity")
-        # Read anew: a key that is younger than the run has its default.
-        keys = {entry.name for entry in dataclasses.fields(Config)} & identity.keys()
-        identity |= _told(parse({key: identity[key] for key in keys}, f"{where}identity"))
+        # What was begun before a key existed goes on with the key's default.
+        settings = {key: value for key, value in identity.items() if key not in ("classes", "images")}
+        identity = {**identity, **_compared(parse(settings, f"{where}identity"))}
         changed = [key for key, value in self._identity().items() if identity.get(key) != value]
         if changed:
             raise FileError(
@@ -334,7 +333,7 @@ class Trainer:
             found = network(images, output)
         pairs = [(found, 1.0)] if output != "both" else [(found[1], 1.0), (found[0], phase.auxiliary)]
 
-        sums, counts = zip(*(cross_entropy(logits, labels, phase.ohem) for logits, _ in pairs))
+        sums, counts = zip(*(cross_entropy(logits, labels, phase.ohem, phase.hardest) for logits, _ in pairs))
         total = self.world.total(torch.stack(counts)).clamp(min=1)
         weights = torch.tensor([weight for _, weight in pairs], device=total.device)
         means = weights * torch.stack(sums) / total
@@ -425,8 +424,8 @@ class Trainer:
         return "  ".join([*said, f"{minutes:.0f} min left"])
 
 
-def _told(config: Config) -> dict[str, Any]:
-    """A configuration without where and how images are read."""
+def _compared(config: Config) -> Row:
+    """What two runs must have in common: a configuration but for where and how images are read."""
     table = config.table()
     table["data"] = {key: value for key, value in table["data"].items() if key not in ("root", "workers")}
     return table

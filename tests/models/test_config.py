@@ -103,6 +103,12 @@ BAD = [
     ("lr = 1", 'lr = "fast"', "phases.unary.optimizer.lr: expected a finite number, got 'fast'"),
     ("lr = 1", "rate = 1", "phases.unary.optimizer.rate: unknown key"),
     ("epochs = 3", "epochs = 3\nohem = 2", "phases.unary.ohem: expected a share above 0 and at most 1, got 2.0"),
+    (
+        "epochs = 3",
+        'epochs = 3\nhardest = "all"',
+        "phases.unary.hardest: expected one of 'known', 'released', got 'all'",
+    ),
+    ("epochs = 3", 'epochs = 3\nhardest = "released"', "phases.unary.hardest: expected 'known' where all pixels count"),
     ("epochs = 3", 'epochs = 3\nsplit = "held_out"', "phases.unary.split: expected images of it: set data.held_out"),
     ("epochs = 3", 'epochs = 3\nfollows = "x"', "phases.unary.follows: expected an earlier phase"),
     ('train = "unary"', 'train = "statistics"', "phases.unary.optimizer: expected one where something is learnt"),
@@ -147,7 +153,7 @@ def test_bad_configurations(tmp_path, old, new, message):
 def test_bad_arguments_of_what_is_built(tmp_path):
     path = written(tmp_path, MINIMAL.replace("depth = 18", "depth = 19") + "[augment]\nmirror = 2\n")
     found = config.load(path)
-    with pytest.raises(FileError, match="run.toml: network: depth: expected one of 18, 34, 50, 101, got 19"):
+    with pytest.raises(FileError, match="run.toml: network: depth: expected one of 18, 34, 50, 101, 152, got 19"):
         config.build(found, 3, str(path))
     with pytest.raises(FileError, match="run.toml: augment: mirror: expected a number from 0 to 1, got 2"):
         config.augmentation(found, str(path))
