@@ -16,6 +16,7 @@ A run's folder:
 
 import contextlib
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -153,7 +154,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the one that it goes on with: all but where and how images are read."""
         names = {name: [entry[0] for entry in split.entries] for name, split in self.splits.items()}
-        return {**_compared(self.config), "classes": list(self.classes), "images": names}
+        return {**_told(self.config), "classes": list(self.classes), "images": names}
 
     def _restore(self, path: Path) -> None:
         state = checkpoints.read(path)
@@ -162,9 +163,9 @@ class Trainer:
         training, where = state["training"], f"{path}: training."
         identity = field(training, "identity", dict, where)
         checkpoints.expect_plain(identity, f"{where}identity")
-        # What was begun before a key existed goes on with the key's default.
-        settings = {key: value for key, value in identity.items() if key not in ("classes", "images")}
-        identity = {**identity, **_compared(parse(settings, f"{where}identity"))}
+        # Read anew: a key that is younger than the run has its default.
+        keys = {entry.name for entry in dataclasses.fields(Config)} & identity.keys()
+        identity |= _told(parse({key: identity[key] for key in keys}, f"{where}identity"))
         changed = [key for key, value in self._identity().items() if identity.get(key) != value]
         if changed:
             raise FileError(
@@ -424,8 +425,8 @@ class Trainer:
         return "  ".join([*said, f"{minutes:.0f} min left"])
 
 
-def _compared(config: Config) -> Row:
-    """What two runs must have in common: a configuration but for where and how images are read."""
+def _told(config: Config) -> dict[str, Any]:
+    """A configuration without where and how images are read."""
     table = config.table()
     table["data"] = {key: value for key, value in table["data"].items() if key not in ("root", "workers")}
     return table

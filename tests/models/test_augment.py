@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from tritoncrf.models import data
 from tritoncrf.models.augment import MEAN_COLOR, VOID, Augment, Drawn
+from tritoncrf.models.segmodel import SegModel
 
 STILL = Drawn(
     size=(6, 8), corner=(0, 0), scale=(1.0, 1.0), mirror=False, rotation=0.0,
@@ -168,6 +171,15 @@ def test_a_released_shift_of_nothing_is_the_photo_in_floating_point():
     found, kept = called(Augment(shift="released"), photo, labels)
     assert found.dtype == np.float32 and np.array_equal(found, photo.astype(np.float32) / np.float32(255))
     assert np.array_equal(kept, labels)
+
+
+def test_photos_whose_shift_is_not_cut_off_reach_a_network(shapes):
+    augment = Augment(shift="released", channel_shift=127, crop=(20, 24))
+    images = data.Images(data.folder(shapes, "train"), augment=augment)
+    batch = data.collate([images[0, n] for n in range(8)])
+    assert batch["image"].dtype == torch.float32 and batch["image"].shape == (8, 3, 20, 24)
+    assert batch["image"].min() < 0 and batch["image"].max() > 1
+    assert SegModel(3, depth=18, width=0.125, preset="released")(batch["image"]).isfinite().all()
 
 
 # Draws ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import tritoncrf as tc
 from assertions import assert_close
 from tritoncrf.models.fcn import FCN8s, FCN8sCRFRNN, FCN16s, FCN32s
+from tritoncrf.models.preactivation import PreActivationResNet
 from tritoncrf.models.resnet import DEPTHS, ResNet
 from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
 from tritoncrf.models.segmodel import SegModel
@@ -83,6 +84,49 @@ def test_a_resnet_is_loaded_as_it_is(model, depth):
     backbone = getattr(network, "backbone", network)
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+MXNET = {"running_mean": "moving_mean", "running_var": "moving_var", "bias": "beta"}
+
+
+def mxnet_state():
+    """What MXNet would have saved of a pre-activation ResNet: with its fc1, and no count of batches."""
+    state = {"arg:fc1_weight": torch.randn(1000, 64), "arg:fc1_bias": torch.randn(1000)}
+    for name, value in PreActivationResNet(**RESNET).state_dict().items():
+        *place, layer, kind = name.split(".")
+        if place:
+            layer = f"{place[0]}_unit{int(place[1]) + 1}_{layer}"
+        kind = MXNET.get(kind, "weight" if value.ndim == 4 else "gamma")
+        if value.ndim:
+            state[f"{'aux' if 'moving' in kind else 'arg'}:{layer}_{kind}"] = torch.randn_like(value)
+    return state
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_a_preactivation_resnet_is_loaded_as_mxnet_has_it(prefixed):
+    model, state = SegModel(C, **RESNET, backbone="preactivation"), mxnet_state()
+    load_backbone(model, state if prefixed else {name.partition(":")[2]: value for name, value in state.items()})
+    own = model.backbone.state_dict()
+    assert len(state) == 2 + sum(value.ndim > 0 for value in own.values())
+    for name, published in {
+        "bn_data.weight": "arg:bn_data_gamma",
+        "conv0.weight": "arg:conv0_weight",
+        "stage1.0.sc.weight": "arg:stage1_unit1_sc_weight",
+        "stage4.1.bn2.bias": "arg:stage4_unit2_bn2_beta",
+        "stage4.1.bn2.running_var": "aux:stage4_unit2_bn2_moving_var",
+        "bn1.running_mean": "aux:bn1_moving_mean",
+    }.items():
+        assert torch.equal(own[name], state[published]), name
+
+
+def test_its_own_state_is_loaded_too_and_torchvisions_is_refused():
+    network, other = PreActivationResNet(**RESNET), PreActivationResNet(**RESNET)
+    load_backbone(network, other.state_dict())
+    assert torch.equal(network.stage2[0].sc.weight, other.stage2[0].sc.weight)
+    with pytest.raises(
+        ValueError, match="^state: expected the parameters of this backbone, .* got bn_data.weight missing"
+    ):
+        load_backbone(network, resnet_state())
 
 
 def test_old_weights_do_not_count_batches():
