@@ -514,21 +514,6 @@ def test_where_and_how_images_are_read_may_change(shapes, tmp_path):
     trainer(settings(phase(), data=data), shapes, tmp_path, resume=True).run()
 
 
-def test_a_run_from_before_a_key_goes_on(shapes, tmp_path):
-    """A key that its configuration could not have yet has its default; one that is not known is an error."""
-    found = settings(phase(epochs=2))
-    run(found, shapes, tmp_path)
-    saved = checkpoints.read(tmp_path / "last.pt")
-    told = saved["training"]["identity"]
-    del told["phases"][0]["optimizer"]["also_decay"], told["phases"][0]["freeze"], told["amp"], told["data"]["sbd"]
-    checkpoints.write(tmp_path / "last.pt", saved)
-    trainer(found, shapes, tmp_path, resume=True)
-    told["phases"][0]["later"] = 1
-    checkpoints.write(tmp_path / "last.pt", saved)
-    with pytest.raises(FileError, match="last.pt: training.identity: .*later: unknown key"):
-        trainer(found, shapes, tmp_path, resume=True)
-
-
 def test_a_finished_run_resumes_to_nothing(shapes, tmp_path):
     found = settings(phase())
     run(found, shapes, tmp_path)
