@@ -34,7 +34,7 @@ FEATURES = ["bilateral", "color", "spatial"]
 FILTERS = ["Exact", "Filter", "Function", "Guided", "Lattice", "Window"]
 LAYERS = ["CRFRNN", "ConvCRF", "GuidanceCRF", "Layer"]
 TYPES = [
-    "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "Method", "Normalization", "Output", "Precision",
+    "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "Method", "Normalization", "Output", "Padding", "Precision",
     "RefineOptions", "Theta", "Unknown", "ValueRange",
 ]  # fmt: skip
 
