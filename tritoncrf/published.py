@@ -22,10 +22,11 @@ from tritoncrf import checks
 from tritoncrf.options import PARAMETERS
 from tritoncrf.types import Array
 
-__all__ = ["CRFRNN_CODES", "PARAMETERS", "crfrnn_parameters"]
+__all__ = ["CRFRNN_CODES", "MEANS", "PARAMETERS", "crfrnn_parameters"]
 
 
 Preset: TypeAlias = Literal["released", "released-keras", "released-pytorch"]
+Mean: TypeAlias = Literal["caffe", "vgg", "demo"]
 Numbers: TypeAlias = Array | Sequence[float]
 
 
@@ -35,15 +36,25 @@ class Code:
 
     weights: tuple[float, float]  # at the start, times I: smoothness, appearance
     sign: int
-    mean: tuple[float, float, float]  # of red, green and blue, which it takes off the image in 0..255
+    mean: Mean  # which it takes off the image
     separator: str | None  # between a layer's name and its parameter's; Caffe names neither
 
 
+# Of red, green and blue in 0..255: the mean that CRF-RNN's notes name for the Caffe network, as other networks of Caffe
+# have it; that of VGG's authors, and of the Matlab script beside the network; and that of the Python script beside it,
+# which takes VGG's of red off blue and of blue off red.
+MEANS: Mapping[Mean, tuple[float, float, float]] = MappingProxyType(
+    {
+        "caffe": (122.67891434, 116.66876762, 104.00698793),
+        "vgg": (123.68, 116.779, 103.939),
+        "demo": (103.939, 116.779, 123.68),
+    }
+)
 CRFRNN_CODES: Mapping[Preset, Code] = MappingProxyType(
     {
-        "released": Code((3.0, 5.0), -1, (122.679, 116.669, 104.007), None),
-        "released-keras": Code((1.0, 1.0), -1, (123.68, 116.779, 103.939), "/"),
-        "released-pytorch": Code((3.0, 5.0), 1, (123.68, 116.779, 103.939), "."),
+        "released": Code((3.0, 5.0), -1, "caffe", None),
+        "released-keras": Code((1.0, 1.0), -1, "vgg", "/"),
+        "released-pytorch": Code((3.0, 5.0), 1, "vgg", "."),
     }
 )
 NAMES = "spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix"
