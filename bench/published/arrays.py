@@ -3,6 +3,8 @@
 Sums over a kernel's taps are loops over its offsets, each a product of matrices; gathering and scattering are slices.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -58,9 +60,10 @@ def deconv(
     return out if bias is None else out + bias.reshape(1, -1, 1, 1)
 
 
-def max_pool(x: np.ndarray, side: int, stride: int, padding: int = 0) -> np.ndarray:
-    """The largest of side x side cells, and where the last window begins inside of the map, of those that there are."""
-    counts = [-(-(n + 2 * padding - side) // stride) + 1 for n in x.shape[2:]]
+def max_pool(x: np.ndarray, side: int, stride: int, padding: int = 0, ceil: bool = False) -> np.ndarray:
+    """The largest of side x side cells, of those that there are; with `ceil` also of a last window with fewer."""
+    spare = [n + 2 * padding - side for n in x.shape[2:]]
+    counts = [(-(-n // stride) if ceil else n // stride) + 1 for n in spare]
     needed = [(count - 1) * stride + side - n - padding for count, n in zip(counts, x.shape[2:])]
     x = padded(x, *((padding, max(0, extra)) for extra in needed), value=-np.inf)
     ends = [(count - 1) * stride + 1 for count in counts]
@@ -70,3 +73,15 @@ def max_pool(x: np.ndarray, side: int, stride: int, padding: int = 0) -> np.ndar
             other = x[:, :, row : row + ends[0] : stride, column : column + ends[1] : stride]
             best = np.where(other.real > best.real, other, best)
     return best
+
+
+def along_axes(matrices: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """One matrix on the rows, one on the columns of x."""
+    rows, columns = matrices
+    return rows @ x @ columns.T
+
+
+def linear(length: int, size: int) -> np.ndarray:
+    """[size, length]: between the centres of `length` cells at those of `size`, beyond the outermost their own."""
+    at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(length)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.published.arrays import log_softmax, softmax
+from bench.published.arrays import along_axes, linear, log_softmax, softmax
 
 LEAST = 1e-20  # added to a sum of weights before its inverse square root
 
@@ -122,11 +122,6 @@ def shifted(x: np.ndarray, dy: int, dx: int) -> np.ndarray:
     return out
 
 
-def along_axes(matrices: list[np.ndarray], x: np.ndarray) -> np.ndarray:
-    rows, columns = matrices
-    return rows @ x @ columns.T
-
-
 def padding(length: int, blur: int) -> int:
     return -(-(-length % blur) // 2)
 
@@ -139,8 +134,7 @@ def pooling(length: int, blur: int) -> np.ndarray:
 
 
 def interpolation(length: int, blur: int) -> np.ndarray:
-    """[length, ceil(length / blur)]: linear between the blocks' centres, the border's beyond them, cropped."""
+    """[length, ceil(length / blur)]: linear between the blocks' centres, cropped."""
     cells = -(-length // blur)
-    at = (np.arange(length) + padding(length, blur) + 0.5) / blur - 0.5
-    at = np.clip(at, 0, cells - 1)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)))
+    top = padding(length, blur)
+    return linear(cells, blur * cells)[top : top + length]

@@ -28,7 +28,7 @@ def layers(pixels: np.ndarray, parameters: Mapping[str, np.ndarray]) -> dict[str
         for _ in range(count):
             x = relu(convolved(x, f"features.{number}", 1 if number else 100))
             number += 2
-        x = found[f"pool{group}"] = max_pool(x, 2, 2)
+        x = found[f"pool{group}"] = max_pool(x, 2, 2, ceil=True)
         number += 1
     found["fc6"] = relu(convolved(x, "classifier.0"))
     found["fc7"] = relu(convolved(found["fc6"], "classifier.3"))

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import tritoncrf as tc
-from bench.published import convcrf, fcn8s, segmodel
+from bench.published import convcrf, fcn8s, resnet, segmodel
 from bench.published.cases import Case, Network, float32, relative
-from tritoncrf.models import FCN8s, SegModel
+from tritoncrf.models import FCN8s, ResNetConvCRF, SegModel
 from tritoncrf.published import CONVCRF_CONF, CONVCRF_NAMES
 
 C = 3
@@ -93,6 +93,25 @@ class Features(nn.Module):
         return [self.features]
 
 
+def resnet_conv_crf(size: Size, iterations: int) -> tuple:
+    """With statistics of batch norms that are none of a start."""
+    torch.manual_seed(0)
+    network = {"depth": 18, "width": 1 / 8}
+    model = disturbed(ResNetConvCRF(C, network=network, crf={"window_size": 5, "blur": 2, "iterations": iterations}))
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.add_(torch.rand(buffer.shape))
+    statistics = {name: buffer.double().numpy() for name, buffer in model.network.named_buffers()}
+
+    def form(image: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
+        network, crf = ({name.removeprefix(part): p for name, p in parameters.items() if name.startswith(part)}
+                        for part in ("network.", "crf."))  # fmt: skip
+        unary = resnet.scores((image - statistics["mean"]) / statistics["std"], network, statistics)
+        return convcrf.paper(unary, 255 * image, crf, 5, 2, iterations)
+
+    return model.eval(), {"image": problem(size)["image"]}, form
+
+
 def fcn(size: Size) -> tuple:
     torch.manual_seed(0)
     network = disturbed(FCN8s(C, width=1 / 64, dropout=0.0, score_init="msra"))
@@ -155,12 +174,13 @@ class System:
         return self.kind(name, size, iterations, *self.make(*arguments))
 
 
-SEGMODEL_SIZES, FCN_SIZES = ((32, 48), (30, 41)), ((16, 20), (17, 19))
+RESNET_SIZES, SEGMODEL_SIZES, FCN_SIZES = ((32, 40), (33, 35)), ((32, 48), (30, 41)), ((16, 20), (17, 19))
 SYSTEMS = {
     "ConvCRF, released": System(released_conv_crf),
     "ConvCRF, released, no weight": System(partial(released_conv_crf, conf=NO_WEIGHT)),
     "ConvCRF, released, all keys": System(partial(released_conv_crf, conf=ALL_KEYS)),
     "ConvCRF, paper, +C +T": System(paper_conv_crf),
+    "ConvCRF on ResNet-18, paper": System(resnet_conv_crf, Network, RESNET_SIZES),
     "Guidance CRF, paper": System(guidance_crf),
     "Guidance CRF, released": System(partial(guidance_crf, released=True)),
     "SegModel behind its backbone, paper": System(seg_model, Network, SEGMODEL_SIZES),
