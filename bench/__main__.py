@@ -1,4 +1,4 @@
-"""`python -m bench run|compare|profile|compile|gpu|first|exercise|datasets|scene|brats`: see README.md, here."""
+"""`python -m bench run|compare|profile|compile|gpu|first|exercise|datasets|published|scene|brats`: see README.md."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from bench import RESULTS, brats, first, gpu, scene
 from bench.compare import compare
 from bench.datasets import beside, report
 from bench.exercise import exercise
+from bench.published import report as published
 from bench.suite import run_suite
 from tritoncrf.commands import CommandError, Parser, check_output, make_folder, run
 
@@ -73,6 +74,10 @@ def _parser() -> Parser:
     )
     command.set_defaults(run=_datasets)
 
+    command = commands.add_parser("published", help="errors against the published systems' own forms in NumPy")
+    command.add_argument("-o", "--out", type=Path, help="folder for the report; without it it is only printed")
+    command.set_defaults(run=_published)
+
     command = commands.add_parser("scene", help="write a synthetic scene of 4 bands and 10 classes, as GeoTIFF")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--size", type=int, default=6000, help="pixels a side (%(default)s)")
@@ -117,6 +122,12 @@ def _datasets(options: argparse.Namespace) -> int:
             raise CommandError("--data: expected the folder with voc and network_scores, got none")
         return beside.run(options.out, options.data)
     return report.run(options.out, options.data)
+
+
+def _published(options: argparse.Namespace) -> int:
+    if options.out is not None:
+        make_folder("--out", options.out)
+    return published.run(options.out)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -12,11 +12,12 @@ class DictionaryLattice:
     The simplex of a point is found by sorting, not by counting ranks, and a vertex's neighbours by adding tuples.
     """
 
-    def __init__(self, points: np.ndarray):
+    def __init__(self, points: np.ndarray, padding: str | None = None):
         n, d = points.shape
         self.d, self.alpha = d, 1 / (1 + 2.0**-d)
         self.weights = [self._simplex(p) for p in points]  # of each point: {vertex: weight}
-        self.vertices = sorted(set().union(*self.weights))
+        padded = [self._simplex(np.zeros(d))] if padding == "four" and n % 4 else []
+        self.vertices = sorted(set().union(*self.weights, *padded))
         self.index = {v: i for i, v in enumerate(self.vertices)}
 
     def _simplex(self, f):
@@ -75,11 +76,11 @@ class DictionaryLattice:
         return torch.from_numpy(self.alpha * splat.T @ blurred)
 
 
-def dense_lattice(features, include_self=True, normalization="none") -> torch.Tensor:
+def dense_lattice(features, include_self=True, normalization="none", padding=None) -> torch.Tensor:
     """The matrix of `filters.Lattice`, [Bf, N, N]."""
     matrices = []
     for f in features.flatten(2):
-        oracle = DictionaryLattice(f.mT.numpy())
+        oracle = DictionaryLattice(f.mT.numpy(), padding)
         k = oracle.matrix()
         if not include_self:
             own = torch.from_numpy(dense_self(oracle))

@@ -299,9 +299,10 @@ LATTICE = FilterCase(
         **SCALED,
         "not-self": {"include_self": False, "normalization": "after"},
         "not-self-symmetric": {"include_self": False, "normalization": "symmetric"},
+        "padded": {"normalization": "after", "padding": "four"},
     },
     pair=("symmetric", "after"),
-    keeps_constants=("after",),
+    keeps_constants=("after", "padded"),
     forms={n: NORMALIZED[n] for n in ("none", "before")},
     geometries={
         **{

@@ -14,6 +14,7 @@ from assertions import assert_close
 from cases import dense_scores, disturbed, leaves, random_logits
 from dictionary_lattice import dense_lattice
 from problems import CLASSES, CRF_RNN, assert_same, halves, results, trained_losses
+from tritoncrf import published
 
 C = CLASSES
 SIZE = CRF_RNN.size
@@ -25,8 +26,9 @@ RELEASED = ["released", "released-keras", "released-pytorch"]
 
 # In dense matrices ------------------------------------------------------------------------------------------------
 
-CAFFE, KERAS = (104.007, 116.669, 122.679), (103.939, 116.779, 123.68)  # blue, green, red
-MEANS = {"released": CAFFE, "released-keras": KERAS, "released-pytorch": KERAS}
+# Blue, green, red.
+MEANS = {"caffe": (104.00698793, 116.66876762, 122.67891434), "vgg": (103.939, 116.779, 123.68), "demo": (123.68, 116.779, 103.939)}  # fmt: skip
+CODES = {"released": "caffe", "released-keras": "vgg", "released-pytorch": "vgg"}
 
 
 def per(theta, count):
@@ -49,7 +51,7 @@ def by_pixel(crf, size, image):
         for b, photo in enumerate(image.double()):
             value = photo[(slice(None), *at)].tolist()
             if crf.preset:
-                bgr = [v - m for v, m in zip(value[::-1], MEANS[crf.preset])]
+                bgr = [v - m for v, m in zip(value[::-1], MEANS[crf.mean])]
                 found = [*position[::-1], *(v / t for v, t in zip(bgr, color[::-1]))]
             else:
                 found = [*position, *(v / t for v, t in zip(value, color))]
@@ -61,6 +63,7 @@ def by_pixel(crf, size, image):
 def dense_layer(crf, logits, image):
     """S_T from the parameters alone."""
     options = {k: v for k, v in crf.lattice.items() if k in ("include_self", "normalization")}
+    options["padding"] = "four" if crf.preset else None
     matrices = [dense_lattice(f, **options) for f in by_pixel(crf, tuple(logits.shape[2:]), image)]
     cost = -crf.compatibility if crf.preset == "released-pytorch" else crf.compatibility
     iterations = crf.iterations if crf.training else crf.test_iterations
@@ -92,7 +95,8 @@ def test_gradients_of_the_thetas_are_those_of_the_lattices(variant):
     crf = disturbed(layer(variant, dtype=torch.float64))
     logits, image = problem(batch=2)
     near, alike = leaves(*by_pixel(crf, SIZE, image))
-    kernels = [tc.filters.Lattice(f, **crf.lattice) for f in (near, alike)]
+    padding = "four" if crf.preset else None
+    kernels = [tc.filters.Lattice(f, **crf.lattice, padding=padding) for f in (near, alike)]
     weights = [crf.weight_smooth, crf.weight_appearance]
     expected = tc.mean_field(logits, kernels, weights, crf.compatibility, iterations=2, output="logits")
     cotangent = torch.randn_like(expected)
@@ -173,7 +177,7 @@ def test_the_published_algorithm(preset):
     image, logits = picture(size), random_logits(size, C)
     crf = disturbed(layer(preset=preset, dtype=torch.float64))
     w_smooth, w_appearance, mu = crf.weight_smooth, crf.weight_appearance, crf.compatibility
-    near, alike = (dense_lattice(f)[0] for f in by_pixel(crf, size, image))
+    near, alike = (dense_lattice(f, padding="four")[0] for f in by_pixel(crf, size, image))
     near, alike = (k / k.sum(1, keepdim=True) for k in (near, alike))
     q, scores = None, logits[0].flatten(1)
     for _ in range(crf.iterations):
@@ -193,6 +197,44 @@ def test_the_lattice_feels_the_order_and_the_origin_of_the_presets():
     assert_close("keras and pytorch", scores["released-keras"], scores["released-pytorch"])
     for a, b in (scores["released"], scores["released-keras"]), (scores["released"], plain.double()(logits, image)):
         assert 1e-4 < (a - b).square().mean().sqrt() / a.square().mean().sqrt() < 0.1
+
+
+@pytest.mark.parametrize("preset", RELEASED)
+def test_each_mean_of_a_preset_moves_the_origin(preset):
+    """The scores change; the code's own is the default."""
+    logits, image = problem((12, 14))
+    scores = {mean: tc.CRFRNN(C, preset=preset, mean=mean).double()(logits, image) for mean in MEANS}
+    assert torch.equal(tc.CRFRNN(C, preset=preset).double()(logits, image), scores[CODES[preset]])
+    for a, b in itertools.combinations(scores.values(), 2):
+        assert (a - b).square().mean().sqrt() / a.square().mean().sqrt() > 1e-4
+    crf = disturbed(layer(preset=preset, mean="demo", dtype=torch.float64))
+    logits, image = problem()
+    assert_close("S", crf(logits, image), dense_layer(crf, logits, image))
+    assert f"preset={preset!r}, mean='demo'" in repr(crf)
+
+
+def test_eight_decimals_of_a_mean_count():
+    """With three the origin is elsewhere."""
+    logits, image = problem((12, 14))
+    crf = tc.CRFRNN(C, preset="released").double()
+    assert crf.mean == "caffe" and published.MEANS["caffe"] == (122.67891434, 116.66876762, 104.00698793)
+    exact = crf(logits, image)
+    features = by_pixel(crf, (12, 14), image)[1]
+    assert_close("S", crf(logits, features=features), exact)
+    rounded = features.clone()
+    rounded[:, 2:] += (torch.tensor(MEANS["caffe"]) - torch.tensor([104.007, 116.669, 122.679])).double()[
+        :, None, None
+    ] / 3
+    assert (crf(logits, features=rounded) - exact).abs().max() > 1e-4
+
+
+def test_a_mean_is_a_presets():
+    with pytest.raises(
+        ValueError, match="^mean: expected with one of the presets 'released', .* got 'vgg' without a preset"
+    ):
+        tc.CRFRNN(C, mean="vgg")
+    with pytest.raises(ValueError, match="^mean: expected one of 'caffe', 'vgg', 'demo', got 'matlab'"):
+        tc.CRFRNN(C, preset="released", mean="matlab")
 
 
 def learnt(seed=5):

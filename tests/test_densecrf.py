@@ -7,12 +7,14 @@ What pydensecrf gives is held in two ways. Where it can be imported, it is run b
     image = (numpy.linspace(40, 200, 192).reshape(12, 16, 1) + rng.integers(-40, 41, (12, 16, 3))).astype(numpy.uint8)
     energies = rng.gamma(1.0, 1.0, (3, 192)).astype(numpy.float32)
     answers = {name: run(pydensecrf.densecrf, pydensecrf.utils, *case) for name, case in CASES.items()}
+    small = {f"small-{h}-{w}": of_small_image(pydensecrf.densecrf, h, w) for h, w in SMALL}
     numpy.savez_compressed("data_densecrf.npz", image=image, energies=energies,
-                           divergences=[d for _, d in answers.values()], **{name: q for name, (q, _) in answers.items()})
+                           divergences=[d for _, d in answers.values()], **{name: q for name, (q, _) in answers.items()},
+                           **small)
 
 with the first two as IMAGE and ENERGIES, and pydensecrf 1.0 (github.com/lucasb-eyer/pydensecrf) built for x86-64.
-All sizes are multiples of 4: pydensecrf fills the last four pixels up with features of 0, and the vertices
-that these add change the blur.
+The sizes of CASES are multiples of 4, those of SMALL are not: there pydensecrf fills the last four pixels up with
+features of 0, and the vertices that these add change the blur.
 """
 
 import math
@@ -134,6 +136,30 @@ def test_answers_of_pydensecrf(case):
 @pytest.mark.parametrize("case", CASES)
 def test_the_file_holds_what_pydensecrf_says(peer, case):
     assert_same_answer(run(*peer, *CASES[case]), ON_FILE[case])
+
+
+SMALL = [(1, 3), (3, 3), (3, 5), (5, 6), (7, 10)]
+
+
+def of_small_image(dcrf, h, w):
+    """Marginals of a part of the image at half its brightness, where the vertices around 0 join some of its own."""
+    crf = dcrf.DenseCRF2D(w, h, C)
+    crf.setUnaryEnergy(np.ascontiguousarray(ENERGIES[:, : h * w]))
+    crf.addPairwiseGaussian(3, compat=3)
+    crf.addPairwiseBilateral(10, 20, np.ascontiguousarray(IMAGE[:h, :w] // 2), compat=5)
+    return np.array(crf.inference(5), order="C")
+
+
+@pytest.mark.parametrize("size", SMALL, ids=str)
+def test_sizes_that_no_four_divides(size):
+    h, w = size
+    assert_close("marginals", tensor(of_small_image(dcrf, h, w)), tensor(ANSWERS[f"small-{h}-{w}"]))
+
+
+@pytest.mark.parametrize("size", SMALL, ids=str)
+def test_the_file_holds_what_pydensecrf_says_of_them(peer, size):
+    h, w = size
+    assert_close("marginals", tensor(of_small_image(peer[0], h, w)), tensor(ANSWERS[f"small-{h}-{w}"]))
 
 
 KERNELS = {
@@ -789,7 +815,7 @@ def test_probabilities_given_as_energies():
 
 def test_the_fixture_is_small():
     assert (Path(__file__).parent / "data_densecrf.npz").stat().st_size < 40_000
-    assert set(ANSWERS) == {"image", "energies", "divergences", *CASES}
+    assert set(ANSWERS) == {"image", "energies", "divergences", *CASES, *(f"small-{h}-{w}" for h, w in SMALL)}
     assert IMAGE.shape == (H, W, 3) and ENERGIES.shape == (C, H * W)
 
 

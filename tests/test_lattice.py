@@ -63,9 +63,9 @@ def test_vertices_that_share_a_hash(collisions, monkeypatch):
         return [0] * groups if attempt < collisions else honest(groups, attempt)
 
     f = 10 * torch.randn(1, 12, 17, dtype=torch.float64)
-    expected = build(f, "torch")
+    expected = build(f, "torch", False)
     monkeypatch.setattr(simplex, "hash_factors", factors)
-    assert all(torch.equal(a, b) for a, b in zip(build(f, "torch"), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(build(f, "torch", False), expected, strict=True))
     assert attempts == list(range(collisions + 1))
 
 
@@ -122,6 +122,73 @@ def test_each_simplex_comes_once():
     _, codes, simplices = simplex.simplex(f, layout)
     assert simplices.shape == (300,) and len(codes[0]) <= 4 * 30
     assert torch.equal(simplices[:30].repeat(10), simplices)
+
+
+# Pixels in fours --------------------------------------------------------------------------------------------------
+
+
+def beside_0(pixels, d=2, batch=1):
+    """Features near 0, of which none is in the simplex of 0: there padding adds vertices that the blur passes through."""
+    return -(0.05 + 0.3 * torch.rand(batch, d, pixels, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("pixels", [1, 3, 5, 6])
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_pixels_are_filled_up_to_a_multiple_of_four(pixels, d):
+    f, x = beside_0(pixels, d, batch=2), torch.randn(2, 3, pixels, dtype=torch.float64)
+    f[1] *= random_features((pixels,), d)[0].sign()
+    found, plain = Lattice(f, padding="four")(x), Lattice(f)(x)
+    assert_close("K x", found, dense_apply(dense_lattice(f, padding="four"), x))
+    assert (found - plain)[0].abs().max() > 1e-3 * plain[0].abs().max()
+    assert_close("one of a batch", Lattice(f[1:], padding="four")(x[1:]), found[1:])
+
+
+def test_known_answer_of_padding():
+    """A pixel amid the vertices (-1, 1) and (-2, 2), so half of it on each: blurred twice they have 9/8, a message of
+    2/3 9/8. With (0, 0) there the first blur leaves 1/4 on it, of which the second brings half back to (-1, 1)."""
+    f = torch.full((1, 1, 1), -1.5 / simplex.sigmas(1)[0], dtype=torch.float64)
+    x = torch.ones_like(f)
+    assert_close("alone", Lattice(f)(x), torch.full_like(x, 2 / 3 * 9 / 8))
+    assert_close("padded", Lattice(f, padding="four")(x), torch.full_like(x, 2 / 3 * (9 / 8 + 10 / 8) / 2))
+
+
+def test_padding_changes_nothing_where_there_is_nothing_to_add():
+    f = beside_0(8)
+    assert all(map(torch.equal, build(f, "torch", False), build(f, "torch", True)))
+    f, x = tc.features.spatial((5, 7), 3.0, dtype=torch.float64), torch.randn(1, 2, 5, 7, dtype=torch.float64)
+    assert torch.equal(Lattice(f, padding="four")(x), Lattice(f)(x))  # its first pixel is at 0
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e12])
+def test_an_image_far_from_0_is_not_padded(far):
+    """Nor would 0 and the image together be too wide for float32's lattice."""
+    f, x = beside_0(7) + far, torch.randn(1, 2, 7, dtype=torch.float64)
+    both = torch.cat([f, beside_0(7)])
+    expected = Lattice(f)(x)
+    assert torch.equal(Lattice(f, padding="four")(x), expected)
+    if far < 1e6:
+        found = Lattice(both, padding="four")(x.expand(2, -1, -1))
+        assert_close("beside a padded one", found[:1], expected)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 8])
+def test_0_is_left_out_only_where_no_blur_would_join_it(d):
+    """At the distance from which 0 counts as far a pixel receives nothing from it, though all between is full of pixels."""
+    for direction in torch.eye(d, dtype=torch.float64):
+        f = 2 * (d + 1) * direction[None, :, None]
+        nearer = simplex.with_origin(0.99 * f)
+        assert nearer.shape == (1, d, 2) and not nearer[..., 1].any()
+        assert torch.equal(simplex.with_origin(1.01 * f), torch.cat([1.01 * f] * 2, 2))
+        between = f * torch.linspace(0, 1, 500, dtype=torch.float64)
+        between += 0.3 * torch.randn(1, d, 500, dtype=torch.float64)
+        x = torch.zeros(1, 1, 502, dtype=torch.float64)
+        x[..., 0] = 1
+        assert Lattice(torch.cat([0 * f, f, between], 2))(x)[0, 0, 1] == 0
+
+
+def test_bad_padding():
+    with pytest.raises(ValueError, match="^padding: expected one of 'four', got 'eight'"):
+        Lattice(beside_0(3), padding="eight")
 
 
 # What a lattice is ----------------------------------------------------------------------------
@@ -246,7 +313,7 @@ def test_images_within_reach_stay_where_they_are():
     """Bit for bit: a shift that is no whole period, up to rounding, gives another lattice."""
     f = torch.tensor([0.0, 1.0]).view(1, 1, 2)
     for far, shifted in (0.9, 0), (1.1, 1), (-0.9, 0), (-1.1, 1):
-        shift = build(f + far * simplex.MAX_COORDINATE / simplex.sigmas(1)[0], "torch")[-1]
+        shift = build(f + far * simplex.MAX_COORDINATE / simplex.sigmas(1)[0], "torch", False)[-1]
         assert shift.shape == (shifted, 1)
 
 
@@ -255,7 +322,7 @@ def test_nan_is_no_origin(far):
     f = torch.full((2, 3, 4), far)
     f[1, 2, 0] = torch.nan
     with pytest.raises(ValueError, match=r"^features: expected lattice coordinates of at most 65536, got nan"):
-        build(f, "torch")
+        build(f, "torch", False)
 
 
 def test_isolated_pixels_get_nothing():
@@ -489,7 +556,8 @@ def test_threads_come_back_after_an_error(two_threads):
 
 def test_opcheck_build():
     for f in random_features((6,), 2), random_features((5,), 3, batch=2).requires_grad_():
-        torch.library.opcheck(build.registered, (f, "torch"))
+        for padded in False, True:
+            torch.library.opcheck(build.registered, (f, "torch", padded))
     f = random_features((6,), 2)
     for shift in torch.zeros(0, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64):
         torch.library.opcheck(build_backward.registered, (f, shift, torch.randn(1, 6, 3, dtype=torch.float64), "torch"))

@@ -35,7 +35,7 @@ FILTERS = ["Exact", "Filter", "Function", "Guided", "Lattice", "Window"]
 LAYERS = ["CRFRNN", "ConvCRF", "GuidanceCRF", "Layer"]
 TYPES = [
     "Activation", "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "Method", "Normalization", "Output",
-    "Precision", "RefineOptions", "Theta", "Unknown", "ValueRange",
+    "Padding", "Precision", "RefineOptions", "Theta", "Unknown", "ValueRange",
 ]  # fmt: skip
 
 # pydensecrf's own, so that its scripts run.

@@ -1,4 +1,4 @@
-"""What others published: the parameter sets that pipelines refine with, and the CRF-RNN codes.
+"""What others published: the parameter sets that pipelines refine with, the CRF-RNN codes, and ConvCRF's configuration.
 
 `PARAMETERS` holds arguments of `refine` by name, as these pipelines pass them to pydensecrf. Its kernels, symmetrically
 normalised, are those of `refine` with the lattice:
@@ -13,7 +13,7 @@ normalised, are those of `refine` with the lattice:
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,10 +22,19 @@ from tritoncrf import checks
 from tritoncrf.options import PARAMETERS
 from tritoncrf.types import Array
 
-__all__ = ["CRFRNN_CODES", "PARAMETERS", "crfrnn_parameters"]
+__all__ = [
+    "CONVCRF_CONF",
+    "CRFRNN_CODES",
+    "MEANS",
+    "PARAMETERS",
+    "convcrf_arguments",
+    "convcrf_parameters",
+    "crfrnn_parameters",
+]
 
 
 Preset: TypeAlias = Literal["released", "released-keras", "released-pytorch"]
+Mean: TypeAlias = Literal["caffe", "vgg", "demo"]
 Numbers: TypeAlias = Array | Sequence[float]
 
 
@@ -35,15 +44,25 @@ class Code:
 
     weights: tuple[float, float]  # at the start, times I: smoothness, appearance
     sign: int
-    mean: tuple[float, float, float]  # of red, green and blue, which it takes off the image in 0..255
+    mean: Mean  # which it takes off the image
     separator: str | None  # between a layer's name and its parameter's; Caffe names neither
 
 
+# Of red, green and blue in 0..255: the mean that CRF-RNN's notes name for the Caffe network, as other networks of Caffe
+# have it; that of VGG's authors, and of the Matlab script beside the network; and that of the Python script beside it,
+# which takes VGG's of red off blue and of blue off red.
+MEANS: Mapping[Mean, tuple[float, float, float]] = MappingProxyType(
+    {
+        "caffe": (122.67891434, 116.66876762, 104.00698793),
+        "vgg": (123.68, 116.779, 103.939),
+        "demo": (103.939, 116.779, 123.68),
+    }
+)
 CRFRNN_CODES: Mapping[Preset, Code] = MappingProxyType(
     {
-        "released": Code((3.0, 5.0), -1, (122.679, 116.669, 104.007), None),
-        "released-keras": Code((1.0, 1.0), -1, (123.68, 116.779, 103.939), "/"),
-        "released-pytorch": Code((3.0, 5.0), 1, (123.68, 116.779, 103.939), "."),
+        "released": Code((3.0, 5.0), -1, "caffe", None),
+        "released-keras": Code((1.0, 1.0), -1, "vgg", "/"),
+        "released-pytorch": Code((3.0, 5.0), 1, "vgg", "."),
     }
 )
 NAMES = "spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix"
@@ -119,3 +138,139 @@ def _numbers(name: str, value: Numbers, shapes: Sequence[tuple[int, ...]]) -> to
     if not torch.isfinite(array).all():
         raise ValueError(f"{name}: expected finite values, got NaN or infinite ones")
     return array
+
+
+CONVCRF_CONF: Mapping[str, Any] = MappingProxyType(
+    {
+        "filter_size": 11, "blur": 4, "merge": True, "norm": "none", "weight": "vector", "unary_weight": 1,
+        "weight_init": 0.2, "trainable": False, "convcomp": False, "logsoftmax": True, "softmax": True,
+        "final_softmax": False, "trainable_bias": False, "pyinn": False,
+        "pos_feats": MappingProxyType({"sdims": 3, "compat": 3}),
+        "col_feats": MappingProxyType({"sdims": 80, "schan": 13, "compat": 10, "use_bias": False}),
+    }
+)  # fmt: skip
+# Parameters of the authors' GaussCRF, and of `ConvCRF` in its preset.
+CONVCRF_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "pos_sdims": "inverse_theta_smooth",
+        "col_sdims": "inverse_theta_space",
+        "col_schan": "inverse_theta_color",
+        "pos_compat": "weight_smooth",
+        "col_compat": "weight_appearance",
+        "CRF.weight": "class_weight",
+        "CRF.comp.weight": "compatibility",
+        "mesh": "positions",
+    }
+)
+NORMS = {"none": "none", "sym": "symmetric"}
+MIXTURES = {None: "none", "scalar": "scalar", "vector": "class"}
+
+
+def convcrf_arguments(conf: Mapping[str, Any], size: Sequence[int] | None = None) -> tuple[dict[str, Any], bool]:
+    """Arguments of `ConvCRF`, and whether its thetas and weights learn, from a configuration of the authors' code.
+
+    Args:
+        conf: see `ConvCRF.from_published`.
+        size: H and W of the images.
+
+    Raises:
+        TypeError, ValueError: see `ConvCRF.from_published`.
+    """
+    conf = _filled("conf", conf, CONVCRF_CONF)
+    smooth, appearance = (_filled(f"conf['{k}']", conf[k], CONVCRF_CONF[k]) for k in ("pos_feats", "col_feats"))
+    flags = "merge", "trainable", "convcomp", "logsoftmax", "softmax", "final_softmax", "trainable_bias", "pyinn"
+    for key in flags:
+        checks.expect_bool(f"conf['{key}']", conf[key])
+    norm = NORMS[checks.expect_choice("conf['norm']", conf["norm"], NORMS)]
+    weight = conf["weight"]
+    if not isinstance(weight, (str, type(None))) or weight not in MIXTURES:
+        raise ValueError(f"conf['weight']: expected None, 'scalar' or 'vector', got {checks.shown(weight)}")
+    mixture = MIXTURES[weight]
+    if conf["merge"] and norm != "none":
+        raise ValueError("conf['merge']: expected False with norm='sym', for merged kernels have no norm, got True")
+    if not conf["softmax"]:
+        raise ValueError("conf['softmax']: expected True, as messages are sent of probabilities here, got False")
+    if conf["final_softmax"]:
+        raise ValueError("conf['final_softmax']: expected False, got True; crf(..., output='probabilities')")
+    if conf["trainable_bias"] and size is None:
+        raise ValueError("size: expected H and W of the images for trainable_bias=True, got None")
+
+    def theta(feats: Mapping[str, Any], name: str, key: str) -> float:
+        return checks.expect_number(f"conf['{name}']['{key}']", feats[key], positive=True)
+
+    arguments = {
+        "preset": "released",
+        "window_size": checks.expect_int("conf['filter_size']", conf["filter_size"], 1, odd=True),
+        "blur": checks.expect_int("conf['blur']", conf["blur"], 1),
+        "theta_smooth": theta(smooth, "pos_feats", "sdims"),
+        "theta_color": theta(appearance, "col_feats", "schan"),
+        "weight_smooth": checks.expect_number("conf['pos_feats']['compat']", smooth["compat"]),
+        "weight_appearance": checks.expect_number("conf['col_feats']['compat']", appearance["compat"]),
+        "compatibility": conf["convcomp"],
+        "learn_positions": size if conf["trainable_bias"] else None,
+        "normalization": norm,
+        "initial": "log_softmax" if conf["logsoftmax"] else "softmax",
+        "mixture": mixture,
+    }
+    if checks.expect_bool("conf['col_feats']['use_bias']", appearance["use_bias"]):
+        arguments["theta_space"] = theta(appearance, "col_feats", "sdims")
+    if mixture != "none":
+        arguments["unary_weight"] = checks.expect_number("conf['unary_weight']", conf["unary_weight"])
+        arguments["weight_mixture"] = checks.expect_number("conf['weight_init']", conf["weight_init"])
+    return arguments, conf["trainable"]
+
+
+def _filled(name: str, given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, what it leaves out as by default; an error for keys that are none of it."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name}: expected a dict, got {checks.kind_of(given)}")
+    if unknown := [str(key) for key in given if key not in default]:
+        raise ValueError(f"{name}: expected keys of {', '.join(default)}, got {', '.join(unknown)}")
+    return {**default, **given}
+
+
+def convcrf_parameters(
+    parameters: Mapping[str, Numbers], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, torch.Tensor]:
+    """The parameters of a `ConvCRF` by their names in it, in float64, from the state dict of the authors' GaussCRF.
+
+    Args:
+        parameters: see `ConvCRF.load_published`.
+        shapes: of the layer's parameters, by their names in it.
+
+    Raises:
+        TypeError, ValueError: see `ConvCRF.load_published`.
+    """
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters: expected a dict of arrays, got {checks.kind_of(parameters)}")
+    first = next(iter(CONVCRF_NAMES))
+    layers = [str(key).removesuffix(first) for key in parameters if str(key).endswith(first)] or [""]
+    if len(layers) > 1:
+        raise ValueError(f"parameters: expected {first} of one layer, got {', '.join(n + first for n in layers)}")
+    found = {key: value for key, value in parameters.items() if str(key).startswith(layers[0])}
+    wanted = {layers[0] + theirs: own for theirs, own in CONVCRF_NAMES.items() if own in shapes}
+    if "positions" not in shapes:
+        _expect_pixels(layers[0] + "mesh", found.pop(layers[0] + "mesh", None))
+    _expect_names(found, list(wanted))
+    return {
+        own: _numbers(f"parameters[{key!r}]", found[key], _saved(tuple(shapes[own]))).reshape(tuple(shapes[own]))
+        for key, own in wanted.items()
+    }
+
+
+def _saved(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes in which the authors' code saves a parameter of this shape, and its own."""
+    theirs = {0: (1,), 1: (1, *shape, 1, 1), 2: (*shape, 1, 1)}
+    return [theirs.get(len(shape), shape), shape]
+
+
+def _expect_pixels(key: str, mesh: Numbers | None) -> None:
+    """An error unless a saved mesh is the pixels' own, which a layer has that learns no coordinates."""
+    if mesh is None:
+        return
+    given = np.asarray(mesh.detach().cpu() if isinstance(mesh, torch.Tensor) else mesh)
+    if given.ndim != 3 or not np.array_equal(given, np.indices(given.shape[1:])):
+        raise ValueError(
+            f"parameters[{key!r}]: expected the pixels' coordinates, as the layer learns none, got others; "
+            "ConvCRF(learn_positions=(H, W))"
+        )

@@ -19,6 +19,7 @@ __all__ = [
     "Method",
     "Normalization",
     "Output",
+    "Padding",
     "Precision",
     "RefineOptions",
     "Theta",
@@ -39,6 +40,8 @@ Normalization: TypeAlias = Literal["none", "before", "after", "symmetric"]
 Precision: TypeAlias = Literal["default", "fast"]
 #: What computes; "auto" is Triton on a GPU and PyTorch elsewhere.
 Backend: TypeAlias = Literal["auto", "triton", "torch"]
+#: What is added to the pixels of a lattice.
+Padding: TypeAlias = Literal["four"]
 #: How windows are averaged at the border of the image.
 Box: TypeAlias = Literal["count", "constant"]
 

@@ -22,7 +22,7 @@ from tritoncrf.reference import lattice as reference
 ])  # fmt: skip
 def test_atomic_additions_give_the_sorted_sums(size, d, classes, batch, images, scaled, device):
     f = random_features(size, d, images).flatten(2) * 2
-    lattice = reference.Lattice(*build(f.to(device, torch.float32), "triton")[:TABLES])
+    lattice = reference.Lattice(*build(f.to(device, torch.float32), "triton", False)[:TABLES])
     scale = torch.rand(images, 1, f.shape[2], device=device) + 0.5 if scaled else None
     side = reference.ScaledLattice(lattice, scale)
     rows = kernels.rows_of(torch.randn(batch, classes, f.shape[2], device=device))

@@ -21,7 +21,7 @@ from waits import watched
 def built(size, d, classes, batch=1, shared=False, scale=False):
     """A lattice of random features, and rows: ((lattice, side, rows) in float64, the same in float32)."""
     f = random_features(size, d, 1 if shared else batch).flatten(2) * 2
-    *tensors, starts, _, _, _ = build(f, "torch")
+    *tensors, starts, _, _, _ = build(f, "torch", False)
     factor = torch.rand(f.shape[0], 1, f.shape[2], dtype=torch.float64) + 0.5 if scale else None
     x = torch.randn(batch, classes, f.shape[2], dtype=torch.float64)
     lattice = reference.Lattice(*tensors, *reference_simplex.in_chunks(starts))
@@ -125,8 +125,8 @@ def test_the_tables(name, tile, chunk, device, no_codes_before, monkeypatch):
     f = FEATURES[name]()
     monkeypatch.setattr(vertices, "TILE", tile)
     monkeypatch.setattr(reference_simplex, "CHUNK", chunk)
-    weights, of_pairs, neighbours, _, starts, _, _, shift = build(f, "torch")
-    found_weights, *found = build(f.to(device), "triton")
+    weights, of_pairs, neighbours, _, starts, _, _, shift = build(f, "torch", False)
+    found_weights, *found = build(f.to(device), "triton", False)
     assert_close("b", found_weights, weights, dtype=torch.float32)
     number = torch.full((len(starts),), len(starts) - 1)  # of PyTorch's vertices
     number[of_pairs.flatten().long()] = found[0].cpu().flatten().long()
@@ -139,6 +139,20 @@ def test_the_tables(name, tile, chunk, device, no_codes_before, monkeypatch):
     expected = of_pairs, own, of_pairs.flatten().argsort(stable=True).int(), *reference_simplex.in_chunks(starts), shift
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype and torch.equal(a.cpu(), b)
+
+
+@pytest.mark.interpreter
+def test_padding_to_fours(device):
+    """One vertex has several groups of chunks, and two that only the filled-up pixels touch have no pairs."""
+    f = torch.full((1, 1, 290), -1.5 / reference_simplex.sigmas(1)[0], dtype=torch.float64)
+    x = torch.randn(1, 2, 290, dtype=torch.float64)
+    tensors = build(f.to(device, torch.float32), "triton", True)
+    lattice = reference.Lattice(*tensors[:-1])
+    assert lattice.weights.shape == (1, 290, 2) and lattice.count == 4
+    assert sorted(lattice.segments.diff().tolist()) == [0, 0, 290, 290]
+    assert len(lattice.group_starts) > len(lattice.vertex_groups)
+    found = Lattice(f.to(device, torch.float32), padding="four", backend="triton")(x.to(device, torch.float32))
+    assert_close("K x", found, Lattice(f, padding="four")(x), dtype=torch.float32)
 
 
 def test_building_waits_once(device, no_codes_before, monkeypatch):
@@ -160,7 +174,7 @@ def test_features_too_far_apart_are_refused(features, device):
     f = torch.randn(1, 2, 30, device=device)
     f[0, 1, 7] = features
     with pytest.raises(ValueError, match="^features: expected lattice coordinates of at most 65536, got .* theta"):
-        build(f, "triton")
+        build(f, "triton", False)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -3,7 +3,8 @@
     Q <- softmax(-U - sum_k C_k(K_k Q))        from Q = softmax(-U)
 
 U are energies: minus logits. K is the permutohedral lattice over all pixels, each pixel's message to itself
-included. The compatibility C follows from the form of `compat`, and so does its sign:
+included, and its pixels filled up to a multiple of four, `Lattice(padding="four")`. The compatibility C follows from
+the form of `compat`, and so does its sign:
 
     number w         C(Q) = -w Q               attracts like labels where w > 0
     vector v (L,)    C(Q) = diag(v) Q          repels where v > 0
@@ -28,7 +29,7 @@ from tritoncrf.devices import device_found
 from tritoncrf.filters import Lattice
 from tritoncrf.filters.lattice import near_features
 from tritoncrf.mean_field import mean_field
-from tritoncrf.types import Normalization, Theta
+from tritoncrf.types import Normalization, Padding, Theta
 
 __all__ = [
     "CONST_KERNEL",
@@ -196,13 +197,17 @@ class DenseCRF:
             raise ValueError(f"features: expected shape (D, {self._nvar}), got {features.shape}{hint}")
         if not np.isfinite(features).all():
             raise ValueError("features: expected finite values, got NaN or infinity")
-        near = near_features(torch.from_numpy(features)[None])[0].numpy()
-        self._add(partial(self._lattice, near), "features", compat, kernel, normalization)
+        near, shifted = near_features(torch.from_numpy(features)[None])
+        # Where 0 is no longer at 0, no pixels of 0 are to be added; pydensecrf's keys of 16 bits do not reach so far.
+        lattice = partial(self._lattice, near[0].numpy(), padding=None if shifted else "four")
+        self._add(lattice, "features", compat, kernel, normalization)
 
-    def _lattice(self, features: Float32, normalization: Normalization) -> Lattice:
+    def _lattice(
+        self, features: Float32, normalization: Normalization, padding: Padding | None = "four"
+    ) -> Lattice:  # fmt: skip
         """The filter of float32 features, an array [D, N]."""
         f = torch.from_numpy(features).view(1, -1, *self._size).to(self._device)
-        return Lattice(f, normalization=normalization)
+        return Lattice(f, normalization=normalization, padding=padding)
 
     def _add(
         self, lattice: Callable[..., Lattice], made_of: str, compat: Compat, kernel: int, normalization: int

@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -24,11 +24,12 @@ from tritoncrf.filters.plan import (
 from tritoncrf.reference import simplex
 from tritoncrf.reference.lattice import ScaledLattice, image_of
 from tritoncrf.step import Step, few_threads, scaled
-from tritoncrf.types import Backend, Normalization, Precision, Theta
+from tritoncrf.types import Backend, Normalization, Padding, Precision, Theta
 
 ISOLATED = 0.5  # of K_ii: where all other pixels weigh less, what is left of K 1 is mostly the error of K_ii
 CACHE_BYTES = 256 << 20
 TABLES = 7  # tensors of a built lattice
+PADDINGS: tuple[Padding, ...] = get_args(Padding)
 
 # glibc gives freed memory back to the system, page by page to be had again, beyond twice the largest block below 32 MB
 # that was freed: a tenth of the time of a photo with few classes. This one is never touched.
@@ -63,6 +64,10 @@ class Lattice(Gaussian):
         normalization: "none", "before", "after" or "symmetric".
         precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
+        padding: "four" adds the vertices around features of 0 where no four divides the number of pixels, as pydensecrf
+            and the CRF-RNN codes do on a CPU: they take four pixels at a time and fill up the last four with zeros.
+            These have no values and receive none, but the blur passes through their vertices. That changes images
+            with pixels near 0 and none at 0: those of few pixels much, photos hardly.
 
     Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Building synchronises with
     a GPU; applying does not. Sums are made in a fixed order: the same bits every time.
@@ -82,11 +87,16 @@ class Lattice(Gaussian):
 
     def __init__(
         self, features: torch.Tensor, include_self: bool = True, normalization: Normalization = "none",
-        precision: Precision = "default", backend: Backend = "auto",
+        precision: Precision = "default", backend: Backend = "auto", *, padding: Padding | None = None,
     ) -> None:  # fmt: skip
+        if padding is not None:
+            checks.expect_choice("padding", padding, PADDINGS)
         features = checked_features(features)
-        plan = LatticePlan(**gaussian_fields(features, include_self, normalization, precision, backend))
-        tensors = build(features.flatten(2), resolve(backend, features.device, features.dtype))[:TABLES]
+        plan = LatticePlan(
+            **gaussian_fields(features, include_self, normalization, precision, backend), padding=padding
+        )
+        resolved = resolve(backend, features.device, features.dtype)
+        tensors = build(features.flatten(2), resolved, padding is not None)[:TABLES]
         if not include_self:
             tensors = [*tensors, _self_weights(tensors[0]).view(len(features), 1, *features.shape[2:])]
         self.prepare(plan, features, tensors)
@@ -241,8 +251,12 @@ def _self_weights(weights: torch.Tensor) -> torch.Tensor:
 
 
 @operator("lattice")
-def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
-    """The tensors of a `reference.lattice.Lattice` of features [Bf, D, N], and `simplex.far_periods`."""
+def build(features: torch.Tensor, backend: str, padded: bool) -> list[torch.Tensor]:
+    """The tensors of a `reference.lattice.Lattice` of features [Bf, D, N], padded to fours or not, and
+    `simplex.far_periods`."""
+    padded = padded and features.shape[2] % 4 != 0
+    if padded:
+        features = simplex.with_origin(features)
     images, d, pixels = features.shape
     if images * pixels * (d + 1) > (1 << 31) - 1 - simplex.CHUNK:
         raise ValueError(
@@ -259,7 +273,10 @@ def build(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
         if found is None:
             found = _connected_on_host(features, ends, backend)
     weights, vertices, *tables = found
-    return [weights.contiguous(), vertices.view(weights.shape), *tables, shift.to(features.device)]
+    found = [weights.contiguous(), vertices.view(weights.shape), *tables]
+    if padded:
+        found = _without_last(found, backend)
+    return [*found, shift.to(features.device)]
 
 
 def _connected(features: torch.Tensor, backend: str) -> Sequence[torch.Tensor] | None:
@@ -279,19 +296,31 @@ def _connected_on_host(features: torch.Tensor, ends: torch.Tensor, backend: str)
     return weights, *simplex.connect(codes, simplices, layout, chunked=backend != "torch")
 
 
+def _without_last(tensors: list[torch.Tensor], backend: str) -> list[torch.Tensor]:
+    """The tensors of a lattice without the last pixel of each image, whose vertices stay."""
+    lattice = reference.lattice.Lattice(*tensors)
+    pixels, corners = lattice.weights.shape[1:]
+    pairs, starts = simplex.without_last(lattice.sorted_pairs, lattice.segments, pixels, corners)
+    tables = simplex.pair_tables(starts, chunked=backend != "torch")
+    weights, vertices = (t[:, : pixels - 1].contiguous() for t in (lattice.weights, lattice.vertices))
+    return [weights, vertices, lattice.neighbours, pairs, *tables]
+
+
 def _ends_and_shift(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The bounds [2, Bf, D] of features [Bf, D, N], and `simplex.far_periods`; on the CPU."""
     ends = torch.stack([features.amin(2), features.amax(2)]).cpu().double()  # aminmax is many times slower
     return ends, simplex.far_periods(ends)
 
 
-def near_features(features: torch.Tensor) -> torch.Tensor:
-    """float64 features [Bf, D, N] in float32, those far away shifted as `build` would, before they are rounded."""
-    return simplex.shifted(features, _ends_and_shift(features)[1]).float()
+def near_features(features: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """float64 features [Bf, D, N] in float32, those far away shifted as `build` would, before they are rounded; and
+    whether any are."""
+    shift = _ends_and_shift(features)[1]
+    return simplex.shifted(features, shift).float(), len(shift) > 0
 
 
 @build.register_fake
-def _(features: torch.Tensor, backend: str) -> list[torch.Tensor]:
+def _(features: torch.Tensor, backend: str, padded: bool) -> list[torch.Tensor]:
     (images, d, pixels), new = features.shape, features.new_empty
     vertices, chunks, groups, shifted = (torch.library.get_ctx().new_dynamic_size() for _ in range(4))
     sizes: list[Sequence[int | torch.SymInt]] = [
@@ -316,13 +345,13 @@ def _(features: torch.Tensor, shift: torch.Tensor, d_weights: torch.Tensor, back
 
 
 def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    features, ctx.backend = inputs
+    features, ctx.backend, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(features, output[TABLES])
 
 
 def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
-    return build_backward(*ctx.saved_tensors, cotangents[0].contiguous(), ctx.backend), None
+    return build_backward(*ctx.saved_tensors, cotangents[0].contiguous(), ctx.backend), None, None
 
 
 build.register_autograd(_backward, setup_context=_setup_context)
@@ -332,6 +361,8 @@ refuse_second_derivative(build_backward)
 @dataclass(frozen=True)
 class LatticePlan(GaussianPlan):
     """The static half of `Lattice`; its tensors are `build`'s, K_ii if it is to be subtracted, the scales in use."""
+
+    padding: str | None = None
 
     @property
     def tensor_count(self) -> int:

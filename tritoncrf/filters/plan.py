@@ -69,7 +69,9 @@ def encode(plans: Iterable[Plan]) -> str:
     return "[" + ", ".join(objects) + "]"
 
 
-def _json(value: bool | int | str | tuple[int, ...]) -> str:
+def _json(value: bool | int | str | tuple[int, ...] | None) -> str:
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):

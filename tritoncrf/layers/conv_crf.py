@@ -1,8 +1,8 @@
 """ConvCRF: the CRF in a window, as a layer."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -12,11 +12,14 @@ from tritoncrf.backends import compute_dtype
 from tritoncrf.features import evenly_spaced
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
 from tritoncrf.filters.window import MAX_WINDOW
-from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, expect_update, placed
-from tritoncrf.mean_field import mean_field, possible
-from tritoncrf.types import Backend, Compatibility, Normalization, Output, Precision, Theta
+from tritoncrf.layers.base import Layer, Placement, as_precise, bandwidth, expect_inputs, expect_update, placed
+from tritoncrf.mean_field import INITIALS, mean_field, possible
+from tritoncrf.published import Numbers, convcrf_arguments, convcrf_parameters
+from tritoncrf.types import Backend, Compatibility, Initial, Normalization, Output, Precision, Theta
 
 PRESETS = (None, "released")
+Mixture: TypeAlias = Literal["class", "scalar", "none"]
+MIXTURES: tuple[Mixture, ...] = get_args(Mixture)
 
 
 class Start(NamedTuple):
@@ -74,15 +77,22 @@ class ConvCRF(Layer):
         include_self: whether a pixel sends a message to itself.
         spacing: distance of neighbouring pixels or voxels, a number or one per axis.
         damping, temperature: of the updates, see `mean_field`; not in a preset.
+        unary_weight: a, the weight of the logits.
+        initial: what the first messages are computed from, see `mean_field`; "softmax" if left out, in the preset
+            "log_softmax".
         preset: "released" computes what the authors' code does:
-            S = (1 - w) L + w (I + c) sum_m w_m K_m Q with L = log_softmax(U), per-class w = 0.2, first
+            S = (a - w) L + w (I + c) sum_m w_m K_m Q with L = log_softmax(U), per-class w = 0.2, first
             messages from L itself, weights not normalised, no position in the appearance kernel, and
-            bandwidths learnt as 1 / theta. appearance_position and normalization may still be given.
+            bandwidths learnt as 1 / theta. appearance_position, normalization, unary_weight and initial may still be
+            given. `from_published` takes the authors' configurations.
+        mixture: in the preset, how w is learnt: a number per "class" if left out; one number, "scalar"; or "none",
+            with which S = a L + (I + c) sum_m w_m K_m Q.
+        weight_mixture: w at the start, 0.2 if left out.
         precision, backend: see `filters.Window`.
         device, dtype: of the parameters.
 
     Parameters: log_theta_* (inverse_theta_* in the preset), weight_smooth, weight_appearance,
-    and where asked for compatibility [C, C], positions [D, *S], class_weight [C] (preset). Freeze what should
+    and where asked for compatibility [C, C], positions [D, *S], class_weight w, [C] or [] (preset). Freeze what should
     not be learnt with `requires_grad_(False)`.
 
     Raises:
@@ -106,9 +116,10 @@ class ConvCRF(Layer):
         weight_smooth: float | None = None, weight_appearance: float | None = None, class_weights: bool = False,
         compatibility: bool = False, learn_positions: Sequence[int] | None = None,
         normalization: Normalization | None = None, include_self: bool = True, spacing: Theta | None = None,
-        damping: float = 0.0, temperature: float = 1.0,
-        preset: Literal["released"] | None = None, precision: Precision = "default", backend: Backend = "auto",
-        device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
+        damping: float = 0.0, temperature: float = 1.0, unary_weight: float = 1.0, initial: Initial | None = None,
+        preset: Literal["released"] | None = None, mixture: Mixture | None = None,
+        weight_mixture: float | None = None, precision: Precision = "default",
+        backend: Backend = "auto", device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         super().__init__()
         if preset not in PRESETS:
@@ -118,6 +129,12 @@ class ConvCRF(Layer):
         self.preset, self.spacing = preset, spacing
         self.update = expect_update(damping, temperature, preset)
         released, factory = preset == "released", placed(device, dtype)
+        self.unary_weight = checks.expect_number("unary_weight", unary_weight)
+        if initial is None:
+            initial = "log_softmax" if released else "softmax"
+        self.initial: Initial = checks.expect_choice("initial", initial, INITIALS)
+        if damping and initial != "softmax":
+            raise ValueError(f"initial: expected 'softmax' with damping={damping}, got {initial!r}")
         if appearance_position is None:
             appearance_position = theta_space is not None or not released
         if not checks.expect_bool("appearance_position", appearance_position) and theta_space is not None:
@@ -145,7 +162,7 @@ class ConvCRF(Layer):
         ):  # fmt: skip
             weight = own if given is None else checks.expect_number(name, given)
             setattr(self, name, nn.Parameter(torch.full(shape, weight, **factory)))
-        self.class_weight = nn.Parameter(torch.full((num_classes,), 0.2, **factory)) if released else None
+        self.class_weight = self._mixture(mixture, weight_mixture, factory)
         self.compatibility: nn.Parameter | None = None
         self.positions: nn.Parameter | None = None
         if checks.expect_bool("compatibility", compatibility):
@@ -158,6 +175,20 @@ class ConvCRF(Layer):
                 )
             size = [checks.expect_int("learn_positions", n, 1) for n in learn_positions]
             self.positions = nn.Parameter(features.spatial(size, 1.0, spacing, dtype=torch.float64)[0].to(**factory))
+
+    def _mixture(self, mixture: Mixture | None, weight: float | None, factory: Placement) -> nn.Parameter | None:
+        """w at the start, or None without it."""
+        if self.preset is None:
+            for name, value in ("mixture", mixture), ("weight_mixture", weight):
+                if value is not None:
+                    raise ValueError(f"{name}: expected None without a preset, got {value!r}")
+            return None
+        if mixture is not None and checks.expect_choice("mixture", mixture, MIXTURES) == "none":
+            if weight is not None:
+                raise ValueError(f"weight_mixture: expected None with mixture='none', got {weight!r}")
+            return None
+        start = 0.2 if weight is None else checks.expect_number("weight_mixture", weight)
+        return nn.Parameter(torch.full(() if mixture == "scalar" else (self.num_classes,), start, **factory))
 
     def _stored(self, name: str) -> str:
         return f"inverse_{name}" if self.preset == "released" else f"log_{name}"
@@ -217,20 +248,84 @@ class ConvCRF(Layer):
             mixed = self.compatibility.to(positions.dtype)
             mixed = torch.eye(len(mixed), dtype=mixed.dtype, device=mixed.device) + mixed
             cost = -mixed
-        if self.class_weight is None:
-            return mean_field(logits, kernels, weights, cost, self.iterations, output=output, **self.update)
-
-        # The class weight scales the rows of whatever the messages go through.
-        class_weight = self.class_weight.to(positions.dtype)
-        if isinstance(cost, str):
-            weights = [w * class_weight for w in weights]
-        else:
-            cost = class_weight[:, None] * cost
-        log_unary = torch.log_softmax(possible(logits), 1)
-        refined = mean_field(
-            log_unary, kernels, weights, cost, self.iterations, 1 - class_weight, "log_softmax", output
-        )
+        unary = torch.log_softmax(possible(logits), 1) if self.preset == "released" else logits
+        scale: float | torch.Tensor = self.unary_weight
+        if self.class_weight is not None:
+            # It scales the rows of whatever the messages go through.
+            mixture = self.class_weight.to(positions.dtype)
+            scale = scale - mixture
+            if isinstance(cost, str):
+                weights = [w * mixture for w in weights]
+            else:
+                cost = mixture.reshape(-1, 1) * cost
+        refined = mean_field(unary, kernels, weights, cost, self.iterations, scale, self.initial, output, **self.update)
         return refined.to(logits.dtype)
+
+    @classmethod
+    def from_published(
+        cls, conf: Mapping[str, Any], num_classes: int, size: Sequence[int] | None = None, iterations: int = 5, *,
+        precision: Precision = "default", backend: Backend = "auto", device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "ConvCRF":  # fmt: skip
+        """The layer that computes what the authors' GaussCRF(conf, size, num_classes) does.
+
+        Args:
+            conf: their configuration, such as `default_conf`, see `published.CONVCRF_CONF`, which has the values of
+                keys that are left out. schan is for images of 0..255. With logsoftmax=False their unary is
+                probabilities: give the layer their logarithm. trainable=False freezes the thetas and weights, but as
+                there neither the convolution nor the coordinates.
+            num_classes: C.
+            size: H and W of the images, which trainable_bias=True needs, and nothing else.
+            iterations: num_iter of their call.
+            precision, backend, device, dtype: see the class.
+
+        Raises:
+            TypeError, ValueError: a key or a value that their code does not know; and by its name what is not offered:
+                softmax=False, messages of scores; final_softmax=True, for which there is `output` in the call; and
+                merge=True with norm="sym", which their code refuses too.
+
+        Example:
+            >>> import tritoncrf as tc
+            >>> conf = {"filter_size": 7, "weight": None, "pos_feats": {"sdims": 2, "compat": 3}}
+            >>> tc.ConvCRF.from_published(conf, num_classes=21).window["window_size"]
+            7
+        """
+        arguments, trainable = convcrf_arguments(conf, size)
+        with checks.renamed("window_size", "conf['filter_size']"), checks.renamed("learn_positions", "size"):
+            crf = cls(
+                num_classes, iterations=iterations, **arguments,
+                precision=precision, backend=backend, device=device, dtype=dtype,
+            )  # fmt: skip
+        for name, parameter in crf.named_parameters():
+            parameter.requires_grad_(trainable or name in ("compatibility", "positions"))
+        return crf
+
+    @torch.no_grad()
+    def load_published(self, parameters: Mapping[str, Numbers]) -> None:
+        """Take the parameters that the authors' code has learnt. All of them, or none and an error.
+
+        Args:
+            parameters: the state dict of its GaussCRF, perhaps behind the name of its layer and among those of other
+                layers, which are passed over: "crf.pos_sdims". The layer must be made as theirs was.
+
+        Raises:
+            TypeError, ValueError: the layer has no preset; names that are missing, unknown or of several layers; an
+                array of another shape, or with NaN or infinity; learnt coordinates for a layer that learns none.
+
+        Example:
+            >>> import torch, tritoncrf as tc
+            >>> crf = tc.ConvCRF(num_classes=2, preset="released", mixture="none")
+            >>> scalars = {"pos_sdims": [0.3], "col_schan": [0.1], "pos_compat": [2.0], "col_compat": [9.0]}
+            >>> crf.load_published({name: torch.tensor(value) for name, value in scalars.items()})
+            >>> round(crf.theta("theta_color").item())
+            10
+        """
+        if self.preset is None:
+            raise ValueError("preset: expected 'released', as the parameters are its, got None")
+        own = dict(self.named_parameters())
+        found = convcrf_parameters(parameters, {name: p.shape for name, p in own.items()})
+        for name, value in found.items():
+            own[name].copy_(value)
 
     def _grid(self, logits: torch.Tensor) -> torch.Tensor:
         """Coordinates of the pixels, [1, D, *S]; float64 for float64 logits, else float32."""

@@ -11,8 +11,8 @@ from tritoncrf.backends import compute_dtype
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
 from tritoncrf.layers.base import Layer, as_precise, bandwidth, expect_inputs, expect_update, placed
 from tritoncrf.mean_field import ACTIVATIONS, mean_field
-from tritoncrf.published import CRFRNN_CODES, Numbers, Preset, crfrnn_parameters
-from tritoncrf.types import Activation, Backend, Normalization, Output, Precision, Theta
+from tritoncrf.published import CRFRNN_CODES, MEANS, Mean, Numbers, Preset, crfrnn_parameters
+from tritoncrf.types import Activation, Backend, Normalization, Output, Padding, Precision, Theta
 
 KernelWeights: TypeAlias = Literal["class", "full", "scalar"]
 KERNEL_WEIGHTS: tuple[KernelWeights, ...] = get_args(KernelWeights)
@@ -54,10 +54,15 @@ class CRFRNN(Layer):
         spacing: distance of neighbouring pixels or voxels, a number or one per axis.
         damping, temperature, activation: of the updates, see `mean_field`; not in a preset.
         preset: computes what published code does: matrices W_m, positions in the order (x, y), then blue, green and red
-            minus the mean of that code's training images, for the lattice feels the order and the origin of its
-            features. The image is still given as RGB. "released" is the authors' Caffe code; "released-keras"
-            starts with W_m = I; in "released-pytorch" mu is a reward, S = U + mu M, and starts at +I.
-            Their networks pad images to 500 x 500 pixels with that mean, which the layer leaves to the caller.
+            minus a mean, for the lattice feels the order and the origin of its features, and pixels filled up to a
+            multiple of four, see `filters.Lattice`. The image is still given as RGB. "released" is the authors' Caffe
+            code; "released-keras" starts with W_m = I; in "released-pytorch" mu is a reward, S = U + mu M, and starts
+            at +I. Their networks pad images to 500 x 500 pixels with that mean, which the layer leaves to the caller.
+        mean: what a preset takes off red, green and blue in 0..255: "caffe", (122.67891434, 116.66876762,
+            104.00698793), with which the Caffe network was trained; "vgg", (123.68, 116.779, 103.939), as the Keras and
+            the PyTorch code do, and the Matlab script of the Caffe one; or "demo", (103.939, 116.779, 123.68), as the
+            Python script of the Caffe one does, which takes the mean of red off blue and that of blue off red. Every
+            preset takes each of them; left out, it is "caffe" in "released" and "vgg" in the others.
         precision, backend: see `filters.Lattice`.
         device, dtype: of the parameters.
 
@@ -87,12 +92,20 @@ class CRFRNN(Layer):
         weight_appearance: float | None = None, kernel_weights: KernelWeights | None = None,
         learn_thetas: bool = False, normalization: Normalization = "after", include_self: bool = True,
         spacing: Theta | None = None, damping: float = 0.0, temperature: float = 1.0,
-        activation: Activation = "softmax", preset: Preset | None = None, precision: Precision = "default",
+        activation: Activation = "softmax", preset: Preset | None = None, mean: Mean | None = None,
+        precision: Precision = "default",
         backend: Backend = "auto", device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         super().__init__()
         if preset is not None:
             checks.expect_choice("preset", preset, CRFRNN_CODES)
+        code = None if preset is None else CRFRNN_CODES[preset]
+        self.mean = None if code is None else code.mean
+        if mean is not None:
+            self.mean = checks.expect_choice("mean", mean, MEANS)
+            if code is None:
+                presets = ", ".join(map(repr, CRFRNN_CODES))
+                raise ValueError(f"mean: expected with one of the presets {presets}, got {mean!r} without a preset")
         self.preset, self.spacing = preset, spacing
         self.update = expect_update(damping, temperature, preset)
         self.activation = checks.expect_choice("activation", activation, ACTIVATIONS)
@@ -110,6 +123,7 @@ class CRFRNN(Layer):
             "normalization": checks.expect_choice("normalization", normalization, NORMALIZATIONS),
             **execution(precision, backend),
         }
+        self.padding: Padding | None = None if preset is None else "four"
 
         # Without a preset those of `refine` for the scores of a network, theta_space in pixels of a photo of 375 x 500.
         space, color = (30.0, 5.0) if preset is None else (160.0, 3.0)
@@ -126,7 +140,6 @@ class CRFRNN(Layer):
         else:
             self.fixed_thetas = {name: theta.tolist() for name, theta in thetas.items()}
 
-        code = None if preset is None else CRFRNN_CODES[preset]
         if kernel_weights is None:
             kernel_weights = "class" if code is None else "full"
         checks.expect_choice("kernel_weights", kernel_weights, KERNEL_WEIGHTS)
@@ -205,9 +218,10 @@ class CRFRNN(Layer):
         if features is None:
             assert image is not None
             with checks.renamed("features", "theta_space, theta_color"):
-                appearance = filters.Lattice(self._appearance(as_precise(image, logits)), **self.lattice)
+                found = self._appearance(as_precise(image, logits))
+                appearance = filters.Lattice(found, **self.lattice, padding=self.padding)
         else:
-            appearance = filters.Lattice(features, **self.lattice)
+            appearance = filters.Lattice(features, **self.lattice, padding=self.padding)
         return mean_field(
             logits,
             [self._smoothness(logits), appearance],
@@ -232,10 +246,10 @@ class CRFRNN(Layer):
     def _appearance(self, image: torch.Tensor) -> torch.Tensor:
         """Features of positions and colours, in the preset in its order and from its origin."""
         space, color = self.theta("theta_space"), self.theta("theta_color")
-        if self.preset is None:
+        if self.mean is None:
             return features.bilateral(image, space, color, self.spacing)
         photo, size = features.color(image, 1.0), tuple(image.shape[2:])
-        mean = CRFRNN_CODES[self.preset].mean
+        mean = MEANS[self.mean]
         if photo.shape[1] != len(mean):
             raise ValueError(f"image: expected red, green and blue for the preset, got shape {list(image.shape)}")
         spaces = checks.expect_positive("theta_space", space, len(size))
@@ -246,7 +260,7 @@ class CRFRNN(Layer):
         return torch.cat([positions.flip(1), torch.stack(colors[::-1], 1)], 1)
 
     def extra_repr(self) -> str:
-        names = "num_classes", "iterations", "test_iterations", "activation", "preset"
+        names = "num_classes", "iterations", "test_iterations", "activation", "preset", "mean"
         shown = {name: getattr(self, name) for name in names}
         return ", ".join(
             f"{name}={value!r}" for name, value in (shown | self.fixed_thetas | self.lattice | self.update).items()

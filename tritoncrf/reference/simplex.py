@@ -95,6 +95,17 @@ def shifted(features, shift):
     return (features.double() - shift.to(features.device)[:, :, None]).to(features.dtype)
 
 
+def with_origin(features):
+    """Features [Bf, D, N] and one pixel more for each image, [Bf, D, N + 1]: at 0, as published codes fill up; or where
+    its first pixel is, if 0 is so far from all pixels that no blur would join them.
+
+    A vertex lies within sqrt(3 (D + 1) / 8) of its pixel, and a step along every axis leads at most
+    sqrt(3 D (D + 1) / 2) on: from 0 to a pixel together less than 2 (D + 1).
+    """
+    far = (features.abs().amin(2, keepdim=True) > 2 * (features.shape[1] + 1)).any(1, keepdim=True)
+    return torch.cat([features, torch.where(far, features[:, :, :1], 0.0)], 2)
+
+
 def key_layout(least: list[float], most: list[float], images: int, pixels: int) -> KeyLayout:
     """Space for every vertex of features within [least, most] and for its neighbours."""
     d = len(least)
@@ -282,8 +293,7 @@ def tables_of_pairs(codes, simplices, layout: KeyLayout, chunked: bool):
     if simplices is not None:
         vertices = vertices.index_select(0, simplices)  # quicker than by brackets
     sorted_pairs, starts = _sorted_by_corner(vertices, bounds)
-    tables = in_chunks(starts) if chunked else (starts, starts.new_empty(0), starts.new_empty(0))
-    return (vertices.flatten(), sorted_pairs.flatten(), *tables), own, bounds
+    return (vertices.flatten(), sorted_pairs.flatten(), *pair_tables(starts, chunked)), own, bounds
 
 
 def _numbered_by_corner(codes, layout: KeyLayout):
@@ -314,6 +324,11 @@ def _sorted_by_corner(vertices, bounds):
     return sorted_pairs, torch.cat([*starts, sorted_pairs.new_full((1,), corners * pixels)])
 
 
+def pair_tables(starts, chunked: bool):
+    """`connect`'s last three tables, from where each vertex's pairs begin, [V + 1]."""
+    return in_chunks(starts) if chunked else (starts, starts.new_empty(0), starts.new_empty(0))
+
+
 def in_chunks(starts):
     """Where each vertex's sorted pairs begin, [V + 1], in pieces that are added up apart.
 
@@ -323,10 +338,19 @@ def in_chunks(starts):
         vertex_groups: [V + 1], where each vertex's groups begin.
     """
     vertex_chunks = _ends((starts.diff() + CHUNK - 1) // CHUNK)
-    vertex_groups = _ends((vertex_chunks.diff() + CHUNK - 1) // CHUNK)
+    # One group where there are no chunks: as many groups as vertices are one of each.
+    vertex_groups = _ends(((vertex_chunks.diff() + CHUNK - 1) // CHUNK).clamp_min_(1))
     chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
     group_starts = _cut_up(vertex_chunks, vertex_groups, groups)
     return _cut_up(starts.long(), vertex_chunks, chunks).int(), group_starts.int(), vertex_groups.int()
+
+
+def without_last(pairs, starts, pixels: int, corners: int):
+    """Sorted pairs of images of so many pixels, [E], and where each vertex's begin, [V + 1], without the last pixel of
+    each image; the vertices that only it touches have no pairs."""
+    place = pairs // corners
+    kept = place % pixels != pixels - 1
+    return (pairs - place // pixels * corners)[kept], _ends(kept.int())[starts]
 
 
 def _ends(counts):
