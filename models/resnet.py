@@ -21,7 +21,7 @@ class ResNet(nn.Module):
     torchvision's networks, whose parameter names these are; "fc" is left out.
 
     Args:
-        depth: 18, 34, 50 or 101.
+        depth: 18, 34, 50, 101 or 152.
         output_stride: 32; or 16 or 8, where the strides of the last one or two stages are 1, and all convolutions
             behind them dilated, so that the features are those of 32, computed at more places (Chen et al. 2018,
             DeepLab, section 3.1).
@@ -49,19 +49,13 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         block, counts = DEPTHS[expect_one_of("depth", depth, DEPTHS)]
-        expect_one_of("output_stride", output_stride, STRIDES)
         self.checkpointing = checks.expect_bool("checkpointing", checkpointing)
         inputs = scaled(64, width)
         self.conv1 = conv(3, inputs, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(inputs)
         self.channels: list[int] = []
-        reached, dilation = 4, 1
-        for stage, count in enumerate(counts):
-            channels, before, stride = scaled(64 << stage, width), dilation, 1
-            if stage > 0 and reached < output_stride:
-                stride, reached = 2, 2 * reached
-            elif stage > 0:
-                dilation *= 2
+        for stage, (count, (stride, (before, dilation))) in enumerate(zip(counts, strides(output_stride))):
+            channels = scaled(64 << stage, width)
             first = block(inputs, channels, stride, (before, dilation), projected=stage > 0 or block.expansion > 1)
             inputs = channels * block.expansion
             others = [block(inputs, channels, 1, (dilation, dilation), projected=False) for _ in range(1, count)]
@@ -147,7 +141,22 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
+
+
+def strides(output_stride: int) -> list[tuple[int, tuple[int, int]]]:
+    """Of each of the four stages its stride, and the dilations of its first 3x3 convolution and of those behind it."""
+    expect_one_of("output_stride", output_stride, STRIDES)
+    found, reached, dilation = [], 4, 1
+    for stage in range(4):
+        before, stride = dilation, 1
+        if stage > 0 and reached < output_stride:
+            stride, reached = 2, 2 * reached
+        elif stage > 0:
+            dilation *= 2
+        found.append((stride, (before, dilation)))
+    return found
 
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:

@@ -9,11 +9,18 @@ from torch.nn import functional as F
 
 from tritoncrf import GuidanceCRF, box_mean, checks, features
 from tritoncrf.models.blocks import bilinear_, msra_, options, scaled
+from tritoncrf.models.preactivation import PreActivationResNet
 from tritoncrf.models.resnet import ResNet
 from tritoncrf.models.segmenter import Pixels, Segmenter, resized
 
 Context: TypeAlias = Literal["released", "paper", "none"]
 CONTEXTS: tuple[Context, ...] = get_args(Context)
+Backbone: TypeAlias = Literal["resnet", "preactivation"]
+BACKBONES: dict[Backbone, type[ResNet] | type[PreActivationResNet]] = {
+    "resnet": ResNet,
+    "preactivation": PreActivationResNet,
+}
+PRESETS = (None, "released")
 STRIDE = 16
 # Radius of the box, dilation of the 3x3 convolution behind it, both in cells of 1/16.
 CONTEXT_SIZES = ((2, 6), (4, 12))
@@ -30,11 +37,11 @@ class SegModel(Segmenter):
     with h the features of a ResNet at 1/16 of the resolution, P the rearrangement of patches of 2x2 scores a cell to
     1/8, L the context of the scores, up_2 a learnt transposed convolution of each class, which starts bilinear, to 1/4,
     and up_4 the same kept bilinear. Images of any size: they are padded to multiples of 16 with the mean colour, and
-    the scores are cropped.
+    the scores are cropped. `models/README.md` has a table of where paper, released code and this class differ.
 
     Args:
         num_classes: C.
-        depth, width, checkpointing: see `ResNet`.
+        depth, width, checkpointing: of the backbone, see `ResNet`.
         context: "released", as the authors' code has it: 3x3 convolutions dilated by 6 and 12 of the features' means in
             boxes of radius 2 and 4; and as L of the scores their maximum over 25x25, of length 1 over the classes,
             through a 7x7 and a 1x1 convolution. "paper" has as L two such dilated convolutions of the class
@@ -44,9 +51,14 @@ class SegModel(Segmenter):
             is learnt behind W_0 in the network without patches, context and guidance, the baseline "Unary", which
             interpolates from 1/16 to the image at once.
         guidance: whether there is a guidance CRF, at 1/4.
-        crf: options of `GuidanceCRF`, a dict, or None for its defaults.
+        crf: options of `GuidanceCRF`, a dict, or None for its defaults, in a preset those of the preset.
         context_iterations: how often s_2 = s_1 + L(s_2) is applied, from s_2 = s_1 on, with the same weights.
-        pixels: see `Segmenter`.
+        pixels: see `Segmenter`; "raw" for a backbone that normalises the images itself.
+        backbone: "resnet", `ResNet`, or "preactivation", `PreActivationResNet`, as the authors' code has it.
+        preset: "released" computes what the authors' code does: images are padded with zeros, black, in place of the
+            mean colour; up_4 has a bias that is learnt; the new layers start uniform, of variance 4 / (fan-in +
+            fan-out), in place of normal, of variance 2 / fan-in; and the guidance CRF is in its own preset of this
+            name. Their backbone is "preactivation" on "raw" pixels.
 
     `frozen` names the parameters that are never trained.
 
@@ -67,14 +79,19 @@ class SegModel(Segmenter):
         self, num_classes: int = 21, depth: int = 101, width: float = 1.0, *,
         context: Context = "released", patch: int = 2, guidance: bool = True, crf: Mapping[str, Any] | None = None,
         context_iterations: int = 1, pixels: Pixels = "imagenet", checkpointing: bool = False,
+        backbone: Backbone = "resnet", preset: Literal["released"] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(num_classes, pixels)
+        if preset not in PRESETS:
+            raise ValueError(f"preset: expected None or 'released', got {checks.shown(preset)}")
+        self.preset = preset
         checks.expect_choice("context", context, CONTEXTS)
         self.patch = checks.expect_int("patch", patch, 1, 8)
         self.context_iterations = checks.expect_int("context_iterations", context_iterations, 1)
         if not checks.expect_bool("guidance", guidance) and crf is not None:
             raise ValueError(f"crf: expected None with guidance=False, got {crf!r}")
-        self.backbone = ResNet(depth, STRIDE, width, checkpointing)
+        kind = BACKBONES[checks.expect_choice("backbone", backbone, BACKBONES)]
+        self.backbone = kind(depth, STRIDE, width, checkpointing)
         channels, outputs = self.backbone.channels[-1], num_classes * patch**2
         self.score = msra_(nn.Conv2d(channels, outputs, 1))
         self.feature_context: BoxContext | None = None
@@ -86,18 +103,24 @@ class SegModel(Segmenter):
         elif context == "paper":
             self.label_context = nn.Sequential(nn.Softmax(1), BoxContext(num_classes, num_classes, scale=2))
         if guidance:
-            self.crf = GuidanceCRF(num_classes, upsample=False, **options("crf", crf))
+            self.crf = GuidanceCRF(num_classes, upsample=False, **{"preset": preset} | options("crf", crf))
         self.up2: nn.ConvTranspose2d | None = None
         self.up4: nn.ConvTranspose2d | None = None
         if patch > 1 or guidance or context != "none":
             c = num_classes
             self.up2 = bilinear_(nn.ConvTranspose2d(c, c, 4, stride=2, padding=1, groups=c))
-            up4 = nn.ConvTranspose2d(c, c, 8, stride=4, padding=2, groups=c, bias=False)
-            self.up4 = bilinear_(up4).requires_grad_(False)
+            up4 = nn.ConvTranspose2d(c, c, 8, stride=4, padding=2, groups=c, bias=preset == "released")
+            self.up4 = bilinear_(up4)
+            self.up4.weight.requires_grad_(False)
+        if preset == "released":
+            for part in (self.score, self.feature_context, self.label_context):
+                for module in [] if part is None else part.modules():
+                    if isinstance(module, nn.Conv2d):
+                        nn.init.xavier_uniform_(module.weight, gain=2**0.5)
 
     def scores(self, image: torch.Tensor) -> torch.Tensor:
         """Logits of the padded image at 1/4; in the baseline "Unary" at 1/16."""
-        x = self.backbone(_padded(self.normalized(image)))[-1]
+        x = self.backbone(self._input(image))[-1]
         first = self.score(x)
         if self.feature_context is not None:
             first = first + self.feature_context(x)
@@ -111,11 +134,21 @@ class SegModel(Segmenter):
                 scores = first + self.label_context(scores)
         return self.up2(scores)
 
+    def _input(self, image: torch.Tensor) -> torch.Tensor:
+        """The image as the backbone takes it, padded."""
+        if self.preset == "released":
+            return self.normalized(_padded(image))
+        return _padded(self.normalized(image))
+
+    def _guide(self, image: torch.Tensor) -> torch.Tensor:
+        """The same image in 0..1: padded black in the preset, else with the mean colour."""
+        colors = features.color(image, 255.0)
+        return _padded(colors) if self.preset == "released" else _padded(colors - self.mean) + self.mean
+
     def finish(self, scores: torch.Tensor, image: torch.Tensor, crf: bool) -> torch.Tensor:
         height, width = image.shape[2:]
         if crf and self.crf is not None:
-            # The guide is the image as the network sees it: padded with the mean colour.
-            scores = self.crf(scores, _padded(features.color(image, 255.0) - self.mean) + self.mean)
+            scores = self.crf(scores, self._guide(image))
         large = resized(scores, [STRIDE * n for n in scores.shape[2:]]) if self.up4 is None else self.up4(scores)
         return large[:, :, :height, :width].contiguous()
 

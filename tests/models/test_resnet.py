@@ -9,8 +9,8 @@ from tritoncrf.models.resnet import ResNet
 
 TINY = {"depth": 18, "width": 0.125}
 # Of torchvision's networks less their fc: 512 * 1000 + 1000, or 2048 * 1000 + 1000.
-PARAMETERS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160}
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+PARAMETERS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160, 152: 58_143_808}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def torchvision_names(depth):
@@ -137,8 +137,8 @@ def test_checkpointing_keeps_less():
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"depth": 19}, ValueError, "depth: expected one of 18, 34, 50, 101, got 19"),
-        ({"depth": "50"}, ValueError, "depth: expected one of 18, 34, 50, 101, got '50'"),
+        ({"depth": 19}, ValueError, "depth: expected one of 18, 34, 50, 101, 152, got 19"),
+        ({"depth": "50"}, ValueError, "depth: expected one of 18, 34, 50, 101, 152, got '50'"),
         ({"output_stride": 4}, ValueError, "output_stride: expected one of 32, 16, 8, got 4"),
         ({"width": 0}, ValueError, "width: expected a finite number above 0, got 0"),
         ({"width": "wide"}, TypeError, "width: expected a finite number above 0"),

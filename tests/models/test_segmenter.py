@@ -5,7 +5,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from tritoncrf.models.fcn8s import FCN8s, FCN8sCRFRNN
+from tritoncrf.models.fcn import FCN8s, FCN8sCRFRNN
 from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
 from tritoncrf.models.segmenter import PIXELS, Segmenter, WithCRF, resized
 from tritoncrf.models.segmodel import SegModel
@@ -106,6 +106,7 @@ def test_images_are_normalised_as_the_weights_expect():
     assert_close("imagenet", found["imagenet"], torch.tensor(imagenet))
     assert_close("caffe", found["caffe"], torch.tensor([255 - 122.679, -116.669, 51 - 104.007]))
     assert_close("vgg", found["vgg"], torch.tensor([255 - 123.68, -116.779, 51 - 103.939]))
+    assert_close("raw", found["raw"], torch.tensor([255.0, 0.0, 51.0]))
     assert not Segmenter(C).state_dict()
 
 
