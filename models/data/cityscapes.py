@@ -9,20 +9,16 @@ from tritoncrf.models.augment import VOID
 from tritoncrf.models.data.labelled import Examples
 from tritoncrf.models.data.listing import IMAGES, expect_folder, paired
 
-# By "train id", each with its label id.
+# In order of "train id", each with its label id.
 CITYSCAPES_IDS = {
     "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
     "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27,
     "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
 }  # fmt: skip
-CITYSCAPES_CLASSES = tuple(CITYSCAPES_IDS)
+CITYSCAPES_CLASSES, IDS = tuple(CITYSCAPES_IDS), tuple(CITYSCAPES_IDS.values())
+CITYSCAPES_TABLE = tuple(IDS.index(n) if n in IDS else VOID for n in range(max(IDS) + 1))  # of label ids
 ANNOTATIONS = {"train": "gtFine", "val": "gtFine", "test": "gtFine", "train_extra": "gtCoarse"}  # of each split
 PHOTOS = "leftImg8bit"
-
-
-def _of_label_ids() -> tuple[int, ...]:
-    ids = list(CITYSCAPES_IDS.values())
-    return tuple(ids.index(n) if n in ids else VOID for n in range(ids[-1] + 1))
 
 
 def cityscapes(root: str | Path, split: str) -> Examples:
@@ -49,7 +45,7 @@ def cityscapes(root: str | Path, split: str) -> Examples:
         raise FileError(f"{mask_folder}: expected masks named *{by_id}.png or *{by_train_id}.png, got none")
     entries = paired(images, masks, image_folder, mask_folder)
     if published:
-        return Examples(entries, CITYSCAPES_CLASSES, void=(), table=_of_label_ids())
+        return Examples(entries, CITYSCAPES_CLASSES, void=(), table=CITYSCAPES_TABLE)
     return Examples(entries, CITYSCAPES_CLASSES)
 
 

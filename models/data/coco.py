@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tritoncrf.checks import expect_choice
+from tritoncrf.checks import expect_choice, shown
 from tritoncrf.files import FileError, decoded
 from tritoncrf.models.augment import MOST_SIDE
 from tritoncrf.models.data.labelled import Entry, Examples
@@ -49,7 +49,7 @@ def coco_entries(root: str | Path, split: str) -> tuple[Entry, ...]:
 
 def _part(root: Path, part: str) -> list[Entry]:
     source = root / "annotations" / f"instances_{part}.json"
-    folder = root / "images" / part if (root / "images").is_dir() else root / part
+    folder = root / "images" / part if (root / "images" / part).is_dir() else root / part
     regions = decoded(source, "COCO's annotations of objects", lambda path: _regions(path, _lists(path)))
     photos = files_of(folder, IMAGES)
     if missing := sorted(regions.keys() - photos.keys()):
@@ -92,10 +92,9 @@ def _regions(source: Path, content: dict[str, list[dict[str, Any]]]) -> dict[str
         if name in found:
             raise FileError(f"{source}: expected every image once, got {name} 2 times")
         packed = [(labels[one["category_id"]], _runs(source, one, size)) for one in annotations]
-        drawn = sorted(
-            ((label, runs) for label, runs in packed if runs), key=lambda region: -int(masks.area(region[1]))
-        )
+        drawn = [(label, runs) for label, runs in packed if runs]
         if drawn and masks.area(masks.merge([runs for _, runs in drawn])) >= LEAST_PIXELS:
+            drawn.sort(key=lambda region: int(masks.area(region[1])), reverse=True)
             found[name] = Regions(source, size, tuple((label, runs["counts"]) for label, runs in drawn))
     return found
 
@@ -114,23 +113,19 @@ def _runs(source: Path, annotation: dict[str, Any], size: tuple[int, int]) -> di
     if isinstance(given, dict):
         counts = np.asarray(given["counts"])
         if given["size"] != [height, width] or counts.dtype.kind != "i" or counts.ndim != 1:
-            raise FileError(f"{where}: expected a list of run lengths in {height} x {width}, got {_short(given)}")
-        if (counts < 0).any() or counts.sum() != height * width:
-            raise FileError(f"{where}: expected run lengths of {height * width} pixels in all, got {_short(given)}")
+            raise FileError(f"{where}: expected a list of run lengths in {height} x {width}, got {shown(given)}")
+        pixels = height * width
+        if not ((counts >= 0) & (counts <= pixels)).all() or counts.sum() != pixels:
+            raise FileError(f"{where}: expected run lengths of {pixels} pixels in all, got {shown(given)}")
         crowd: dict[str, Any] = masks.frPyObjects(given, height, width)
         return crowd
     if not isinstance(given, list):
-        raise FileError(f"{where}: expected polygons or run lengths, got {_short(given)}")
+        raise FileError(f"{where}: expected polygons or run lengths, got {shown(given)}")
     polygons = []
     for polygon in given:
         corners = np.asarray(polygon, np.float64)
         if corners.ndim != 1 or len(corners) % 2 or not (np.abs(corners) <= 2 * MOST_SIDE).all():
-            raise FileError(f"{where}: expected x and y of a polygon's corners, got {_short(polygon)}")
+            raise FileError(f"{where}: expected x and y of a polygon's corners, got {shown(polygon)}")
         if len(corners) >= 6:
             polygons.append(corners.tolist())
     return masks.merge(masks.frPyObjects(polygons, height, width)) if polygons else {}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -224,6 +224,7 @@ def too_few_pixels(content):
         (segmentation([["a"]]), "expected COCO's annotations of objects, unreadable: could not convert string"),
         (segmentation({"size": [20, 24], "counts": [20, 30]}), "annotation 100: expected run lengths of 480 pixels in all"),
         (segmentation({"size": [20, 24], "counts": [490, -10]}), "annotation 100: expected run lengths of 480 pixels"),
+        (segmentation({"size": [20, 24], "counts": [2**63 - 1, 2**63 - 1, 482]}), "annotation 100: expected run lengths"),
         (segmentation({"size": [24, 20], "counts": [480]}), "annotation 100: expected a list of run lengths in 20 x 24"),
         (segmentation({"size": [20, 24], "counts": "04200"}), "annotation 100: expected a list of run lengths in 20 x 24"),
         (segmentation({"counts": [480]}), "expected COCO's annotations of objects, unreadable: 'size'"),
