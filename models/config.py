@@ -62,18 +62,19 @@ class Data:
         train, validate: names of splits.
         held_out: so many images of the training split are set apart for phases that say so, the same in every run.
         resize: [H, W] that every image is brought to.
-        sbd: VOC only, the folder of its extra annotations.
+        sbd, coco: VOC only, the folders of its extra annotations and of COCO.
         void: of a plain folder's masks.
         workers: processes that load, at most 256.
     """
 
-    format: Literal["camvid", "voc", "folder"]
+    format: Literal["camvid", "voc", "folder", "cityscapes", "ade20k", "pascal_context", "coco"]
     root: str = ""
     train: str = "train"
     validate: str = "val"
     held_out: int = 0
     resize: tuple[int, int] | None = None
     sbd: str = ""
+    coco: str = ""
     void: int = 255
     workers: int = 2
 

@@ -14,10 +14,10 @@ def examples_of(settings: config.Config, split: str, root: str | Path | None) ->
     if not root:
         raise CommandError("--data: expected the data set's folder, here or as data.root in the configuration")
     given: dict[str, dict[str, Any]] = {
-        "voc": {"sbd": settings.data.sbd or None},
+        "voc": {"sbd": settings.data.sbd or None, "coco": settings.data.coco or None},
         "folder": {"void": settings.data.void},
     }
-    with renamed("sbd", "data.sbd"):
+    with renamed("sbd", "data.sbd"), renamed("coco", "data.coco"):
         return data.examples(settings.data.format, root, split, **given.get(settings.data.format, {}))
 
 

@@ -1,8 +1,10 @@
-"""A data set small enough to train on in a test: coloured rectangles, with a band that is void."""
+"""Data sets small enough for tests: one to train on, coloured rectangles with a band that is void, and one to read."""
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from data_files import listing, write
 
 COLORS = np.array([[40, 60, 90], [200, 80, 60], [90, 200, 120]])
 SIZE = 32, 40
@@ -28,3 +30,11 @@ def shapes(tmp_path_factory):
             Image.fromarray(labels).save(root / split / "labels" / f"{n}.png")
     (root / "classes.txt").write_text("ground\nhouse\ntree\n")
     return root
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Ten images a0 to a9 of three classes in `images` and `labels`."""
+    write(tmp_path, *(f"images/a{i}.png" for i in range(10)), *(f"labels/a{i}.png" for i in range(10)))
+    listing(tmp_path / "classes.txt", "sky", "road", "tree")
+    return tmp_path

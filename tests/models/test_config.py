@@ -94,7 +94,12 @@ BAD = [
         'name = "UNet"',
         "network.name: expected one of FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, got 'UNet'",
     ),
-    ('format = "camvid"', 'format = "coco"', "data.format: expected one of 'camvid', 'voc', 'folder', got 'coco'"),
+    (
+        'format = "camvid"',
+        'format = "kitti"',
+        "data.format: expected one of 'camvid', 'voc', 'folder', 'cityscapes', 'ade20k', "
+        "'pascal_context', 'coco', got 'kitti'",
+    ),
     ('format = "camvid"', 'format = "camvid"\nresize = [90]', "data.resize: expected a list of 2, got [90]"),
     ('format = "camvid"', 'format = "camvid"\nworkers = true', "data.workers: expected a whole number, got True"),
     ("epochs = 3", 'epochs = "3"', "phases.unary.epochs: expected a whole number, got '3'"),

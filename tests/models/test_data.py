@@ -1,56 +1,18 @@
-"""Data sets from small trees of files, their faults, and batches that come out the same however they are loaded."""
+"""Data sets from small trees of files, and their faults."""
 
-import importlib.util
 import os
 import re
-import sys
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from data_files import SIZE, listing, names, write, write_mask, write_photo
 from tritoncrf.files import FileError
 from tritoncrf.models import data
-from tritoncrf.models.augment import Augment
 
 DATA = Path(os.environ.get("TRITONCRF_DATA", Path(__file__).parents[3] / "shared" / "data"))
-SIZE = (6, 8)
-# Python 3.12 warns of every fork beside threads, torch of more workers than the machine has cores.
-quiet_workers = pytest.mark.filterwarnings("ignore:.*use of fork.*", "ignore:This DataLoader will create")
-
-
-def write(root: Path, *paths: str, value: int = 1, size=SIZE):
-    """A file at every path: an image of noise, or a mask all `value`, by the name of its folder."""
-    for path in map(root.joinpath, paths):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent.name in ("labels", "masks", "SegmentationClass", "SegmentationClassAug", "trainannot"):
-            Image.fromarray(np.full(size, value, dtype=np.uint8)).save(path)
-        else:
-            noise = np.random.default_rng(list(path.stem.encode())).integers(0, 256, (*size, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(path)
-
-
-def listing(path: Path, *lines: str):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
-
-
-def names(examples) -> list[str]:
-    return [name for name, _, _ in examples.entries]
-
-
-@pytest.fixture
-def plain(tmp_path):
-    """Ten images a0 to a9 of three classes in `images` and `labels`."""
-    write(tmp_path, *(f"images/a{i}.png" for i in range(10)), *(f"labels/a{i}.png" for i in range(10)))
-    listing(tmp_path / "classes.txt", "sky", "road", "tree")
-    return tmp_path
-
-
-# Formats --------------------------------------------------------------------------------------------------------
 
 
 def test_camvid_as_segnet_lays_it_out(tmp_path):
@@ -122,89 +84,6 @@ def test_what_a_split_holds(plain):
     write(plain, "labels/a8.png", value=255)
     sizes, labels = data.folder(plain, "all").check()
     assert sizes == {SIZE} and {2, 255} <= labels <= {0, 1, 2, 255}
-
-
-@pytest.fixture
-def voc(tmp_path):
-    """VOC: train t1 t2, val v1 v2. SBD: t2, v2, s1, s2, of which s2 has its photo with SBD alone."""
-    root, sbd = tmp_path / "VOC2012", tmp_path / "sbd"
-    write(root, *(f"JPEGImages/{n}.jpg" for n in ("t1", "t2", "v1", "v2", "s1")))
-    write(root, *(f"SegmentationClass/{n}.png" for n in ("t1", "t2", "v1", "v2")), value=20)
-    lists = root / "ImageSets" / "Segmentation"
-    listing(lists / "train.txt", "t1", "t2")
-    listing(lists / "val.txt", "v1", "v2")
-    listing(lists / "trainval.txt", "t1", "t2", "v1", "v2")
-    write(sbd, *(f"SegmentationClassAug/{n}.png" for n in ("s1", "s2", "t2", "v2")), "img/s1.jpg", "img/s2.jpg")
-    return root, sbd
-
-
-@pytest.mark.parametrize(
-    "split, expected",
-    [
-        ("train", "t1 t2"),
-        ("val", "v1 v2"),
-        ("trainval", "t1 t2 v1 v2"),
-        ("train_aug", "t1 t2 s1 s2"),
-        ("train_sbd", "t1 t2 s1 s2 v2"),
-        ("val_reduced", "v1"),
-    ],
-)
-def test_voc_splits(voc, split, expected):
-    root, sbd = voc
-    examples = data.voc(root, split, sbd=sbd)
-    assert names(examples) == expected.split()
-    assert len(examples.classes) == 21 and examples.classes[20] == "tvmonitor" and examples.void == (255,)
-    examples.check()
-    for name, image, mask in examples.entries:
-        assert image.parent == (sbd / "img" if name == "s2" else root / "JPEGImages")
-        assert mask.parent.name == ("SegmentationClassAug" if name[0] == "s" else "SegmentationClass")
-
-
-def test_masks_that_mix_voc_into_sbd_need_the_lists_of_sbd(voc):
-    root, sbd = voc
-    write(sbd, "SegmentationClassAug/v1.png", "SegmentationClassAug/t1.png")
-    assert names(data.voc(root, "train_aug", sbd=sbd)) == ["t1", "t2", "s1", "s2"]
-    with pytest.raises(FileError, match="expected SBD's train.txt and val.txt"):
-        data.voc(root, "val_reduced", sbd=sbd)
-    listing(sbd / "train.txt", "s1", "t2")
-    listing(sbd / "val.txt", "s2", "v2")
-    assert names(data.voc(root, "val_reduced", sbd=sbd)) == ["v1"]
-    assert names(data.voc(root, "train_sbd", sbd=sbd)) == ["t1", "t2", "s1", "s2", "v2"]
-
-
-def matlab(voc):
-    """The tree with .mat files in place of SBD's PNGs; their content is not MATLAB's."""
-    root, sbd = voc
-    (sbd / "cls").mkdir()
-    for path in (sbd / "SegmentationClassAug").iterdir():
-        path.unlink()
-        (sbd / "cls" / path.with_suffix(".mat").name).write_bytes(b"broken")
-    (sbd / "SegmentationClassAug").rmdir()
-    return root, sbd
-
-
-def test_without_scipy_the_mat_files_of_sbd_are_refused_at_once(voc, monkeypatch):
-    root, sbd = matlab(voc)
-    for name in ("scipy", "scipy.io"):
-        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
-    with pytest.raises(ImportError, match="pip install scipy"):
-        data.voc(root, "train_aug", sbd=sbd)
-    assert names(data.voc(root, "val_reduced", sbd=sbd)) == ["v1"]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="scipy is not installed")
-def test_the_mat_files_of_sbd(voc):
-    from scipy.io import savemat
-
-    root, sbd = matlab(voc)
-    labels = np.arange(48, dtype=np.uint8).reshape(SIZE) % 21
-    for path in (sbd / "cls").iterdir():
-        savemat(path, {"GTcls": {"Segmentation": labels, "Boundaries": np.zeros(SIZE), "CategoriesPresent": [1]}})
-    examples = data.voc(root, "train_aug", sbd=sbd)
-    assert np.array_equal(examples.read(2)[1], labels)
-    (sbd / "cls" / "s1.mat").write_bytes(b"broken")
-    with pytest.raises(FileError, match="s1.mat: expected a .mat of SBD, unreadable"):
-        examples.check()
 
 
 # Faults ---------------------------------------------------------------------------------------------------------
@@ -332,188 +211,35 @@ def test_a_folder_that_is_not_there(tmp_path):
             data.examples(format, tmp_path / "nowhere", "train")
 
 
-def test_options_out_of_range(plain, voc):
-    with pytest.raises(ValueError, match="format: expected one of 'camvid', 'voc', 'folder', got 'coco'"):
-        data.examples("coco", plain, "all")
-    with pytest.raises(ValueError, match="split: expected one of 'train', .* got 'test'"):
-        data.voc(voc[0], "test")
-    with pytest.raises(ValueError, match="sbd: expected the folder of SBD's annotations for the split 'train_aug'"):
-        data.voc(voc[0], "train_aug")
-    with pytest.raises(FileError, match="expected a folder SegmentationClassAug or cls in it"):
-        data.voc(voc[0], "train_aug", sbd=voc[0])
+def test_options_out_of_range(plain):
+    formats = "'camvid', 'voc', 'folder', 'cityscapes', 'ade20k', 'pascal_context', 'coco'"
+    with pytest.raises(ValueError, match=f"format: expected one of {formats}, got 'kitti'"):
+        data.examples("kitti", plain, "all")
     with pytest.raises(ValueError, match="void: expected a value that is no class, got 1 of 3 classes"):
         data.folder(plain, "all", void=1)
     with pytest.raises(ValueError, match="entries: expected at least one image"):
         data.Examples((), ("a",))
 
 
-# Items ----------------------------------------------------------------------------------------------------------
+def test_a_table_says_what_the_values_of_masks_mean(plain):
+    """Values below, inside and above what void and classes are."""
+    mask = np.array([[0, 1, 2, 3], [9, 3, 2, 1]])
+    write_mask(plain / "labels" / "a0.png", mask)
+    write_photo(plain / "images" / "a0.png", mask.shape)
+    entries = (("a0", plain / "images" / "a0.png", plain / "labels" / "a0.png"),)
+    examples = data.Examples(entries, ("sky", "road"), void=(9,), table=(255, 1, 0, 1))
+    assert examples.read(0)[1].tolist() == [[255, 1, 0, 1], [255, 1, 0, 1]]
+    with pytest.raises(FileError, match="a0.png: expected labels from 0 to 2 or void 9, got 3"):
+        data.Examples(entries, ("sky", "road"), void=(9,), table=(255, 1, 0)).read(0)
+    with pytest.raises(ValueError, match="table: expected an int from 0 to 1, got 2"):
+        data.Examples(entries, ("sky", "road"), table=(255, 2))
+    with pytest.raises(ValueError, match="void: expected a value that is no class, got 2 of 3 classes"):
+        data.Examples(entries, ("sky", "road"), void=(2,), table=(255, 1, 0))
 
 
-def test_an_item_holds_the_photo_the_labels_and_255_where_unknown(plain):
-    mask = np.array([[0, 1, 2, 7], [7, 2, 1, 0]], dtype=np.uint8)
-    photo = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    Image.fromarray(mask).save(plain / "labels" / "a0.png")
-    Image.fromarray(photo).save(plain / "images" / "a0.png")
-    item = data.Images(data.folder(plain, "all", void=7))[0]
-    assert item["name"] == "a0"
-    assert item["image"].dtype == torch.uint8 and item["image"].permute(1, 2, 0).tolist() == photo.tolist()
-    assert item["labels"].dtype == torch.int64
-    assert item["labels"].tolist() == [[0, 1, 2, 255], [255, 2, 1, 0]]
-
-
-def test_grey_photos_become_rgb(plain):
-    Image.fromarray(np.full(SIZE, 9, dtype=np.uint8)).save(plain / "images" / "a0.png")
-    assert (data.Images(data.folder(plain, "all"))[0]["image"] == 9).all()
-
-
-def test_resize_averages_photos_and_picks_labels(plain):
-    board = np.indices((32, 48)).sum(0) % 2
-    Image.fromarray(np.repeat(255 * board[..., None], 3, axis=2).astype(np.uint8)).save(plain / "images" / "a0.png")
-    Image.fromarray((2 * board).astype(np.uint8)).save(plain / "labels" / "a0.png")
-    item = data.Images(data.folder(plain, "all"), resize=(8, 12))[0]
-    assert item["image"].shape == (3, 8, 12) and (item["image"].int() - 127).abs().max() <= 2
-    assert item["labels"].shape == (8, 12) and set(item["labels"].unique().tolist()) <= {0, 2}
-
-
-AUGMENT = Augment(scale=(0.7, 1.5), mirror=0.5, rotation=10, brightness=0.3, hue=0.1, crop=(5, 7))
-
-
-def test_an_item_is_a_function_of_seed_epoch_and_index(plain):
-    examples = data.folder(plain, "all")
-    images = data.Images(examples, augment=AUGMENT, seed=1)
-    first = images[2, 3]["image"]
-    images[5, 0]
-    assert torch.equal(first, data.Images(examples, augment=AUGMENT, seed=1)[2, 3]["image"])
-    assert not torch.equal(first, images[3, 3]["image"])
-    assert not torch.equal(first, data.Images(examples, augment=AUGMENT, seed=2)[2, 3]["image"])
-
-
-def test_held_out_images_are_apart_and_the_same_every_time(plain):
-    examples = data.folder(plain, "all")
-    rest, held = data.held_out(examples, 4, seed=3)
-    assert len(held) == 4 and sorted(names(rest) + names(held)) == names(examples)
-    assert names(held) == sorted(names(held))
-    assert data.held_out(examples, 4, seed=3) == (rest, held)
-    assert data.held_out(examples, 4, seed=4)[1] != held
-    with pytest.raises(ValueError, match="count: expected an int from 1 to 9, got 10"):
-        data.held_out(examples, 10)
-
-
-# Batches --------------------------------------------------------------------------------------------------------
-
-
-def test_an_epoch_has_every_image_once_in_an_order_of_its_own():
-    batches = data.Batches(12, 3, seed=5)
-    epochs = []
-    for epoch in (0, 1):
-        batches.set_epoch(epoch)
-        keys = list(chain(*batches))
-        assert {e for e, _ in keys} == {epoch} and sorted(i for _, i in keys) == list(range(12))
-        epochs.append([i for _, i in keys])
-    assert epochs[0] != epochs[1]
-    assert [i for _, i in chain(*data.Batches(12, 3, seed=6))] != epochs[0]
-
-
-def test_training_drops_what_fills_no_batch_and_evaluation_keeps_it():
-    assert [len(b) for b in data.Batches(11, 4)] == [4, 4] and len(data.Batches(11, 4)) == 2
-    in_order = data.Batches(11, 4, shuffle=False)
-    assert list(chain(*in_order)) == [(0, i) for i in range(11)] and len(in_order) == 3
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("length", range(8, 25))
-def test_ranks_share_the_steps_of_one(length, shuffle):
-    whole = list(data.Batches(length, 8, seed=1, epoch=2, shuffle=shuffle))
-    ranks = [data.Batches(length, 2, seed=1, epoch=2, shuffle=shuffle, rank=r, ranks=4) for r in range(4)]
-    parts = [list(rank) for rank in ranks]
-    assert [len(rank) for rank in ranks] == [len(part) for part in parts]
-    for step, batch in enumerate(whole):
-        assert batch == list(chain(*(part[step] for part in parts if step < len(part))))
-    assert all(parts[0]) and len(parts[0]) == len(whole)
-
-
-def test_a_resumed_epoch_goes_on_where_it_stopped():
-    whole = list(data.Batches(20, 3, seed=1, epoch=4))
-    resumed = data.Batches(20, 3, seed=1, epoch=4, start=2)
-    assert list(resumed) == whole[2:] and len(resumed) == 4
-    resumed.set_epoch(5)
-    assert len(resumed) == 6
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (dict(length=3, batch=4), "batch: expected at most the 3 images there are, got 4 on 1 rank"),
-        (dict(length=3, batch=2, ranks=2), "batch: expected at most the 3 images there are, got 2 on 2 rank"),
-        (dict(length=3, batch=0), "batch: expected an int of at least 1"),
-        (dict(length=3, batch=1, start=4), "start: expected an int from 0 to 3"),
-        (dict(length=3, batch=1, rank=1), "rank: expected an int from 0 to 0"),
-        (dict(length=3, batch=1, seed=-1), "seed: expected an int from 0"),
-    ],
-    ids=str,
-)
-def test_batches_out_of_range(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        data.Batches(**arguments)
-
-
-def loaded(examples, workers=0, epochs=(0, 1), start=0):
-    """All batches of the epochs, the first from step `start` on."""
-    batches = data.Batches(len(examples), 3, seed=2)
-    loader = data.loader(data.Images(examples, augment=AUGMENT, seed=1), batches, workers)
-    found = []
-    for epoch in epochs:
-        batches.set_epoch(epoch, start if epoch == epochs[0] else 0)
-        found += list(loader)
-    return found
-
-
-def equal(first, second):
-    return len(first) == len(second) and all(
-        a["name"] == b["name"] and torch.equal(a["image"], b["image"]) and torch.equal(a["labels"], b["labels"])
-        for a, b in zip(first, second)
-    )
-
-
-def test_a_batch_is_stacked(plain):
-    batch = loaded(data.folder(plain, "all"), epochs=[0])[0]
-    assert batch["image"].shape == (3, 3, 5, 7) and batch["image"].dtype == torch.uint8
-    assert batch["labels"].shape == (3, 5, 7) and batch["labels"].dtype == torch.int64
-    assert len(batch["name"]) == 3
-
-
-@quiet_workers
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_and_resuming_change_no_bit(plain, workers):
-    examples = data.folder(plain, "all")
-    expected = loaded(examples)
-    assert not equal(expected[:3], expected[3:])
-    assert equal(loaded(examples, workers), expected)
-    assert equal(loaded(examples, workers, start=2), expected[2:])
-    assert equal(loaded(examples, workers, epochs=[1], start=1), expected[4:])
-
-
-@quiet_workers
-@pytest.mark.parametrize("workers", [0, 1])
-def test_loading_draws_nothing_from_the_global_generators(plain, workers):
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    loaded(data.folder(plain, "all"), workers)
-    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])
-
-
-@quiet_workers
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_file_is_named_whoever_reads_it(plain, workers):
-    examples = data.folder(plain, "all")
-    wrong_label(plain)
-    with pytest.raises(FileError, match="a7.png: expected labels from 0 to 2 or void 255, got 37"):
-        loaded(examples, workers)
-
-
-def test_images_of_several_sizes_make_no_batch(plain):
-    write(plain, "images/a0.png", "labels/a0.png", size=(4, 4))
-    examples = data.folder(plain, "all")
-    loader = data.loader(data.Images(examples), data.Batches(len(examples), 2, shuffle=False))
-    with pytest.raises(ValueError, match="batch: expected images of one size .*, got a0 of 4 x 4, a1 of 6 x 8"):
-        next(iter(loader))
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint64])
+def test_masks_of_any_integers(plain, dtype):
+    (plain / "labels" / "a0.png").unlink()
+    values = np.arange(np.prod(SIZE)).reshape(SIZE) % 2
+    np.save(plain / "labels" / "a0.npy", values.astype(dtype))
+    assert np.array_equal(data.folder(plain, "all").read(0)[1], values)
