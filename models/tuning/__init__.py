@@ -12,7 +12,7 @@ all images; and none at all, iterations = 0, where the search gains nothing on w
     proposals   the search by proposals, Optuna's
     grid        the search on a grid
     descent     the search by gradients, `slopes` the gradients
-    disconnected    another question: settings of a layer for a network's scores, without folds
+    baseline    another question: settings of a disconnected CRF, without folds
 
 Processes share the images of a trial, never the trials. So a search that was stopped goes on to the same end, in any
 number of processes.
@@ -31,8 +31,8 @@ from tritoncrf import checks
 from tritoncrf.files import FileError, decoded
 from tritoncrf.models.experiments.statistics import Estimate, jackknife
 from tritoncrf.models.scored import MEASURES, measures
+from tritoncrf.models.tuning.baseline import Found, disconnected
 from tritoncrf.models.tuning.descent import descended
-from tritoncrf.models.tuning.disconnected import Found, disconnected
 from tritoncrf.models.tuning.grid import gridded, searched_on_grid
 from tritoncrf.models.tuning.problem import BY_NAME, Asked, Parameters, Problem, expect_problem, shared, valued
 from tritoncrf.models.tuning.proposals import SPACES, proposed
