@@ -22,7 +22,8 @@ parameters a tenth away from where they start, and a picture of two colours clos
 (0, 1).
 
 Networks have few channels. Their gradients are compared along three random directions in all parameters and the image
-at once, scaled to the same length in each. SegModel's begins with the features that a backbone would give.
+at once, scaled to the same length in each. SegModel's begins with the features that a backbone would give. CRF-RNN
+takes its image in bytes, which have no gradient.
 """
 
 
