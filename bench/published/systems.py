@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import tritoncrf as tc
-from bench.published import convcrf, fcn8s, resnet, segmodel
+from bench.published import convcrf, crfrnn, fcn8s, resnet, segmodel
 from bench.published.cases import Case, Network, float32, relative
-from tritoncrf.models import FCN8s, ResNetConvCRF, SegModel
-from tritoncrf.published import CONVCRF_CONF, CONVCRF_NAMES
+from tritoncrf.models import FCN8s, FCN8sCRFRNN, ResNetConvCRF, SegModel
+from tritoncrf.published import CONVCRF_CONF, CONVCRF_NAMES, Preset
 
 C = 3
 STRIDE = 16  # of SegModel's features
@@ -49,6 +49,60 @@ def paper_conv_crf(size: Size, iterations: int) -> tuple:
         return convcrf.paper(logits, 255 * image, parameters, 5, 2, iterations)
 
     return crf, problem(size), form
+
+
+CRF_RNN_NAMES = dict(zip(("weight_smooth", "weight_appearance", "compatibility"), crfrnn.NAMES, strict=True))
+
+
+def crf_rnn(size: Size, iterations: int, preset: Preset) -> tuple:
+    """The gradients are those that the codes propagate back: there are none of the image."""
+    crf = disturbed(tc.CRFRNN(C, iterations, preset=preset))
+
+    def form(logits: np.ndarray, image: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
+        return crfrnn.scores(logits, image, published_names(parameters), preset, iterations)
+
+    def adjoint(
+        cotangent: np.ndarray, logits: np.ndarray, image: np.ndarray, **parameters: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        named = published_names(parameters)
+        found = crfrnn.gradients(logits, image, named, preset, iterations, cotangent)
+        return {"logits": found["logits"], **{own: found[name] for own, name in CRF_RNN_NAMES.items()}}
+
+    return crf, {**problem(size), "image": around_the_means(size)}, form, adjoint
+
+
+def fcn_crf_rnn(size: Size, iterations: int) -> tuple:
+    torch.manual_seed(0)
+    network = {"width": 1 / 64, "dropout": 0.0, "score_init": "msra"}
+    model = disturbed(FCN8sCRFRNN(C, network=network, crf={"preset": "released", "iterations": iterations}))
+    mean, std = (x.double().numpy() for x in (model.network.mean, model.network.std))
+
+    def form(image: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
+        network, crf = ({name.removeprefix(part): p for name, p in parameters.items() if name.startswith(part)}
+                        for part in ("network.", "crf."))  # fmt: skip
+        unary = fcn8s.layers((in_float32(image) - mean) / std, network)["scores"]
+        return crfrnn.scores(unary, image, published_names(crf), "released", iterations)
+
+    return model, {"image": around_the_means(size)}, form
+
+
+def in_float32(image: np.ndarray) -> np.ndarray:
+    """Bytes in 0..1, rounded as the library does."""
+    return (image / np.float32(255)).astype(float)
+
+
+def published_names(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {CRF_RNN_NAMES[name]: value for name, value in parameters.items()}
+
+
+def around_the_means(size: Size) -> np.ndarray:
+    """A picture, bytes [1, 3, H, W], of two colours near the means and noise. Most of its vertices lie around 0, where
+    pixels that fill up to four add some."""
+    draws = np.random.default_rng(12)
+    rows, columns = np.indices(size)
+    halves = np.where(rows + columns < sum(size) / 2, 0, 6)
+    image = np.array([122.7, 116.7, 104])[:, None, None] + halves + draws.normal(0, 6, (1, 3, *size))
+    return image.round().astype(np.uint8)
 
 
 def guidance_crf(size: Size, iterations: int, released: bool = False) -> tuple:
@@ -181,6 +235,10 @@ SYSTEMS = {
     "ConvCRF, released, all keys": System(partial(released_conv_crf, conf=ALL_KEYS)),
     "ConvCRF, paper, +C +T": System(paper_conv_crf),
     "ConvCRF on ResNet-18, paper": System(resnet_conv_crf, Network, RESNET_SIZES),
+    "CRF-RNN, Caffe": System(partial(crf_rnn, preset="released")),
+    "CRF-RNN, Keras": System(partial(crf_rnn, preset="released-keras")),
+    "CRF-RNN, PyTorch": System(partial(crf_rnn, preset="released-pytorch")),
+    "CRF-RNN on FCN-8s, Caffe": System(fcn_crf_rnn, Network, FCN_SIZES),
     "Guidance CRF, paper": System(guidance_crf),
     "Guidance CRF, released": System(partial(guidance_crf, released=True)),
     "SegModel behind its backbone, paper": System(seg_model, Network, SEGMODEL_SIZES),
