@@ -72,23 +72,21 @@ def crf_rnn(size: Size, iterations: int, preset: Preset) -> tuple:
 
 
 def fcn_crf_rnn(size: Size, iterations: int) -> tuple:
+    """With scores so small that probabilities are between 0 and 1."""
     torch.manual_seed(0)
     network = {"width": 1 / 64, "dropout": 0.0, "score_init": "msra"}
     model = disturbed(FCN8sCRFRNN(C, network=network, crf={"preset": "released", "iterations": iterations}))
+    for name, p in model.network.named_parameters():
+        if name.startswith("score_"):
+            p.data.div_(100)
     mean, std = (x.double().numpy() for x in (model.network.mean, model.network.std))
 
     def form(image: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
-        network, crf = ({name.removeprefix(part): p for name, p in parameters.items() if name.startswith(part)}
-                        for part in ("network.", "crf."))  # fmt: skip
-        unary = fcn8s.layers((in_float32(image) - mean) / std, network)["scores"]
+        network, crf = behind("network.", parameters), behind("crf.", parameters)
+        unary = fcn8s.layers((image / 255 - mean) / std, network)["scores"]
         return crfrnn.scores(unary, image, published_names(crf), "released", iterations)
 
     return model, {"image": around_the_means(size)}, form
-
-
-def in_float32(image: np.ndarray) -> np.ndarray:
-    """Bytes in 0..1, rounded as the library does."""
-    return (image / np.float32(255)).astype(float)
 
 
 def published_names(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -158,8 +156,7 @@ def resnet_conv_crf(size: Size, iterations: int) -> tuple:
     statistics = {name: buffer.double().numpy() for name, buffer in model.network.named_buffers()}
 
     def form(image: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
-        network, crf = ({name.removeprefix(part): p for name, p in parameters.items() if name.startswith(part)}
-                        for part in ("network.", "crf."))  # fmt: skip
+        network, crf = behind("network.", parameters), behind("crf.", parameters)
         unary = resnet.scores((image - statistics["mean"]) / statistics["std"], network, statistics)
         return convcrf.paper(unary, 255 * image, crf, 5, 2, iterations)
 
@@ -203,6 +200,11 @@ def problem(size: Size) -> dict[str, np.ndarray]:
     return {"logits": float32(draws.standard_normal((1, C, *size))), "image": float32(image)}
 
 
+def behind(part: str, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of a part of a network, by their names in it."""
+    return {name.removeprefix(part): value for name, value in parameters.items() if name.startswith(part)}
+
+
 @torch.no_grad()
 def disturbed(module: nn.Module) -> nn.Module:
     """The module with parameters a tenth away from where they start, so that none is zero or like another."""
@@ -215,8 +217,14 @@ def disturbed(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class System:
-    """How a system's case is made: `make` gives module, inputs and form of a size and T. One size has pixels that four
-    does not divide."""
+    """How a system's case is made.
+
+    Attributes:
+        make: gives module, inputs, form and perhaps adjoint of a `Case`, from a size and T.
+        kind: of the case.
+        sizes: one with pixels that four divides, and one without.
+        iterated: whether there is a T.
+    """
 
     make: Callable[..., tuple]
     kind: type[Case] = Case
