@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tritoncrf import checks, features
+from tritoncrf.layers.base import as_precise
 
 Pixels: TypeAlias = Literal["imagenet", "caffe", "vgg", "raw"]
 # Mean and deviation of red, green and blue in 0..1 that networks expect: torchvision's; those trained in Caffe; and
@@ -49,7 +50,8 @@ class Segmenter(nn.Module):
 
     def normalized(self, image: torch.Tensor) -> torch.Tensor:
         """The image as the network's weights expect it; `features.color` checks and scales it."""
-        return (features.color(image, 255.0).to(self.mean.dtype) - self.mean) / self.std
+        colors = features.color(as_precise(image, self.mean), 255.0)
+        return (colors.to(self.mean.dtype) - self.mean) / self.std
 
     def scores(self, image: torch.Tensor) -> torch.Tensor:
         """Logits before the CRF, at the resolution where it runs."""

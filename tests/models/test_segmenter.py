@@ -166,6 +166,12 @@ def test_a_float64_photo_serves_a_float32_network():
     assert Segmenter(C).normalized(photo).dtype == torch.float32
 
 
+def test_bytes_are_as_precise_as_a_float64_network():
+    network, image = Segmenter(C).double(), torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    expected = (image.double() / 255 - network.mean) / network.std
+    assert_close("normalised", network.normalized(image), expected, rms=1e-15)
+
+
 def test_dropout_stands_before_the_coarsest_scores_alone():
     dropped, whole, image = ResNetFCN(C, **RESNET, dropout=1.0), ResNetFCN(C, **RESNET, dropout=0.0), picture()
     whole.load_state_dict(dropped.state_dict())
