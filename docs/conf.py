@@ -16,6 +16,7 @@ add_module_names = False
 python_maximum_signature_line_length = 100
 smartquotes = False
 
+autodoc_mock_imports = ["torchmetrics"]  # the pages need no extras
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say shapes and units as well, and signatures stay short
 napoleon_use_param = False  # arguments that share a description stand together, as they do in the docstrings
