@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING
 from tritoncrf.lazy import load_lazily
 
 if TYPE_CHECKING:  # what `load_lazily` is told below
-    from tritoncrf.models.fcn8s import FCN8s, FCN8sCRFRNN
+    from tritoncrf.models.fcn import FCN8s, FCN8sCRFRNN, FCN16s, FCN32s
     from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
     from tritoncrf.models.segmenter import Segmenter, WithCRF
     from tritoncrf.models.segmodel import SegModel
 
-__all__ = ["FCN8s", "FCN8sCRFRNN", "ResNetConvCRF", "ResNetFCN", "SegModel", "Segmenter", "WithCRF"]
+__all__ = [
+    "FCN8s", "FCN8sCRFRNN", "FCN16s", "FCN32s", "ResNetConvCRF", "ResNetFCN", "SegModel", "Segmenter", "WithCRF",
+]  # fmt: skip
 
 BUNDLED = Path(__file__).parent / "configs"
 
 load_lazily(
     __name__,
     {
-        "FCN8s": "fcn8s",
-        "FCN8sCRFRNN": "fcn8s",
+        "FCN8s": "fcn",
+        "FCN8sCRFRNN": "fcn",
+        "FCN16s": "fcn",
+        "FCN32s": "fcn",
         "ResNetConvCRF": "resnet_fcn",
         "ResNetFCN": "resnet_fcn",
         "SegModel": "segmodel",

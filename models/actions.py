@@ -43,9 +43,10 @@ def train(options: argparse.Namespace) -> None:
         torch.manual_seed(settings.seed)
         model = config.build(settings, len(splits["train"].classes), source)
         if options.weights is not None:
-            left_out = checkpoints.load_weights(model, options.weights)
-            if left_out and ranks.rank == 0:
-                print(f"{options.weights}: its network is taken; its CRF is another, and the run's starts anew")
+            said = checkpoints.load_weights(model, options.weights)
+            if ranks.rank == 0:
+                for line in said:
+                    print(f"{options.weights}: {line}")
         augment = config.augmentation(settings, source)
         ranks.first(lambda: _try(model, settings, splits, augment))
         Trainer(settings, model, splits, augment, options.out, ranks, options.resume).run()

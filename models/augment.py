@@ -16,6 +16,9 @@ MOST_SIDE = 2**14  # pixels of a crop, or of an image that is brought to another
 MEAN_COLOR = (124, 117, 104)  # of ImageNet's photos: zero, or nearly, once a network has normalised it
 Law: TypeAlias = Literal["uniform", "normal"]
 LAWS: tuple[Law, ...] = get_args(Law)
+Shift: TypeAlias = Literal["joint", "released"]
+SHIFTS: tuple[Shift, ...] = get_args(Shift)
+MOST_SHIFT = {"joint": 255, "released": 127}  # networks take photos from -0.5 to 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Drawn:
     saturation: float
     hue: float  # in turns of the colour circle
     channel_shift: tuple[int, int, int]
+    cut_off: bool = True  # the shift stays within 0..255 and the photo; else it is of the whole crop, in floating point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,9 @@ class Augment:
         hue: largest shift in turns of the colour circle, 0..0.5.
         channel_shift: s in 0..255; with probability 1/2 each of red, green and blue is shifted by a whole number in
             -s..s - 1.
+        shift: "joint": all three are shifted with probability 1/2, and cut off at 0 and 255. "released", as SegModel's
+            code has it: each is with probability 1/2, whatever the others are; what lies outside the photo is shifted
+            too, and nothing is cut off. For that the photo comes in floating point; `channel_shift` is at most 127.
         crop: (H, W) of the result; the size of the image if None.
         law: how u is drawn, "uniform" or "normal": with a standard deviation of 1/2, cut off at -1 and 1.
 
@@ -78,6 +85,7 @@ class Augment:
     saturation: float = 0.0
     hue: float = 0.0
     channel_shift: int = 0
+    shift: Shift = "joint"
     crop: tuple[int, int] | None = None
     law: Law = "uniform"
 
@@ -90,7 +98,8 @@ class Augment:
         for name, most in dict(mirror=1, rotation=180, brightness=1, contrast=1, saturation=1, hue=0.5).items():
             if not 0 <= expect_number(name, getattr(self, name)) <= most:
                 raise ValueError(f"{name}: expected a number from 0 to {most}, got {getattr(self, name)}")
-        expect_int("channel_shift", self.channel_shift, 0, 255)
+        expect_choice("shift", self.shift, SHIFTS)
+        expect_int("channel_shift", self.channel_shift, 0, MOST_SHIFT[self.shift])
         if self.crop is not None:
             for side in _pair("crop", self.crop, "(H, W)"):
                 if expect_int("crop", side, 1) > MOST_SIDE:
@@ -99,7 +108,7 @@ class Augment:
 
     def __call__(
         self, image: Image.Image, labels: Image.Image, rng: np.random.Generator
-    ) -> tuple[Image.Image, Image.Image]:
+    ) -> tuple[Image.Image | np.ndarray, Image.Image]:
         """The changed pair.
 
         Args:
@@ -108,7 +117,8 @@ class Augment:
             rng: what is drawn from; equal states give equal bits.
 
         Returns:
-            (image, labels) of the size of the crop. Outside the photo: the mean colour, and void.
+            (image, labels) of the size of the crop. Outside the photo: the mean colour, and void. With shift="released"
+            the image is float32, [H, W, 3], with 0..255 as 0..1.
         """
         width, height = image.size
         return self.apply(image, labels, self.draw((height, width), rng))
@@ -124,7 +134,9 @@ class Augment:
         # Along each axis all places are as likely where the crop lies in the image, or the image in the crop.
         spare = [round(s * f) - c for s, f, c in zip(size, scale, (height, width))]
         top, left = (int(rng.integers(min(s, 0), max(s, 0), endpoint=True)) for s in spare)
-        red, green, blue = shift if shifted else (0, 0, 0)
+        # Drawn last, so that these three numbers move no others.
+        coins = [shifted] * 3 if self.shift == "joint" else rng.random(3) < 0.5
+        red, green, blue = (s if coin else 0 for s, coin in zip(shift, coins))
         return Drawn(
             size=(height, width),
             corner=(top, left),
@@ -136,11 +148,12 @@ class Augment:
             saturation=1 + self.saturation * saturation,
             hue=self.hue * hue,
             channel_shift=(red, green, blue),
+            cut_off=self.shift == "joint",
         )
 
     @staticmethod
-    def apply(image: Image.Image, labels: Image.Image, drawn: Drawn) -> tuple[Image.Image, Image.Image]:
-        """The pair changed as `drawn` says."""
+    def apply(image: Image.Image, labels: Image.Image, drawn: Drawn) -> tuple[Image.Image | np.ndarray, Image.Image]:
+        """The pair changed as `drawn` says; the image is a picture where what is shifted is cut off, else an array."""
         if image.mode != "RGB" or labels.mode != "L" or image.size != labels.size:
             raise ValueError(
                 f"image, labels: expected an RGB picture and an 'L' picture of one size, got {image.mode} of "
@@ -148,10 +161,11 @@ class Augment:
             )
         # Before the warp: what fills the outside keeps its colour.
         photo = _recolored(_shrunk(image, drawn.scale), drawn)
-        return (
-            _warped(photo, image.size, drawn, Image.Resampling.BILINEAR, MEAN_COLOR),
-            _warped(labels, image.size, drawn, Image.Resampling.NEAREST, VOID),
-        )
+        photo = _warped(photo, image.size, drawn, Image.Resampling.BILINEAR, MEAN_COLOR)
+        labels = _warped(labels, image.size, drawn, Image.Resampling.NEAREST, VOID)
+        if drawn.cut_off:
+            return photo, labels
+        return (np.asarray(photo, np.float32) + np.array(drawn.channel_shift, np.float32)) / np.float32(255), labels
 
     def _draw_amounts(self, rng: np.random.Generator, count: int) -> list[float]:
         if self.law == "uniform":
@@ -193,7 +207,7 @@ def _recolored(image: Image.Image, drawn: Drawn) -> Image.Image:
         hue, *others = image.convert("HSV").split()
         hue = hue.point([(h + turned) % 255 for h in range(256)])  # Pillow's full circle is 255
         image = Image.merge("HSV", (hue, *others)).convert("RGB")
-    if any(drawn.channel_shift):
+    if drawn.cut_off and any(drawn.channel_shift):
         image = image.point([min(max(v + shift, 0), 255) for shift in drawn.channel_shift for v in range(256)])
     return image
 

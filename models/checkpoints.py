@@ -18,6 +18,7 @@ import torch
 from tritoncrf.checks import kind_of
 from tritoncrf.files import FileError, decoded, replacing
 from tritoncrf.models.config import Config, build, parse
+from tritoncrf.models.fcn import FCN
 from tritoncrf.models.segmenter import Segmenter
 from tritoncrf.models.weights import load_backbone, some, unusual
 
@@ -102,13 +103,14 @@ def restore(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str
     model.load_state_dict(state)
 
 
-def load_weights(model: Segmenter, path: str | Path) -> bool:
+def load_weights(model: Segmenter, path: str | Path) -> list[str]:
     """Start a network from a file: a checkpoint of ours, or torchvision's weights of its backbone.
 
-    Of a checkpoint the network is taken, and its CRF if it has the same parameters.
+    Of a checkpoint the network is taken, and its CRF if it has the same parameters. An FCN also goes on from one of a
+    larger stride, see `FCN.continued`.
 
     Returns:
-        Whether a CRF in the file was left out.
+        What of a checkpoint was left out, and what of the network starts anew, in sentences.
 
     Raises:
         FileError: not such a file, or of another network.
@@ -120,14 +122,20 @@ def load_weights(model: Segmenter, path: str | Path) -> bool:
             load_backbone(network, state)
         except (TypeError, ValueError) as error:
             raise FileError(f"{path}: {error}") from error
-        return False
+        return []
     given, own = _expect_sound(state, sealed, path)["model"], model.state_dict()
     if {name: x.shape for name, x in given.items()} == {name: x.shape for name, x in own.items()}:
         restore(model, given, path)
-        return False
-    inner = {name.removeprefix("network."): value for name, value in given.items() if name.startswith("network.")}
-    restore(network, inner or given, path)
-    return bool(inner)
+        return []
+    said = []
+    if inner := {name.removeprefix("network."): x for name, x in given.items() if name.startswith("network.")}:
+        said.append("its network is taken; its CRF is another, and the run's starts anew")
+        given = inner
+    begun = network.continued(given) if isinstance(network, FCN) else given
+    restore(network, begun, path)
+    if new := dict.fromkeys(name.rpartition(".")[0] for name in begun if name not in given):
+        said.append(f"its network has a larger stride; {', '.join(new)} start anew")
+    return said
 
 
 def field(table: Mapping[Any, Any], name: str | int, kind: type[Kind], where: str) -> Kind:

@@ -27,7 +27,8 @@ from tritoncrf.files import FileError
 from tritoncrf.layers import Layer
 from tritoncrf.models import BUNDLED
 from tritoncrf.models.augment import MOST_SIDE, Augment
-from tritoncrf.models.fcn8s import FCN8s
+from tritoncrf.models.fcn import FCN8s, FCN16s, FCN32s
+from tritoncrf.models.losses import Hardest
 from tritoncrf.models.resnet_fcn import ResNetFCN
 from tritoncrf.models.segmenter import Segmenter, WithCRF
 from tritoncrf.models.segmodel import SegModel
@@ -44,7 +45,9 @@ MOST_WORKERS = 256
 DEEPEST = 8  # of tables and lists in one another
 PLACES = "device", "dtype"  # arguments of a layer that a run chooses
 
-NETWORKS: dict[str, type[Segmenter]] = {network.__name__: network for network in (FCN8s, ResNetFCN, SegModel)}
+NETWORKS: dict[str, type[Segmenter]] = {
+    network.__name__: network for network in (FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel)
+}
 CRFS: dict[str, type[Layer]] = {crf.__name__: crf for crf in (ConvCRF, CRFRNN, GuidanceCRF)}
 
 
@@ -76,12 +79,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """SGD, or Adam, with lr x (1 - step / steps)^power: power 0 is a fixed rate. Only kernels of convolutions decay.
+    """SGD, or Adam, with lr x (1 - step / steps)^power: power 0 is a fixed rate. Kernels of convolutions decay.
 
     Attributes:
         name: which of the two.
         lr, momentum, weight_decay, power: their numbers.
         multipliers: of the learning rate, by patterns of parameter names ("crf.*"); all that match are multiplied.
+        also_decay: patterns of names of other parameters that decay.
     """
 
     name: Literal["sgd", "adam"]
@@ -90,6 +94,7 @@ class Optimizer:
     weight_decay: float = 0.0
     power: float = 0.0
     multipliers: dict[str, float] = field(default_factory=dict)
+    also_decay: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class Phase:
         follows: the name of an earlier phase; this one then runs `epochs` epochs after each epoch of that.
         loss: "mean" over the valid pixels of the batch, or their "sum".
         ohem: the share of hard pixels that count.
+        hardest: which of them those are, "known" or "released", see `losses.hard_pixels`.
         auxiliary: weight of the loss of the unary logits beside the refined ones'.
         alternate: every other step learns from the unary logits alone.
         freeze: patterns of names of parameters that are not learnt here.
@@ -122,6 +128,7 @@ class Phase:
     follows: str = ""
     loss: Literal["mean", "sum"] = "mean"
     ohem: float | None = None
+    hardest: Hardest = "known"
     auxiliary: float = 0.0
     alternate: bool = False
     freeze: tuple[str, ...] = ()
@@ -262,6 +269,7 @@ def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, sourc
         ("batch", phase.batch < 1, "at least 1"),
         ("follows", phase.follows and phase.follows not in leaders, "an earlier phase that follows none itself"),
         ("ohem", phase.ohem is not None and not 0 < phase.ohem <= 1, "a share above 0 and at most 1"),
+        ("hardest", phase.ohem is None and phase.hardest != "known", "'known' where all pixels count: set ohem"),
         ("split", phase.split == "held_out" and not config.data.held_out, "images of it: set data.held_out"),
         ("optimizer", (phase.optimizer is not None) != optimized, "one where something is learnt, else none"),
         ("auxiliary", phase.auxiliary < 0, "at least 0"),

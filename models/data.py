@@ -337,7 +337,7 @@ def _read_classes(root: Path, void: Sequence[int]) -> tuple[str, ...]:
 
 
 class Item(TypedDict):
-    """A photo and its labels: uint8 [3, H, W], and int64 [H, W] with 255 where unknown."""
+    """A photo and its labels: uint8 [3, H, W], or float32 from `Augment`; and int64 [H, W] with 255 where unknown."""
 
     image: torch.Tensor
     labels: torch.Tensor
@@ -389,10 +389,11 @@ class Images(Dataset[Item]):
         if self.resize is not None:
             image = image.resize(self.resize[::-1], Image.Resampling.BILINEAR)
             labels = labels.resize(self.resize[::-1], Image.Resampling.NEAREST)
+        photo: Image.Image | np.ndarray = image
         if self.augment is not None:
-            image, labels = self.augment(image, labels, _rng(self.seed, epoch, index))
+            photo, labels = self.augment(image, labels, _rng(self.seed, epoch, index))
         return {
-            "image": torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(),
+            "image": torch.from_numpy(np.array(photo)).permute(2, 0, 1).contiguous(),
             "labels": torch.from_numpy(np.array(labels)).long(),
             "name": self.examples.entries[index][0],
         }

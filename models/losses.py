@@ -1,17 +1,19 @@
 """Losses over pixels: cross-entropy where the label is known, all of it or where it is hard."""
 
 import math
+from typing import Literal, TypeAlias
 
 import torch
 from torch.nn import functional as F
 
 from tritoncrf.models.augment import VOID
 
+Hardest: TypeAlias = Literal["known", "released"]
 STRIDE = 4  # of the grid on which hard pixels are looked for
 
 
 def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, hard: float | None = None
+    logits: torch.Tensor, labels: torch.Tensor, hard: float | None = None, hardest: Hardest = "known"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over pixels of -log softmax(logits)[label], and how many pixels that are.
 
@@ -19,6 +21,7 @@ def cross_entropy(
         logits: [B, C, H, W].
         labels: int64 [B, H, W], 255 where unknown.
         hard: the share of pixels that count, those with the largest loss; all if left out. See `hard_pixels`.
+        hardest: which these are, likewise.
 
     Returns:
         (sum, count), both 0-d in float32.
@@ -26,24 +29,37 @@ def cross_entropy(
     losses = F.cross_entropy(logits.float(), labels, ignore_index=VOID, reduction="none")  # 0 where unknown
     counted = labels != VOID
     if hard is not None:
-        counted = hard_pixels(losses.detach(), counted, hard)
+        counted = hard_pixels(losses.detach(), counted, hard, hardest)
         losses = losses * counted
     return losses.sum(), counted.sum().float()
 
 
-def hard_pixels(losses: torch.Tensor, valid: torch.Tensor, share: float) -> torch.Tensor:
+def hard_pixels(
+    losses: torch.Tensor, valid: torch.Tensor, share: float, hardest: Hardest = "known"
+) -> torch.Tensor:  # fmt: skip
     """Where the loss is among the largest: a bool map [B, H, W] of about `share` of the valid pixels.
 
     Losses are compared on a grid of every fourth pixel over the whole batch, and each stands for the 4 x 4 pixels that
-    begin at it (Shen et al. 2017, SegModel, in the released code). Of n valid pixels of the grid, ceil(share n) count,
-    and all that tie with the last.
+    begin at it (Shen et al. 2017, SegModel, in the released code).
+
+    Args:
+        losses: [B, H, W], from 0 on.
+        valid: bool [B, H, W], where the label is known.
+        share: in (0, 1].
+        hardest: which blocks count, of a grid with n valid pixels. "known": those of the ceil(share n) largest losses,
+            and all that tie with the last. "released", as in that code: those above the loss that comes after the
+            floor(share n) largest, void ones coming last as 0; and all that begin at a void pixel, whatever their
+            loss.
     """
     grid, known = losses[:, ::STRIDE, ::STRIDE], valid[:, ::STRIDE, ::STRIDE]
     compared = grid[known]
-    if compared.numel() == 0:
+    if hardest == "released":
+        ordered = torch.where(known, grid, 0).flatten().sort(descending=True).values
+        chosen = ~known | (grid > ordered[min(math.floor(share * len(compared)), len(ordered) - 1)])
+    elif compared.numel() == 0:
         return valid
-    kept = math.ceil(share * len(compared))
-    threshold = compared.kthvalue(len(compared) - kept + 1).values
-    chosen = known & (grid >= threshold)
+    else:
+        kept = math.ceil(share * len(compared))
+        chosen = known & (grid >= compared.kthvalue(len(compared) - kept + 1).values)
     blocks = chosen.repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)
     return blocks[:, : losses.shape[1], : losses.shape[2]] & valid

@@ -39,7 +39,10 @@ def select(model: Segmenter, phase: Phase) -> list[str]:
 def expect_learnable(model: Segmenter, phase: Phase) -> None:
     """An error if `phase` learns nothing of `model`, or names parameters that are not there."""
     names = [name for name, _ in model.named_parameters()]
-    patterns = {"freeze": phase.freeze, "optimizer.multipliers": phase.optimizer.multipliers if phase.optimizer else ()}
+    patterns: dict[str, Iterable[str]] = {"freeze": phase.freeze}
+    if phase.optimizer is not None:
+        patterns["optimizer.multipliers"] = phase.optimizer.multipliers
+        patterns["optimizer.also_decay"] = phase.optimizer.also_decay
     for key, given in patterns.items():
         for pattern in given:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -82,7 +85,7 @@ def optimizer(model: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
             rate = options.lr
             for pattern, factor in options.multipliers.items():
                 rate *= factor if fnmatchcase(name, pattern) else 1.0
-            decays = parameter.ndim == 4
+            decays = parameter.ndim == 4 or matches(name, options.also_decay)
             groups.setdefault((rate, options.weight_decay * decays), []).append(parameter)
     listed = [{"params": p, "lr": rate, "base": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
     if options.name == "adam":

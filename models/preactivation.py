@@ -1,5 +1,8 @@
 """The ResNet that SegModel's released code starts from: batch norm and ReLU before every convolution."""
 
+import re
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,6 +10,17 @@ from torch.nn import functional as F
 from tritoncrf import checks
 from tritoncrf.models.blocks import expect_one_of, recomputed, scaled
 from tritoncrf.models.resnet import DEPTHS, Bottleneck, conv, strides
+
+# MXNet's names: a stage and a unit, counted from 1, where there are any; the layer; the parameter.
+NAME = re.compile(r"(?:arg:|aux:)?(?:stage(\d+)_unit(\d+)_)?(\w+?)_(weight|bias|gamma|beta|moving_mean|moving_var)")
+PARAMETERS = {
+    "weight": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_var": "running_var",
+}
 
 
 class PreActivationResNet(nn.Module):
@@ -127,3 +141,25 @@ class BottleneckUnit(Unit):
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv2(F.relu(self.bn2(self.conv1(x))))
         return self.conv3(F.relu(self.bn3(x)))
+
+
+def from_mxnet(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parameters of an MXNet network by their names here; those that have names of another kind keep them.
+
+    Args:
+        parameters: such as "stage1_unit1_bn1_gamma", or "arg:stage1_unit1_bn1_gamma", as MXNet saves them.
+
+    Example:
+        >>> import torch
+        >>> from tritoncrf.models.preactivation import from_mxnet
+        >>> list(from_mxnet({"arg:stage3_unit23_conv2_weight": torch.ones(2), "aux:bn0_moving_var": torch.ones(2)}))
+        ['stage3.22.conv2.weight', 'bn0.running_var']
+    """
+    found = {}
+    for name, value in parameters.items():
+        if match := NAME.fullmatch(str(name)):  # a name that is no text is the caller's to refuse
+            stage, unit, layer, kind = match.groups()
+            place = f"stage{stage}.{int(unit) - 1}." if stage else ""
+            name = f"{place}{layer}.{PARAMETERS[kind]}"
+        found[name] = value
+    return found

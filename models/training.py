@@ -16,6 +16,7 @@ A run's folder:
 
 import contextlib
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -36,7 +37,7 @@ from tritoncrf.locks import locked
 from tritoncrf.models import checkpoints, data, evaluation, network_figures
 from tritoncrf.models.augment import Augment
 from tritoncrf.models.checkpoints import field, number
-from tritoncrf.models.config import Config, Phase
+from tritoncrf.models.config import Config, Phase, parse
 from tritoncrf.models.distributed import World
 from tritoncrf.models.losses import cross_entropy
 from tritoncrf.models.optimization import (
@@ -152,10 +153,8 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the one that it goes on with: all but where and how images are read."""
-        table = self.config.table()
-        table["data"] = {key: value for key, value in table["data"].items() if key not in ("root", "workers")}
         names = {name: [entry[0] for entry in split.entries] for name, split in self.splits.items()}
-        return {**table, "classes": list(self.classes), "images": names}
+        return {**_told(self.config), "classes": list(self.classes), "images": names}
 
     def _restore(self, path: Path) -> None:
         state = checkpoints.read(path)
@@ -164,6 +163,9 @@ class Trainer:
         training, where = state["training"], f"{path}: training."
         identity = field(training, "identity", dict, where)
         checkpoints.expect_plain(identity, f"{where}identity")
+        # Read anew: a key that is younger than the run has its default.
+        keys = {entry.name for entry in dataclasses.fields(Config)} & identity.keys()
+        identity |= _told(parse({key: identity[key] for key in keys}, f"{where}identity"))
         changed = [key for key, value in self._identity().items() if identity.get(key) != value]
         if changed:
             raise FileError(
@@ -332,7 +334,7 @@ class Trainer:
             found = network(images, output)
         pairs = [(found, 1.0)] if output != "both" else [(found[1], 1.0), (found[0], phase.auxiliary)]
 
-        sums, counts = zip(*(cross_entropy(logits, labels, phase.ohem) for logits, _ in pairs))
+        sums, counts = zip(*(cross_entropy(logits, labels, phase.ohem, phase.hardest) for logits, _ in pairs))
         total = self.world.total(torch.stack(counts)).clamp(min=1)
         weights = torch.tensor([weight for _, weight in pairs], device=total.device)
         means = weights * torch.stack(sums) / total
@@ -421,6 +423,13 @@ class Trainer:
         said = [f"{row['phase']} {row['epoch']}"]
         said += [f"{name} {row[name]:.4g}" for name in COLUMNS[5:] if row.get(name) is not None]
         return "  ".join([*said, f"{minutes:.0f} min left"])
+
+
+def _told(config: Config) -> dict[str, Any]:
+    """A configuration without where and how images are read."""
+    table = config.table()
+    table["data"] = {key: value for key, value in table["data"].items() if key not in ("root", "workers")}
+    return table
 
 
 def _expect_rows(rows: list[Any], phases: list[str], where: str) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from tritoncrf import checks
-from tritoncrf.models.fcn8s import POOLS, VGG16, FCN8s
+from tritoncrf.models.fcn import FCN, POOLS, VGG16
+from tritoncrf.models.preactivation import PreActivationResNet, from_mxnet
 from tritoncrf.models.resnet import ResNet
 from tritoncrf.models.segmenter import WithCRF
 from tritoncrf.published import CRFRNN_CODES, Preset, crfrnn_parameters
@@ -30,15 +31,19 @@ Read: TypeAlias = tuple[Mapping[str, Array] | Sequence[Array], dict[tuple[str, s
 
 @torch.no_grad()
 def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Take torchvision's weights of a VGG-16 or ResNet as they are. All of them, or none and an error.
+    """Take torchvision's weights of a VGG-16 or ResNet, or MXNet's of a pre-activation ResNet, as they are.
+
+    All of them, or none and an error.
 
     Fully connected layers of VGG become convolutions; its classifier.6 and ResNet's fc are passed over, and so is what
     is NaN throughout, as the classifier is in torchvision's copy of the features of VGG's authors. The weights
-    expect images as they were trained on: pixels="imagenet" for torchvision's own, "caffe" for those of VGG's authors.
+    expect images as they were trained on: pixels="imagenet" for torchvision's own, "caffe" for those of VGG's authors,
+    "raw" for MXNet's.
 
     Args:
-        model: `FCN8s`, `ResNetFCN`, `SegModel`, one of these with a CRF, or a `ResNet`.
-        state: a state dict, such as torch.load(file, weights_only=True) gives.
+        model: `FCN32s`, `FCN16s`, `FCN8s`, `ResNetFCN`, `SegModel`, one of these with a CRF; or a `ResNet` or
+            `PreActivationResNet`.
+        state: a state dict, such as torch.load(file, weights_only=True) gives, MXNet's with names as "arg:bn0_gamma".
 
     Raises:
         TypeError: a model without such a backbone.
@@ -54,15 +59,18 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         True
     """
     network = model.network if isinstance(model, WithCRF) else model
-    backbone = network if isinstance(network, FCN8s) else getattr(network, "backbone", network)
-    if not isinstance(backbone, (FCN8s, ResNet)):
-        raise TypeError(f"model: expected a network on a VGG-16 or a ResNet, got {checks.kind_of(model)}")
+    backbone = network if isinstance(network, FCN) else getattr(network, "backbone", network)
+    if not isinstance(backbone, (FCN, ResNet, PreActivationResNet)):
+        got = checks.kind_of(model) if backbone is model else f"{type(network).__name__} on {type(backbone).__name__}"
+        raise TypeError(f"model: expected a network on a VGG-16 or a ResNet as torchvision has them, got {got}")
     if not isinstance(state, Mapping):
         raise ValueError(f"state: expected a state dict, got {checks.kind_of(state)}")
     own, unused = backbone.state_dict(), "fc."
-    if isinstance(backbone, FCN8s):
+    if isinstance(backbone, FCN):
         own = {name: value for name, value in own.items() if name.startswith(("features.", "classifier."))}
         unused = "classifier.6."
+    elif isinstance(backbone, PreActivationResNet):
+        state, unused = from_mxnet(state), "fc1"
 
     found, wrong = {}, []
     for name, value in own.items():

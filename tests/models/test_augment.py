@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from tritoncrf.models import data
 from tritoncrf.models.augment import MEAN_COLOR, VOID, Augment, Drawn
+from tritoncrf.models.segmodel import SegModel
 
 STILL = Drawn(
     size=(6, 8), corner=(0, 0), scale=(1.0, 1.0), mirror=False, rotation=0.0,
@@ -151,6 +154,34 @@ def test_the_outside_keeps_the_mean_color():
     assert (recolored == MEAN_COLOR).all() and (labels == VOID).all()
 
 
+def test_a_released_shift_reaches_outside_the_photo_and_is_not_cut_off():
+    photo, labels = picture(6, 8)
+    drawn = replace(STILL, corner=(-2, 0), channel_shift=(-20, 0, 19), cut_off=False)
+    shifted, kept = applied(photo, labels, drawn)
+    expected = np.full((6, 8, 3), MEAN_COLOR, dtype=float)
+    expected[2:] = photo[:4]
+    assert shifted.dtype == np.float32
+    np.testing.assert_allclose(shifted, (expected + [-20, 0, 19]) / 255, rtol=0, atol=1e-7)
+    assert (shifted < 0).any() and (shifted > 1).any()
+    assert same((kept,), (np.vstack([np.full((2, 8), VOID), labels[:4]]),))
+
+
+def test_a_released_shift_of_nothing_is_the_photo_in_floating_point():
+    photo, labels = picture(6, 9)
+    found, kept = called(Augment(shift="released"), photo, labels)
+    assert found.dtype == np.float32 and np.array_equal(found, photo.astype(np.float32) / np.float32(255))
+    assert np.array_equal(kept, labels)
+
+
+def test_photos_whose_shift_is_not_cut_off_reach_a_network(shapes):
+    augment = Augment(shift="released", channel_shift=127, crop=(20, 24))
+    images = data.Images(data.folder(shapes, "train"), augment=augment)
+    batch = data.collate([images[0, n] for n in range(8)])
+    assert batch["image"].dtype == torch.float32 and batch["image"].shape == (8, 3, 20, 24)
+    assert batch["image"].min() < 0 and batch["image"].max() > 1
+    assert SegModel(3, depth=18, width=0.125, preset="released")(batch["image"]).isfinite().all()
+
+
 # Draws ----------------------------------------------------------------------------------------------------------
 
 FULL = Augment(
@@ -196,6 +227,23 @@ def test_half_are_mirrored_and_half_shifted():
     assert shifts.min() == -20 and shifts.max() == 19
 
 
+def test_a_released_shift_is_drawn_for_each_channel():
+    shifts = np.array([d.channel_shift for d in draws(replace(FULL, shift="released"), 4000)])
+    moved = shifts != 0
+    assert moved.mean(0) == pytest.approx([0.5 * 39 / 40] * 3, abs=0.03)  # one of the 40 numbers is 0
+    together = [(moved[:, a] & moved[:, b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert together == pytest.approx([0.25 * (39 / 40) ** 2] * 3, abs=0.03)
+    assert shifts.min() == -20 and shifts.max() == 19
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_how_channels_are_shifted_moves_no_other_draw(seed):
+    joint, released = (
+        replace(FULL, shift=s).draw((64, 80), np.random.default_rng(seed)) for s in ("joint", "released")
+    )
+    assert replace(joint, channel_shift=(0, 0, 0)) == replace(released, channel_shift=(0, 0, 0), cut_off=True)
+
+
 def test_a_switch_moves_no_other_draw():
     with_all, without = (a.draw((64, 80), np.random.default_rng(3)) for a in (FULL, replace(FULL, hue=0, mirror=0)))
     assert replace(with_all, hue=0.0, mirror=False) == without
@@ -223,6 +271,12 @@ def test_equal_generators_give_equal_bits():
         ({"brightness": "much"}, TypeError, "brightness: expected"),
         ({"hue": 0.6}, ValueError, "hue: expected a number from 0 to 0.5"),
         ({"channel_shift": 300}, ValueError, "channel_shift: expected an int from 0 to 255"),
+        (
+            {"channel_shift": 128, "shift": "released"},
+            ValueError,
+            "channel_shift: expected an int from 0 to 127, got 128",
+        ),
+        ({"shift": "each"}, ValueError, "shift: expected one of 'joint', 'released', got 'each'"),
         ({"crop": (0, 5)}, ValueError, "crop: expected an int of at least 1"),
         ({"crop": (10**9, 5)}, ValueError, "crop: expected at most 16384, got 1000000000"),
         ({"crop": 321}, TypeError, "crop: expected"),

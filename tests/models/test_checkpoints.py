@@ -10,8 +10,9 @@ import pytest
 import torch
 from training_runs import CONVCRF, FCN, SGD, Killed, phase, rows, settings, trainer
 
+import tritoncrf as tc
 from tritoncrf.files import FileError
-from tritoncrf.models import checkpoints, config, training
+from tritoncrf.models import WithCRF, checkpoints, config, training
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,28 @@ def test_a_damaged_file_starts_no_network(stopped, found, tmp_path):
     (tmp_path / "damaged.pt").write_bytes(content)
     with pytest.raises(FileError, match="damaged.pt: expected weights, got a damaged one"):
         checkpoints.load_weights(config.build(found, 3, "test"), tmp_path / "damaged.pt")
+
+
+def test_an_fcn_goes_on_from_one_of_a_larger_stride_and_says_so(tmp_path):
+    saved, crf = {}, {"name": "CRFRNN"}
+    for name, has_crf in (("FCN32s", True), ("FCN16s", False), ("FCN8s", False)):
+        table = {"network": {"name": name, "width": 1 / 64}, "data": {"format": "folder"}, "phases": [phase()]}
+        found = config.parse(table | ({"crf": crf} if has_crf else {}), "test")
+        saved[name] = config.build(found, 3, "test"), tmp_path / f"{name}.pt"
+        checkpoints.save(saved[name][1], saved[name][0], found, ("a", "b", "c"))
+    fcn32, fcn16 = saved["FCN32s"][0].network, saved["FCN16s"][0]
+    assert checkpoints.load_weights(fcn16, saved["FCN32s"][1]) == [
+        "its network is taken; its CRF is another, and the run's starts anew",
+        "its network has a larger stride; score_pool4, upscore2, upscore16 start anew",
+    ]
+    assert torch.equal(fcn16.classifier[3].weight, fcn32.classifier[3].weight)
+    assert checkpoints.load_weights(WithCRF(saved["FCN8s"][0], tc.CRFRNN(3)), saved["FCN16s"][1]) == [
+        "its network has a larger stride; score_pool3, upscore_pool4, upscore8 start anew"
+    ]
+    before = {name: value.clone() for name, value in fcn16.state_dict().items()}
+    with pytest.raises(FileError, match="FCN8s.pt: expected the parameters of this network, got upscore16.weight miss"):
+        checkpoints.load_weights(fcn16, saved["FCN8s"][1])
+    assert all(torch.equal(value, before[name]) for name, value in fcn16.state_dict().items())
 
 
 @pytest.mark.parametrize(

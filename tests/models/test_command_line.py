@@ -1,6 +1,7 @@
 """python -m tritoncrf.models: train, evaluate and predict as a user would, and every bad input before any training."""
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -203,6 +204,22 @@ def test_torchvision_weights(tmp_path):
     assert torch.equal(model.network.backbone.conv1.weight, state["conv1.weight"])
 
 
+def test_what_starts_anew_is_said(shapes, tmp_path, capsys):
+    """FCN-16s from FCN-32s, by the command that a user gives."""
+    text = re.sub(r"\[crf\].*?(?=\[data\])", "", CONFIG, flags=re.DOTALL)
+    text = text.replace('"ResNetFCN"\ndepth = 18\nwidth = 0.125', '"FCN32s"\nwidth = 0.015625')
+    (tmp_path / "run.toml").write_text(text.replace("batch = 4", "batch = 8"))
+    command = ["train", str(tmp_path / "run.toml"), "--data", str(shapes)]
+    assert main([*command, "-o", str(tmp_path / "32")]) == 0
+    start = tmp_path / "32" / "last.pt"
+    finer = ["--set", "network.name=FCN16s", "--weights", str(start), "-o", str(tmp_path / "16")]
+    capsys.readouterr()
+    assert main([*command, *finer]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"{start}: its network has a larger stride; score_pool4, upscore2, upscore16 start anew"
+    )
+
+
 def test_bad_weights_are_refused_before_training(shapes, trained, tmp_path, capsys):
     path = tmp_path / "run.toml"
     path.write_text(CONFIG)
@@ -278,6 +295,8 @@ def test_data_is_checked_before_training(shapes, tmp_path, capsys):
     assert "images of 32 x 40: " in error and "learn_positions" in error
     error = refused(capsys, *command, "--set", 'phases.joint.optimizer.multipliers={"crf.weigth*" = 2}')
     assert "phases.joint.optimizer.multipliers: expected patterns of parameters' names" in error and "weigth" in error
+    error = refused(capsys, *command, "--set", 'phases.joint.optimizer.also_decay=["crf.*", "crf.weigth_*"]')
+    assert "phases.joint.optimizer.also_decay: expected patterns of parameters' names" in error and "weigth" in error
     error = refused(capsys, *command, "--set", 'phases.joint.freeze=["*"]')
     assert "phases.joint: expected something to learn, got no parameter that is learnt" in error
     assert not out.exists()

@@ -89,7 +89,11 @@ def test_installed_configurations_are_found_by_name(path):
 
 BAD = [
     ("seed = 0", "sead = 0", "sead: unknown key; did you mean 'seed'?"),
-    ('name = "ResNetFCN"', 'name = "UNet"', "network.name: expected one of FCN8s, ResNetFCN, SegModel, got 'UNet'"),
+    (
+        'name = "ResNetFCN"',
+        'name = "UNet"',
+        "network.name: expected one of FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, got 'UNet'",
+    ),
     ('format = "camvid"', 'format = "coco"', "data.format: expected one of 'camvid', 'voc', 'folder', got 'coco'"),
     ('format = "camvid"', 'format = "camvid"\nresize = [90]', "data.resize: expected a list of 2, got [90]"),
     ('format = "camvid"', 'format = "camvid"\nworkers = true', "data.workers: expected a whole number, got True"),
@@ -99,6 +103,12 @@ BAD = [
     ("lr = 1", 'lr = "fast"', "phases.unary.optimizer.lr: expected a finite number, got 'fast'"),
     ("lr = 1", "rate = 1", "phases.unary.optimizer.rate: unknown key"),
     ("epochs = 3", "epochs = 3\nohem = 2", "phases.unary.ohem: expected a share above 0 and at most 1, got 2.0"),
+    (
+        "epochs = 3",
+        'epochs = 3\nhardest = "all"',
+        "phases.unary.hardest: expected one of 'known', 'released', got 'all'",
+    ),
+    ("epochs = 3", 'epochs = 3\nhardest = "released"', "phases.unary.hardest: expected 'known' where all pixels count"),
     ("epochs = 3", 'epochs = 3\nsplit = "held_out"', "phases.unary.split: expected images of it: set data.held_out"),
     ("epochs = 3", 'epochs = 3\nfollows = "x"', "phases.unary.follows: expected an earlier phase"),
     ('train = "unary"', 'train = "statistics"', "phases.unary.optimizer: expected one where something is learnt"),
@@ -124,7 +134,11 @@ BAD = [
     ("lr = 1", "lr = 1\nmultipliers = { a = -2 }", "phases.unary.optimizer.multipliers: expected numbers of at least"),
     ("epochs = 3", "epochs = 3\nauxiliary = 1", "phases.unary.auxiliary: expected 0 unless a network and its CRF"),
     ("epochs = 3", "epochs = 3\nalternate = true", "phases.unary.alternate: expected false unless a network and its"),
-    ('name = "ResNetFCN"', 'name = ["a"]', "network.name: expected one of FCN8s, ResNetFCN, SegModel, got ['a']"),
+    (
+        'name = "ResNetFCN"',
+        'name = ["a"]',
+        "network.name: expected one of FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, got ['a']",
+    ),
 ]
 
 
@@ -139,7 +153,7 @@ def test_bad_configurations(tmp_path, old, new, message):
 def test_bad_arguments_of_what_is_built(tmp_path):
     path = written(tmp_path, MINIMAL.replace("depth = 18", "depth = 19") + "[augment]\nmirror = 2\n")
     found = config.load(path)
-    with pytest.raises(FileError, match="run.toml: network: depth: expected one of 18, 34, 50, 101, got 19"):
+    with pytest.raises(FileError, match="run.toml: network: depth: expected one of 18, 34, 50, 101, 152, got 19"):
         config.build(found, 3, str(path))
     with pytest.raises(FileError, match="run.toml: augment: mirror: expected a number from 0 to 1, got 2"):
         config.augmentation(found, str(path))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -74,3 +75,44 @@ def test_only_hard_pixels_learn():
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_ties_count_together(share):
     assert hard_pixels(torch.ones(1, 8, 8), torch.ones(1, 8, 8, dtype=torch.bool), share).all()
+
+
+def released(probabilities, labels, share):
+    """Which pixels count, in SegModel's released code, from the probabilities of their labels; loops over pixels."""
+    batch, height, width = labels.shape
+    grid = [(b, y, x) for b in range(batch) for y in range(0, height, 4) for x in range(0, width, 4)]
+    known = [labels[place] != 255 for place in grid]
+    ordered = sorted(probabilities[place] if k else 1.0 for place, k in zip(grid, known))
+    threshold = ordered[min(int(sum(known) * share), len(grid) - 1)]
+    flags = {place: not k or probabilities[place] < threshold for place, k in zip(grid, known)}
+    found = np.zeros(labels.shape, bool)
+    for b, y, x in np.ndindex(*labels.shape):
+        found[b, y, x] = labels[b, y, x] != 255 and flags[b, y // 4 * 4, x // 4 * 4]
+    return found
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("void", [0.0, 0.12, 1.0])
+@pytest.mark.parametrize("size", [(32, 40), (4, 4)], ids=str)
+def test_released_hard_pixels_are_the_codes(size, void, share):
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 2, (2, 3, *size)))
+    labels = torch.from_numpy(rng.integers(0, 3, (2, *size)))
+    edges = rng.random((2, *(n // 4 for n in size))) < void  # whole blocks, and single pixels
+    labels[torch.from_numpy(edges).repeat_interleave(4, 1).repeat_interleave(4, 2)] = 255
+    labels[torch.from_numpy(rng.random((2, *size)) < void / 4)] = 255
+    own = logits.softmax(1).gather(1, labels.where(labels != 255, 0)[:, None])[:, 0]
+    expected = torch.from_numpy(released(own.numpy(), labels.numpy(), share))
+    losses = F.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+    assert torch.equal(hard_pixels(losses, labels != 255, share, "released"), expected)
+    total, count = cross_entropy(logits, labels, share, "released")
+    assert count == expected.sum()
+    assert total.item() == pytest.approx(losses[expected].sum().item(), rel=1e-5)
+
+
+def test_released_keeps_blocks_that_begin_at_a_void_pixel():
+    losses, valid = torch.zeros(1, 4, 12), torch.ones(1, 4, 12, dtype=torch.bool)
+    losses[..., :4] = 1.0
+    valid[0, 0, 8] = False  # of the last block, which is easy, only the pixel on the grid is unknown
+    kept = {kind: hard_pixels(losses, valid, 0.5, kind)[0].sum(0).tolist() for kind in ("known", "released")}
+    assert kept == {"known": [4] * 4 + [0] * 8, "released": [4] * 4 + [0] * 4 + [3, 4, 4, 4]}

@@ -5,7 +5,7 @@ import torch
 
 import tritoncrf as tc
 from assertions import assert_close
-from tritoncrf.models.fcn8s import FCN8s, FCN8sCRFRNN
+from tritoncrf.models.fcn import FCN8s, FCN8sCRFRNN
 from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
 from tritoncrf.models.segmenter import PIXELS, Segmenter, WithCRF, resized
 from tritoncrf.models.segmodel import SegModel

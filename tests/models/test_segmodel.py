@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import tritoncrf as tc
 from assertions import assert_close
+from tritoncrf.models import config, optimization
 from tritoncrf.models.segmodel import BoxContext, LabelContext, SegModel, patch_shuffle
 
 C = 3
@@ -223,6 +224,26 @@ def test_the_preset_learns_the_last_bias_and_keeps_its_weights():
     assert model.up4.bias.requires_grad and not model.up4.weight.requires_grad
     assert model.crf.preset == "released" and made("released", crf={"preset": None}).crf.preset is None
     assert made().up4.bias is None and made().crf.preset is None
+
+
+def test_rates_and_decay_of_the_released_configuration():
+    """As the released layers set them: biases of convolutions at twice the rate and without decay, all else decays."""
+    found = config.load("segmodel_released", ["network.width=0.05", "network.depth=18"])
+    model, phase = config.build(found, C, "test"), found.phases[0]
+    learnt = optimization.select(model, phase)
+    groups = optimization.optimizer(model, phase.optimizer).param_groups
+    given = {id(p): (group["base"], group["weight_decay"]) for group in groups for p in group["params"]}
+    rates = {name: given[id(p)] for name, p in model.named_parameters() if name in learnt}
+    biases = {
+        "score",
+        "feature_context.convs.0",
+        "feature_context.convs.1",
+        "label_context.conv1",
+        "label_context.conv2",
+    }
+    biases = {f"{name}.bias" for name in biases | {"up2", "up4"}}
+    assert "backbone.bn_data.bias" in rates and "up2.weight" in rates and "up4.weight" not in rates
+    assert rates == {name: (0.02, 0.0) if name in biases else (0.01, 1e-4) for name in rates}
 
 
 def test_the_preset_starts_uniform_by_both_fans():

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import torch
 from training_runs import CONVCRF, FCN, RESNET, SGD, Killed, phase, rows, settings, state, trainer
 
 from assertions import assert_close
+from tritoncrf.cli import _parser
 from tritoncrf.files import FileError
 from tritoncrf.models import checkpoints, config, data, training
 from tritoncrf.models.distributed import World
-from tritoncrf.models.optimization import matches
+from tritoncrf.models.optimization import matches, select
 
 # On the CPU wherever the tests run: there sums have one order, and no rank needs a GPU.
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -138,23 +140,45 @@ def test_bfloat16(shapes, tmp_path):
 
 
 def test_multipliers_and_decay(shapes, tmp_path):
-    options = {**SGD, "multipliers": {"crf.*": 100, "*.bias": 2, "crf.compatibility": 0.5}}
+    options = {**SGD, "multipliers": {"crf.*": 100, "*.bias": 2, "crf.compatibility": 0.5}, "also_decay": ["crf.w*"]}
     made = trainer(settings(phase("all", optimizer=options), crf=CONVCRF, network=FCN), shapes, tmp_path)
     optimizer = training.optimizer(made.model, made.config.phases[0].optimizer)
     rates = {id(p): (g["base"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     names = {name: rates[id(p)] for name, p in made.model.named_parameters() if id(p) in rates}
     assert names["network.features.0.weight"] == (0.01, 1e-3)
     assert names["network.features.0.bias"] == (0.02, 0)
-    assert names["crf.weight_smooth"] == (1.0, 0)
+    assert names["crf.weight_smooth"] == (1.0, 1e-3)
     assert names["crf.compatibility"] == (0.5, 0)
     training.set_rates(optimizer, power=2, done=0.5)
     assert all(group["lr"] == group["base"] / 4 for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("path", sorted(config.BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_configuration_runs(path, shapes, tmp_path):
-    """Each phase an epoch on tiny images with a tiny network; what it says it learns gets gradients and moves."""
-    table = config.load(path).table()
+def test_rates_and_decays_are_those_of_the_released_crfrnn():
+    """Layer by layer as the example of training in its Caffe code has them: factors of the rate and of the decay."""
+    found = config.load("crfrnn_released", ["network.width=0.015625"])
+    model = config.build(found, 3, "test")
+    select(model, found.phases[0])
+    groups = training.optimizer(model, found.phases[0].optimizer).param_groups
+    factors = {id(p): (g["lr"] / 1e-13, g["weight_decay"] / 0.0016) for g in groups for p in g["params"]}
+    expected = {f"crf.weight_{kernel}": (10_000, 1) for kernel in ("smooth", "appearance")}
+    expected |= {"crf.compatibility": (1000, 1), "network.upscore_pool4.weight": (1, 1)}
+    layers = [f"features.{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)]
+    layers += ["classifier.0", "classifier.3", "score_fr", "score_pool4", "score_pool3", "upscore2"]
+    for layer in layers:
+        expected |= {f"network.{layer}.weight": (1, 1), f"network.{layer}.bias": (2, 0)}
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() - expected.keys() == {"network.upscore8.weight"}
+    for name, wanted in expected.items():
+        assert factors[id(parameters[name])] == pytest.approx(wanted, rel=1e-6), name
+    assert len(factors) == len(expected)
+    crf = model.crf
+    assert torch.equal(crf.weight_smooth, 3 * torch.eye(3)) and torch.equal(crf.weight_appearance, 5 * torch.eye(3))
+    assert torch.equal(crf.compatibility, -torch.eye(3)) and (crf.iterations, crf.test_iterations) == (10, 10)
+
+
+def tiny(name, changes=()):
+    """A bundled configuration made small: each phase an epoch on tiny images with a tiny network."""
+    table = config.load(name, changes).table()
     table["network"]["width"] = 1 / 16
     table["data"] |= {"format": "folder", "train": "train", "validate": "val", "sbd": "", "workers": 0}
     table["data"] |= {"resize": [32, 40], "held_out": min(table["data"]["held_out"], 4)}
@@ -166,7 +190,13 @@ def test_every_configuration_runs(path, shapes, tmp_path):
         entry |= {"epochs": 1, "batch": min(entry["batch"], 2)}
         if entry["optimizer"]:
             entry["optimizer"]["lr"] = max(entry["optimizer"]["lr"], 1e-9)
-    found = config.parse(table, path.stem)
+    return config.parse(table, name)
+
+
+@pytest.mark.parametrize("path", sorted(config.BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_configuration_runs(path, shapes, tmp_path):
+    """What a phase says that it learns gets gradients and moves."""
+    found = tiny(path.stem)
     before, after = run(found, shapes, tmp_path)
     moved = changed(before, after)
     learnt = {entry.train for entry in found.phases}
@@ -176,6 +206,30 @@ def test_every_configuration_runs(path, shapes, tmp_path):
         assert crf <= moved, f"{sorted(crf - moved)} did not move"
     if learnt & {"unary", "all"}:
         assert any(not name.startswith("crf.") for name in moved)
+
+
+def test_the_staged_protocol_goes_on_from_stage_to_stage(shapes, tmp_path):
+    """The commands that the two configurations name, each from the one before, down to the CRF."""
+    rates, start = [], None
+    for name in ("fcn_staged", "crfrnn_released"):
+        text = re.sub(r" \\\n# +", " ", (config.BUNDLED / f"{name}.toml").read_text())
+        for command in re.findall(r"^#.*tritoncrf (train .*)$", text, re.MULTILINE):
+            options = _parser().parse_args(shlex.split(command))
+            rates.append(config.load(options.config, options.changes).phases[0].optimizer.lr)
+            made = trainer(tiny(options.config, options.changes), shapes, tmp_path / options.out)
+            if start is not None:
+                assert options.weights == start
+                checkpoints.load_weights(made.model, tmp_path / start)
+                scores = {k: v for k, v in state(tmp_path / start.parent).items() if k.startswith("score_fr")}
+                own = getattr(made.model, "network", made.model).state_dict()
+                assert scores["score_fr.weight"].any() and all(torch.equal(own[k], v) for k, v in scores.items())
+            before = {k: v.clone() for k, v in made.model.state_dict().items()}
+            made.run()
+            moved = changed(before, state(tmp_path / options.out))
+            still = {k for k in before if "upscore" in k} if name == "fcn_staged" else {"network.upscore8.weight"}
+            assert not moved & still
+            start = options.out / "last.pt"
+    assert rates == [1e-10, 1e-12, 1e-14, 1e-13]
 
 
 # Killed and resumed -----------------------------------------------------------------------------------------------
@@ -431,6 +485,19 @@ def test_a_checkpoint_of_a_network_alone_is_no_run(shapes, tmp_path):
     (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
     with pytest.raises(FileError, match="last.pt: expected the checkpoint of a run that goes on, got one of a network"):
         trainer(found, shapes, tmp_path, resume=True)
+
+
+def test_a_run_from_before_a_key_existed_goes_on(shapes, tmp_path):
+    run(settings(phase(epochs=2)), shapes, tmp_path)
+    old = checkpoints.read(tmp_path / "last.pt")
+    for table in (old["config"], old["training"]["identity"]):
+        del table["phases"][0]["hardest"], table["validate_every"]
+    del old["mark"]
+    checkpoints.write(tmp_path / "last.pt", old)
+    trainer(settings(phase(epochs=2)), shapes, tmp_path, resume=True).run()
+    changed_since = settings(phase(epochs=2, ohem=0.5, hardest="released"))
+    with pytest.raises(FileError, match="expected a run of this configuration and data, got another's phases"):
+        trainer(changed_since, shapes, tmp_path, resume=True)
 
 
 def test_where_and_how_images_are_read_may_change(shapes, tmp_path):

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 import tritoncrf as tc
 from assertions import assert_close
-from tritoncrf.models.fcn8s import FCN8s, FCN8sCRFRNN
-from tritoncrf.models.resnet import ResNet
+from tritoncrf.models.fcn import FCN8s, FCN8sCRFRNN, FCN16s, FCN32s
+from tritoncrf.models.preactivation import PreActivationResNet
+from tritoncrf.models.resnet import DEPTHS, ResNet
 from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
 from tritoncrf.models.segmodel import SegModel
 from tritoncrf.models.weights import load_backbone, published_crfrnn
@@ -40,23 +41,92 @@ def vgg_state():
     return state
 
 
+def torchvision_resnet(depth, width):
+    """Random weights by the names and of the shapes that torchvision has for a ResNet of this depth, made narrow."""
+    counts, wide = DEPTHS[depth][1], 4 if depth >= 50 else 1
+    state, inputs = {}, max(8, round(64 * width))
+
+    def conv(name, norm, outputs, inputs, side):
+        state[f"{name}.weight"] = torch.randn(outputs, inputs, side, side)
+        state.update({f"{norm}.{kind}": torch.rand(outputs) for kind in ("weight", "bias", "running_mean")})
+        state.update({f"{norm}.running_var": torch.rand(outputs), f"{norm}.num_batches_tracked": torch.tensor(1)})
+
+    conv("conv1", "bn1", inputs, 3, 7)
+    for stage, count in enumerate(counts, 1):
+        channels = max(8, round(64 * 2 ** (stage - 1) * width))
+        for block in (f"layer{stage}.{n}" for n in range(count)):
+            before = inputs
+            for n, side in enumerate((1, 3, 1) if wide > 1 else (3, 3), 1):
+                outputs = channels * (wide if n == 3 else 1)
+                conv(f"{block}.conv{n}", f"{block}.bn{n}", outputs, inputs, side)
+                inputs = outputs
+            if block.endswith(".0") and (stage > 1 or wide > 1):
+                conv(f"{block}.downsample.0", f"{block}.downsample.1", inputs, before, 1)
+    return state | {"fc.weight": torch.randn(1000, inputs), "fc.bias": torch.randn(1000)}
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: ResNet(**RESNET),
-        lambda: ResNetFCN(C, **RESNET),
-        lambda: ResNetConvCRF(C, network=RESNET),
-        lambda: SegModel(C, **RESNET),
+        lambda options: ResNet(**options),
+        lambda options: ResNetFCN(C, **options),
+        lambda options: ResNetConvCRF(C, network=options),
+        lambda options: SegModel(C, **options),
     ],
     ids=["ResNet", "ResNetFCN", "ResNetConvCRF", "SegModel"],
 )
-def test_a_resnet_is_loaded_as_it_is(model):
-    model, state = model(), resnet_state()
+def test_a_resnet_is_loaded_as_it_is(model, depth):
+    options = {"depth": depth, "width": 1 / 64}
+    model, state = model(options), torchvision_resnet(**options)
     load_backbone(model, state)
     network = getattr(model, "network", model)
     backbone = getattr(network, "backbone", network)
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+MXNET = {"running_mean": "moving_mean", "running_var": "moving_var", "bias": "beta"}
+
+
+def mxnet_state():
+    """What MXNet would have saved of a pre-activation ResNet: with its fc1, and no count of batches."""
+    state = {"arg:fc1_weight": torch.randn(1000, 64), "arg:fc1_bias": torch.randn(1000)}
+    for name, value in PreActivationResNet(**RESNET).state_dict().items():
+        *place, layer, kind = name.split(".")
+        if place:
+            layer = f"{place[0]}_unit{int(place[1]) + 1}_{layer}"
+        kind = MXNET.get(kind, "weight" if value.ndim == 4 else "gamma")
+        if value.ndim:
+            state[f"{'aux' if 'moving' in kind else 'arg'}:{layer}_{kind}"] = torch.randn_like(value)
+    return state
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_a_preactivation_resnet_is_loaded_as_mxnet_has_it(prefixed):
+    model, state = SegModel(C, **RESNET, backbone="preactivation"), mxnet_state()
+    load_backbone(model, state if prefixed else {name.partition(":")[2]: value for name, value in state.items()})
+    own = model.backbone.state_dict()
+    assert len(state) == 2 + sum(value.ndim > 0 for value in own.values())
+    for name, published in {
+        "bn_data.weight": "arg:bn_data_gamma",
+        "conv0.weight": "arg:conv0_weight",
+        "stage1.0.sc.weight": "arg:stage1_unit1_sc_weight",
+        "stage4.1.bn2.bias": "arg:stage4_unit2_bn2_beta",
+        "stage4.1.bn2.running_var": "aux:stage4_unit2_bn2_moving_var",
+        "bn1.running_mean": "aux:bn1_moving_mean",
+    }.items():
+        assert torch.equal(own[name], state[published]), name
+
+
+def test_its_own_state_is_loaded_too_and_torchvisions_is_refused():
+    network, other = PreActivationResNet(**RESNET), PreActivationResNet(**RESNET)
+    load_backbone(network, other.state_dict())
+    assert torch.equal(network.stage2[0].sc.weight, other.stage2[0].sc.weight)
+    with pytest.raises(
+        ValueError, match="^state: expected the parameters of this backbone, .* got bn_data.weight missing"
+    ):
+        load_backbone(network, resnet_state())
 
 
 def test_old_weights_do_not_count_batches():
@@ -66,10 +136,10 @@ def test_old_weights_do_not_count_batches():
     assert torch.equal(network.layer4[1].bn2.weight, state["layer4.1.bn2.weight"])
 
 
-@pytest.mark.parametrize("crf", [False, True], ids=["FCN8s", "FCN8sCRFRNN"])
-def test_connected_layers_of_a_vgg_become_convolutions(crf):
-    model = FCN8sCRFRNN(C, network={"width": WIDTH}) if crf else FCN8s(C, width=WIDTH)
-    network, state = (model.network if crf else model), vgg_state()
+@pytest.mark.parametrize("kind", [FCN32s, FCN16s, FCN8s, FCN8sCRFRNN])
+def test_connected_layers_of_a_vgg_become_convolutions(kind):
+    model = kind(C, network={"width": WIDTH}) if kind is FCN8sCRFRNN else kind(C, width=WIDTH)
+    network, state = getattr(model, "network", model), vgg_state()
     load_backbone(model, state)
     assert torch.equal(network.features[28].weight, state["features.28.weight"])
     x = torch.randn(2, CHANNELS, 7, 7)
@@ -114,8 +184,14 @@ def test_other_weights_are_one_clear_error_and_change_nothing(state, message):
 
 
 def test_a_model_without_backbone_is_an_error():
-    with pytest.raises(TypeError, match="model: expected a network on a VGG-16 or a ResNet, got"):
+    with pytest.raises(
+        TypeError, match="model: expected a network on a VGG-16 or a ResNet as torchvision has them, got L"
+    ):
         load_backbone(torch.nn.Linear(2, 2), {})
+    model = ResNetConvCRF(C, network=RESNET)
+    model.network.backbone = torch.nn.Sequential()
+    with pytest.raises(TypeError, match="as torchvision has them, got ResNetFCN on Sequential$"):
+        load_backbone(model, {})
 
 
 # CRF-RNN's networks -----------------------------------------------------------------------------------------------
