@@ -1,7 +1,7 @@
 """CRF-RNN as its three published codes compute it on a CPU (Zheng et al. 2015, Algorithm 1), forward and backward.
 
-The lattice is Adams, Baek and Davis' (2010, section 3): a point is elevated by a matrix, its simplex is found by sorting
-what is left of its coordinates when they are rounded, and vertices are rows of integers, looked up in a dictionary.
+The lattice is Adams, Baek and Davis' (2010, section 3): a point is elevated by a matrix, its simplex is found by
+sorting what is left of its coordinates when they are rounded, and vertices are rows of integers in a dictionary.
 """
 
 from collections.abc import Mapping
