@@ -106,8 +106,9 @@ def published_crfrnn(
     """The state dict of a `FCN8sCRFRNN` with crf={"preset": preset} that computes what a published network does.
 
     These networks take images as blue, green and red minus a mean; the first convolution is turned round to take red
-    first. Their codes pad images to 500 x 500 with the mean, which is left to the caller. That mean is of "released"
-    the network's pixels="caffe", of the two others "vgg".
+    first. With the preset, network and CRF take off the code's mean. Beside the Caffe network there are scripts with
+    others: crf={"preset": "released", "mean": "vgg"} computes what the Matlab script does, "demo" what the Python
+    script does. All pad images to 500 x 500 with the mean, which is left to the caller.
 
     Args:
         parameters: for "released", the Caffe network, a dict of layers' names to their arrays, [weight, bias] or

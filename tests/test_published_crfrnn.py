@@ -47,7 +47,7 @@ def crops(size):
 def test_a_point_is_the_barycentre_of_vertices_of_the_lattice(d):
     points = 3 * np.random.default_rng(d).standard_normal((200, d))
     corners, weights = crfrnn.simplices(points)
-    assert weights.min() >= 0 and np.allclose(weights.sum(1), 1, rtol=0, atol=1e-14)
+    assert weights.min() >= 0 and np.abs(weights.sum(1) - 1).max() < 1e-14
     assert not corners.sum(2).any() and np.array_equal(corners % (d + 1), np.broadcast_to(np.arange(d + 1)[:, None], corners.shape))  # fmt: skip
     # Elevated, points keep their distances, times (D + 1) sqrt(2/3).
     elevated = np.einsum("nr,nrj->nj", weights, corners)
@@ -74,7 +74,7 @@ def test_the_reverse_is_the_adjoint(points):
     lattice = crfrnn.Permutohedral(draws.standard_normal((points, 2)))
     x, y = draws.standard_normal((2, 4, points))
     assert math.isclose((lattice(x) * y).sum(), (x * lattice(y, reverse=True)).sum(), rel_tol=1e-13)
-    assert not np.allclose(lattice(y), lattice(y, reverse=True))
+    assert np.abs(lattice(y) - lattice(y, reverse=True)).max() > 1e-3
 
 
 @pytest.mark.parametrize("code", crfrnn.CODES)
