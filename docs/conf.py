@@ -6,8 +6,12 @@ from collections.abc import Iterable, Iterator
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from numpy.typing import ArrayLike
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.typing import stringify_annotation
 
 import tritoncrf
+import tritoncrf.types
 
 project = "tritoncrf"
 release = tritoncrf.__version__
@@ -28,7 +32,7 @@ smartquotes = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_type_aliases = {}
+autodoc_preserve_defaults = True
 napoleon_use_param = False  # arguments that share a description stand together, as they do in the docstrings
 napoleon_use_rtype = False
 
@@ -68,6 +72,33 @@ def mark_up(app, what, name, obj, options, lines) -> None:
     lines[:] = marked_up(lines)
 
 
+def named_types() -> list[tuple[re.Pattern, str]]:
+    """What the type aliases look like once Python has expanded them, the longest first, each with its name."""
+    aliases = {name: getattr(tritoncrf.types, name) for name in tritoncrf.types.__all__ if name != "RefineOptions"}
+    expanded = {name: stringify_annotation(alias, "smart") for name, alias in aliases.items()}
+    patterns = []
+    for name, text in sorted(expanded.items(), key=lambda item: -len(item[1])):
+        pattern = re.escape(text).replace(r"np\.ndarray", r"(?:np\.|\~numpy\.)ndarray")
+        patterns.append((re.compile(pattern.replace(r"torch\.Tensor", r"\~?torch\.Tensor")), name))
+    patterns.append((re.compile(re.escape(stringify_annotation(ArrayLike, "smart"))), "ArrayLike"))
+    patterns.append(
+        (re.compile(r"~numpy\.ndarray\[tuple\[~typing\.Any, \.\.\.\], ~numpy\.dtype\[(.*?)\]\]"), r"NDArray[\1]")
+    )
+    patterns.append((re.compile("<factory>"), "..."))  # of a dataclass
+    return patterns
+
+
+NAMED_TYPES = named_types()
+
+
+def with_named_types(app, what, name, obj, options, signature, returns):
+    """A signature in which type aliases have their names again."""
+    for pattern, alias in NAMED_TYPES:
+        signature = signature and pattern.sub(alias, signature)
+        returns = returns and pattern.sub(alias, returns)
+    return signature, returns
+
+
 def found_in_package(app, env, node, contnode):
     """`filters.Window` is `tritoncrf.filters.Window`, and `Record` is in `tritoncrf.diagnostics`."""
     for module in ("", "densecrf.", "diagnostics.", "models.", "summary.", "types."):
@@ -88,4 +119,9 @@ def mathml(translator, node) -> None:
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.connect("autodoc-process-docstring", mark_up, priority=400)  # before napoleon, which reads the sections
+    app.connect("autodoc-process-signature", with_named_types)
     app.connect("missing-reference", found_in_package)
+    # `refine` has 19 overloads for type checkers: readers get its own signature.
+    analyzer = ModuleAnalyzer.for_module("tritoncrf.refine")
+    analyzer.analyze()
+    analyzer.overloads.clear()
