@@ -68,6 +68,19 @@ def marked_up(lines: Iterable[str]) -> Iterator[str]:
         before = line
 
 
+# Files beside this folder that a page here includes: links that work on GitHub lead to that page.
+INCLUDED = {
+    "../bench/README.md": "benchmarks.md",
+    "../models/README.md": "models.md",
+    "../CONTRIBUTING.md": "contributing.md",
+}
+
+
+def link_included(app, name, source) -> None:
+    for path, page in INCLUDED.items():
+        source[0] = source[0].replace(f"]({path}", f"]({page}")
+
+
 def mark_up(app, what, name, obj, options, lines) -> None:
     lines[:] = marked_up(lines)
 
@@ -118,6 +131,7 @@ def mathml(translator, node) -> None:
 
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
+    app.connect("source-read", link_included)
     app.connect("autodoc-process-docstring", mark_up, priority=400)  # before napoleon, which reads the sections
     app.connect("autodoc-process-signature", with_named_types)
     app.connect("missing-reference", found_in_package)
