@@ -1,8 +1,10 @@
 """How `make docs` builds the pages: prose and notebooks from this folder, the reference from docstrings and from the
 command line's parser, formulas as MathML, nothing from the network."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -68,17 +70,38 @@ def marked_up(lines: Iterable[str]) -> Iterator[str]:
         before = line
 
 
-# Files beside this folder that a page here includes: links that work on GitHub lead to that page.
-INCLUDED = {
-    "../bench/README.md": "benchmarks.md",
-    "../models/README.md": "models.md",
-    "../CONTRIBUTING.md": "contributing.md",
+# Files outside this folder, and the pages that show them.
+DOCS = Path(__file__).parent
+SHOWN = {
+    DOCS.parent / "README.md": "index.md",
+    DOCS.parent / "CONTRIBUTING.md": "contributing.md",
+    DOCS.parent / "CHANGELOG.md": "changes.md",
+    DOCS.parent / "bench/README.md": "benchmarks.md",
+    DOCS.parent / "models/README.md": "models.md",
 }
 
 
-def link_included(app, name, source) -> None:
-    for path, page in INCLUDED.items():
-        source[0] = source[0].replace(f"]({path}", f"]({page}")
+def included(app, name, source) -> None:
+    """A page as it is, or what it includes; links that work on GitHub lead to pages, or to a copy of the file."""
+    folder = DOCS
+    if include := re.match(r"```\{include\} (\S+)\n", source[0]):
+        path = (DOCS / include[1]).resolve()
+        app.env.note_dependency(str(path))
+        source[0], folder = path.read_text(), path.parent
+
+    def link(found: re.Match) -> str:
+        image, text, target, anchor = found.groups()
+        path = (folder / target).resolve()
+        if path in SHOWN:
+            return f"[{text}]({SHOWN[path]}{anchor if folder == DOCS else ''})"
+        if not path.exists() or (folder == path.parent == DOCS):
+            return found[0]
+        relative = Path(os.path.relpath(path, DOCS)).as_posix()
+        if image or path.is_relative_to(DOCS):
+            return f"{image}[{text}]({relative}{anchor})"
+        return f"[{text}](path:{relative})" if path.is_file() else text
+
+    source[0] = re.sub(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*|)\)", link, source[0])
 
 
 def mark_up(app, what, name, obj, options, lines) -> None:
@@ -131,7 +154,7 @@ def mathml(translator, node) -> None:
 
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
-    app.connect("source-read", link_included)
+    app.connect("source-read", included)
     app.connect("autodoc-process-docstring", mark_up, priority=400)  # before napoleon, which reads the sections
     app.connect("autodoc-process-signature", with_named_types)
     app.connect("missing-reference", found_in_package)
