@@ -1,10 +1,10 @@
-r"""Losses for weak supervision: the pairwise energy of a dense CRF, of a network's probabilities.
+r"""Losses for weak supervision: the pairwise energy of a dense CRF, evaluated at a network's probabilities.
 
-With probabilities S, weights d of the pixels that receive and s of those that send,
+With probabilities S, weights d of the pixels that receive messages and s of those that send them,
 
     potts   L = sum_c (d S_c)^T K (s (1 - S_c)) / N ,      rloss   L = -sum_c (d S_c)^T K (s S_c) / B
 
-and K = sum_m w_m K_m. Every filter is applied once, and autograd takes the gradients through it.
+and K = sum_m w_m K_m. Each filter is applied once, and autograd goes back through it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,33 +31,33 @@ def dense_crf_loss(
     roi: torch.Tensor | None = None, source: torch.Tensor | None = None, destination: torch.Tensor | None = None,
     form: LossForm = "potts",
 ) -> torch.Tensor:  # fmt: skip
-    r"""The pairwise energy of a dense CRF as a loss, which regularises what a network says of unlabelled pixels.
+    r"""The pairwise energy of a dense CRF as a loss, which regularises a network's predictions for unlabelled pixels.
 
     .. math::
         L_\text{potts} = \frac1N \sum_c (d\,S_c)^\top K\, s\,(1 - S_c), \qquad
         L_\text{rloss} = -\frac1B \sum_c (d\,S_c)^\top K\, s\,S_c, \qquad
         K = \sum_m w_m K_m
 
-    "potts" is the expected cost of neighbours that disagree, a mean over pixels: the gated CRF loss (Obukhov et al.
-    2019) is this form of a window that leaves out the pixel itself. "rloss" is the loss of Tang et al. (2018), the part
-    of the same energy that is quadratic in S, a mean over images: a sum over pixels, whose weight is therefore small.
-    `LOSSES` has both with the settings of their authors.
+    "potts" is the expected cost of neighbours that differ in class, a mean over pixels. The gated CRF loss (Obukhov et
+    al. 2019) is this form with a window that leaves out the pixel itself. "rloss" is the loss of Tang et al. (2018),
+    the part of the energy that is quadratic in S: a mean over images of a sum over pixels, hence its small weight.
+    `LOSSES` holds the published settings of both.
 
     Args:
-        probabilities: S, [B, C, *S], of a softmax, or C = 1 of a sigmoid; 1 to 3 spatial axes; floating.
+        probabilities: S, [B, C, *S], from a softmax, or from a sigmoid with C = 1; 1 to 3 spatial axes; floating.
         filters: the K_m, see `tritoncrf.filters`, each with its own normalisation.
         weights: the w_m, one number or 0-d tensor per filter.
-        roi: the region of interest, which both sends and receives: a mask, or weights of at least 0; bool or floating,
-            [B, *S], [B, 1, *S] or the same of one image for the whole batch. None for all pixels.
-        source: s, which pixels send messages, in the same form. With `roi` it is the product of both.
-        destination: d, which pixels receive them. With `roi` it is the product of both.
-        form: "potts" or "rloss". N is the sum of d over the batch; that of s where only `source` is given; the number
-            of pixels of the batch where none is; and at least 1. B is the number of images.
+        roi: the region of interest: a bool mask, or floating weights of at least 0, [B, *S] or [B, 1, *S], where one
+            image's serves the whole batch. It multiplies both s and d. None for all pixels.
+        source: s, which pixels send messages, in the same form.
+        destination: d, which pixels receive messages, in the same form.
+        form: "potts" or "rloss". N is the sum of d over the batch if `roi` or `destination` is given, else the sum of s
+            if `source` is, else the number of pixels of the batch; and at least 1. B is the number of images.
 
     Returns:
         A 0-d tensor, float64 for float64 probabilities, else float32. Gradients reach the probabilities, the filters'
-        features, weights and masks that are tensors; once. Of "rloss" they are -(K + K^T) S / B; the authors' code has
-        -2 K S / B, the same where K is symmetric, which a lattice is not quite.
+        features, weights and masks; once. For "rloss" the gradient is -(K + K^T) S / B; the authors' code has
+        -2 K S / B, which is the same if K is symmetric, as a lattice nearly is.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
