@@ -13,9 +13,11 @@ if TYPE_CHECKING:  # what `load_lazily` is told below
     from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
     from tritoncrf.models.segmenter import Segmenter, WithCRF
     from tritoncrf.models.segmodel import SegModel
+    from tritoncrf.models.timm_fcn import TimmFCN
 
 __all__ = [
-    "FCN8s", "FCN8sCRFRNN", "FCN16s", "FCN32s", "ResNetConvCRF", "ResNetFCN", "SegModel", "Segmenter", "WithCRF",
+    "FCN8s", "FCN8sCRFRNN", "FCN16s", "FCN32s", "ResNetConvCRF", "ResNetFCN", "SegModel", "Segmenter", "TimmFCN",
+    "WithCRF",
 ]  # fmt: skip
 
 BUNDLED = Path(__file__).parent / "configs"
@@ -31,6 +33,7 @@ load_lazily(
         "ResNetFCN": "resnet_fcn",
         "SegModel": "segmodel",
         "Segmenter": "segmenter",
+        "TimmFCN": "timm_fcn",
         "WithCRF": "segmenter",
     },
 )

@@ -49,7 +49,9 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument("--data", metavar="FOLDER", help="the data set's folder; goes before the configuration's")
     command.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in RUN")
-    command.add_argument("--weights", type=Path, metavar="FILE", help="start from: a checkpoint, or torchvision's .pth")
+    command.add_argument(
+        "--weights", type=Path, metavar="FILE", help="start from: a checkpoint, or torchvision's or timm's weights"
+    )
     _add_changes(command, "data.workers=4, phases.unary.epochs=3")
     command.set_defaults(run=_run, action="train")
 

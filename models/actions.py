@@ -145,17 +145,10 @@ def _csv(results: Mapping[str, Result]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["metric", *results])
-    tables = [_metrics(result) for result in results.values()]
+    tables = [result.numbers() for result in results.values()]
     for metric in tables[0]:
         writer.writerow([metric, *(table[metric] for table in tables)])
     return text.getvalue().encode()
-
-
-def _metrics(result: Result) -> dict[str, float]:
-    numbers = {name: getattr(result, name) for name in ("miou", "pixel_accuracy", "mean_accuracy")}
-    for name in ("boundary_iou", "trimap_miou", "trimap_accuracy"):
-        numbers |= {f"{name} {width}": value for width, value in getattr(result, name).items()}
-    return numbers | {f"iou {name}": value for name, value in zip(result.names, result.iou)}
 
 
 def predict(options: argparse.Namespace) -> None:

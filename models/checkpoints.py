@@ -104,7 +104,7 @@ def restore(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str
 
 
 def load_weights(model: Segmenter, path: str | Path) -> list[str]:
-    """Start a network from a file: a checkpoint of ours, or torchvision's weights of its backbone.
+    """Start a network from a file: a checkpoint of ours, or torchvision's or timm's weights of its backbone.
 
     Of a checkpoint the network is taken, and its CRF if it has the same parameters. An FCN also goes on from one of a
     larger stride, see `FCN.continued`.
@@ -187,12 +187,24 @@ def _load(path: str | Path, what: str) -> tuple[dict[str, Any], bool]:
         sealed = seal[2 : 2 + len(SEAL)] == SEAL
         if sealed and seal != _seal(whole):
             raise FileError(f"{path}: expected {what}, got a damaged one: its checksum is another")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = _safetensors(content) if path.suffix == ".safetensors" else _torch(content)
         if not isinstance(state, dict):
             raise FileError(f"{path}: expected {what}, got a {type(state).__name__}")
         return state, sealed
 
     return decoded(Path(path), what, read)
+
+
+def _torch(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _safetensors(content: bytes) -> dict[str, torch.Tensor]:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('weights in .safetensors need timm\'s extra: pip install "tritoncrf[timm]"') from None
+    return safetensors.torch.load(content)
 
 
 def _is_ours(state: Mapping[str, Any]) -> bool:

@@ -12,13 +12,8 @@ An unknown key, a missing one or a value of another type is one error that names
 """
 
 import dataclasses
-import difflib
 import inspect
-import math
-import sys
-import types
-import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,28 +21,23 @@ from typing import Any, Literal, TypeVar
 from tritoncrf import CRFRNN, ConvCRF, GuidanceCRF
 from tritoncrf.files import FileError
 from tritoncrf.layers import Layer
-from tritoncrf.models import BUNDLED
+from tritoncrf.models import BUNDLED, toml_tables
 from tritoncrf.models.augment import MOST_SIDE, Augment
 from tritoncrf.models.fcn import FCN8s, FCN16s, FCN32s
 from tritoncrf.models.losses import Hardest
 from tritoncrf.models.resnet_fcn import ResNetFCN
 from tritoncrf.models.segmenter import Segmenter, WithCRF
 from tritoncrf.models.segmodel import SegModel
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from tritoncrf.models.timm_fcn import TimmFCN
 
 Made = TypeVar("Made")
 
 MOST_EPOCHS = 100_000  # of a whole run
 MOST_WORKERS = 256
-DEEPEST = 8  # of tables and lists in one another
 PLACES = "device", "dtype"  # arguments of a layer that a run chooses
 
 NETWORKS: dict[str, type[Segmenter]] = {
-    network.__name__: network for network in (FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel)
+    network.__name__: network for network in (FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, TimmFCN)
 }
 CRFS: dict[str, type[Layer]] = {crf.__name__: crf for crf in (ConvCRF, CRFRNN, GuidanceCRF)}
 
@@ -81,16 +71,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """SGD, or Adam, with lr x (1 - step / steps)^power: power 0 is a fixed rate. Kernels of convolutions decay.
+    """SGD, Adam or AdamW, with lr x (1 - step / steps)^power: power 0 is a fixed rate.
+
+    Kernels of convolutions and matrices of linear layers decay.
 
     Attributes:
-        name: which of the two.
+        name: which of the three.
         lr, momentum, weight_decay, power: their numbers.
         multipliers: of the learning rate, by patterns of parameter names ("crf.*"); all that match are multiplied.
         also_decay: patterns of names of other parameters that decay.
     """
 
-    name: Literal["sgd", "adam"]
+    name: Literal["sgd", "adam", "adamw"]
     lr: float
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -176,10 +168,10 @@ class Config:
 
     def table(self) -> dict[str, Any]:
         """As plain dicts, lists and numbers, to be kept in a checkpoint; `parse` reads it back."""
-        return _plain(dataclasses.asdict(self))
+        return toml_tables.plain(dataclasses.asdict(self))
 
 
-def load(path: str | Path, changes: typing.Sequence[str] = ()) -> Config:
+def load(path: str | Path, changes: Sequence[str] = ()) -> Config:
     """Read a configuration: a file, or the name of one of those that are installed.
 
     Args:
@@ -195,19 +187,16 @@ def load(path: str | Path, changes: typing.Sequence[str] = ()) -> Config:
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.toml")))
         raise FileError(f"{path}: expected a configuration file, or one of {names}, got no such file")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of TOML, UTF-8, numbers of thousands of digits
-        raise FileError(f"{path}: expected TOML, unreadable: {error}") from error
+    table = toml_tables.load(path)
     for change in changes:
-        _change(table, change)
+        toml_tables.change(table, change)
     return parse(table, str(path))
 
 
 def parse(table: dict[str, Any], source: str) -> Config:
     """A `Config` of plain dicts; errors begin with `source`."""
-    _expect_plain(table, source)
-    config = _read(Config, table, source, "")
+    toml_tables.expect_plain(table, source)
+    config: Config = toml_tables.read(Config, table, source)
     for key, kinds, given in (("network", NETWORKS, config.network), ("crf", CRFS, config.crf)):
         if given is not None and (not isinstance(given.get("name"), str) or given["name"] not in kinds):
             raise FileError(f"{source}: {key}.name: expected one of {', '.join(kinds)}, got {given.get('name')!r}")
@@ -254,7 +243,7 @@ def _made(
         if key in PLACES:
             raise FileError(f"{source}: {section}.{key}: expected none, for a run chooses it, got {given[key]!r}")
         if key not in known:
-            raise FileError(f"{source}: {section}.{key}: unknown key{_hint(key, known)}")
+            raise FileError(f"{source}: {section}.{key}: unknown key{toml_tables.hint(key, known)}")
     try:
         return kind(num_classes, **arguments)
     except (TypeError, ValueError) as error:
@@ -312,104 +301,9 @@ def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, sourc
                 )
 
 
-def changed(config: Config, changes: typing.Sequence[str]) -> Config:
+def changed(config: Config, changes: Sequence[str]) -> Config:
     """A configuration with changes as of `load`."""
     table = config.table()
     for change in changes:
-        _change(table, change)
+        toml_tables.change(table, change)
     return parse(table, "--set")
-
-
-def _change(table: Any, change: str) -> None:
-    """Set one key of a table that TOML gave."""
-    key, equals, text = change.partition("=")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except RecursionError:
-        raise FileError(f"--set {key}: expected a value, got one too deep to read") from None
-    except ValueError:
-        value = text  # a bare word: network.name=FCN8s
-    if not equals or not all(key.split(".")):
-        raise FileError(f"--set {change}: expected key=value, such as data.workers=4 or phases.unary.epochs=3")
-    *parents, last = key.split(".")
-    for parent in parents:
-        if isinstance(table, list):
-            table = next((entry for entry in table if isinstance(entry, dict) and entry.get("name") == parent), None)
-        else:
-            table = table.setdefault(parent, {})
-        if not isinstance(table, (dict, list)):
-            raise FileError(f"--set {change}: expected a key inside a table, got nothing of that name at {parent!r}")
-    if isinstance(table, list):
-        raise FileError(f"--set {change}: expected the name of a phase and its key")
-    table[last] = value
-
-
-def _expect_plain(value: Any, source: str, key: str = "", depth: int = 0) -> None:
-    """An error for tables too deep for what reads them, and for numbers that TOML has none of."""
-    if isinstance(value, (dict, list, tuple)):
-        if depth > DEEPEST:
-            raise FileError(f"{source}: {key}: expected at most {DEEPEST} tables or lists in one another, got more")
-        for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
-            _expect_plain(entry, source, f"{key}.{name}" if key else str(name), depth + 1)
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise FileError(f"{source}: {key}: expected a number of at most 64 bits, got {value.bit_length()} bits")
-
-
-def _read(kind: Any, value: Any, source: str, key: str) -> Any:
-    """`value` as a type of the dataclasses above: nested ones, tuples, unions with None, literals and numbers."""
-
-    def refused(wanted: str) -> FileError:
-        return FileError(f"{source}: {key}: expected {wanted}, got {value!r}")
-
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _read(arguments[0], value, source, key)
-    if origin is Literal:
-        if not isinstance(value, str) or value not in arguments:
-            raise refused(f"one of {', '.join(map(repr, arguments))}")
-        return value
-    if origin is tuple:
-        repeated = arguments[-1] is Ellipsis
-        if not isinstance(value, (list, tuple)) or not (repeated or len(value) == len(arguments)):
-            raise refused("a list" if repeated else f"a list of {len(arguments)}")
-        inner = arguments[:1] * len(value) if repeated else arguments
-        return tuple(_read(i, v, source, f"{key}[{n}]") for n, (i, v) in enumerate(zip(inner, value)))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise refused("a table")
-        return {k: v if arguments[1] is Any else _read(arguments[1], v, source, f"{key}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise refused("a table")
-        return _read_table(kind, value, source, key)
-    plain = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not plain or (kind is not bool and isinstance(value, bool)) or (kind is float and not math.isfinite(value)):
-        raise refused({int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}[kind])
-    return kind(value)
-
-
-def _read_table(kind: Any, table: dict[str, Any], source: str, key: str) -> Any:
-    fields, hints = dataclasses.fields(kind), typing.get_type_hints(kind)
-    prefix = f"{key}." if key else ""
-    for name in table:
-        if name not in hints:
-            raise FileError(f"{source}: {prefix}{name}: unknown key{_hint(name, hints)}")
-    for entry in fields:
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if required and entry.name not in table:
-            raise FileError(f"{source}: {prefix}{entry.name}: expected a value, got none")
-    if kind is Phase:  # the name tells more than a number does
-        prefix = f"phases.{table.get('name', '')}."
-    return kind(**{name: _read(hints[name], value, source, f"{prefix}{name}") for name, value in table.items()})
-
-
-def _hint(name: str, known: Collection[str]) -> str:
-    """What to write instead of an unknown key."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

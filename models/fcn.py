@@ -9,6 +9,7 @@ from torch import nn
 from tritoncrf import CRFRNN, checks
 from tritoncrf.models.blocks import bilinear_, crf_options, msra_, options, recomputed, scaled
 from tritoncrf.models.segmenter import Pixels, Segmenter, WithCRF
+from tritoncrf.published import CRFRNN_CODES, MEANS
 
 # Channels of VGG-16's 3x3 convolutions between its poolings, and where a pooling ends among the `features`.
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -237,7 +238,9 @@ class FCN8sCRFRNN(WithCRF):
     Args:
         num_classes: C.
         network: options of `FCN8s`, a dict, or None for its defaults.
-        crf: options of `CRFRNN`, likewise; its defaults are the paper's, its presets the published codes.
+        crf: options of `CRFRNN`, likewise; its defaults are the paper's, its presets the published codes. With a preset
+            the network and the CRF take off one mean, as there: where only one of network["pixels"] and crf["mean"] is
+            given, the other is the same; where neither is, both are the code's.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -254,8 +257,14 @@ class FCN8sCRFRNN(WithCRF):
     def __init__(
         self, num_classes: int = 21, *, network: Mapping[str, Any] | None = None, crf: Mapping[str, Any] | None = None
     ) -> None:
-        unary = FCN8s(num_classes, **options("network", network))
-        super().__init__(unary, CRFRNN(num_classes, **crf_options(crf, PAPER)))
+        network, crf = options("network", network), crf_options(crf, PAPER)
+        if crf.get("preset") is not None:
+            code = CRFRNN_CODES[checks.expect_choice("preset", crf["preset"], CRFRNN_CODES)]
+            pixels = network.get("pixels")
+            crf = {"mean": pixels if pixels in [*MEANS] else code.mean, **crf}
+        layer = CRFRNN(num_classes, **crf)
+        network = network if layer.mean is None else {"pixels": layer.mean, **network}
+        super().__init__(FCN8s(num_classes, **network), layer)
 
 
 def cropped(x: torch.Tensor, offset: int, size: Sequence[int]) -> torch.Tensor:

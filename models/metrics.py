@@ -232,6 +232,13 @@ class Result:
     trimap_miou: dict[int, float]
     names: tuple[str, ...]
 
+    def numbers(self) -> dict[str, float]:
+        """All of them by name: "miou", "boundary_iou 3", "iou road"."""
+        found = {name: getattr(self, name) for name in ("miou", "pixel_accuracy", "mean_accuracy")}
+        for name in ("boundary_iou", "trimap_miou", "trimap_accuracy"):
+            found |= {f"{name} {width}": value for width, value in getattr(self, name).items()}
+        return found | {f"iou {name}": value for name, value in zip(self.names, self.iou)}
+
     def __str__(self) -> str:
         occurring = sum(not math.isnan(value) for value in self.iou)
         rows = [
@@ -290,11 +297,15 @@ class Evaluation:
 
     def add(self, labels: LabelMap, truth: LabelMap) -> None:
         """Counts one image [H, W], or several [B, H, W]; arguments and errors as of `trimap_confusion`."""
+        self.counts += self.counted(labels, truth).to(self.counts.device)
+
+    def counted(self, labels: LabelMap, truth: LabelMap) -> torch.Tensor:
+        """What `add` adds, on the device of the arguments."""
         maps, bands = (labels, truth, self.num_classes), (self.widths, self.ignore)
         counts = [confusion_matrix(*maps, self.ignore)]
         if self.widths:
             counts += [trimap_confusion(*maps, *bands), boundary_counts(*maps, *bands)]
-        self.counts += torch.cat([torch.as_tensor(count).flatten() for count in counts]).to(self.counts.device)
+        return torch.cat([torch.as_tensor(count).flatten() for count in counts])
 
     def result(self, names: Sequence[str] | None = None) -> Result:
         """The metrics of all that was added.

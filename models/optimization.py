@@ -67,7 +67,8 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def set_modes(model: Segmenter, phase: Phase) -> None:
     """Training mode for what learns: a frozen network evaluates, without dropout and with its averages.
 
-    Statistics are plain averages over all batches that are seen, where training lets the older ones fade.
+    Statistics are plain averages over all batches that are seen, where training lets the older ones fade: those of
+    torch's `update_bn`, which begins anew each time, where a run that was killed goes on, and draws dropout.
     """
     model.train(phase.train in ("unary", "all"))
     if phase.train == "crf" and model.crf is not None:
@@ -85,11 +86,12 @@ def optimizer(model: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
             rate = options.lr
             for pattern, factor in options.multipliers.items():
                 rate *= factor if fnmatchcase(name, pattern) else 1.0
-            decays = parameter.ndim == 4 or matches(name, options.also_decay)
+            kernel = parameter.ndim == 4 or (parameter.ndim == 2 and name.endswith(".weight"))
+            decays = kernel or matches(name, options.also_decay)
             groups.setdefault((rate, options.weight_decay * decays), []).append(parameter)
     listed = [{"params": p, "lr": rate, "base": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-    if options.name == "adam":
-        return torch.optim.Adam(listed)
+    if options.name != "sgd":
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name](listed)
     return torch.optim.SGD(listed, lr=options.lr, momentum=options.momentum)
 
 
@@ -124,6 +126,10 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any], where: str)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, power: float, done: float) -> None:
-    """lr = base (1 - done)^power, `done` being the share of the phase's steps that are taken."""
+    """lr = base (1 - done)^power, `done` being the share of the phase's steps that are taken.
+
+    The rates of torch's `PolynomialLR`, which multiplies its way from one step to the next: its rounding adds up, and a
+    run that goes on would have to save where it was. Here the number of the step is all.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * (1 - done) ** power

@@ -8,15 +8,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from tritoncrf import checks, features
+from tritoncrf.layers.base import as_precise
+from tritoncrf.published import MEANS
 
-Pixels: TypeAlias = Literal["imagenet", "caffe", "vgg", "raw"]
-# Mean and deviation of red, green and blue in 0..1 that networks expect: torchvision's; those trained in Caffe; and
-# those of the CRF-RNN codes in Keras and PyTorch, with the mean of VGG's authors; and 0..255 as it is.
+Pixels: TypeAlias = Literal["imagenet", "caffe", "vgg", "demo", "raw"]
+BYTES = (1 / 255, 1 / 255, 1 / 255)  # as a deviation: 0..255
+# Mean and deviation of red, green and blue in 0..1 that networks expect: torchvision's; the means that CRF-RNN's codes
+# take off 0..255; and 0..255 as it is.
 PIXELS: dict[Pixels, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "caffe": ((122.679 / 255, 116.669 / 255, 104.007 / 255), (1 / 255, 1 / 255, 1 / 255)),
-    "vgg": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
-    "raw": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    **{name: (tuple(m / 255 for m in mean), BYTES) for name, mean in MEANS.items()},
+    "raw": ((0.0, 0.0, 0.0), BYTES),
 }
 Logits: TypeAlias = Literal["refined", "unary", "both"]
 OUTPUTS: tuple[Logits, ...] = get_args(Logits)
@@ -28,7 +30,7 @@ class Segmenter(nn.Module):
     Args:
         num_classes: C.
         pixels: how the image is normalised: "imagenet", (x - mean) / std of ImageNet on 0..1 as torchvision's weights
-            expect; "caffe" or "vgg", minus the mean on 0..255; "raw", 0..255.
+            expect; "caffe", "vgg" or "demo", 0..255 minus the mean of this name, see `CRFRNN`; "raw", 0..255.
 
     `crf` is the CRF of the pipeline, or None; its parameters are those whose names begin with "crf.".
     `frozen` names the parameters that are never trained.
@@ -49,7 +51,8 @@ class Segmenter(nn.Module):
 
     def normalized(self, image: torch.Tensor) -> torch.Tensor:
         """The image as the network's weights expect it; `features.color` checks and scales it."""
-        return (features.color(image, 255.0).to(self.mean.dtype) - self.mean) / self.std
+        colors = features.color(as_precise(image, self.mean), 255.0)
+        return (colors.to(self.mean.dtype) - self.mean) / self.std
 
     def scores(self, image: torch.Tensor) -> torch.Tensor:
         """Logits before the CRF, at the resolution where it runs."""

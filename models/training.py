@@ -50,6 +50,7 @@ from tritoncrf.models.optimization import (
     set_rates,
 )
 from tritoncrf.models.segmenter import Segmenter
+from tritoncrf.models.timm_fcn import synchronized
 
 COLUMNS = (
     "turn", "phase", "epoch", "steps", "seconds", "lr", "loss",
@@ -99,7 +100,7 @@ class Trainer:
 
         world.first(lambda: self._expect_sound(model))
         if world.size > 1 and batch_norms(model):
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronized(model)
         self.model = model.to(world.device)
         self.loss = torch.zeros((), dtype=torch.float64, device=world.device)  # summed over this epoch's steps
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "float16")

@@ -12,6 +12,7 @@ from tritoncrf.models.fcn import FCN, POOLS, VGG16
 from tritoncrf.models.preactivation import PreActivationResNet, from_mxnet
 from tritoncrf.models.resnet import ResNet
 from tritoncrf.models.segmenter import WithCRF
+from tritoncrf.models.timm_fcn import TimmFCN
 from tritoncrf.published import CRFRNN_CODES, Preset, crfrnn_parameters
 from tritoncrf.types import Array
 
@@ -31,18 +32,18 @@ Read: TypeAlias = tuple[Mapping[str, Array] | Sequence[Array], dict[tuple[str, s
 
 @torch.no_grad()
 def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Take torchvision's weights of a VGG-16 or ResNet, or MXNet's of a pre-activation ResNet, as they are.
+    """Take torchvision's weights of a VGG-16 or ResNet, MXNet's of a pre-activation ResNet, or timm's, as they are.
 
     All of them, or none and an error.
 
     Fully connected layers of VGG become convolutions; its classifier.6 and ResNet's fc are passed over, and so is what
     is NaN throughout, as the classifier is in torchvision's copy of the features of VGG's authors. The weights
     expect images as they were trained on: pixels="imagenet" for torchvision's own, "caffe" for those of VGG's authors,
-    "raw" for MXNet's.
+    "raw" for MXNet's. Of timm's weights, those behind the features that are used are passed over.
 
     Args:
-        model: `FCN32s`, `FCN16s`, `FCN8s`, `ResNetFCN`, `SegModel`, one of these with a CRF; or a `ResNet` or
-            `PreActivationResNet`.
+        model: `FCN32s`, `FCN16s`, `FCN8s`, `ResNetFCN`, `SegModel`, `TimmFCN`, one of these with a CRF; or a `ResNet`
+            or `PreActivationResNet`.
         state: a state dict, such as torch.load(file, weights_only=True) gives, MXNet's with names as "arg:bn0_gamma".
 
     Raises:
@@ -60,17 +61,21 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """
     network = model.network if isinstance(model, WithCRF) else model
     backbone = network if isinstance(network, FCN) else getattr(network, "backbone", network)
-    if not isinstance(backbone, (FCN, ResNet, PreActivationResNet)):
+    if not isinstance(network, TimmFCN) and not isinstance(backbone, (FCN, ResNet, PreActivationResNet)):
         got = checks.kind_of(model) if backbone is model else f"{type(network).__name__} on {type(backbone).__name__}"
         raise TypeError(f"model: expected a network on a VGG-16 or a ResNet as torchvision has them, got {got}")
     if not isinstance(state, Mapping):
         raise ValueError(f"state: expected a state dict, got {checks.kind_of(state)}")
-    own, unused = backbone.state_dict(), "fc."
+    own: dict[str, torch.Tensor] = backbone.state_dict()
+    unused: tuple[str, ...] = ("fc.",)
     if isinstance(backbone, FCN):
         own = {name: value for name, value in own.items() if name.startswith(("features.", "classifier."))}
-        unused = "classifier.6."
+        unused = ("classifier.6.",)
     elif isinstance(backbone, PreActivationResNet):
-        state, unused = from_mxnet(state), "fc1"
+        state, unused = from_mxnet(state), ("fc1",)
+    elif isinstance(network, TimmFCN):
+        own = network.backbone.model.state_dict()
+        unused = tuple(network.published() - set(own))
 
     found, wrong = {}, []
     for name, value in own.items():
@@ -101,8 +106,9 @@ def published_crfrnn(
     """The state dict of a `FCN8sCRFRNN` with crf={"preset": preset} that computes what a published network does.
 
     These networks take images as blue, green and red minus a mean; the first convolution is turned round to take red
-    first. Their codes pad images to 500 x 500 with the mean, which is left to the caller. That mean is of "released"
-    the network's pixels="caffe", of the two others "vgg".
+    first. With the preset, network and CRF take off the code's mean. Beside the Caffe network there are scripts with
+    others: crf={"preset": "released", "mean": "vgg"} computes what the Matlab script does, "demo" what the Python
+    script does. All pad images to 500 x 500 with the mean, which is left to the caller.
 
     Args:
         parameters: for "released", the Caffe network, a dict of layers' names to their arrays, [weight, bias] or

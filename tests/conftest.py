@@ -1,5 +1,6 @@
 """Fixtures of all tests: seeds, the device, and memory that shows when nobody wrote it."""
 
+import importlib.util
 import os
 import random
 
@@ -16,6 +17,15 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # The same examples in every run, and no limit on one example's time: a shared machine has slow moments.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+# Where there is no Triton, as on macOS and Windows: what compiles kernels.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+COMPILING = ["kernels", "test_bench_counts.py", "test_bench_first.py", "test_bench_reports.py", "test_ptxemu.py"]
+collect_ignore = [] if HAS_TRITON else COMPILING
+
+
+def pytest_report_header() -> list[str]:
+    return [] if HAS_TRITON else [f"Triton is not installed, so these are left out: {', '.join(COMPILING)}"]
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,8 @@ def installed(monkeypatch):
     """Makes Triton of some version the one that is installed, None for no Triton; and a GPU the one that is here: of a
     compute capability, or AMD's by the name of its architecture."""
 
+    monkeypatch.setenv("CC", "cc")  # there is a compiler, whether or not this machine has one
+
     def install(version: str | None, gpu="H200", capability=(9, 0), architecture=None, failure=None) -> Runtime:
         module, runtime = types.ModuleType("triton") if version else None, Runtime(failure)
         if module is not None:

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from optional import imported
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"tritoncrf": ROOT / "tritoncrf", "tritoncrf.models": ROOT / "models"}
+
+OPTIONAL = {"tritoncrf.models.torchmetrics": "torchmetrics"}  # modules that are of no use without a package
 
 
 def modules_with_examples() -> list[str]:
@@ -21,5 +25,7 @@ def modules_with_examples() -> list[str]:
 
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_examples(name):
+    if name in OPTIONAL:
+        imported(OPTIONAL[name])
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert results.attempted > 0 and results.failed == 0

@@ -661,8 +661,12 @@ GAUSSIAN_ERRORS = [
 ERRORS = [
     ({"precision": "high"}, ValueError, "^precision: expected one of 'default', 'fast', got 'high'"),
     ({"backend": "cuda"}, ValueError, "^backend: expected one of 'auto', 'triton', 'torch', got 'cuda'"),
-    ({"features": F.double(), "backend": "triton"}, ValueError, "^backend: expected 'torch' or 'auto' for float64"),
-    ({"backend": "triton"}, ValueError, "^backend: 'triton' runs on a GPU.*TRITON_INTERPRET=1"),
+    (
+        {"features": F.double(), "backend": "triton"},
+        ValueError,
+        "^backend: (expected 'torch' or 'auto' for float64|'triton' needs Triton)",
+    ),
+    ({"backend": "triton"}, ValueError, "^backend: 'triton' (runs on a GPU.*TRITON_INTERPRET=1|needs Triton)"),
 ]
 
 

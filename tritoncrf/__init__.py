@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what `load_lazily` is told below
     from tritoncrf.options import PARAMETERS
     from tritoncrf.refine import refine
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CRFRNN",
     "LOSSES",

@@ -29,12 +29,13 @@ class Record:
     """The state after `iteration` updates of mean field; energies in nats, summed over pixels and batch.
 
     Attributes:
-        iteration: how many updates came before.
+        iteration: number of updates before this record.
         energy: the expected energy <E> under Q.
         free_energy: <E> minus temperature times the entropy, which at 1 is KL(Q || P) - log Z.
-        pydensecrf_kl: what pydensecrf's klDivergence gives: without the half, so each pair counts twice.
-        entropy: of a pixel's labels in nats, the mean over pixels; from 0 (certain) to log C.
-        changed: the share of pixels whose best label is another than one iteration before; 0 at iteration 0.
+        pydensecrf_kl: pydensecrf's klDivergence: without the factor of a half, so each pair counts twice.
+        entropy: mean over pixels of the entropy of a pixel's label, in nats; from 0 (certain) to log C.
+        changed: the fraction of pixels whose most probable label changed since the previous iteration; 0 at iteration
+            0.
     """
 
     iteration: int
@@ -51,16 +52,16 @@ def trace(
     compatibility: Compatibility = "potts", iterations: int = 5, unary_weight: float | torch.Tensor = 1.0,
     initial: Initial = "softmax", damping: float = 0.0, temperature: float | torch.Tensor = 1.0,
 ) -> tuple[torch.Tensor, list[Record]]:  # fmt: skip
-    r"""Mean-field inference that tells how it went: `mean_field`, and a record of every iteration.
+    r"""`mean_field` with a record of every iteration.
 
     .. math::
         F(Q) = \sum_i Q_i \cdot (\tau \log Q_i - a\,U_i) + \tfrac12 \sum_i Q_i \cdot \mu \sum_m W_m (K_m Q)_i
 
-    F falls with every update where all A_m = -mu W_m and all K_m are symmetric and positive semidefinite: the pairwise
-    term is then concave, and an update is a step of the concave-convex procedure (Krähenbühl and Koltun 2013).
-    mu = -I with weights above 0 and exact Gaussians of all pixels, each pixel itself included, with normalization
-    "none" or "symmetric", are such; the lattice nearly is. Elsewhere F may rise, since all pixels move at once, and
-    falls with enough damping.
+    F decreases with every update if all A_m = -mu W_m and all K_m are symmetric and positive semidefinite: the pairwise
+    term is then concave, and an update is a step of the concave-convex procedure (Krähenbühl and Koltun 2013). This
+    holds for mu = -I with weights above 0 and exact Gaussians of all pixels, including each pixel itself, with
+    normalization "none" or "symmetric", and nearly holds for the lattice. Otherwise F may increase, since all pixels
+    are updated in parallel; with enough damping it decreases.
 
     F is KL(Q || P) - log Z of the CRF's own energy, a sum over pairs i < j, where the filters are symmetric and leave
     out each pixel itself (`include_self=False`); with it, K_ii adds 1/2 Q_i . mu W_m K_ii Q_i for each pixel.
@@ -70,9 +71,9 @@ def trace(
             `mean_field` takes them.
 
     Returns:
-        The probabilities [B, C, *S] that `mean_field` gives (to rounding; no gradients), and a list of `iterations` + 1
-        records, each a `Record`, the first of softmax(U). Each of them applies each filter once (the first one once
-        more with initial="log_softmax"). A GPU is waited for once, at the end.
+        The probabilities [B, C, *S] of `mean_field` (up to rounding, without gradients), and a list of `iterations` + 1
+        records of type `Record`, the first for softmax(U). Each of them applies each filter once (the first one once
+        more with initial="log_softmax"). It waits for a GPU once, at the end.
 
     Raises:
         TypeError, ValueError: as `mean_field`.

@@ -1,7 +1,7 @@
 """Features of a Gaussian kernel: positions and colours, already divided by their bandwidths.
 
-Every kernel of a dense CRF is k(i, j) = exp(-|f_i - f_j|^2 / 2). Here f is made: the pixel position
-over theta (Krähenbühl and Koltun 2011, ConvCRF and CRF-RNN use it alike), the colour over theta, or both.
+Every kernel of a dense CRF is k(i, j) = exp(-|f_i - f_j|^2 / 2). This module computes f: the pixel position divided by
+theta (as in Krähenbühl and Koltun 2011, ConvCRF and CRF-RNN), the colour divided by theta, or both.
 Positions are in (row, column) order, in pixels or in the unit of `spacing`; colours are in 0..255 units.
 
 A theta is a float, a 0-d tensor, or one per axis or channel (a sequence or a 1-d tensor). Tensors may require
@@ -35,16 +35,16 @@ def spatial(
         size: the 1 to 3 spatial sizes S, such as (height, width).
         theta: bandwidth in pixels, or in the unit of `spacing`; one number or one per axis, above 0. Or a string such
             as "16%", of the image's diagonal.
-        spacing: distance of two neighbours, one number or one per axis; 1 if left out.
-        device: where the result lives; that of the first tensor among the thetas, else the CPU, if left out.
+        spacing: distance between neighbours, one number or one per axis; 1 by default.
+        device: device of the result; by default that of the first tensor among the thetas, otherwise the CPU.
         dtype: torch.float32 or torch.float64.
 
     Returns:
         [1, D, *S] features, D = len(S), computed in float64 and rounded once.
 
     Raises:
-        TypeError, ValueError: naming the argument, for a wrong count, a type that is no number, or a
-            theta or spacing that is not above 0 (tensors are looked at only where `check_values` says).
+        TypeError, ValueError: naming the argument, for a wrong count, a type that is not a number, or a theta or
+            spacing that is not above 0 (the values of tensors are checked only where `check_values` says so).
 
     Example:
         >>> spatial((2, 3), theta=2.0)[0, 1]
@@ -64,17 +64,17 @@ def color(image: torch.Tensor, theta_color: Theta) -> torch.Tensor:
     """Colours over a bandwidth: f[c] = image_c / theta_c, in 0..255 units.
 
     Args:
-        image: [B, C, *S] with 1 to 3 spatial axes. uint8 counts as it is, floating values are 0..1 and
-            count times 255: the dtype decides, the values never do.
+        image: [B, C, *S] with 1 to 3 spatial axes. uint8 values are used as they are; floating-point values are 0..1
+            and multiplied by 255. Only the dtype decides, never the values.
         theta_color: bandwidth in 0..255 units, one number or one per channel, above 0.
 
     Returns:
         [B, C, *S] features: float64 for a float64 image, else float32.
 
     Raises:
-        TypeError: the image is no tensor, or neither uint8 nor floating.
-        ValueError: a floating image with NaN, or values below -0.5 or above 1.5 (looked at only where
-            `check_values` says); a theta that is not above 0 or has the wrong count.
+        TypeError: the image is not a tensor, or neither uint8 nor floating.
+        ValueError: a floating image with NaN, or values below -0.5 or above 1.5 (checked only where `check_values`
+            says so); a theta that is not above 0 or has the wrong count.
 
     Example:
         >>> color(torch.tensor([[[0, 26]]], dtype=torch.uint8), theta_color=13)
@@ -100,7 +100,7 @@ def bilateral(
         theta_space: bandwidth in pixels or in the unit of `spacing`, one number or one per axis, or "16%" of the
             diagonal.
         theta_color: bandwidth in 0..255 units, one number or one per channel.
-        spacing: distance of two neighbours, one number or one per axis; 1 if left out.
+        spacing: distance between neighbours, one number or one per axis; 1 by default.
 
     Returns:
         [B, D + C, *S] features, positions first: float64 for a float64 image, else float32.

@@ -64,12 +64,12 @@ def mean_field(
 
     `iterations` times from Q = softmax(U) (Krähenbühl and Koltun 2011; CRF-as-RNN, section 4).
 
-    All pixels move at once. Where each update lowers the free energy (see `trace`) that settles. Where it does not,
-    with costs that are not semidefinite or kernels that leave out the pixel itself, Q may swing between two states for
-    ever. A damping d > 0 is then a cure: with temperature 1 the damped update is that of a regularised Frank-Wolfe
-    method with the entropy as its regulariser, a step of 1 - d towards the minimum of the linearised free energy
-    (Lê-Huu and Alahari 2021), and small enough steps descend. Krähenbühl and Koltun (2013) show that undamped ones
-    descend where the pairwise term is concave.
+    All pixels are updated in parallel. If each update lowers the free energy (see `trace`), Q converges. If not, with
+    costs that are not semidefinite or kernels that leave out the pixel itself, Q may oscillate between two states. A
+    damping d > 0 helps: with temperature 1 the damped update is that of a regularised Frank-Wolfe method with the
+    entropy as its regulariser, a step of 1 - d towards the minimum of the linearised free energy (Lê-Huu and Alahari
+    2021), and small enough steps descend. Krähenbühl and Koltun (2013) show that undamped updates descend where the
+    pairwise term is concave.
 
     Args:
         logits: U, minus the unary energies, [B, C, *S] with C >= 2 and 1 to 3 spatial axes; floating. Half
@@ -83,21 +83,21 @@ def mean_field(
         unary_weight: a, a float or [C].
         initial: what the first messages are computed from: "softmax" of U, or its "log_softmax" itself
             (the released ConvCRF).
-        output: "probabilities", "logits" (what the last softmax is of; only defined up to a constant per pixel) or
-            "log_probabilities". Damped, both are log Q, of probabilities of at least 1e-30; with activation="relu" the
-            last one always.
-        damping: d, the share of the old Q that stays, from 0 to below 1; above 0 only with initial="softmax".
-        temperature: tau, a number above 0 or a 0-d tensor: above 1 Q is less certain than the scores say.
-        activation: what makes Q of the scores S, here and for the first messages: "softmax", or "relu",
+        output: "probabilities", "logits" (the argument of the last softmax; defined only up to a constant per pixel) or
+            "log_probabilities". With damping, both are log Q, with probabilities of at least 1e-30; with
+            activation="relu" this always holds for the last one.
+        damping: d, the fraction of the old Q that is kept, from 0 to below 1; above 0 only with initial="softmax".
+        temperature: tau, a number above 0 or a 0-d tensor; above 1, Q is less certain.
+        activation: what turns scores S into Q, here and for the first messages: "softmax", or "relu",
             max(S, 0) / sum_l max(S_l, 0), which gives most classes a Q of 0 (CRF-as-RNN, section 6, which reports 1 %
-            of mean IoU less for it). Where no score is above 0 all classes that are not ruled out have the same Q, and
-            no gradient passes; Q jumps there. A constant per pixel counts, so that "potts" and costs [l != l'] are not
-            the same. Messages come from the filters' own kernels, all else from PyTorch. With initial="softmax" and
-            temperature=1, which would change no Q.
+            of mean IoU less for it). Where no score is above 0, all classes that are not ruled out have the same Q, and
+            no gradient passes; Q is discontinuous there. A constant per pixel matters, so that "potts" and the costs
+            [l != l'] differ. Messages come from the filters' own kernels, the rest from PyTorch. Only with
+            initial="softmax" and temperature=1, which would not change Q.
 
     Returns:
         [B, C, *S], dtype and device of `logits`. Gradients reach logits, the filters' features, weights,
-        compatibility, unary_weight and temperature; once.
+        compatibility, unary_weight and temperature; first derivatives only.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

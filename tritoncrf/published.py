@@ -1,7 +1,7 @@
-"""What others published: the parameter sets that pipelines refine with, the CRF-RNN codes, and ConvCRF's configuration.
+"""Published settings: the CRF parameters of known pipelines, the CRF-RNN codes, and ConvCRF's configuration.
 
-`PARAMETERS` holds arguments of `refine` by name, as these pipelines pass them to pydensecrf. Its kernels, symmetrically
-normalised, are those of `refine` with the lattice:
+`PARAMETERS` has the arguments of `refine` that correspond to what these pipelines pass to pydensecrf, by name.
+pydensecrf's kernels, symmetrically normalised, are those of `refine` with the lattice:
 
     densecrf   pydensecrf's README: 5 iterations; SimpleCRF's defaults are the same
     deeplab    deeplab-pytorch and CLIP-ES

@@ -11,13 +11,13 @@ __all__ = ["Summary", "Trace", "summarized"]
 
 @dataclass(frozen=True)
 class Summary:
-    """Labels and confidence before and after. Shares are of all pixels, from 0 to 1.
+    """Labels and confidence before and after refining. Shares refer to all pixels, from 0 to 1.
 
     Attributes:
-        changed: the share of pixels whose best class is another than before.
-        before, after: the share of every class, in order. A pixel for which all classes are equally probable, as where
-            a label is unknown, is of none.
-        confidence_before, confidence_after: the probability of the best class, the mean over pixels.
+        changed: the share of pixels whose most probable class changed.
+        before, after: the share of every class, in order. A pixel whose classes are all equally probable, for instance
+            where a label is unknown, belongs to none.
+        confidence_before, confidence_after: the mean over pixels of the probability of the most probable class.
     """
 
     changed: float
@@ -40,11 +40,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Trace:
-    """How a refinement went.
+    """The course of a refinement.
 
     Attributes:
-        records: what `tritoncrf.trace` gives: one for the start and one for each iteration.
-        summary: what changed.
+        records: those of `tritoncrf.trace`, one for the start and one for each iteration.
+        summary: what changed in total.
     """
 
     records: list[Record]

@@ -1,7 +1,7 @@
 """CRF-RNN as its three published codes compute it on a CPU (Zheng et al. 2015, Algorithm 1), forward and backward.
 
-The lattice is that of Adams, Baek and Davis (2010, section 3): a matrix elevates a point, sorting what is left of its
-coordinates finds its simplex, and vertices are rows of integers, looked up in a dictionary.
+The lattice is that of Adams, Baek and Davis (2010, section 3): a point is elevated by a matrix, its simplex is found by
+sorting what is left of its coordinates, and vertices are rows of integers, looked up in a dictionary.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from bench.published.arrays import softmax
 
 SIMD = 4  # points that the codes place at a time
 THETA_SMOOTH, THETA_SPACE, THETA_COLOR = 3.0, 160.0, 3.0
-SMOOTH, APPEARANCE, COMPATIBILITY = "spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix"
+NAMES = SMOOTH, APPEARANCE, COMPATIBILITY = "spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix"
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -41,7 +41,7 @@ def scores(logits: np.ndarray, image: np.ndarray, parameters: Arrays, code: str,
 
     Args:
         logits, image: U, and red, green and blue in 0..255, [B or 1, 3, H, W].
-        parameters: W_s, W_b and mu, [C, C], by the names of SMOOTH, APPEARANCE and COMPATIBILITY.
+        parameters: W_s, W_b and mu, [C, C], by NAMES.
         code: a name in CODES.
         iterations: T.
     """

@@ -17,12 +17,13 @@ FORWARD = ("scores", *(f"pool{n}" for n in range(1, 6)), "fc6", "fc7")
 WORDS = """\
 Each system beside a form of it in NumPy, in float64, that shares no line with it (`bench/published`). Errors are
 relative, |a - b| / |b| over all elements: of the scores S, and of the gradient of <a random cotangent, S> with respect
-to what the column names. The form's gradients are complex steps, exact to rounding. Both get the same numbers:
-parameters a tenth away from where they start, and a picture of two colours close to each other, so that kernels fill
-(0, 1).
+to what the column names. The form's gradients are complex steps, exact to rounding; of CRF-RNN alone, those that its
+codes propagate back. Both get the same numbers: parameters a tenth away from where they start, and a picture of two
+colours close to each other, so that kernels fill (0, 1).
 
 Networks have few channels. Their gradients are compared along three random directions in all parameters and the image
-at once, scaled to the same length in each. SegModel's begins with the features that a backbone would give.
+at once, scaled to the same length in each. SegModel's begins with the features that a backbone would give. CRF-RNN
+takes its image in bytes, which have no gradient.
 """
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import tritoncrf as tc
-from bench.published import convcrf, fcn8s, resnet, segmodel
+from bench.published import convcrf, crfrnn, fcn8s, resnet, segmodel
 from bench.published.cases import Case, Network, float32, relative
-from tritoncrf.models import FCN8s, ResNetConvCRF, SegModel
-from tritoncrf.published import CONVCRF_CONF, CONVCRF_NAMES
+from tritoncrf.models import FCN8s, FCN8sCRFRNN, ResNetConvCRF, SegModel
+from tritoncrf.published import CONVCRF_CONF, CONVCRF_NAMES, Preset
 
 C = 3
 STRIDE = 16  # of SegModel's features
@@ -49,6 +49,58 @@ def paper_conv_crf(size: Size, iterations: int) -> tuple:
         return convcrf.paper(logits, 255 * image, parameters, 5, 2, iterations)
 
     return crf, problem(size), form
+
+
+CRF_RNN_NAMES = dict(zip(("weight_smooth", "weight_appearance", "compatibility"), crfrnn.NAMES, strict=True))
+
+
+def crf_rnn(size: Size, iterations: int, preset: Preset) -> tuple:
+    """The gradients are those that the codes propagate back: there are none of the image."""
+    crf = disturbed(tc.CRFRNN(C, iterations, preset=preset))
+
+    def form(logits: np.ndarray, image: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
+        return crfrnn.scores(logits, image, published_names(parameters), preset, iterations)
+
+    def adjoint(
+        cotangent: np.ndarray, logits: np.ndarray, image: np.ndarray, **parameters: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        named = published_names(parameters)
+        found = crfrnn.gradients(logits, image, named, preset, iterations, cotangent)
+        return {"logits": found["logits"], **{own: found[name] for own, name in CRF_RNN_NAMES.items()}}
+
+    return crf, {**problem(size), "image": around_the_means(size)}, form, adjoint
+
+
+def fcn_crf_rnn(size: Size, iterations: int) -> tuple:
+    """With scores so small that probabilities are between 0 and 1."""
+    torch.manual_seed(0)
+    network = {"width": 1 / 64, "dropout": 0.0, "score_init": "msra"}
+    model = disturbed(FCN8sCRFRNN(C, network=network, crf={"preset": "released", "iterations": iterations}))
+    for name, p in model.network.named_parameters():
+        if name.startswith("score_"):
+            p.data.div_(100)
+    mean, std = (x.double().numpy() for x in (model.network.mean, model.network.std))
+
+    def form(image: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
+        network, crf = behind("network.", parameters), behind("crf.", parameters)
+        unary = fcn8s.layers((image / 255 - mean) / std, network)["scores"]
+        return crfrnn.scores(unary, image, published_names(crf), "released", iterations)
+
+    return model, {"image": around_the_means(size)}, form
+
+
+def published_names(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {CRF_RNN_NAMES[name]: value for name, value in parameters.items()}
+
+
+def around_the_means(size: Size) -> np.ndarray:
+    """A picture, bytes [1, 3, H, W], of two colours near the means and noise. Most of its vertices lie around 0, where
+    pixels that fill up to four add some."""
+    draws = np.random.default_rng(12)
+    rows, columns = np.indices(size)
+    halves = np.where(rows + columns < sum(size) / 2, 0, 6)
+    image = np.array([122.7, 116.7, 104])[:, None, None] + halves + draws.normal(0, 6, (1, 3, *size))
+    return image.round().astype(np.uint8)
 
 
 def guidance_crf(size: Size, iterations: int, released: bool = False) -> tuple:
@@ -104,8 +156,7 @@ def resnet_conv_crf(size: Size, iterations: int) -> tuple:
     statistics = {name: buffer.double().numpy() for name, buffer in model.network.named_buffers()}
 
     def form(image: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
-        network, crf = ({name.removeprefix(part): p for name, p in parameters.items() if name.startswith(part)}
-                        for part in ("network.", "crf."))  # fmt: skip
+        network, crf = behind("network.", parameters), behind("crf.", parameters)
         unary = resnet.scores((image - statistics["mean"]) / statistics["std"], network, statistics)
         return convcrf.paper(unary, 255 * image, crf, 5, 2, iterations)
 
@@ -149,6 +200,11 @@ def problem(size: Size) -> dict[str, np.ndarray]:
     return {"logits": float32(draws.standard_normal((1, C, *size))), "image": float32(image)}
 
 
+def behind(part: str, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of a part of a network, by their names in it."""
+    return {name.removeprefix(part): value for name, value in parameters.items() if name.startswith(part)}
+
+
 @torch.no_grad()
 def disturbed(module: nn.Module) -> nn.Module:
     """The module with parameters a tenth away from where they start, so that none is zero or like another."""
@@ -161,8 +217,14 @@ def disturbed(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class System:
-    """How a system's case is made: `make` gives module, inputs and form of a size and T. One size has pixels that four
-    does not divide."""
+    """How a system's case is made.
+
+    Attributes:
+        make: gives module, inputs, form and perhaps adjoint of a `Case`, from a size and T.
+        kind: of the case.
+        sizes: one with pixels that four divides, and one without.
+        iterated: whether there is a T.
+    """
 
     make: Callable[..., tuple]
     kind: type[Case] = Case
@@ -181,6 +243,10 @@ SYSTEMS = {
     "ConvCRF, released, all keys": System(partial(released_conv_crf, conf=ALL_KEYS)),
     "ConvCRF, paper, +C +T": System(paper_conv_crf),
     "ConvCRF on ResNet-18, paper": System(resnet_conv_crf, Network, RESNET_SIZES),
+    "CRF-RNN, Caffe": System(partial(crf_rnn, preset="released")),
+    "CRF-RNN, Keras": System(partial(crf_rnn, preset="released-keras")),
+    "CRF-RNN, PyTorch": System(partial(crf_rnn, preset="released-pytorch")),
+    "CRF-RNN on FCN-8s, Caffe": System(fcn_crf_rnn, Network, FCN_SIZES),
     "Guidance CRF, paper": System(guidance_crf),
     "Guidance CRF, released": System(partial(guidance_crf, released=True)),
     "SegModel behind its backbone, paper": System(seg_model, Network, SEGMODEL_SIZES),

@@ -12,7 +12,7 @@ all images; and none at all, iterations = 0, where the search gains nothing on w
     proposals   the search by proposals, Optuna's
     grid        the search on a grid
     descent     the search by gradients, `slopes` the gradients
-    disconnected    another question: settings of a layer for a network's scores, without folds
+    baseline    another question: settings of a disconnected CRF, without folds
 
 Processes share the images of a trial, never the trials. So a search that was stopped goes on to the same end, in any
 number of processes.
@@ -31,8 +31,8 @@ from tritoncrf import checks
 from tritoncrf.files import FileError, decoded
 from tritoncrf.models.experiments.statistics import Estimate, jackknife
 from tritoncrf.models.scored import MEASURES, measures
+from tritoncrf.models.tuning.baseline import Found, disconnected
 from tritoncrf.models.tuning.descent import descended
-from tritoncrf.models.tuning.disconnected import Found, disconnected
 from tritoncrf.models.tuning.grid import gridded, searched_on_grid
 from tritoncrf.models.tuning.problem import BY_NAME, Asked, Parameters, Problem, expect_problem, shared, valued
 from tritoncrf.models.tuning.proposals import SPACES, proposed
@@ -124,38 +124,39 @@ def tune(
     measure: str = "miou", folds: int = 2, seed: int = 0, jobs: int = 0,
     study: str | Path | None = None, progress: Callable[[str], None] | None = None, **options: Any,
 ) -> Tuned:  # fmt: skip
-    """Find arguments of `refine` for scores like these, whose truth is known.
+    """Search for the best arguments of `refine` on labelled images.
 
     Args:
-        images: as `refine` takes them, one for each of the scores. A trial wins over settings that have a name where it
-            is clearly ahead on the images of its search, which of three or fewer is never told: so take 8 or more.
-        truths: label maps [H, W] of integers, 255 where unknown; of a mask or a foreground 0, 1 and 255.
+        images: as `refine` takes them, one for each of the scores. A trial replaces the named settings only if it is
+            significantly better on the images of its search, which is impossible with three or fewer: use 8 or more.
+        truths: label maps [H, W] of integers, 255 where unknown; 0, 1 and 255 for a mask or a foreground.
         logits, probabilities, energies, labels, mask, foreground: exactly one; a sequence of what `refine` takes.
-        method: whose parameters are searched for.
+        method: the method whose parameters are searched for.
         search: "tpe", Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), for all parameters of the
-            method. "grid", powers of two times the defaults of theta_space, theta_color and weight_appearance, of
-            "guided" radius, eps and weight_appearance: from the defaults on towards what is better, until the best has
-            no better neighbour; it ends there, before the budget. "gradient", not for "guided": Adam on the
+            method. "grid", powers of two times the defaults of theta_space, theta_color and weight_appearance (for
+            "guided": radius, eps and weight_appearance), from the defaults towards better values until the best point
+            has no better neighbour; it stops there, within the budget. "gradient", not for "guided": Adam on the
             cross-entropy, through the library's own gradients, for the bandwidths, the weights and the compatibility
-            [C, C], from the best of the named settings on; its best trial by the measure counts, and it ends before
-            the budget where that has not grown for 15 steps.
-        budget: trials for each fold.
-        measure: what is to become largest over all images of a fold's search: "miou", mean IoU over the classes that
-            occur; "boundary", mean Boundary IoU within 2 % of the diagonal; "accuracy", of pixels.
-        folds: 2 or more, at most as many as there are images; each holds every `folds`-th image.
-        seed: of the search; gradients need none.
-        jobs: processes that share the images of a trial; 0 is this one. A script needs `if __name__ == "__main__":`.
-        study: a file of SQLite that trials are kept in; a search that was stopped, with the same arguments, goes on.
+            [C, C], starting from the best named settings; the best trial by the measure is taken, and the search stops
+            early if it has not improved for 15 steps.
+        budget: number of trials for each fold.
+        measure: what to maximise over all images of a fold's search: "miou", mean IoU over the classes that occur;
+            "boundary", mean Boundary IoU within 2 % of the diagonal; "accuracy", of pixels.
+        folds: 2 or more, at most the number of images; each holds every `folds`-th image.
+        seed: of the search; not used by gradients.
+        jobs: number of processes that share the images of a trial; 0 for this process alone. A script needs
+            `if __name__ == "__main__":`.
+        study: an SQLite file for the trials; a search that was stopped resumes when called with the same arguments.
         progress: called with a line of text after each trial.
-        options: further arguments of `refine`, such as num_classes or label_confidence, which stay as they are.
+        options: further arguments of `refine`, such as num_classes or label_confidence, which are not searched.
 
     Returns:
-        What was found, see `Tuned`. The same for the same arguments, whatever `jobs` and however often it was stopped.
-        All images and scores are held in memory, in every process.
+        The result, see `Tuned`. It is the same for the same arguments, whatever `jobs` and however often the search was
+        stopped. All images and scores are held in memory, in every process.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came, before the search starts.
-        ModuleNotFoundError: Optuna is not installed; `pip install "tritoncrf[tune]"` does.
+        ModuleNotFoundError: Optuna is not installed; `pip install "tritoncrf[tune]"` installs it.
 
     Example:
         >>> import numpy as np, tritoncrf as tc

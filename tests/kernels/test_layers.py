@@ -43,6 +43,7 @@ RECURRENT = {
     "scalar-not-self": {"kernel_weights": "scalar", "include_self": False, "normalization": "symmetric"},
     "learn-thetas": {"learn_thetas": True},
     "released-pytorch": {"preset": "released-pytorch"},
+    "relu": {"activation": "relu"},
 }
 
 

@@ -1,6 +1,7 @@
 """Configurations: read strictly, changed from the command line, kept in checkpoints."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ BAD = [
     (
         'name = "ResNetFCN"',
         'name = "UNet"',
-        "network.name: expected one of FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, got 'UNet'",
+        "network.name: expected one of FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, TimmFCN, got 'UNet'",
     ),
     (
         'format = "camvid"',
@@ -143,7 +144,7 @@ BAD = [
     (
         'name = "ResNetFCN"',
         'name = ["a"]',
-        "network.name: expected one of FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, got ['a']",
+        "network.name: expected one of FCN32s, FCN16s, FCN8s, ResNetFCN, SegModel, TimmFCN, got ['a']",
     ),
 ]
 
@@ -192,6 +193,13 @@ def test_a_change_too_deep_to_read(tmp_path):
 def test_where_a_network_is_made_is_none_of_its_arguments(tmp_path, key):
     found = config.load(written(tmp_path, MINIMAL + '[crf]\nname = "CRFRNN"\n'), [f"{key}=x"])
     with pytest.raises(FileError, match=f"run.toml: {key}: expected none, for a run chooses it, got 'x'"):
+        config.build(found, 3, "run.toml")
+
+
+def test_a_backbone_of_timm_without_timm(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    found = config.load(written(tmp_path, MINIMAL), ["network={name='TimmFCN', backbone='resnet10t'}"])
+    with pytest.raises(ModuleNotFoundError, match=r'^TimmFCN needs timm: pip install "tritoncrf\[timm\]"$'):
         config.build(found, 3, "run.toml")
 
 

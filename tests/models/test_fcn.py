@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from assertions import assert_close
 from tritoncrf.models.blocks import bilinear_
 from tritoncrf.models.fcn import FCN8s, FCN8sCRFRNN, FCN16s, FCN32s
+from tritoncrf.models.segmenter import PIXELS
 
 C = 3
 TINY = {"num_classes": C, "width": 1 / 64, "score_init": "msra"}
@@ -256,3 +257,27 @@ def test_defaults_of_the_pipeline_are_the_papers():
 def test_bad_options_are_one_clear_error(options, error, message):
     with pytest.raises(error, match=message):
         FCN8s(C, **options)
+
+
+@pytest.mark.parametrize(
+    "network, crf, pixels, mean",
+    [
+        ({}, {"preset": "released"}, "caffe", "caffe"),
+        ({}, {"preset": "released-keras"}, "vgg", "vgg"),
+        ({}, {"preset": "released", "mean": "demo"}, "demo", "demo"),
+        ({"pixels": "vgg"}, {"preset": "released"}, "vgg", "vgg"),
+        ({"pixels": "vgg"}, {"preset": "released", "mean": "caffe"}, "vgg", "caffe"),
+        ({"pixels": "imagenet"}, {"preset": "released-pytorch"}, "imagenet", "vgg"),
+        ({"pixels": "vgg"}, {}, "vgg", None),
+    ],
+)
+def test_with_a_preset_the_network_and_the_crf_take_off_one_mean(network, crf, pixels, mean):
+    model = FCN8sCRFRNN(C, network={"width": 1 / 64, **network}, crf=crf)
+    assert model.crf.mean == mean
+    assert torch.equal(model.network.mean.flatten(), torch.tensor(PIXELS[pixels][0]))
+
+
+@pytest.mark.parametrize("network, crf, named", [({"pixels": ["vgg"]}, {}, "pixels"), ({}, {"mean": "rgb"}, "mean")])
+def test_bad_means(network, crf, named):
+    with pytest.raises(ValueError, match=f"^{named}: expected one of "):
+        FCN8sCRFRNN(C, network={"width": 1 / 64, **network}, crf={"preset": "released", **crf})

@@ -1,7 +1,9 @@
 """Metrics against answers worked out by hand, and those along borders against their definition, pixel by pixel."""
 
+import importlib
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -379,3 +381,10 @@ def test_bad_evaluations_are_one_clear_error():
         Evaluation(2, widths=[0])
     with pytest.raises(ValueError, match=r"names: expected one per class \(2\), got 1"):
         Evaluation(2).result(["a"])
+
+
+def test_the_metric_of_torchmetrics_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "tritoncrf.models.torchmetrics", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r'needs torchmetrics: pip install "tritoncrf\[torchmetrics\]"$'):
+        importlib.import_module("tritoncrf.models.torchmetrics")

@@ -104,8 +104,9 @@ def test_images_are_normalised_as_the_weights_expect():
     found = {pixels: Segmenter(C, pixels).normalized(image).flatten() for pixels in PIXELS}
     imagenet = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     assert_close("imagenet", found["imagenet"], torch.tensor(imagenet))
-    assert_close("caffe", found["caffe"], torch.tensor([255 - 122.679, -116.669, 51 - 104.007]))
+    assert_close("caffe", found["caffe"], torch.tensor([255 - 122.67891434, -116.66876762, 51 - 104.00698793]))
     assert_close("vgg", found["vgg"], torch.tensor([255 - 123.68, -116.779, 51 - 103.939]))
+    assert_close("demo", found["demo"], torch.tensor([255 - 103.939, -116.779, 51 - 123.68]))
     assert_close("raw", found["raw"], torch.tensor([255.0, 0.0, 51.0]))
     assert not Segmenter(C).state_dict()
 
@@ -148,7 +149,9 @@ def test_bad_images_are_one_clear_error(name, image, message):
 def test_bad_options_are_one_clear_error():
     with pytest.raises(ValueError, match="output: expected one of 'refined', 'unary', 'both', got 'labels'"):
         made("ResNetFCN")(picture(), output="labels")
-    with pytest.raises(ValueError, match="pixels: expected one of 'imagenet', 'caffe', 'vgg', 'raw', got 'bgr'"):
+    with pytest.raises(
+        ValueError, match="pixels: expected one of 'imagenet', 'caffe', 'vgg', 'demo', 'raw', got 'bgr'"
+    ):
         ResNetFCN(C, **RESNET, pixels="bgr")
     with pytest.raises(ValueError, match="num_classes: expected an int of at least 1, got 0"):
         ResNetFCN(0, **RESNET)
@@ -164,6 +167,12 @@ def test_bad_options_are_one_clear_error():
 def test_a_float64_photo_serves_a_float32_network():
     photo = torch.rand(1, 3, 5, 6, dtype=torch.float64)
     assert Segmenter(C).normalized(photo).dtype == torch.float32
+
+
+def test_bytes_are_as_precise_as_a_float64_network():
+    network, image = Segmenter(C).double(), torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    expected = (image.double() / 255 - network.mean) / network.std
+    assert_close("normalised", network.normalized(image), expected, rms=1e-15)
 
 
 def test_dropout_stands_before_the_coarsest_scores_alone():

@@ -1,5 +1,6 @@
 """Training: what each kind of phase learns, runs that are killed and resumed, several ranks."""
 
+import copy
 import math
 import os
 import random
@@ -107,6 +108,17 @@ def test_statistics_that_follow_begin_anew_each_time(shapes, tmp_path):
     assert after["backbone.bn1.num_batches_tracked"] == 2
 
 
+def test_statistics_are_those_of_torch(shapes, tmp_path):
+    """Of `update_bn` on the same batches; its training mode draws dropout, so there is none here."""
+    network = {**RESNET, "dropout": 0.0}
+    made = trainer(settings(phase("statistics", batch=4, augment=False), network=network), shapes, tmp_path)
+    expected = copy.deepcopy(made.model)
+    torch.optim.swa_utils.update_bn([batch["image"] for batch in made._loader(0)], expected)
+    made.run()
+    found = state(tmp_path)
+    assert all(torch.equal(value, found[name]) for name, value in expected.state_dict().items())
+
+
 def test_a_follower_runs_after_each_epoch(shapes, tmp_path):
     found = settings(
         phase("all", epochs=2), phase("crf", follows="all", split="held_out", batch=1), crf=CONVCRF,
@@ -159,6 +171,19 @@ def test_multipliers_and_decay(shapes, tmp_path):
     assert names["crf.compatibility"] == (0.5, 0)
     training.set_rates(optimizer, power=2, done=0.5)
     assert all(group["lr"] == group["base"] / 4 for group in optimizer.param_groups)
+
+
+def test_rates_are_those_of_torch():
+    """And none depends on those before it, so a run that goes on at a step has that step's."""
+    steps, power = 60, 0.9
+    options = {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 2e-3, "base": 2e-3}
+    ours, theirs = (torch.optim.SGD([dict(options)]) for _ in range(2))
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(theirs, total_iters=steps, power=power)
+    for step in range(steps):
+        training.set_rates(ours, power, step / steps)
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-13)
+        theirs.step()
+        scheduler.step()
 
 
 def test_rates_and_decays_are_those_of_the_released_crfrnn():

@@ -13,12 +13,12 @@ from tritoncrf.models.resnet import DEPTHS, ResNet
 from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
 from tritoncrf.models.segmodel import SegModel
 from tritoncrf.models.weights import load_backbone, published_crfrnn
+from tritoncrf.published import CRFRNN_CODES, MEANS
 
 C = 3
 RESNET = {"depth": 18, "width": 0.125}
 WIDTH, CHANNELS, HIDDEN = 1 / 64, 8, 64  # of every 3x3 convolution, and of fc6 and fc7
 BLOCKS = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}
-MEAN_BGR = [104.007, 116.669, 122.679]
 PRESETS = ["released", "released-pytorch", "released-keras"]
 
 
@@ -258,7 +258,7 @@ def test_a_published_network_computes_here_what_it_did(preset):
     model.load_state_dict(published_crfrnn(published_form(layers, crf, preset), preset))
 
     image = torch.randint(0, 256, (2, 3, 40, 30), dtype=torch.uint8)
-    bgr = image.flip(1).float() - torch.tensor(MEAN_BGR).view(3, 1, 1)
+    bgr = image.flip(1).float() - torch.tensor(MEANS[CRFRNN_CODES[preset].mean][::-1]).view(3, 1, 1)
     own_crf = tc.CRFRNN(C, **options).eval()
     own_crf.load_published(crf)
     with torch.no_grad():

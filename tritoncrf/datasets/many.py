@@ -31,33 +31,33 @@ def refine_many(
     errors: Literal["raise", "yield"] = "raise",
     **options: "Unpack[RefineOptions]",
 ) -> Iterator[tuple[Any, Any]]:
-    """`refine` for every image of a data set, over the cores or the GPUs of a machine.
+    """`refine` for every image of a data set, on all cores or GPUs of a machine.
 
-    Each image has what `refine(image, **{scores: its scores}, **options)` gives, and on the CPU the very bits that it
-    gives after `torch.set_num_threads(1)`. A few images are in memory at one time, however many there are.
+    The result for each image is that of `refine(image, **{scores: its scores}, **options)`, on the CPU bit-identical to
+    that after `torch.set_num_threads(1)`. Only a few images are in memory at a time.
 
     Args:
-        items: (name, image, scores), image and scores as `refine` takes them. An iterable is read in this thread; a
-            map-style `torch.utils.data.Dataset` is read by those that refine, which is quicker: its indices go to
-            them instead of images.
-        scores: the argument of `refine` that the scores are: "logits", "probabilities", "energies", "labels", "mask"
-            or "foreground".
-        jobs: on the CPU, how many processes of one thread each; 0 for this process and its threads. A script that
-            asks for processes calls this below `if __name__ == "__main__":`. Not with GPUs, which read in threads.
-        devices: such as ["cuda:0", "cuda:1"]: GPUs, with a process each where they are several. Left out, the GPU
-            if there is one, else the CPU. On a GPU images of one size are refined together.
-        errors: "raise", or "yield" for the exception in place of an image's result, and on with the next.
+        items: (name, image, scores), with image and scores as `refine` takes them. An iterable is read in this thread;
+            a map-style `torch.utils.data.Dataset` is read in the worker processes, which is faster, because they
+            receive indices instead of images.
+        scores: the kind of scores, an argument of `refine`: "logits", "probabilities", "energies", "labels", "mask" or
+            "foreground".
+        jobs: on the CPU, the number of processes with one thread each; 0 for this process and its threads. With
+            processes, a script must call this below `if __name__ == "__main__":`. Not with GPUs, which read in threads.
+        devices: GPUs such as ["cuda:0", "cuda:1"], with a process for each if there are several. By default the GPU if
+            there is one, otherwise the CPU. On a GPU, images of the same size are batched.
+        errors: "raise"; or "yield" to return the exception in place of an image's result, and continue.
         **options: the other arguments of `refine`, the same for each image. Not features, valid, device and
             return_trace.
 
     Yields:
-        (name, q) in the order of the items: q as `refine` gives it. With errors="yield", q may be the exception of an
-        image that has failed, with the index in place of the name where the items are a data set.
+        (name, q) in the order of the items, with q as `refine` returns it. With errors="yield", q may be the exception
+        of an image that failed; if the items are a data set, the index is then in place of the name.
 
     Raises:
-        TypeError, ValueError: at once, an argument that is none or does not fit the others; later, what `refine` would
-            raise for an item, with its name in front.
-        RuntimeError: a process that was ended while it had an item, such as for want of memory.
+        TypeError, ValueError: immediately for an unknown argument or one that does not match the others; later, what
+            `refine` raises for an item, with its name in front.
+        RuntimeError: a process was killed while it had an item, for instance because memory ran out.
 
     Example:
         >>> import numpy as np, tritoncrf as tc

@@ -10,7 +10,7 @@ the form of `compat`, and so does its sign:
     vector v (L,)    C(Q) = diag(v) Q          repels where v > 0
     matrix M (L, L)  C(Q) = (M + M^T)/2 Q      costs: positive repels
 
-Whatever is computed, is computed in float32, on the GPU if this process can use one, else on the CPU.
+Everything is computed in float32, on the GPU if this process can use one, otherwise on the CPU.
 """
 
 import enum

@@ -1,4 +1,4 @@
-"""Pairwise filters: what mean field passes its messages through. One file per filter."""
+"""Pairwise filters, which carry the messages of mean field. One file per filter."""
 
 from tritoncrf.filters.base import Filter
 from tritoncrf.filters.exact import Exact

@@ -26,9 +26,9 @@ FARTHEST = 1e18  # features: squares of their differences are numbers in float32
 class Filter:
     """A pairwise filter K, linear in its values and the same for every class. Call it on values.
 
-    The base class of all filters, for annotations and `isinstance`; `filters.Function` makes one of any linear map.
-    A subclass sets `plan`, `tensors` (floating-point ones, which gradients reach, and integers beside them), `size`
-    (the spatial shape) and `batch` (1: serves any batch), or, without them, overrides `filtered` and `operator`.
+    The base class of all filters, for annotations and `isinstance`; `filters.Function` turns any linear map into one.
+    A subclass sets `plan`, `tensors` (floating-point ones, which gradients reach, and integer tables), `size` (the
+    spatial shape) and `batch` (1 for any batch), or overrides `filtered` and `operator` instead.
     """
 
     plan: Plan | None = None

@@ -27,25 +27,25 @@ class Exact(Gaussian):
 
     over all pixels j of the image, the same for all classes: the kernel of fully connected CRFs (Krähenbühl and
     Koltun 2011), which `filters.Lattice` approximates. Pixels are sorted into blocks that are near in feature
-    space; a block skips others as long as all it skips adds up, for any of its pixels, to at most `rtol` times the
-    largest \|x\|. What is left is symmetric. With `normalization` and r = K 1: "before" K (x / r),
-    "after" K x / r, "symmetric" r^-1/2 K (r^-1/2 x).
+    space; a block skips other blocks as long as everything it skips sums, for each of its pixels, to at most `rtol`
+    times the largest \|x\|. K remains symmetric. With `normalization` and r = K 1: "before" K (x / r), "after" K x / r,
+    "symmetric" r^-1/2 K (r^-1/2 x).
 
     Args:
         features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes (a point set is [B, D, N]), D of any size,
             already divided by the bandwidths (`tritoncrf.features` makes them). Gradients reach them. Only differences
-            count: an origin far away costs nothing, where the dtype of the features can tell their differences.
-        include_self: whether a pixel's own value, whose weight is 1, counts.
+            matter: a distant origin costs no accuracy as long as the dtype of the features represents the differences.
+        include_self: whether a pixel's own value, whose weight is 1, is included.
         normalization: "none", "before", "after" or "symmetric".
-        rtol: 0 or more; the bound above holds before normalization. With the pixel itself r is at least 1, and
-            normalised messages keep the order of the bound; without it a pixel of r near `rtol` loses its messages.
-            0 skips only weights that are 0 in floating point.
+        rtol: 0 or more; the bound above holds before normalisation. If the pixel itself is included, r is at least 1,
+            and the error of normalised messages stays of that order; otherwise a pixel with r near `rtol` loses its
+            messages. 0 skips only weights that are 0 in floating point.
         precision: "default" keeps float32's accuracy; "fast" multiplies weights and values in float16 on a GPU (1e-3).
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
 
     Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Work O(B N^2 (D + C)) for the
-    pairs that are not skipped, memory O(B C N): no weights are kept. On a photo of 500 x 334 with bandwidths of 80
-    pixels and 13 grey levels about a third of all pairs is left. Preparing synchronises with a GPU; applying does
+    pairs that are not skipped, memory O(B C N): no weights are stored. On a photo of 500 x 334 with bandwidths of 80
+    pixels and 13 grey levels about a third of all pairs remains. Preparing synchronises with a GPU; applying does
     not. Sums are made in a fixed order: the same bits every time.
 
     Raises:

@@ -14,22 +14,22 @@ Map = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Function(Filter):
-    r"""A filter K from a function that applies it: whatever is linear in its values and the same for every class.
+    r"""A filter K from a function that applies it: any map that is linear in its values and the same for every class.
 
     .. math::
         (K x)_c = K x_c \qquad \text{for every class } c
 
-    The mean-field loop composes its step from it, in PyTorch. Gradients of the values, and of whatever tensors the
-    function has in it, are autograd's, unless an adjoint is given.
+    The mean-field step around it runs in PyTorch. Gradients of the values, and of any tensors inside the function, are
+    computed by autograd unless an adjoint is given.
 
     Args:
         apply: takes values [B, C, *S], float32 or float64, and returns the same shape and dtype.
-        adjoint: K^T in the same form, for functions that autograd cannot see through (NumPy, SciPy, a compiled
-            extension); gradients then reach the values alone.
+        adjoint: K^T in the same form, for functions that autograd cannot differentiate (NumPy, SciPy, a compiled
+            extension); gradients then reach only the values.
 
     Raises:
-        TypeError: an argument is no function; when called, no tensor of the values' dtype came back.
-        ValueError: when called, another shape came back.
+        TypeError: an argument is not a function; when called, it did not return a tensor of the values' dtype.
+        ValueError: when called, it returned another shape.
 
     Example:
         >>> import torch, tritoncrf as tc

@@ -36,28 +36,28 @@ class Guided(Filter):
         a_k = (\Sigma_k + \epsilon)^{-1} \mathrm{cov}_k(I, x), \qquad b_k = \bar x_k - a_k \cdot \mu_k
 
     with :math:`\mu_k, \Sigma_k` the mean and the covariance of the guide I in the window :math:`\omega_k` of 2 r + 1
-    pixels a side, the same for all classes (He, Sun and Tang 2013; SegModel, guidance CRF: Shen et al. 2017). Smooths
-    where the guide is flat, keeps edges where the guide has them, in a time that does not depend on the radius. Weights
-    may be negative, so that filtered probabilities leave 0..1 by a little; over the classes they sum to the rows of K.
+    pixels a side, the same for all classes (He, Sun and Tang 2013; SegModel, guidance CRF: Shen et al. 2017). It
+    smooths where the guide is flat and keeps its edges, in a time that does not depend on the radius. Weights may be
+    negative, so filtered probabilities can lie slightly outside 0..1; over the classes they sum to the rows of K.
 
     Args:
         guide: I, floating, [B, D, *S] or [1, D, *S], D from 1 to 8, 1 to 3 spatial axes, in any unit. Gradients
             reach it.
-        radius: r, 1 or more; one int or one per axis. What reaches beyond the image counts as the whole image. A pixel
+        radius: r, 1 or more; one int or one per axis. A radius larger than the image means the whole image. A pixel
             receives messages from up to 2 r pixels away in every direction.
-        eps: what counts as an edge, in the guide's unit squared: variances below are smoothed away. A number
-            above 0, or a 0-d tensor, which gradients reach. In float32 it counts as at least 1.5e-8 of a channel's mean
-            square in the window (from the channel's median, for "count"), below which there is nothing but rounding.
+        eps: what counts as an edge, in the guide's unit squared: smaller variances are smoothed away. A number above 0,
+            or a 0-d tensor, which gradients reach. In float32 it is at least 1.5e-8 of a channel's mean square in the
+            window (from the channel's median, for "count"), because smaller variances are rounding errors.
         box: "count": windows at the border are averaged over their pixels inside the image; rows of K sum to 1, and
-            adding a constant to the guide changes nothing. "constant": over min(2 r + 1, n) an axis everywhere, as
-            SegModel's code released it; K is then symmetric, and its rows shrink at the border.
+            adding a constant to the guide changes nothing. "constant": they are divided by min(2 r + 1, n) per axis
+            everywhere, as in SegModel's released code; K is then symmetric, and its rows sum to less at the border.
         subsample: s > 1 fits a and b at 1/s of the resolution, with the radius round(r / s), at least 1, and
             upsamples them bilinearly (fast guided filter: He and Sun 2015).
-        precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU.
+        precision: "default" keeps float32's accuracy; "fast" multiplies a [C, C] compatibility in tf32 on a GPU.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
-        valid: which pixels are there, bool, [B, *S] or [1, *S]; None for all. The others are as if they were outside
-            the image: they send nothing, get messages of 0, are the centre of no window and count in no mean, and the
-            guide is never looked at there. On a GPU the box sums run in Triton, the rest in PyTorch.
+        valid: the pixels that contain data, bool, [B, *S] or [1, *S]; None for all. The others are treated as outside
+            the image: they send nothing, receive messages of 0, are the centre of no window and part of no mean, and
+            the guide is not read there. On a GPU the box sums run in Triton, the rest in PyTorch.
 
     Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Means and factored covariances
     of the guide are computed here, once, in float64. Memory O(B C D N), on a CPU O(B C N).
@@ -65,7 +65,7 @@ class Guided(Filter):
     Raises:
         TypeError: an argument is of the wrong type or dtype.
         ValueError: a shape, an option or a value is out of bounds.
-        NotImplementedError: `valid` beside a `subsample` above 1.
+        NotImplementedError: `valid` together with a `subsample` above 1.
 
     Example:
         >>> import torch, tritoncrf as tc

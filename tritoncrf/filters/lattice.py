@@ -45,24 +45,24 @@ class Lattice(Gaussian):
 
     Values are splatted on the lattice vertices around each pixel, blurred along the D + 1 lattice axes and sliced
     (Adams, Baek and Davis 2010; Krähenbühl and Koltun 2011; CRF-RNN, section 5). The lattice is built here, once,
-    for all classes, iterations and the backward. K is not quite symmetric: its adjoint, which gradients use,
-    blurs in the reverse order. Against the exact sum, which `filters.Exact` gives, normalised messages are off by
+    for all classes, iterations and the backward pass. K is not quite symmetric: its adjoint, which gradients use,
+    blurs in the reverse order. Compared with the exact sum of `filters.Exact`, normalised messages have an error of
     about 1 % (position) and 2 to 9 % (position and colour) on photos (`tritoncrf experiments lattice`). Without
     normalisation K is the raw lattice, whose row sums are mostly 0.4 to 0.9 of the Gaussian's. With r = K 1:
     "before" K (x / r), "after" K x / r, "symmetric" r^-1/2 K (r^-1/2 x).
 
     Args:
         features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes (a point set is [B, D, N]), D of any size,
-            already divided by the bandwidths (`tritoncrf.features` makes them). Gradients reach them: those
-            of the lattice's own function, which jumps where a pixel changes its simplex. The order of the D
-            features, and their origin, change the result within the lattice's error. Where an image's lattice
-            coordinates would pass 65536, its features are first shifted by whole periods of the lattice, which
-            change nothing: however far the origin, only the range of the features is bounded.
-        include_self: whether a pixel's own value counts. Without it K_ii, as on a lattice whose vertices all exist,
-            is subtracted. Where vertices are missing that is too much; normalised, a pixel that all others weigh less
-            for than half its K_ii therefore receives nothing.
+            already divided by the bandwidths (`tritoncrf.features` makes them). Gradients reach them: those of the
+            lattice's own function, which is discontinuous where a pixel changes its simplex. The order of the D
+            features, and their origin, change the result within the lattice's error. If an image's lattice coordinates
+            would exceed 65536, its features are first shifted by whole periods of the lattice, which does not change
+            the result. So only the range of the features is limited, not the distance of their origin.
+        include_self: whether a pixel's own value is included. Without it, the K_ii of a lattice with all its vertices
+            is subtracted, which is too much where vertices are missing. With normalisation, a pixel whose other
+            weights sum to less than half its K_ii therefore receives nothing.
         normalization: "none", "before", "after" or "symmetric".
-        precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU.
+        precision: "default" keeps float32's accuracy; "fast" multiplies a [C, C] compatibility in tf32 on a GPU.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
         padding: "four" adds the vertices around features of 0 where no four divides the number of pixels, as pydensecrf
             and the CRF-RNN codes do on a CPU: they take four pixels at a time and fill up the last four with zeros.
@@ -74,8 +74,8 @@ class Lattice(Gaussian):
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
-        ValueError: a shape, an option or a value is out of bounds; features so far apart (a theta so small) that
-            float32 could not place them on the lattice.
+        ValueError: a shape, an option or a value is out of bounds; the features are so far apart (a theta is so small)
+            that float32 cannot represent their place on the lattice.
 
     Example:
         >>> import torch, tritoncrf as tc

@@ -35,7 +35,7 @@ class Window(Gaussian):
         (K x)_i = \sum_{\delta} k_{i, i + \delta}\, x_{i + \delta}, \qquad
         k_{ij} = \exp(-|f_i - f_j|^2 / 2)
 
-    over :math:`\delta` in a square (cube) of `window_size` pixels a side, nothing outside the image, the
+    over :math:`\delta` in a square (cube) of `window_size` pixels a side, without pixels outside the image, the
     same for all classes (Teichmann and Cipolla 2018, ConvCRF, section 4). With `blur` b > 1 features and values
     are averaged over b x b blocks, filtered at that resolution and upsampled bilinearly: a window of
     b * `window_size` pixels. With `normalization` and r = K 1: "before" K (x / r), "after" K x / r,
@@ -43,20 +43,20 @@ class Window(Gaussian):
 
     Args:
         features: floating, [B, D, *S] or [1, D, *S], 1 to 3 spatial axes, already divided by the
-            bandwidths (`tritoncrf.features` makes them). Gradients reach them. Only differences count: an origin far
-            away costs nothing, where the dtype of the features can tell their differences.
-        window_size: odd, 1 to 31, pixels a side.
-        dilation: distance of neighbouring taps in pixels; those beyond the image count for nothing.
-        blur: factor of the resolution that the window works at; 1 is full resolution. Beyond the image's side it is
-            the mean of all pixels.
-        include_self: whether the window's centre, whose weight is 1, counts.
+            bandwidths (`tritoncrf.features` makes them). Gradients reach them. Only differences matter: a distant
+            origin costs no accuracy as long as the dtype of the features represents the differences.
+        window_size: side of the window in pixels, odd, 1 to 31.
+        dilation: distance between neighbouring taps in pixels; taps outside the image are left out.
+        blur: the window works at a resolution lower by this factor; 1 is full resolution. From the side of the image
+            on, it is the mean of all pixels.
+        include_self: whether the centre of the window, whose weight is 1, is included.
         normalization: "none", "before", "after" or "symmetric".
-        precision: "default" keeps float32's accuracy; "fast" lets a [C, C] compatibility multiply in tf32 on a GPU,
-            all that a window multiplies on matrix units.
+        precision: "default" keeps float32's accuracy; "fast" multiplies a [C, C] compatibility in tf32 on a GPU, the
+            only matrix product of a window.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
-        valid: which pixels are there, bool, [B, *S] or [1, *S]; None for all. The others are as if they were outside
-            the image: they send nothing, get messages of 0, and their features are never looked at. With `blur` means
-            are over the pixels of a block that are there, and upsampling leaves out blocks without any.
+        valid: the pixels that contain data, bool, [B, *S] or [1, *S]; None for all. The others are treated as outside
+            the image: they send nothing, receive messages of 0, and their features are not read. With `blur`, means are
+            over the valid pixels of a block, and upsampling leaves out blocks without any.
 
     Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Memory O(B C N).
 

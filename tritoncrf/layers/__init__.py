@@ -1,4 +1,4 @@
-"""CRFs as layers of a network: they own the parameters and leave the mathematics to `mean_field`."""
+"""CRFs as network layers. They own the parameters and leave the mathematics to `mean_field`."""
 
 from tritoncrf.layers.base import Layer
 from tritoncrf.layers.conv_crf import ConvCRF

@@ -12,7 +12,7 @@ from tritoncrf.types import Output, Theta
 
 
 class Layer(nn.Module):
-    """What the layers have in common: `crf(logits, image)` gives scores [B, C, *S], and `crf.num_classes` is C."""
+    """The base class of the layers: `crf(logits, image)` returns scores [B, C, *S], and `crf.num_classes` is C."""
 
     num_classes: int
 

@@ -45,55 +45,55 @@ class WindowOptions(Execution):
 
 
 class ConvCRF(Layer):
-    r"""Convolutional CRF: mean field with exact Gaussian messages in a window, all of it learnable.
+    r"""Convolutional CRF: mean field with exact Gaussian messages in a window, with learnable kernels and weights.
 
     .. math::
         S_{t+1} = U + (I + c) \sum_m w_m K_m \mathrm{softmax}(S_t), \qquad S_0 = U
 
-    with two kernels: smoothness, Gaussian in the position, and appearance, Gaussian in colour and position
-    (Teichmann and Cipolla 2018, ConvCRF, section 4; Potts model in the form that rewards equal labels).
+    with two kernels: a smoothness kernel, Gaussian in position, and an appearance kernel, Gaussian in colour and
+    position (Teichmann and Cipolla 2018, ConvCRF, section 4; Potts model in the form that rewards equal labels).
 
     Args:
         num_classes: C.
-        window_size: pixels a side of the window, odd, 1 to 31; of the blurred image where `blur` > 1.
-        blur: factor by which messages are computed at lower resolution; the window spans blur * window_size
+        window_size: side of the window in pixels, odd, 1 to 31; in pixels of the blurred image if `blur` > 1.
+        blur: messages are computed at a resolution lower by this factor; the window spans blur * window_size
             pixels. 1 is exact.
         iterations: mean-field updates.
         theta_smooth, theta_space: bandwidths of the position in the smoothness and the appearance kernel, in
-            pixels or in the unit of `spacing`; a number or one per axis. theta_space is 30 if left out, in the
-            preset 80.
+            pixels or in the unit of `spacing`; a number or one per axis. theta_space is 30 by default, 80 in the
+            preset.
         theta_color: bandwidth of the colour, in 0..255 units whatever the image's dtype; a number or one
-            per channel. 5 if left out, in the preset 13.
-        appearance_position: whether the appearance kernel sees the position. If left out it does, but in the
-            preset only where theta_space is given.
-        weight_smooth, weight_appearance: initial kernel weights w_m. 1 and 1 if left out, in the preset 3 and 10.
+            per channel. 5 by default, 13 in the preset.
+        appearance_position: whether the appearance kernel depends on the position. By default it does, in the
+            preset only if theta_space is given.
+        weight_smooth, weight_appearance: initial kernel weights w_m. 1 and 1 by default, 3 and 10 in the preset.
         class_weights: learn each w_m per class, [C], instead of one number.
         compatibility: learn the 1x1 convolution c of the messages, [C, C] (the paper's +C). It starts at a
-            constant, which a softmax does not see; without it c = 0, the Potts model.
-        learn_positions: the spatial size *S of the images, to learn the coordinate of every pixel (the paper's
-            +T), [D, *S] starting at the pixel grid; the layer then takes images of that size only. The smoothness
-            kernel sees them; in the preset the appearance kernel does too, as in the authors' code.
-        normalization: of both kernels, see `filters.Window`; "symmetric" if left out.
+            constant, which does not change the softmax; without it c = 0, the Potts model.
+        learn_positions: the spatial size *S of the images, to learn the coordinates of every pixel (the paper's
+            +T), [D, *S] starting at the pixel grid; the layer then takes only images of that size. They are used by
+            the smoothness kernel, in the preset also by the appearance kernel, as in the authors' code.
+        normalization: of both kernels, see `filters.Window`; "symmetric" by default.
         include_self: whether a pixel sends a message to itself.
-        spacing: distance of neighbouring pixels or voxels, a number or one per axis.
+        spacing: distance between neighbouring pixels or voxels, a number or one per axis.
         damping, temperature: of the updates, see `mean_field`; not in a preset.
         unary_weight: a, the weight of the logits.
         initial: what the first messages are computed from, see `mean_field`; "softmax" if left out, in the preset
             "log_softmax".
         preset: "released" computes what the authors' code does:
             S = (a - w) L + w (I + c) sum_m w_m K_m Q with L = log_softmax(U), per-class w = 0.2, first
-            messages from L itself, weights not normalised, no position in the appearance kernel, and
-            bandwidths learnt as 1 / theta. appearance_position, normalization, unary_weight and initial may still be
-            given. `from_published` takes the authors' configurations.
-        mixture: in the preset, how w is learnt: a number per "class" if left out; one number, "scalar"; or "none",
-            with which S = a L + (I + c) sum_m w_m K_m Q.
-        weight_mixture: w at the start, 0.2 if left out.
+            messages from L itself, no normalisation, no position in the appearance kernel, and bandwidths learned as
+            1 / theta. appearance_position, normalization, unary_weight and initial may still be given.
+            `from_published` takes the authors' configurations.
+        mixture: in the preset, how w is learned: one number per "class" (the default), one number in all, "scalar",
+            or "none", for S = a L + (I + c) sum_m w_m K_m Q.
+        weight_mixture: initial w, 0.2 by default.
         precision, backend: see `filters.Window`.
         device, dtype: of the parameters.
 
-    Parameters: log_theta_* (inverse_theta_* in the preset), weight_smooth, weight_appearance,
-    and where asked for compatibility [C, C], positions [D, *S], class_weight w, [C] or [] (preset). Freeze what should
-    not be learnt with `requires_grad_(False)`.
+    Parameters: log_theta_* (inverse_theta_* in the preset), weight_smooth, weight_appearance, and if requested
+    compatibility [C, C], positions [D, *S], class_weight w, [C] or [] (preset). Freeze parameters with
+    `requires_grad_(False)`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

@@ -26,50 +26,51 @@ class LatticeOptions(Execution):
 
 
 class CRFRNN(Layer):
-    r"""The fully connected CRF as a recurrent layer: mean field on the permutohedral lattice, its weights learnable.
+    r"""The fully connected CRF as a recurrent layer: mean field on the permutohedral lattice, with learnable weights.
 
     .. math::
         S_{t+1} = U - \mu \sum_m W_m K_m\, \mathrm{softmax}(S_t), \qquad S_0 = U
 
-    with two kernels over all pixels: smoothness, Gaussian in the position, and appearance, Gaussian in position and
-    colour (Zheng et al. 2015, CRF as RNN, sections 4 and 5, Algorithm 1).
+    with two kernels over all pixels: a smoothness kernel, Gaussian in position, and an appearance kernel, Gaussian in
+    position and colour (Zheng et al. 2015, CRF as RNN, sections 4 and 5, Algorithm 1).
 
     Args:
         num_classes: C.
         iterations, test_iterations: updates in training mode (5, in the presets 10) and in evaluation mode (10).
         theta_smooth, theta_space: bandwidths of the position in the smoothness and the appearance kernel, in pixels or
-            in the unit of `spacing`; a number or one per axis. theta_space is 30 if left out, in the presets 160.
+            in the unit of `spacing`; a number or one per axis. theta_space is 30 by default, 160 in the presets.
         theta_color: bandwidth of the colour, in 0..255 units whatever the image's dtype; a number or one per channel.
-            5 if left out, in the presets 3.
-        weight_smooth, weight_appearance: initial kernel weights; 1 and 1 if left out, in the presets 3 and 5, but in
-            "released-keras" 1 and 1.
+            5 by default, 3 in the presets.
+        weight_smooth, weight_appearance: initial kernel weights; 1 and 1 by default and in "released-keras", 3 and 5 in
+            the other presets.
         kernel_weights: learn each W_m as one number per class, "class"; as a matrix [C, C], "full" (the presets);
             or as one number, "scalar".
-        learn_thetas: also learn the bandwidths, as log_theta_*. The lattice's derivative is that of its own function,
-            which jumps where a pixel changes its simplex: `ConvCRF`, or `mean_field` with `filters.Exact`, learns them
-            better. Without it they are fixed numbers, which no state dict holds, and the lattice of the smoothness
-            kernel, which then depends on the size alone, is kept between calls.
+        learn_thetas: also learn the bandwidths, as log_theta_*. The gradient is that of the lattice's own function,
+            which is discontinuous where a pixel changes its simplex; `ConvCRF`, or `mean_field` with `filters.Exact`,
+            learns them better. Otherwise they are fixed numbers outside the state dict, and the lattice of the
+            smoothness kernel, which then depends only on the size, is cached between calls.
         normalization: of both kernels, see `filters.Lattice`.
         include_self: whether a pixel sends a message to itself.
-        spacing: distance of neighbouring pixels or voxels, a number or one per axis.
+        spacing: distance between neighbouring pixels or voxels, a number or one per axis.
         damping, temperature, activation: of the updates, see `mean_field`; not in a preset.
         preset: computes what published code does: matrices W_m, positions in the order (x, y), then blue, green and red
-            minus a mean, for the lattice feels the order and the origin of its features, and pixels filled up to a
-            multiple of four, see `filters.Lattice`. The image is still given as RGB. "released" is the authors' Caffe
-            code; "released-keras" starts with W_m = I; in "released-pytorch" mu is a reward, S = U + mu M, and starts
-            at +I. Their networks pad images to 500 x 500 pixels with that mean, which the layer leaves to the caller.
-        mean: what a preset takes off red, green and blue in 0..255: "caffe", (122.67891434, 116.66876762,
-            104.00698793), with which the Caffe network was trained; "vgg", (123.68, 116.779, 103.939), as the Keras and
-            the PyTorch code do, and the Matlab script of the Caffe one; or "demo", (103.939, 116.779, 123.68), as the
-            Python script of the Caffe one does, which takes the mean of red off blue and that of blue off red. Every
-            preset takes each of them; left out, it is "caffe" in "released" and "vgg" in the others.
+            minus a mean, since the lattice depends on the order and the origin of its features, and the number of
+            pixels padded to a multiple of four, see `filters.Lattice`. The image is still given as RGB. "released" is
+            the authors' Caffe code; "released-keras" starts with W_m = I; in "released-pytorch" mu is a reward,
+            S = U + mu M, and starts at +I. Their networks pad images to 500 x 500 pixels with that mean, which the
+            layer leaves to the caller.
+        mean: what a preset subtracts from red, green and blue in 0..255: "caffe", (122.67891434, 116.66876762,
+            104.00698793), with which the Caffe network was trained; "vgg", (123.68, 116.779, 103.939), as in the Keras
+            and the PyTorch code and in the Matlab script of the Caffe code; or "demo", (103.939, 116.779, 123.68), as
+            in the Python script of the Caffe code, which subtracts the mean of red from blue and that of blue from red.
+            Every preset takes each of them; the default is "caffe" for "released" and "vgg" for the others.
         precision, backend: see `filters.Lattice`.
         device, dtype: of the parameters.
 
-    Parameters: weight_smooth and weight_appearance, [C], [C, C] or [], and compatibility mu [C, C], a cost for the
-    class of its row where the class of its column is near; it starts at -I, the Potts model. With learn_thetas also
-    log_theta_smooth, log_theta_space and log_theta_color. Only the products mu W_m count, and adding the same row to
-    all rows of mu changes no probability. Freeze what should not be learnt with `requires_grad_(False)`.
+    Parameters: weight_smooth and weight_appearance, [C], [C, C] or [], and compatibility mu [C, C], the cost of the
+    row's class near the column's class; it starts at -I, the Potts model. With learn_thetas also log_theta_smooth,
+    log_theta_space and log_theta_color. Only the products mu W_m matter, and adding the same row to all rows of mu does
+    not change the probabilities. Freeze parameters with `requires_grad_(False)`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

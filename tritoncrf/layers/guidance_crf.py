@@ -27,40 +27,40 @@ class GuidedOptions(Execution):
 
 
 class GuidanceCRF(Layer):
-    r"""The guidance CRF: mean field with the guided filter, a kernel of any radius at the same price.
+    r"""The guidance CRF: mean field with the guided filter, a kernel whose cost does not depend on its radius.
 
     .. math::
         S_{t+1} = U + \lambda\, W \mathrm{softmax}(S_t), \qquad S_0 = U
 
-    with W the guided filter by the image and lambda the `strength` (Shen et al. 2017, SegModel, guidance CRF). The
-    scores may be smaller than the image: the image is then averaged to their size, where the CRF runs, and what comes
-    out is brought to the image's size, as SegModel does at a quarter of it.
+    with W the guided filter with the image as the guide, and lambda the `strength` (Shen et al. 2017, SegModel,
+    guidance CRF). The scores may be smaller than the image: the image is then averaged down to their size, the CRF runs
+    there, and the result is upsampled to the size of the image. SegModel does this at a quarter of the resolution.
 
     Args:
         num_classes: C.
         radius: r of the filter's windows, in pixels of the scores; one int or one per axis. Messages
             come from up to 2 r pixels away in every direction.
-        eps: what counts as an edge, in 0..255 units squared whatever the image's dtype: variances of the colour below
+        eps: what counts as an edge, in 0..255 units squared whatever the image's dtype: smaller variances of the colour
             are smoothed over. A number above 0.
         iterations: mean-field updates.
         strength: lambda, the weight of the messages.
-        compatibility: learn a cost mu, [C, C], of the class of its row where the class of its column is near:
-            S = U - lambda mu W softmax(S). It starts at -I, the Potts model, which is what the layer is without it.
+        compatibility: learn a cost mu, [C, C], of the row's class near the column's class:
+            S = U - lambda mu W softmax(S). It starts at -I, the Potts model; without it the layer is that model.
         box: how windows at the border are averaged, "count" or "constant", see `filters.Guided`; the preset is
             "constant".
         subsample: fit the filter's coefficients at 1 / `subsample` of the scores' resolution (fast guided filter: He
             and Sun 2015); 1 for full resolution.
-        upsample: whether scores come out at the image's size, brought there linearly along every axis, by PyTorch,
-            whose backward on a GPU adds in no fixed order. Otherwise they stay at their own.
+        upsample: whether the result is upsampled to the size of the image, linearly along every axis, by PyTorch, whose
+            backward pass on a GPU adds in no fixed order. Otherwise it has the size of the scores.
         damping, temperature: of the updates, see `mean_field`; not in a preset.
         preset: "released" computes what the authors' code does: S = U - lambda (sum_c g_c - g) with g = W softmax(S),
             "constant" boxes, and eps added to the covariances once more at every update, so that update t has t * eps.
-            The rest may be chosen, but compatibility and subsample, which it does not offer. Gradients are those of
-            this function; the authors' backward, which goes on to add eps, is not copied.
+            All other arguments may be chosen except compatibility and subsample. Gradients are those of this function;
+            the authors' backward pass, which continues to add eps, is not reproduced.
         precision, backend: see `filters.Guided`.
         device, dtype: of the parameter.
 
-    Parameters: compatibility [C, C], if asked for; else there are none, and gradients reach the logits and the image.
+    Parameters: compatibility [C, C] if requested, otherwise none. Gradients reach the logits and the image.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
