@@ -140,7 +140,7 @@ def with_named_types(app, what, name, obj, options, signature, returns):
 
 def found_in_package(app, env, node, contnode):
     """`filters.Window` is `tritoncrf.filters.Window`, and `Record` is in `tritoncrf.diagnostics`."""
-    for module in ("", "densecrf.", "diagnostics.", "models.", "summary.", "types."):
+    for module in ("", "densecrf.", "diagnostics.", "losses.", "models.", "summary.", "types."):
         place = env, node["refdoc"], app.builder, "obj", f"tritoncrf.{module}{node['reftarget']}", node, contnode
         if (found := env.get_domain("py").resolve_xref(*place)) is not None:
             return found

@@ -173,6 +173,17 @@ CALLS = {
     "refine, foreground": (refined, {"foreground": P[0], "method": "window"}),
     "mean_field": (tc.mean_field, {**LOOP, "compatibility": "potts", "initial": "softmax", "output": "logits"}),
     "trace": (lambda **given: tc.trace(**given)[0], LOOP),
+    "dense_crf_loss": (
+        tc.dense_crf_loss,
+        {
+            **{"probabilities": torch.from_numpy(P)[None], "filters": [KERNEL], "weights": [1.0], "form": "potts"},
+            **dict.fromkeys(("roi", "source", "destination"), torch.ones(1, H, W)),
+        },
+    ),
+    "a weight of dense_crf_loss": (
+        lambda weights: tc.dense_crf_loss(torch.from_numpy(P)[None], [KERNEL], [weights]),
+        {"weights": 1.0},
+    ),
     "Window": gaussian(tc.filters.Window, window_size=3, blur=1, dilation=1, **GAUSSIAN),
     "Lattice": gaussian(tc.filters.Lattice, **GAUSSIAN),
     "Exact": gaussian(tc.filters.Exact, **GAUSSIAN),

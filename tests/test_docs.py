@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import tritoncrf
-from tritoncrf import densecrf, features, files, filters, layers, models, published, synthetic, types
+from tritoncrf import densecrf, features, files, filters, layers, losses, models, published, synthetic, types
 from tritoncrf.densecrf import utils
 
 pytest.importorskip("sphinx", reason="sphinx is not installed")
 pytest.importorskip("furo", reason="furo is not installed")
 
 DOCS = Path(__file__).parent.parent / "docs"
-MODULES = [tritoncrf, features, filters, layers, types, densecrf, utils, synthetic, published, files, models]
+MODULES = [tritoncrf, features, filters, layers, losses, types, densecrf, utils, synthetic, published, files, models]
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,12 @@ NAMES = [
     "CRFRNN",
     "ConvCRF",
     "GuidanceCRF",
+    "LOSSES",
     "PARAMETERS",
     "box_mean",
     "check_values",
     "clear_cache",
+    "dense_crf_loss",
     "features",
     "filters",
     "guided_filter",
@@ -34,8 +36,8 @@ FEATURES = ["bilateral", "color", "spatial"]
 FILTERS = ["Exact", "Filter", "Function", "Guided", "Lattice", "Window"]
 LAYERS = ["CRFRNN", "ConvCRF", "GuidanceCRF", "Layer"]
 TYPES = [
-    "Activation", "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "Method", "Normalization", "Output",
-    "Padding", "Precision", "RefineOptions", "Theta", "Unknown", "ValueRange",
+    "Activation", "Array", "Backend", "Box", "Compatibility", "Image", "Initial", "LossForm", "Method", "Normalization",
+    "Output", "Padding", "Precision", "RefineOptions", "Theta", "Unknown", "ValueRange",
 ]  # fmt: skip
 
 # pydensecrf's own, so that its scripts run.
@@ -90,7 +92,16 @@ def public(module) -> list[str]:
 def test_the_package():
     assert public(tc) == NAMES
     assert all(hasattr(tc, name) for name in NAMES)
-    functions = "box_mean", "clear_cache", "guided_filter", "mean_field", "refine", "refine_many", "trace"
+    functions = (
+        "box_mean",
+        "clear_cache",
+        "dense_crf_loss",
+        "guided_filter",
+        "mean_field",
+        "refine",
+        "refine_many",
+        "trace",
+    )
     assert all(inspect.isfunction(getattr(tc, name)) for name in functions)
 
 
@@ -111,7 +122,7 @@ def test_the_names_of_pydensecrf():
 
 
 def test_every_public_object_is_documented():
-    objects = [tc, *(getattr(tc, name) for name in NAMES if name != "PARAMETERS")]
+    objects = [tc, *(getattr(tc, name) for name in NAMES if name not in ("LOSSES", "PARAMETERS"))]
     objects += [getattr(tc.features, name) for name in FEATURES] + [getattr(tc.filters, name) for name in FILTERS]
     for thing in objects:
         assert inspect.getdoc(thing), thing

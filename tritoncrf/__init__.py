@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what `load_lazily` is told below
     from tritoncrf import figures as figures
     from tritoncrf import files as files
     from tritoncrf import layers as layers
+    from tritoncrf import losses as losses
     from tritoncrf import models as models
     from tritoncrf import published as published
     from tritoncrf import synthetic as synthetic
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # what `load_lazily` is told below
     from tritoncrf.filters.guided import guided_filter
     from tritoncrf.filters.lattice import clear_cache
     from tritoncrf.layers import CRFRNN, ConvCRF, GuidanceCRF
+    from tritoncrf.losses import LOSSES, dense_crf_loss
     from tritoncrf.mean_field import mean_field
     from tritoncrf.models.tuning import load_parameters, tune
     from tritoncrf.options import PARAMETERS
@@ -32,12 +34,14 @@ if TYPE_CHECKING:  # what `load_lazily` is told below
 __version__ = "0.2.0"
 __all__ = [
     "CRFRNN",
+    "LOSSES",
     "PARAMETERS",
     "ConvCRF",
     "GuidanceCRF",
     "box_mean",
     "check_values",
     "clear_cache",
+    "dense_crf_loss",
     "features",
     "filters",
     "guided_filter",
@@ -55,10 +59,12 @@ load_lazily(
         "CRFRNN": "layers",
         "ConvCRF": "layers",
         "GuidanceCRF": "layers",
+        "LOSSES": "losses",
         "PARAMETERS": "options",
         "box_mean": "filters.box",
         "check_values": "checks",
         "clear_cache": "filters.lattice",
+        "dense_crf_loss": "losses",
         "guided_filter": "filters.guided",
         "load_parameters": "models.tuning",
         "mean_field": "mean_field",
@@ -73,6 +79,7 @@ load_lazily(
         "files": "files",
         "filters": "filters",
         "layers": "layers",
+        "losses": "losses",
         "models": "models",
         "published": "published",
         "synthetic": "synthetic",

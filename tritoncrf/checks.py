@@ -257,6 +257,16 @@ def expect_finite(name: str, value: torch.Tensor) -> None:
         raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")
 
 
+def expect_probabilities(name: str, value: torch.Tensor, hint: str) -> None:
+    """A ValueError if a value is NaN or not from 0 to 1, but for rounding; `hint` says what else it may be."""
+    expect_finite(name, value)
+    if not value.numel():
+        return
+    low, high = (v.item() for v in torch.aminmax(value.detach()))
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(f"{name}: expected 0 to 1, got {low:.4g} to {high:.4g}; {hint}")
+
+
 def expect_logits(name: str, value: torch.Tensor, axis: int, sign: int = 1) -> bool:
     """A ValueError if scores that may be looked at are neither finite nor rule a class out, or rule out all of a pixel.
 

@@ -146,7 +146,7 @@ def checked(
     checks.expect_tensor("logits", logits)
     checks.expect_spatial("logits", logits)
     checks.expect_classes("logits", logits)
-    _check_filters(filters, weights, logits)
+    expect_filters(filters, weights, logits)
     checks.expect_int("iterations", iterations, 0, checks.MOST_ITERATIONS)
     checks.expect_choice("initial", initial, INITIALS)
     return algebra(logits, weights, compatibility, unary_weight)
@@ -200,16 +200,19 @@ def _expect_activation(activation: Activation, initial: Initial, tau: torch.Tens
         )
 
 
-def _check_filters(filters: Sequence[Filter], weights: Sequence[float | torch.Tensor], logits: torch.Tensor) -> None:
-    for name, value in ("filters", filters), ("weights", weights):
+def expect_filters(
+    filters: Sequence[Filter], weights: Sequence[float | torch.Tensor], values: torch.Tensor, name: str = "logits"
+) -> None:
+    """An error unless these are filters of values [B, C, *S], which the error calls `name`, and as many weights."""
+    for argument, value in ("filters", filters), ("weights", weights):
         if not isinstance(value, (list, tuple)):
-            raise TypeError(f"{name}: expected a list, one per filter, got {checks.kind_of(value)}")
+            raise TypeError(f"{argument}: expected a list, one per filter, got {checks.kind_of(value)}")
     if not filters:
         raise ValueError("filters: expected at least one filter, got an empty list")
     for m, f in enumerate(filters):
         if not isinstance(f, Filter):
             raise TypeError(f"filters[{m}]: expected a filter of tritoncrf.filters, got {checks.kind_of(f)}")
-        f.check_fits("logits", logits)
+        f.check_fits(name, values)
     if len(weights) != len(filters):
         raise ValueError(f"weights: expected one per filter, {len(filters)}, got {len(weights)}")
 

@@ -90,7 +90,7 @@ def _from_scores(
         sign = 1 if name == "logits" else -1
         checks.expect_logits(name, scores, axis=0, sign=sign)
         return sign * scores
-    _expect_probabilities(name, scores, "pass scores before the softmax as logits=, and costs as energies=")
+    checks.expect_probabilities(name, scores, "pass scores before the softmax as logits=, and costs as energies=")
     return scores.clamp(min=CLIP).log_()
 
 
@@ -139,13 +139,6 @@ def _axes_hint(name: str, shape: Sequence[int], size: Sequence[int] | None) -> s
         order = ", ".join(map(str, (len(size), *range(len(size)))))
         return f"; classes come first: {x}.permute({order}) of a tensor, {x}.transpose({order}) of an array"
     return ""
-
-
-def _expect_probabilities(name: str, value: torch.Tensor, hint: str) -> None:
-    checks.expect_finite(name, value)
-    low, high = (v.item() for v in torch.aminmax(value))
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(f"{name}: expected 0 to 1, got {low:.4g} to {high:.4g}; {hint}")
 
 
 def _from_labels(
@@ -273,7 +266,7 @@ def mask_values(
     if found.is_floating_point():
         checks.expect_tensor(name, found, TENSOR)
         v = found.float()
-        _expect_probabilities(name, v, f"pass {name} / 255, or integers")
+        checks.expect_probabilities(name, v, f"pass {name} / 255, or integers")
         return v.clamp(0, 1)
     return found.float() / mask_unit(name, distinct(name, found))
 
@@ -314,7 +307,7 @@ def _foreground(value: Image, size: Sequence[int] | None, device: torch.device) 
     checks.expect_tensor("foreground", p, TENSOR)
     _expect_map("foreground", p, value, size, MAPS["foreground"])
     p = p.to(torch.promote_types(p.dtype, torch.float32))
-    _expect_probabilities("foreground", p, "pass a network's output after the sigmoid")
+    checks.expect_probabilities("foreground", p, "pass a network's output after the sigmoid")
     return p
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "Compatibility",
     "Image",
     "Initial",
+    "LossForm",
     "Method",
     "Normalization",
     "Output",
@@ -53,6 +54,8 @@ Costs: TypeAlias = Literal["potts"] | Array | Sequence[Sequence[float]]
 Initial: TypeAlias = Literal["softmax", "log_softmax"]
 #: What turns the scores into Q, in every update.
 Activation: TypeAlias = Literal["softmax", "relu"]
+#: How the energy of a dense CRF becomes a loss.
+LossForm: TypeAlias = Literal["potts", "rloss"]
 #: What the loop returns.
 Output: TypeAlias = Literal["probabilities", "logits", "log_probabilities"]
 

@@ -57,6 +57,14 @@ window = tc.filters.Window(tc.features.color(image, (13, 13, 13)), window_size=3
 assert_type(window(logits), torch.Tensor)
 assert_type(tc.mean_field(logits, kernels, [1.0, torch.ones(C), 2], output="logits"), torch.Tensor)
 assert_type(tc.trace(logits, [window], [1.0], compatibility=torch.eye(C)), tuple[torch.Tensor, list[Record]])
+gated = tc.LOSSES["gated"]
+roi = torch.ones(1, H, W, dtype=torch.bool)
+assert_type(
+    tc.dense_crf_loss(
+        logits.softmax(1), [gated.filter(image), window], [1, torch.tensor(0.5)], roi=roi, form=gated.form
+    ),
+    torch.Tensor,
+)
 assert_type(tc.guided_filter(logits, image.float(), radius=2, eps=0.01), torch.Tensor)
 assert_type(tc.box_mean(logits, radius=(1, 2), box="constant"), torch.Tensor)
 with tc.check_values(True):

@@ -34,6 +34,9 @@ tc.mean_field(logits, lattice, [1.0])  # error: arg-type
 tc.mean_field(logits, [lattice], [1.0], compatibility="pots")  # error: arg-type
 tc.mean_field(logits, [lattice], [1.0], output="softmax")  # error: arg-type
 tc.trace(logits, [lattice], [1.0]).argmax(1)  # error: attr-defined
+tc.dense_crf_loss(logits, [lattice], [1.0], form="gated")  # error: arg-type
+tc.dense_crf_loss(logits, [lattice], [1.0], image)  # error: call-arg
+tc.LOSSES["rloss"].weight = 1.0  # error: misc
 
 crf = tc.ConvCRF(21, preset="release")  # error: arg-type
 tc.CRFRNN("21")  # error: arg-type
