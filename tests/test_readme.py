@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 def run_block(block: str) -> None:
     if "__main__" in block:  # a script, which processes that it starts import
         Path("script.py").write_text(block)
-        subprocess.run([sys.executable, "script.py"], check=True, timeout=120)
+        subprocess.run([sys.executable, "script.py"], check=True, timeout=600)
         return
     exec(compile(block, "a page", "exec"), {"__name__": "__main__"})
 

@@ -42,7 +42,7 @@ def found(folder) -> list[dict]:
         processes.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
