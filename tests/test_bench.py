@@ -30,6 +30,8 @@ from tritoncrf.models import FCN8sCRFRNN, ResNetConvCRF, SegModel
 from tritoncrf.models.__main__ import _parser as models_parser
 from tritoncrf.reference import exact as reference
 
+pytestmark = pytest.mark.extras
+
 SIZE = (24, 32)
 CPU = torch.device("cpu")
 
@@ -223,6 +225,7 @@ def test_keops_computes_the_exact_crf():
     assert_close("S", runner("pykeops", inputs)(), runner("tritoncrf", inputs)(), rms=1e-4, worst=1e-3)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_measured_in_a_process_of_its_own():
     assert peak_on_cpu("tritoncrf", LatticeWork(size=(64, 64)), "loop", "weights") > 0

@@ -15,6 +15,8 @@ from bench.compiled.reads import FORMS
 from bench.workloads import ConvCRFWork, GuidedWork, Inputs
 from tritoncrf.kernels.common import record_launches
 
+pytestmark = pytest.mark.extras
+
 SMALL = {
     "W1": (ConvCRFWork(3, size=(32, 32), classes=3, iterations=2), "features"),
     "W3": (GuidedWork(size=(32, 32), classes=3, iterations=2), "weights"),

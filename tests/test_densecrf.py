@@ -542,6 +542,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_pool_of_forked_workers():
     subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, timeout=600, check=True)

@@ -7,6 +7,8 @@ import sys
 import pytest
 from test_architecture import ROOT
 
+pytestmark = pytest.mark.processes
+
 # Each on enough pixels that the parent's threads all have a part.
 FORKED = """
 import multiprocessing

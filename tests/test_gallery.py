@@ -13,6 +13,8 @@ from docs.gallery.__main__ import PIXELS, main
 from drawings import picture, texts
 from tritoncrf.options import ARGUMENTS
 
+pytestmark = pytest.mark.extras
+
 FEW = np.s_[0:40, 0:48]
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 
 from tritoncrf import cli, demo
 
+pytestmark = pytest.mark.extras
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}

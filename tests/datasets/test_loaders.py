@@ -7,6 +7,8 @@ import sys
 import pytest
 from test_architecture import ROOT
 
+pytestmark = pytest.mark.processes
+
 LOADED = """
 import sys
 

@@ -53,7 +53,10 @@ if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no process groups on Windows")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(sys.platform == "win32", reason="no process groups on Windows"),
+]
 
 
 @pytest.fixture

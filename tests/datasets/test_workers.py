@@ -16,6 +16,8 @@ from test_architecture import ROOT
 
 from tritoncrf.datasets import pipeline, workers
 
+pytestmark = pytest.mark.processes
+
 
 @dataclass(frozen=True)
 class Toy:

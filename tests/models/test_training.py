@@ -391,6 +391,7 @@ def progress(folder):
     return training["turn"], training["step"]
 
 
+@pytest.mark.processes
 def test_a_killed_process_resumes(shapes, tmp_path, unbroken):
     """SIGKILL within the first epoch, and again in a later phase, each at whatever moment of a step; then to the end."""
     path, folder = tmp_path / "run.toml", tmp_path / "run"
@@ -449,6 +450,7 @@ def launched(path, root, folder):
     return subprocess.run(list(map(str, launch)), capture_output=True, text=True, env=ON_CPU)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 @pytest.mark.parametrize(
     "alternate", [pytest.param(False, id="joint", marks=pytest.mark.slow), pytest.param(True, id="alternate")]
@@ -494,6 +496,7 @@ def test_batch_norm_on_ranks_without_gpus_is_refused(shapes, tmp_path, monkeypat
         )
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_a_fault_is_said_once(shapes, tmp_path):
     """Both ranks end, and one says why."""

@@ -14,6 +14,8 @@ from processes import CASES, METHODS, WEIGHTS, image_of, photo, refine
 from assertions import assert_close
 from tritoncrf.streaming import distributed
 
+pytestmark = pytest.mark.processes
+
 TESTS = Path(__file__).parent.parent
 
 
