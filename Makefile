@@ -1,7 +1,11 @@
 # On a machine with Python, pip and make, each target sets up what it needs and runs:
 #   make demo        refine a photo and write demo.png
-#   make test        all tests but the slow ones; what CI runs. The kernels as code compiled for sm_90, in an emulator,
-#                    and a share of their tests for sm_80 and in Triton's interpreter
+#   make test-fast   for a developer at work: each test with the first of its parameters alone, but none that starts
+#                    other processes; of the kernels' a share in Triton's interpreter
+#   make test        the package's tests but the slow ones. The kernels as code compiled for sm_90, in an emulator, and a
+#                    share of their tests in Triton's interpreter
+#   make test-extras the tests of optional packages, documents, wheel, types and benchmarks; every configuration of a
+#                    kernel compiled; the same share for sm_80. CI runs these and `make test`
 #   make test-slow   the slow ones, all tests of the kernels for sm_80 and in the interpreter, and the newest Triton
 #   make bench       the benchmarks, on whatever this machine has
 #   make profile     what a Hopper GPU, which need not be here, has for the kernels
@@ -24,7 +28,8 @@ COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATA ?=
 MINUTES ?=
 
-.PHONY: demo test test-slow part-rest part-models part-sm_80 part-sm_90 part-interpreter part-newest bench profile gpu lint gallery docs clean
+.PHONY: demo test test-fast test-extras test-slow part-rest part-models part-compilation part-sm_80 part-sm_90 \
+	part-interpreter part-newest bench profile gpu lint gallery docs clean
 .DEFAULT_GOAL := test
 
 # The pin in constraints.txt makes pip take a CPU build of torch where the index has one.
@@ -49,28 +54,36 @@ define run_tests
 endef
 
 # Triton reads TRITON_INTERPRET when it is imported, and what it interprets it cannot compile: hence a process each.
-part-rest: run = $(PYTHON) -m pytest tests --ignore=tests/kernels --ignore=tests/models -m "$(TESTS)"
-part-models: run = $(PYTHON) -m pytest tests/models -m "$(TESTS)"
+part-rest: run = $(PYTHON) -m pytest tests $(foreach part,kernels models compilation,--ignore=tests/$(part)) -m "$(TESTS)" $(EACH)
+part-models: run = $(PYTHON) -m pytest tests/models -m "$(TESTS)" $(EACH)
+part-compilation: run = $(PYTHON) -m pytest tests/compilation -m "$(TESTS)"
 part-sm_90: run = $(PYTHON) tests/ptxemu.py --target sm_90 pytest tests/kernels -m "$(TESTS)"
 part-sm_80: run = $(PYTHON) tests/ptxemu.py --target sm_80 pytest tests/kernels -m "$(SHARE)"
-part-interpreter: run = TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(SHARE)"
+part-interpreter: run = TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m "$(SHARE)" $(EACH)
 part-newest: export PYTHONPATH = $(NEWEST)
 part-newest: run = { TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m interpreter && \
 	$(PYTHON) tests/ptxemu.py pytest tests/kernels -m "not slow"; }
 
-part-rest part-models part-sm_80 part-sm_90 part-interpreter part-newest:
+part-rest part-models part-compilation part-sm_80 part-sm_90 part-interpreter part-newest:
 	@$(run) > $(LOGS)/$@ 2>&1; status=$$?; cat $(LOGS)/$@; \
 		[ $$status -eq 5 ] && [ "$(TESTS)" = slow ] && status=0; exit $$status  # 5: a part without slow tests is no failure
 
+test-fast: export EACH = --one-of-each
+test-fast: $(INSTALLED)
+	@$(call run_tests,part-rest part-models part-interpreter,not slow and not processes,interpreter)
+
 test: $(INSTALLED)
-	@$(call run_tests,part-rest part-sm_90 part-models part-interpreter part-sm_80,not slow,interpreter)
+	@$(call run_tests,part-sm_90 part-rest part-models part-compilation part-interpreter,not slow and not extras,interpreter)
+
+test-extras: $(INSTALLED)
+	@$(call run_tests,part-compilation part-rest part-sm_80 part-models,extras and not slow,interpreter)
 
 # What pip gives where no pin holds it, in a folder of its own.
 $(NEWEST): $(INSTALLED)
 	$(PYTHON) -m pip install --disable-pip-version-check --no-deps --target $@ triton
 
 test-slow: $(INSTALLED) $(NEWEST)
-	@$(call run_tests,part-interpreter part-newest part-sm_80 part-rest part-models part-sm_90,slow)
+	@$(call run_tests,part-interpreter part-newest part-sm_80 part-compilation part-rest part-models part-sm_90,slow)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench run

@@ -17,7 +17,7 @@ NORMALIZATIONS = ("none", "before", "after", "symmetric")
 
 
 def interpreted(cases, *names: str) -> list:
-    """The names of `cases` as parameters; `make test` runs those of `names` in Triton's interpreter too.
+    """The names of `cases` as parameters; `make test` runs those of `names` in Triton's interpreter too, `make test-extras` for sm_80.
 
     They are about one test for each kernel and branch: what is compiled runs in the emulator.
     """

@@ -28,6 +28,20 @@ def pytest_report_header() -> list[str]:
     return [] if HAS_TRITON else [f"Triton is not installed, so these are left out: {', '.join(COMPILING)}"]
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--one-of-each", action="store_true", help="run each test with the first of its parameters alone")
+
+
+@pytest.hookimpl(trylast=True)  # after `-m`: the first of those that it leaves
+def pytest_collection_modifyitems(config, items) -> None:
+    if config.getoption("one_of_each"):
+        first = {}
+        for item in items:
+            first.setdefault((item.path, item.originalname), item)
+        config.hook.pytest_deselected(items=list(set(items) - set(first.values())))
+        items[:] = first.values()
+
+
 @pytest.fixture(autouse=True)
 def seeds():
     """Every test draws the same numbers whichever tests ran before it."""

@@ -384,6 +384,8 @@ class Shown:
         self.page.locator(f"#{box}", has_text=re.compile(r"\s*".join(map(re.escape, words.split())))).wait_for()
 
 
+@pytest.mark.extras
+@pytest.mark.processes
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_in_a_browser(server):
     """A user moves sliders, chooses presets and methods, and runs the lines."""

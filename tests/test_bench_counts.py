@@ -18,6 +18,8 @@ from bench.compiled.sass import INSTRUCTION, disassembled
 from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
 from tritoncrf.kernels.common import Launch
 
+pytestmark = pytest.mark.extras
+
 P = 40  # programs
 WARPS = 4
 

@@ -10,6 +10,8 @@ from bench.datasets import costs, drawing, report, resident
 from bench.datasets.simulation import Cost, Machines, simulate
 from bench.workloads import GRACE_HOPPER
 
+pytestmark = pytest.mark.extras
+
 FREE = math.inf
 QUICK = {"link": FREE, "storage": FREE, "latency": 0.0, "start": 0.0, "report": 0.0}
 

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from bench.compiled.compilation import compile_all, unique
 from bench.compiled.reads import FORMS
 from bench.workloads import ConvCRFWork, GuidedWork, Inputs
 from tritoncrf.kernels.common import record_launches
+
+pytestmark = pytest.mark.extras
 
 SMALL = {
     "W1": (ConvCRFWork(3, size=(32, 32), classes=3, iterations=2), "features"),
@@ -84,9 +87,14 @@ def test_an_exact_sum_in_torch(monkeypatch, capsys):
     assert "they differ by 0" in capsys.readouterr().out  # both in PyTorch here
 
 
-def test_the_median_of_a_call():
+@pytest.mark.parametrize("takes, runs, inside", [(2**-10, 50, 10), (2**-3, 6, 1), (2.0, 3, 1)])
+def test_the_median_of_a_call(takes, runs, inside, monkeypatch):
+    """By a clock that the calls alone move: 50 runs if they are short, those of 0.7 s, and 3 if they are long."""
     calls = []
-    assert 0 <= first.median(lambda: calls.append(0), 0.01) < 0.01 and len(calls) >= 3 + 30
+    now = SimpleNamespace(monotonic=lambda: takes * len(calls))
+    monkeypatch.setattr(first, "time", now)
+    monkeypatch.setattr(first, "clock", now.monotonic)
+    assert first.median(lambda: calls.append(0)) == takes and len(calls) == 3 + runs * inside
 
 
 @pytest.mark.parametrize("part", ["compile", "questions", "splat", "sanitize"])

@@ -19,6 +19,8 @@ from bench.compiled.occupancy import MULTIPROCESSORS, Occupancy, occupancy
 from bench.workloads import GRACE_HOPPER, ConvCRFWork, CRFWork, GuidedWork, Inputs, LatticeWork
 from drawings import picture, texts
 
+pytestmark = pytest.mark.extras
+
 SIZE = (24, 32)
 ENVIRONMENT = {
     "device": "a processor", "date": "today", "commit": "c0ffee", "torch": "2.0", "triton": "3.0", "cuda": None,
@@ -127,28 +129,33 @@ def gated(tmp_path, monkeypatch):
     return put
 
 
+@pytest.mark.processes
 def test_a_red_filter_leaves_the_others_green(gated, capsys):
     found = suite.gate(gated(window=True, lattice=False, loop=True))
     assert found == {"window": "green", "lattice": "red (status 1)"}
     assert "assert False" in capsys.readouterr().out  # says what failed
 
 
+@pytest.mark.processes
 def test_a_red_loop_refuses_all(gated):
     assert set(suite.gate(gated(window=True, guided=True, loop=False)).values()) == {"red (status 1), the loop's"}
 
 
+@pytest.mark.processes
 def test_tests_that_find_nothing_are_not_green(tmp_path):
     empty = tmp_path / "test_nothing.py"
     empty.write_text("")
     assert suite.gate({"exact": [str(empty)]}) == {"exact": "no tests"}
 
 
+@pytest.mark.processes
 def test_nothing_is_measured_where_all_are_red(gated, tmp_path):
     gated(window=False, lattice=False)
     assert suite.run_suite(tmp_path / "out") == 1
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.processes
 def test_a_suite_measures_what_is_green_and_names_the_rest(gated, tmp_path, monkeypatch):
     """The two smallest windows, for the lattice is refused."""
     gated(window=True, lattice=False)
@@ -417,6 +424,7 @@ def test_kernels_are_told_apart_by_what_they_are_for():
     assert len(set(gradients)) == len(gradients) > 1 and all("D=" in name for name in gradients)
 
 
+@pytest.mark.processes
 def test_a_profile_without_a_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(profile, "WORKS", {"W1": (ConvCRFWork(3, size=SIZE, classes=3), "weights")})
     monkeypatch.setattr(sys, "argv", ["bench", "profile", "--targets", "sm_90,sm_80", "--out", str(tmp_path)])
@@ -444,6 +452,7 @@ def test_a_profile_without_a_gpu(tmp_path, monkeypatch, capsys):
     assert profile.predicted_of(rows[1:], kernels) == [None] * len(kernels)
 
 
+@pytest.mark.processes
 def test_a_profile_of_some_kernels_counted_by_two_processes(monkeypatch, capsys):
     work = GuidedWork(size=SIZE, classes=3)
     monkeypatch.setattr(profile, "WORKS", {"W3": (work, "weights"), "W2": (LatticeWork(size=SIZE), "weights")})
@@ -453,6 +462,7 @@ def test_a_profile_of_some_kernels_counted_by_two_processes(monkeypatch, capsys)
     assert all(line["per"] == "pixel, class" for line in lines if "per" in line)
 
 
+@pytest.mark.processes
 def test_a_compile_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "configurations", lambda thorough: [sweep.Configuration(classes=3, filters=1)])
     monkeypatch.setattr(

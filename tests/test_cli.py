@@ -382,6 +382,7 @@ def test_help_and_version(arguments, capsys):
     assert end.value.code == 0 and "tritoncrf" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_as_a_module(folder):
     def run_apart(scores):
         arguments = ["refine", "image.png", "--logits", scores, "-o", "out.png", *SMALL]

@@ -15,6 +15,8 @@ from tritoncrf.densecrf import utils
 pytest.importorskip("sphinx", reason="sphinx is not installed")
 pytest.importorskip("furo", reason="furo is not installed")
 
+pytestmark = [pytest.mark.extras, pytest.mark.processes]
+
 DOCS = Path(__file__).parent.parent / "docs"
 MODULES = [tritoncrf, features, filters, layers, losses, types, densecrf, utils, synthetic, published, files, models]
 

@@ -14,6 +14,8 @@ from drawings import picture, texts
 from tritoncrf import files
 from tritoncrf.options import ARGUMENTS
 
+pytestmark = pytest.mark.extras
+
 FEW = np.s_[0:40, 0:48]
 
 

@@ -247,6 +247,7 @@ assert not brought, brought
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("method", ["lattice", "guided"])
 def test_refine_brings_no_compiler(method):
     """Which the first call of an operator imports."""

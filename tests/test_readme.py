@@ -13,6 +13,8 @@ from PIL import Image
 
 from tritoncrf import cli, demo
 
+pytestmark = pytest.mark.extras
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -50,7 +52,7 @@ def folder(tmp_path, monkeypatch):
 def run_block(block: str) -> None:
     if "__main__" in block:  # a script, which processes that it starts import
         Path("script.py").write_text(block)
-        subprocess.run([sys.executable, "script.py"], check=True, timeout=120)
+        subprocess.run([sys.executable, "script.py"], check=True, timeout=600)
         return
     exec(compile(block, "a page", "exec"), {"__name__": "__main__"})
 

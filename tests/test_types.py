@@ -38,11 +38,15 @@ def of(file: str, complaints: list[str]) -> list[str]:
     return [line for line in complaints if line.startswith(file)]
 
 
+@pytest.mark.processes
+@pytest.mark.extras
 def test_the_package_keeps_its_own_types(complaints):
     found = of("tritoncrf/", complaints)
     assert not found, "\n".join(found)
 
 
+@pytest.mark.processes
+@pytest.mark.extras
 def test_a_right_program_passes(complaints):
     found = of("right.py", complaints)
     assert not found, "\n".join(found)
@@ -52,6 +56,8 @@ def test_a_right_program_runs():
     runpy.run_path(str(PROGRAMS / "right.py"))
 
 
+@pytest.mark.processes
+@pytest.mark.extras
 def test_a_wrong_program_fails_where_it_is_wrong(complaints):
     lines = enumerate((PROGRAMS / "wrong.py").read_text().splitlines(), 1)
     marked = {(number, line.split("# error: ")[1]) for number, line in lines if "# error: " in line}

@@ -1,4 +1,7 @@
-"""Every launched configuration, cross-compiled: none spills on sm_80 or sm_90, and every kernel compiles elsewhere too."""
+"""Every launched configuration, cross-compiled: none spills on sm_80 or sm_90, and every kernel compiles elsewhere too.
+
+`make test` compiles one launch of each kernel for sm_90, `make test-extras` all of them.
+"""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +33,20 @@ def assert_no_spills(binaries):
     assert all(0 < binary.registers <= MAX_REGISTERS for binary in binaries)
 
 
+def one_of_each(launches):
+    """Of every kernel. Matrix weights take `tl.dot`, whose precisions differ between targets; few features make products
+    of another form."""
+    return {
+        (launch.kernel.__name__, launch.arguments.get("MATRIX"), launch.arguments.get("DP") == 8): launch
+        for launch in launches
+    }.values()
+
+
+def test_no_kernel_spills(launches):
+    assert_no_spills(compile_all(one_of_each(launches), "sm_90"))
+
+
+@pytest.mark.extras
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_no_launched_configuration_spills(target, launches):
     assert_no_spills(compile_all(launches, target))
@@ -90,14 +107,10 @@ def test_no_combination_spills():
     assert_no_spills(compile_all(sweep(thorough=True), "sm_90"))
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("target", ["sm_100", "gfx942"])
 def test_every_kernel_compiles_for(target, launches):
-    # Matrix weights take `tl.dot`, whose precisions differ between targets; few features make products of another form.
-    one_each = {
-        (launch.kernel.__name__, launch.arguments.get("MATRIX"), launch.arguments.get("DP") == 8): launch
-        for launch in launches
-    }
-    assert all(binary.registers > 0 for binary in compile_all(one_each.values(), target))
+    assert all(binary.registers > 0 for binary in compile_all(one_of_each(launches), target))
 
 
 # The machinery itself ---------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from tritoncrf.files import FileError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [
+    pytest.mark.extras,
+    pytest.mark.processes,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's own, of its own settings
     # One test's actors may still be ending when the next begins.
     pytest.mark.filterwarnings("ignore:every CPU of the Ray cluster"),

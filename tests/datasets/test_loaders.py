@@ -7,6 +7,8 @@ import sys
 import pytest
 from test_architecture import ROOT
 
+pytestmark = pytest.mark.processes
+
 LOADED = """
 import sys
 
@@ -45,4 +47,4 @@ def test_the_workers_of_a_loader_give_the_bits_of_one_thread(way, tmp_path):
     script.write_text(LOADED)
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment["PYTHONPATH"] = str(ROOT)
-    subprocess.run([sys.executable, script, way], env=environment, timeout=120, check=True)
+    subprocess.run([sys.executable, script, way], env=environment, timeout=600, check=True)

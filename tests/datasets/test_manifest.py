@@ -163,6 +163,7 @@ with opened(Path(sys.argv[1]), {}, shard):
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks on Windows")
 def test_two_runs_in_one_folder(tmp_path):
     def hold(kind):

@@ -31,8 +31,8 @@ OPTIONS = [
     "cpu",
 ]
 
-# The real command, whose processes write down which image they begin to refine, and are slow with the later ones where
-# they are to be.
+# The real command, whose processes write down which image they begin to refine, and from the ninth on wait for as long as
+# there is a file that holds them.
 SCRIPT = """
 import os, sys, time, zlib
 from tritoncrf import cli
@@ -44,8 +44,8 @@ class Logged(FileStages):
         with open("log", "ab", buffering=0) as log:
             for one in loaded:
                 log.write(b"%d\\n" % zlib.crc32(one.image.tobytes()))
-        if os.path.exists("slow") and len(open("log").readlines()) > 8:
-            time.sleep(0.5)
+        while os.path.exists("held") and len(open("log").readlines()) > 8:
+            time.sleep(0.01)
         return super().refine(loaded)
 
 if __name__ == "__main__":
@@ -53,7 +53,10 @@ if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no process groups on Windows")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(sys.platform == "win32", reason="no process groups on Windows"),
+]
 
 
 @pytest.fixture
@@ -144,17 +147,17 @@ def test_killed_at_random_moments(names, kills):
 
 
 def test_interrupted_from_the_keyboard(names):
-    Path("slow").touch()  # though this process be kept from going on for seconds, there are images left
+    Path("held").touch()  # images are left, however late the signal comes
     process = started()
     wait_for(process, 3)
     os.killpg(process.pid, signal.SIGINT)
+    Path("held").unlink()
     out, err = process.communicate()
     line = err.splitlines()[-1]
     assert process.returncode == 130 and out == "" and "Traceback" not in err
     assert line.startswith("tritoncrf: interrupted, ") and line.endswith(
         f" of {COUNT} images are done; the same command goes on"
     )
-    Path("slow").unlink()
     before = written()
     assert 3 <= len(before) < COUNT
     assert finished("out") == 0 and finished("whole") == 0

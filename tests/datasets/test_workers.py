@@ -16,6 +16,8 @@ from test_architecture import ROOT
 
 from tritoncrf.datasets import pipeline, workers
 
+pytestmark = pytest.mark.processes
+
 
 @dataclass(frozen=True)
 class Toy:
@@ -128,7 +130,7 @@ def test_a_script_without_its_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 1 and '`if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
 
 

@@ -262,6 +262,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks on Windows")
 def test_two_runs_in_one_folder(shapes, tmp_path):
     found = settings(phase(optimizer=SGD), network=FCN)

@@ -14,7 +14,10 @@ from tritoncrf.models import data
 
 pytest.importorskip("pycocotools", reason="pycocotools is not installed")
 # Of pycocotools 2.0.11 with NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+pytestmark = [
+    pytest.mark.extras,
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
+]
 
 SIZE = (20, 24)
 # COCO's id and name of each of VOC's classes, and of two others.

@@ -17,6 +17,8 @@ from tritoncrf.models.optimization import optimizer
 from tritoncrf.models.timm_fcn import synchronized
 from tritoncrf.models.weights import load_backbone
 
+pytestmark = pytest.mark.extras
+
 timm = imported("timm")
 
 # A transformer whose features are channels last, made small.

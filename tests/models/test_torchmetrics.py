@@ -11,6 +11,8 @@ from tritoncrf.models.metrics import Evaluation
 imported("torchmetrics")
 from tritoncrf.models.torchmetrics import SegmentationMetric  # noqa: E402
 
+pytestmark = pytest.mark.extras
+
 C, WIDTHS = 3, (1, 2)
 
 

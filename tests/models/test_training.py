@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -348,13 +347,29 @@ def test_leftovers_of_a_killed_run_go_and_other_files_stay(shapes, tmp_path):
     assert all(path.exists() for path in [*foreign, tmp_path / ".d.part"])
 
 
-def command(*arguments, checkpoint_seconds=300.0):
-    """Python's arguments for the command line, with checkpoints so often."""
-    code = (
-        "import sys; from tritoncrf.models import __main__ as cli, training; "
-        f"training.CHECKPOINT_SECONDS = {checkpoint_seconds}; sys.exit(cli.main({list(map(str, arguments))!r}))"
-    )
-    return [sys.executable, "-c", code]
+CALLS = 15_000  # of functions, about as many as a step makes
+
+# The command line with a checkpoint after each step; some calls of functions after a certain one the process kills itself.
+KILLED = """
+import os, signal, sys
+from tritoncrf.models import __main__ as cli, training
+
+left, checkpoint = {calls}, training.Trainer._checkpoint
+
+def count(*_):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def saved(trainer):
+    checkpoint(trainer)
+    if (trainer.turn, trainer.step) >= {reached}:
+        sys.setprofile(count)
+
+training.CHECKPOINT_SECONDS, training.Trainer._checkpoint = 0.0, saved
+sys.exit(cli.main({arguments}))
+"""
 
 
 def toml(table):
@@ -371,30 +386,24 @@ def toml(table):
 
 
 def progress(folder):
-    """(turn, step) of the last checkpoint; before the first there is none."""
-    if not (folder / "last.pt").exists():
-        return -1, 0
+    """(turn, step) of the last checkpoint."""
     training = checkpoints.read(folder / "last.pt")["training"]
     return training["turn"], training["step"]
 
 
+@pytest.mark.processes
 def test_a_killed_process_resumes(shapes, tmp_path, unbroken):
     """SIGKILL within the first epoch, and again in a later phase, each at whatever moment of a step; then to the end."""
     path, folder = tmp_path / "run.toml", tmp_path / "run"
     path.write_text(toml(INTERRUPTED))
-    arguments = ["train", path, "--data", shapes, "-o", folder]
-    for n, reached in enumerate([(0, 1), (2, 1)]):
-        process = subprocess.Popen(
-            command(*arguments, *["--resume"] * n, checkpoint_seconds=0.0), stderr=subprocess.DEVNULL, env=ON_CPU
-        )
-        while progress(folder) < reached:
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.3))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+    arguments = ["train", str(path), "--data", str(shapes), "-o", str(folder)]
+    for resume, reached in ([], (0, 1)), (["--resume"], (2, 1)):
+        code = KILLED.format(calls=random.randrange(CALLS), reached=reached, arguments=[*arguments, *resume])
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ON_CPU)
+        assert done.returncode == -signal.SIGKILL, done.stderr
         assert reached <= progress(folder) < (5, 0)
-    done = subprocess.run(command(*arguments, "--resume"), capture_output=True, text=True, env=ON_CPU)
+    command = [sys.executable, "-m", "tritoncrf.models", *arguments, "--resume"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ON_CPU)
     assert done.returncode == 0, done.stderr
     assert_same_run(folder, unbroken)
     assert not list(folder.rglob(".*.part"))
@@ -441,6 +450,7 @@ def launched(path, root, folder):
     return subprocess.run(list(map(str, launch)), capture_output=True, text=True, env=ON_CPU)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 @pytest.mark.parametrize(
     "alternate", [pytest.param(False, id="joint", marks=pytest.mark.slow), pytest.param(True, id="alternate")]
@@ -486,6 +496,7 @@ def test_batch_norm_on_ranks_without_gpus_is_refused(shapes, tmp_path, monkeypat
         )
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_a_fault_is_said_once(shapes, tmp_path):
     """Both ranks end, and one says why."""

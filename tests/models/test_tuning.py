@@ -21,6 +21,8 @@ from tritoncrf.models.tuning.grid import WIDEST, climbed
 from tritoncrf.models.tuning.slopes import LEARNED, slopes
 
 optuna = pytest.importorskip("optuna", reason="needs Optuna, the extra `tune`")
+
+pytestmark = pytest.mark.extras
 BUDGET = 4
 
 

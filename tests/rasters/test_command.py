@@ -12,6 +12,8 @@ rasterio = pytest.importorskip("rasterio")
 nibabel = pytest.importorskip("nibabel")
 tifffile = pytest.importorskip("tifffile")
 
+pytestmark = pytest.mark.extras
+
 H, W, C = 30, 40, 3
 GENERATOR = np.random.default_rng(0)
 BANDS = GENERATOR.integers(1, 4096, (4, H, W)).astype(np.uint16)

@@ -13,6 +13,8 @@ from tritoncrf.rasters.windows import View
 
 rasterio = pytest.importorskip("rasterio")
 
+pytestmark = pytest.mark.extras
+
 H, W = 70, 90
 BANDS = np.random.default_rng(0).integers(1, 4096, (4, H, W)).astype(np.uint16)
 PLACE = rasterio.Affine(10, 0, 500000, 0, -10, 5e6)

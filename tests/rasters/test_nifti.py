@@ -11,6 +11,8 @@ from tritoncrf.rasters.windows import View
 
 nibabel = pytest.importorskip("nibabel")
 
+pytestmark = pytest.mark.extras
+
 SIZE = 7, 5, 4
 VOXELS = np.random.default_rng(0).integers(0, 500, SIZE).astype(np.int16)
 AFFINE = np.array([[0, -1.5, 0, 3], [2, 0, 0, 4], [0, 0, 3, 5], [0, 0, 0, 1.0]])  # axes point to A, L and S

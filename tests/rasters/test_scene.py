@@ -9,6 +9,8 @@ from bench.__main__ import main
 from bench.scene import BANDS, CLASSES, STRIP, Scene, accuracy
 
 rasterio = pytest.importorskip("rasterio")
+
+pytestmark = pytest.mark.extras
 DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data"
 
 

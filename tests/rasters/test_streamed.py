@@ -14,6 +14,8 @@ from tritoncrf.streaming.budget import expect_bytes
 rasterio = pytest.importorskip("rasterio")
 nibabel = pytest.importorskip("nibabel")
 
+pytestmark = pytest.mark.extras
+
 H, W, C = 70, 90, 3
 GENERATOR = np.random.default_rng(0)
 BANDS = GENERATOR.integers(1, 4096, (4, H, W)).astype(np.uint16)

@@ -12,6 +12,8 @@ from tritoncrf.rasters.windows import View
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("zarr")
 
+pytestmark = pytest.mark.extras
+
 STACK = np.random.default_rng(0).integers(0, 4096, (5, 3, 12, 14)).astype(np.uint16)  # [Z, C, Y, X]
 WINDOW = slice(1, 4), slice(3, 9), slice(0, 14)
 

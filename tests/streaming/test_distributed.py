@@ -14,6 +14,8 @@ from processes import CASES, METHODS, WEIGHTS, image_of, photo, refine
 from assertions import assert_close
 from tritoncrf.streaming import distributed
 
+pytestmark = pytest.mark.processes
+
 TESTS = Path(__file__).parent.parent
 
 
@@ -42,7 +44,7 @@ def found(folder) -> list[dict]:
         processes.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 

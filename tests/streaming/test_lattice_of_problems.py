@@ -207,6 +207,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_a_run_keeps_within_its_budget():
     """Most of which the vertices take; to hold the image in tiles would take several times as much."""

@@ -175,6 +175,7 @@ tc.refine(np.load("image.npy", mmap_mode="r"), logits=np.load("logits.npy", mmap
 """
 
 
+@pytest.mark.processes
 def test_a_killed_process_loses_a_block(q, tmp_path):
     np.save(tmp_path / "image.npy", IMAGE)
     np.save(tmp_path / "logits.npy", LOGITS)
@@ -214,6 +215,7 @@ print(peak - start)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not say how much memory is used")
 @pytest.mark.parametrize("method", ["window", "guided"])
 def test_a_budget_bounds_what_is_allocated(method, tmp_path):
