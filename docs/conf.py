@@ -1,15 +1,25 @@
-"""How `make docs` builds the pages: prose from this folder, the reference from docstrings, nothing from the network."""
+"""How `make docs` builds the pages: prose and notebooks from this folder, the reference from docstrings and from the
+command line's parser, formulas as MathML, nothing from the network."""
 
 import re
 from collections.abc import Iterable, Iterator
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 import tritoncrf
 
 project = "tritoncrf"
 release = tritoncrf.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_parser"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_argparse_cli"]
 exclude_patterns = ["_build", "gallery"]  # the folder `gallery` draws the pictures
+html_math_renderer = "mathml"
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
 highlight_language = "none"  # of formulas
 default_role = "py:obj"  # `name` is a link where that name is documented
 add_module_names = False
@@ -17,7 +27,8 @@ python_maximum_signature_line_length = 100
 smartquotes = False
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings say shapes and units as well, and signatures stay short
+autodoc_typehints = "signature"
+autodoc_type_aliases = {}
 napoleon_use_param = False  # arguments that share a description stand together, as they do in the docstrings
 napoleon_use_rtype = False
 
@@ -66,6 +77,15 @@ def found_in_package(app, env, node, contnode):
     return None
 
 
+def mathml(translator, node) -> None:
+    """A formula as MathML, which browsers draw by themselves."""
+    block = isinstance(node, nodes.math_block)
+    text = convert(node.astext(), display="block" if block else "inline")
+    translator.body.append(f'<div class="math">{text}</div>' if block else text)
+    raise nodes.SkipNode
+
+
 def setup(app) -> None:
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.connect("autodoc-process-docstring", mark_up, priority=400)  # before napoleon, which reads the sections
     app.connect("missing-reference", found_in_package)

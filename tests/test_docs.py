@@ -1,5 +1,6 @@
 """The pages: they build without a warning, and what is public has its entry in them."""
 
+import re
 import subprocess
 import sys
 import zlib
@@ -22,19 +23,8 @@ MODULES = [tritoncrf, features, filters, layers, types, densecrf, utils, synthet
 def pages(tmp_path_factory) -> Path:
     """The built pages, every warning an error."""
     out = tmp_path_factory.mktemp("docs")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-E",
-        "-d",
-        out / "doctrees",
-        DOCS,
-        out / "html",
-    ]
+    options = ["-W", "--keep-going", "-q", "-E", "-D", "nb_execution_mode=off"]  # tests/test_readme.py runs the cells
+    command = [sys.executable, "-m", "sphinx", *options, "-d", out / "doctrees", DOCS, out / "html"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "html"
@@ -64,6 +54,19 @@ def test_formulas_and_stars_are_shown_as_they_are_written(pages):
         in text
     )
     assert "<p>[B, C, *S], dtype and device of" in text
+
+
+def test_formulas_need_no_network(pages):
+    text = (pages / "api" / "layers.html").read_text()
+    assert text.count("<math ") > 2 and "<msub>" in text
+    for page in pages.rglob("*.html"):
+        assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?:", page.read_text()), page
+
+
+def test_the_command_reference_is_the_parser_s(pages):
+    text = (pages / "commands.html").read_text()
+    for option in "--probabilities", "--max-memory", "--engine", "--data-format", "--study":
+        assert option in text, option
 
 
 def test_every_picture_is_there(pages):

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 import tritoncrf as tc
-from docs.gallery import failures, filter_rows, labels, layers, methods, parameters, pictures, volume
+from docs.gallery import failures, filter_rows, labels, layers, methods, network, parameters, pictures, volume
 from docs.gallery.__main__ import PIXELS, main
 from drawings import picture, texts
+from tritoncrf import files
 from tritoncrf.options import ARGUMENTS
 
 FEW = np.s_[0:40, 0:48]
@@ -157,3 +158,25 @@ def test_without_scikit_image_its_photos_are_left_out(name, tmp_path, capsys, mo
     monkeypatch.setitem(sys.modules, "skimage", None)  # as where it is not installed
     assert main([name, "--out", str(tmp_path)]) == 0
     assert f"skipped {name}" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_the_network_s_scores_are_cut_out_and_refined(tmp_path):
+    photo = tc.demo.photo()
+    rough = (
+        pictures.hopper()
+        .truth[8::16, 8::16]
+        .astype(bool)
+        .repeat(16, 0)
+        .repeat(16, 1)[: photo.shape[0], : photo.shape[1]]
+    )
+    rough = np.pad(rough, [(0, n - m) for n, m in zip(photo.shape, rough.shape)])
+    np.savez(tmp_path / "scores.npz", foreground=rough.astype(np.float16))
+    figure = network.network(tmp_path / "scores.npz")
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    assert len(shown) == 6 and all(array.min() >= 0 and array.max() <= 1 for array in shown)
+    outside = ~rough[network.PLACE]
+    assert (shown[1][outside] == 1).all() and not np.array_equal(shown[1], shown[2])
+    np.savez(tmp_path / "scores.npz", foreground=np.zeros((3, 4)))
+    with pytest.raises(files.FileError, match=r"scores.npz: expected a foreground of \[600, 512\], got \[3, 4\]"):
+        network.network(tmp_path / "scores.npz")
+    assert main(["network", "--out", str(tmp_path)]) == 2  # without scores there is no such figure

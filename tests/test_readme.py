@@ -33,6 +33,7 @@ PYTHON = [
     for name, text in PAGES.items()
     for n, block in enumerate(blocks("python", text))
 ]
+NOTEBOOKS = [name for name, text in PAGES.items() if text.startswith("---\nfile_format: mystnb\n")]
 [EXAMPLE] = [block for block in blocks("python") if "probabilities.npy" in block]
 
 
@@ -59,7 +60,19 @@ def test_python(block):
     run_block(block)
 
 
-@pytest.mark.parametrize("name", ["demo", "refine", "info"])
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_run_from_top_to_bottom(name):
+    cells = blocks(r"\{code-cell\}", PAGES[name])
+    assert cells
+    run_block("\n".join(cells))
+
+
+def test_the_first_six_pages_are_notebooks():
+    wanted = {"quickstart", "masks-and-photos", "pseudo-labels", "network", "volumes", "large-images"}
+    assert {name.removesuffix(".md") for name in NOTEBOOKS} == wanted
+
+
+@pytest.mark.parametrize("name", ["refine", "info"])
 def test_every_command_is_shown(name):
     assert name in [arguments[0] for arguments in commands()]
 

@@ -114,7 +114,7 @@ FILES = {
     "labels": "label indices, 255 unknown; .png, .npy, .npz, .tif or .nii.gz",
     "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy, .npz or .nii.gz",
     "foreground": "one object's probability, [H, W] floats or grey; .npy, .npz, a picture or .nii.gz",
-    "scores": "[C, H, W] or [C, *S] floats; .npy, .npz of one array, .tif, or .nii.gz [x, y, z, C]",
+    "scores": "[C, H, W] floats, or [C, D, H, W] of a volume; .npy, .npz of one array, .tif, or .nii.gz [x, y, z, C]",
 }
 ABSENT = {
     "num_classes": "the largest label + 1", "spacing": "1, or what a NIfTI says",
@@ -254,7 +254,7 @@ def _add_rasters(command: argparse.ArgumentParser) -> None:
         "--features",
         type=Path,
         metavar="FILE",
-        help="[D, *S], divided by bandwidths, in place of IMAGE's colours; .npy",
+        help="[D, H, W], divided by bandwidths, in place of IMAGE's colours; .npy",
     )
     add("--max-memory", metavar="SIZE", help="such as 4GB: go through IMAGE block by block, and keep the process below")
     add("--scratch", type=Path, metavar="FOLDER", help="with --max-memory: keep tables there, which saves time")

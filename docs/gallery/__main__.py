@@ -1,10 +1,13 @@
-"""`python -m docs.gallery [FIGURE ...] [--out FOLDER]`: draws the pictures of the README and the documents."""
+"""`python -m docs.gallery [FIGURE ...] [--out FOLDER]`: draws the pictures of the README and the documents.
+
+`network` needs the scores of a network for the demo's photo, which are no part of the project: `--scores FILE`.
+"""
 
 import sys
 import time
 from pathlib import Path
 
-from docs.gallery import failures, filter_rows, labels, layers, methods, parameters, volume
+from docs.gallery import failures, filter_rows, labels, layers, methods, network, parameters, volume
 from docs.gallery.sheet import INCHES
 from tritoncrf import commands, files
 
@@ -28,19 +31,23 @@ def main(arguments=None) -> int:
     parser = commands.Parser(prog="python -m docs.gallery", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="FIGURE", help=f"all, or some of {', '.join(FIGURES)}")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent, help="a folder that exists")
+    parser.add_argument(
+        "--scores", type=Path, metavar="FILE", help="of `network`: an .npz with a foreground [600, 512]"
+    )
     parser.set_defaults(run=draw)
     return commands.run(parser, arguments)
 
 
 def draw(options) -> None:
-    if unknown := [name for name in options.names if name not in FIGURES]:
-        raise commands.CommandError(f"FIGURE: expected some of {', '.join(FIGURES)}, got {', '.join(unknown)}")
-    for name in options.names or FIGURES:
+    figures = FIGURES if options.scores is None else {"network": lambda: network.network(options.scores), **FIGURES}
+    if unknown := [name for name in options.names if name not in figures]:
+        raise commands.CommandError(f"FIGURE: expected some of {', '.join(figures)}, got {', '.join(unknown)}")
+    for name in options.names or figures:
         out = options.out / f"{name}.png"
         commands.check_output("--out", out, (".png",))
         started = time.perf_counter()
         try:
-            figure = FIGURES[name]()
+            figure = figures[name]()
         except ModuleNotFoundError as missing:
             if missing.name != "skimage":
                 raise
