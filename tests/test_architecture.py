@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tritoncrf"
-LAZY = {"tritoncrf.kernels", "tritoncrf.reference"}  # packages whose modules are used as attributes
+LAZY = {"tritoncrf.graph", "tritoncrf.kernels", "tritoncrf.reference"}  # packages whose modules are used as attributes
 
 # What each module or folder of the package may import; a folder may always import its own files. Those of its files
 # that may import more have places of their own.
@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "replay": set(),
     "kernels": {"step"},
     "reference": {"step"},
-    "backends": {"kernels", "reference"},
+    "graph": {"step", "reference"},
+    "backends": {"graph", "kernels", "reference"},
     "features": {"types", "checks", "devices"},
     "filters": {"types", "checks", "devices", "step", "kernels", "reference", "backends", "features", "replay"},
     "mean_field": {"types", "checks", "step", "backends", "filters"},

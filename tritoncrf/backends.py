@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from tritoncrf import kernels, reference
+from tritoncrf import graph, kernels, reference
 
 TRITON_NEEDED = 3, 6
 LAUNCHERS_BUILT = 3, 6  # the last Triton that needs a C compiler for every new kernel, not for its driver alone
@@ -23,9 +23,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read once, as triton 
 
 
 def modules(backend: str) -> ModuleType:
-    """The package that computes by a resolved backend: `kernels` or `reference`, with a module of one name for each
-    filter."""
-    return kernels if backend == "triton" else reference
+    """The package that computes by a resolved backend: `kernels`, `reference` or `graph`, with a module of one name for
+    each filter."""
+    return {"triton": kernels, "torch": reference, "graph": graph}[backend]
 
 
 def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -45,6 +45,23 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
                 "got CPU tensors without it; use 'auto'"
             )
     return backend
+
+
+def written_out(backend: str, resolved: str) -> bool:
+    """Whether an exporter wants standard operators in place of the library's: of what is to run in PyTorch by name, and
+    of all in ONNX, which knows no others.
+
+    Those of this file's caller are then "graph". The tracer of `torch.export(..., strict=True)` sees through less, and
+    gets the library's operators.
+    """
+    if resolved != "torch" or not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling():
+        return False
+    return backend == "torch" or to_onnx()
+
+
+def to_onnx() -> bool:
+    """Whether ONNX is being exported to."""
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 @functools.cache
@@ -140,5 +157,8 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
 def without_autocast(x: torch.Tensor) -> Iterator[None]:
     """Run a block in the dtypes of its tensors, whatever autocast says outside."""
     kind = x.device.type if x.device.type in ("cuda", "xpu", "mps") else "cpu"
+    if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled(kind):
+        yield  # an exported graph keeps the block as a graph of its own
+        return
     with torch.autocast("cpu", enabled=False), torch.autocast(kind, enabled=False):
         yield

@@ -22,6 +22,7 @@ With another activation than the softmax, or a filter that only a function knows
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -122,8 +123,9 @@ def mean_field(
     elif iterations > 0:
         tensors = [t for f in filters for t in f.tensors_in(scores.dtype)]
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in (logits, scale, *mixing, *tensors))
-        plans = encode([f.resolved(scores) for f in filters])
-        scores, *_ = iterate(scores, scale, mixing, tensors, plans, iterations, initial, damping, keep)
+        plans = resolved(filters, scores)
+        loop = iterate.on(plans[0].backend)
+        scores, *_ = loop(scores, scale, mixing, tensors, encode(plans), iterations, initial, damping, keep)
     if checks.values_checked(scores) and launches_run() and not checks.all_finite(scores):
         raise ValueError(NOT_FINITE)
     if damping and iterations > 0:
@@ -260,6 +262,14 @@ def possible(logits: torch.Tensor) -> torch.Tensor:
 def started(unary: torch.Tensor, initial: str) -> torch.Tensor:
     """What the first messages are computed from."""
     return softmax(unary) if initial == "softmax" else torch.log_softmax(unary, 1).clamp_min(LEAST_LOGARITHM)
+
+
+def resolved(filters: Sequence[Filter], values: torch.Tensor) -> list[Plan]:
+    """Their plans with the backends that will serve `values`; all of them in a graph of standard operators, or none."""
+    plans = [f.resolved(values) for f in filters]
+    if all(p.backend == "graph" for p in plans):
+        return plans
+    return [replace(p, backend="torch") if p.backend == "graph" else p for p in plans]
 
 
 def _unrolled(

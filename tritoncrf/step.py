@@ -222,12 +222,12 @@ def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
 
 def to_3d(x: torch.Tensor) -> torch.Tensor:
     """[B, C, *S] as [B, C, Z, Y, X], missing axes of extent 1."""
-    return x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:])
+    return x[(slice(None), slice(None), *(None,) * (5 - x.ndim))]
 
 
 def from_3d(x: torch.Tensor, axes: int) -> torch.Tensor:
     """[B, C, Z, Y, X] with its last `axes` axes alone, the others being of extent 1."""
-    return x.reshape(*x.shape[:2], *x.shape[5 - axes :])
+    return x[(slice(None), slice(None), *(0,) * (3 - axes))]
 
 
 def per_axis(value: int, axes: int, missing: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import TypedDict, get_args
 import torch
 
 from tritoncrf import checks
-from tritoncrf.backends import compute_dtype, resolve
+from tritoncrf.backends import compute_dtype, resolve, to_onnx, written_out
 from tritoncrf.filters.plan import Plan, encode, filter_apply
 from tritoncrf.reference.blur import pool
 from tritoncrf.step import Operator, from_3d, per_axis, scaled, to_3d
@@ -54,7 +54,8 @@ class Filter:
 
     def filtered(self, values: torch.Tensor) -> torch.Tensor:
         """K values for checked values in float32 or float64."""
-        return filter_apply(values, self.tensors_in(values.dtype), encode([self.resolved(values)]))
+        plan = self.resolved(values)
+        return filter_apply.on(plan.backend)(values, self.tensors_in(values.dtype), encode([plan]))
 
     def operator(self, values: torch.Tensor) -> Operator:
         """K for values like these, in float32 or float64, without autograd."""
@@ -67,7 +68,18 @@ class Filter:
     def resolved(self, values: torch.Tensor) -> Plan:
         """The plan with the backend that will serve `values`."""
         assert self.plan is not None
-        return replace(self.plan, backend=resolve(self.plan.backend, values.device, values.dtype))
+        backend = resolve(self.plan.backend, values.device, values.dtype)
+        if self.plan.in_graph and written_out(self.plan.backend, backend):
+            backend = "graph"
+        elif to_onnx():
+            kind = type(self).__name__
+            if self.plan.in_graph and backend == "triton":
+                raise ValueError("backend: expected 'torch' for ONNX, got 'triton'")
+            raise NotImplementedError(
+                "filters: expected Window or Guided for ONNX, whose standard operators are not enough for others, "
+                f"got {kind}; torch.export takes it, and ConvCRF and GuidanceCRF export to ONNX"
+            )
+        return replace(self.plan, backend=backend)
 
     def check_fits(self, name: str, values: torch.Tensor) -> None:
         """Raise unless `values` has this filter's spatial size, batch and device."""
@@ -185,9 +197,14 @@ class GaussianOperator:
 
     def __init__(self, plan: GaussianPlan, tensors: list[torch.Tensor]) -> None:
         self.include_self, self.precision = plan.include_self, plan.precision
-        self.shared = len(tensors[0]) == 1  # one image's features serve the whole batch
+        self.images = tensors[0].shape[0]
         self.scale_in = tensors[-plan.scale_count] if plan.scaled_in else None  # [Bf, 1, *S]
         self.scale_out = tensors[-1] if plan.scaled_out else None
+
+    @property
+    def shared(self) -> bool:
+        """Whether one image's features serve the whole batch."""
+        return self.images == 1
 
     def bare(self, x: torch.Tensor, adjoint: bool) -> torch.Tensor:
         """K x, or K^T x, for x [B, C, *S]."""

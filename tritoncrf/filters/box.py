@@ -6,7 +6,7 @@ from typing import Any, get_args
 import torch
 
 from tritoncrf import checks, kernels
-from tritoncrf.backends import compute_dtype, resolve, without_autocast
+from tritoncrf.backends import compute_dtype, modules, resolve, without_autocast
 from tritoncrf.filters.base import BACKENDS
 from tritoncrf.filters.plan import Context, contiguous_like, operator
 from tritoncrf.reference import box as reference
@@ -98,8 +98,9 @@ box_sum.register_autograd(_backward, setup_context=_setup_context)
 
 def box_summer(backend: str) -> Callable[..., torch.Tensor]:
     """box(x) for (x [n, fields, Z, Y, X], radii, dilation=1) by a backend; too long windows by PyTorch."""
-    if backend == "torch":
-        return reference.box_sum
+    if backend != "triton":
+        found: Callable[..., torch.Tensor] = modules(backend).box.box_sum
+        return found
 
     def summed(x: torch.Tensor, radii: Sequence[int], dilation: int = 1) -> torch.Tensor:
         reach = max(capped(radii, [-(-n // dilation) for n in x.shape[2:]]))
@@ -109,5 +110,5 @@ def box_summer(backend: str) -> Callable[..., torch.Tensor]:
 
 
 def capped(radii: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
-    """Radii that reach no farther than the image."""
-    return tuple(min(r, n - 1) for r, n in zip(radii, size, strict=True))
+    """Radii that reach no farther than the image, where its size is known."""
+    return tuple(min(r, n - 1) if isinstance(n, int) else r for r, n in zip(radii, size, strict=True))

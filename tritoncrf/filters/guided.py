@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tritoncrf import checks, kernels, reference
-from tritoncrf.backends import compute_dtype, modules, resolve, without_autocast
+from tritoncrf.backends import compute_dtype, modules, without_autocast
 from tritoncrf.filters.base import Filter, execution, mask_of, pooled
 from tritoncrf.filters.box import BOXES, box_summer, capped, expect_radii
 from tritoncrf.filters.plan import (
@@ -109,8 +109,8 @@ class Guided(Filter):
             guide = guide - _medians(guide.detach(), mask)
             guide = guide if mask is None else guide.where(mask, 0.0)
         low = pooled(guide, subsample)
-        resolved = resolve(backend, guide.device, guide.dtype)
-        found = statistics(low, eps, mask, self.plan.low_radii, box, resolved)
+        resolved = self.resolved(guide).backend
+        found = statistics.on(resolved)(low, eps, mask, self.plan.low_radii, box, resolved)
         self.tensors = [guide, low, *found, *([] if mask is None else [mask.contiguous()])]
 
 
@@ -264,6 +264,8 @@ class GuidedPlan(Plan):
     channels: int  # of the guide
     masked: bool
 
+    in_graph = True
+
     @property
     def tensor_count(self) -> int:
         return 4 + self.masked
@@ -287,6 +289,8 @@ class GuidedPlan(Plan):
 
     def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
         """A single guided filter runs as one step in Triton, its second box carrying the rest of the step."""
+        if self.backend != "triton":
+            return Step
         reach = _capped(self.low_radii, unary)
         fits = mixing[0].ndim < 2 or unary.shape[1] <= kernels.guided.MAX_MATRIX_CLASSES
         if len(plans) == 1 and self.subsample == 1 and has_kernels(self.backend, reach, self.masked) and fits:
@@ -305,13 +309,13 @@ class GuidedOperator:
             image, low, mean, cholesky,
             radii=_capped(plan.low_radii, tensors[1]),
             box=plan.box,
-            factors=tuple(map(min, factors, image.shape[2:])),
+            factors=reference.blur.inside(factors, image.shape[2:]),
             box_sum=box_summer(plan.backend),
             mask=mask[0] if mask else None,
         )  # fmt: skip
         self.precision = plan.precision
         served = plan.subsample == 1 and has_kernels(plan.backend, self.guide.radii, plan.masked)
-        self.filter = modules("triton" if served else "torch").guided.guided_filter
+        self.filter = modules("torch" if plan.backend == "triton" and not served else plan.backend).guided.guided_filter
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.filter(to_3d(x), self.guide, adjoint=False)

@@ -30,6 +30,7 @@ class Plan:
     backend: str
 
     kinds: ClassVar[dict[str, type["Plan"]]] = {}  # class name -> class
+    in_graph: ClassVar[bool] = False  # whether there is a module for the filter in `graph`
 
     def __init_subclass__(cls) -> None:
         Plan.kinds[cls.__name__] = cls
@@ -109,6 +110,10 @@ class Registered:
         self.register_fake = self.registered.register_fake
         self.register_autograd = self.registered.register_autograd
         functools.update_wrapper(self, function)
+
+    def on(self, backend: str) -> Callable[..., Any]:
+        """What to call where a resolved backend computes: for graphs of standard operators the function itself."""
+        return self.function if backend == "graph" else self
 
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments) if _unobserved(arguments) else self.registered(*arguments)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tritoncrf import checks, kernels, reference
+from tritoncrf import checks, kernels
 from tritoncrf.backends import modules
 from tritoncrf.features import are_evenly_spaced
 from tritoncrf.filters.base import (
@@ -141,6 +141,8 @@ class WindowPlan(GaussianPlan):
     positions: bool
     masked: bool
 
+    in_graph = True
+
     @property
     def scaled_in(self) -> bool:
         return self.masked or super().scaled_in
@@ -184,10 +186,10 @@ class WindowPlan(GaussianPlan):
         classes, axes, kind = unary.shape[1], unary.ndim - 2, Step
         if len(windows) < len(plans):
             return Step
-        if self.backend == "torch":
+        if self.backend != "triton":
             symmetric = all(p.alike and (self.blur == 1 or not p.scaled_in) for p in windows)
             fits = self.affords(KEPT_STATES * classes, axes) and all(a.ndim == 0 for a in mixing)
-            kind = reference.window.MergedStep
+            kind = modules(self.backend).window.MergedStep
             return kind if symmetric and fits else Step
         fits, kind = fits_in_registers(kernels.window, mixing, classes), kernels.window.WindowStep
         if self.blur > 1:
@@ -208,18 +210,20 @@ class WindowOperator(GaussianOperator):
         self.factors = per_axis(plan.blur, self.axes, 1)
         self.module = modules(plan.backend).window
         self.positions, self.masked, self.alike = plan.positions, plan.masked, plan.alike
-        self.keeps_weights = plan.backend == "torch" and plan.affords(budget, self.axes)
+        affords = plan.backend == "torch" and plan.affords(budget, self.axes)
+        self.keeps_weights = affords or plan.backend == "graph"  # where they are an expression
 
     @functools.cached_property
     def weights(self) -> torch.Tensor:
-        return reference.window.window_weights([(self.features, None, 1.0)], self.radii, self.dilation)
+        return self.module.window_weights([(self.features, None, 1.0)], self.radii, self.dilation)
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """The window sum at its own resolution."""
         window = self.features, self.radii, self.dilation, self.include_self
         if self.keeps_weights:
-            return reference.window.window_sum(x, *window, self.weights)
-        found: torch.Tensor = self.module.window_sum(x, *window)
+            found: torch.Tensor = self.module.window_sum(x, *window, self.weights)
+            return found
+        found = self.module.window_sum(x, *window)
         return found
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ The image sits in a grid of ceil(n / b) b pixels per axis, ceil of half the surp
 image.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -24,7 +26,7 @@ def padding(size, blur) -> tuple[int, ...]:
 def pool(x, blur):
     """[B, C, *S] -> [B, C, *low_size]. In 2-D passes, whose backward PyTorch has in a fixed order on a GPU; its 3-D
     pooling's is not."""
-    blur = _inside(blur, x.shape[2:])
+    blur = inside(blur, x.shape[2:])
     if max(blur[1:]) > 1:
         x = _pooled_planes(x.flatten(1, 2), blur[1:]).unflatten(1, x.shape[1:3])
     if blur[0] > 1:
@@ -34,13 +36,24 @@ def pool(x, blur):
 
 def _pooled_planes(x, blur):
     """[B, C, Y, X] -> [B, C, *low_size]."""
-    low = low_size(x.shape[2:], blur)
-    pooled = F.avg_pool2d(x, blur, blur, padding(x.shape[2:], blur), count_include_pad=False)
+    size = x.shape[2:]
+    low, before = low_size(size, blur), padding(size, blur)
+    if any(map(is_symbol, size)):
+        behind = [m * b - n - s for m, b, n, s in zip(low, blur, size, before, strict=True)]
+        blocks = F.pad(x, (before[1], behind[1], before[0], behind[0]))
+        return F.avg_pool2d(blocks, blur, blur) * math.prod(blur) / pool_counts(size, blur, x.dtype, x.device)
+    pooled = F.avg_pool2d(x, blur, blur, before, count_include_pad=False)
     return pooled[:, :, : low[0], : low[1]]
 
 
-def _inside(blur, size) -> tuple[int, ...]:
-    return tuple(map(min, blur, size))
+def is_symbol(size) -> bool:
+    """Whether a size has no number yet, in a graph that is exported."""
+    return isinstance(size, torch.SymInt)
+
+
+def inside(blur, size) -> tuple[int, ...]:
+    """Blocks that are not larger than the image, where its size is known."""
+    return tuple(b if is_symbol(n) else min(b, n) for b, n in zip(blur, size, strict=True))
 
 
 def _crop(x, size, start=(0, 0, 0)):
@@ -53,7 +66,11 @@ def upsample(x, size, blur):
     """[B, C, *low_size] -> [B, C, *size]. A pixel's weights follow from its place in its block alone."""
     if max(blur) == 1:
         return x
-    blur = _inside(blur, size)
+    blur = inside(blur, size)
+    if torch.compiler.is_compiling():
+        for axis, (n, b, start) in enumerate(zip(size, blur, padding(size, blur), strict=True), 2):
+            x = _read(x, axis, n, b, start) if b > 1 else x
+        return x
     for axis, b in enumerate(blur, 2):
         if b > 1:
             x = _between(x, axis, b)
@@ -79,17 +96,27 @@ def _between(x, axis: int, b: int):
     return found.flatten(axis, axis + 1)
 
 
+def _read(x, axis: int, n: int, b: int, start: int):
+    """The same for pixels start .. start + n alone, by a place in `x` for each: sizes may be symbols."""
+    pixel = torch.arange(n, device=x.device) + start
+    own = pixel // b
+    towards = (pixel % b + 0.5).double() / b - 0.5
+    other = (own + towards.sign().long()).clamp(0, x.shape[axis] - 1)
+    weight = towards.abs().to(x.dtype).view(-1, *(1,) * (x.ndim - 1 - axis))
+    return torch.lerp(x.index_select(axis, own), x.index_select(axis, other), weight)
+
+
 def pool_adjoint(y, size, blur):
     """The adjoint of `pool`: [B, C, *low_size] -> [B, C, *size]. Each pixel gets its block's value over its count."""
     if max(blur) == 1:
         return y
-    count = pool_counts(size, _inside(blur, size), y.dtype, y.device)
+    count = pool_counts(size, inside(blur, size), y.dtype, y.device)
     return spread((y / count).to(y.dtype), size, blur)
 
 
 def spread(y, size, blur):
     """Each pixel gets its block's value: [B, C, *low_size] -> [B, C, *size]."""
-    blur = _inside(blur, size)
+    blur = inside(blur, size)
     for axis, b in enumerate(blur, 2):
         y = y.repeat_interleave(b, axis) if b > 1 else y
     return _crop(y, size, padding(size, blur))
@@ -108,7 +135,7 @@ def upsample_adjoint(y, blur):
     """The adjoint of `upsample`: [B, C, *size] -> [B, C, *low_size]. Axis by axis a low pixel sums the 2 b pixels that
     read it: PyTorch's backward of `interpolate` adds in no fixed order on a GPU, and a matrix may multiply in TF32."""
     size = y.shape[2:]
-    blur = _inside(blur, size)
+    blur = inside(blur, size)
     axes = zip(size, blur, low_size(size, blur), padding(size, blur), strict=True)
     for axis, (n, b, low, start) in enumerate(axes, 2):
         if b > 1:

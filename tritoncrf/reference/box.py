@@ -67,7 +67,7 @@ def areas(size, radii, dilation: int = 1, box: str = "count", *, dtype, device):
     found = torch.ones((), dtype=dtype, device=device)
     for n, r in zip(size, radii, strict=True):
         if box == "constant":
-            found = found[..., None] * min(2 * r + 1, -(-n // dilation))
+            found = found[..., None] * torch.sym_min(2 * r + 1, -(-n // dilation))
         else:
             i = torch.arange(n, device=device)
             before, after = i // dilation, (n - 1 - i) // dilation

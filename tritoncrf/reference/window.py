@@ -163,6 +163,9 @@ class MergedStep(Step):
     K is symmetric, and kept for all iterations. What needs the messages of each filter apart, composes.
     """
 
+    window_sum = staticmethod(window_sum)
+    window_weights = staticmethod(window_weights)
+
     def __init__(self, operators, mixing, unary, unary_weight):
         super().__init__(operators, mixing, unary, unary_weight)
         self.window = operators[0]
@@ -178,7 +181,7 @@ class MergedStep(Step):
             (K.features, None if K.scale_in is None else to_3d(K.scale_in), a)
             for K, a in zip(self.operators, self.mixing, strict=True)
         ]
-        return window_weights(terms, self.window.radii, self.window.dilation)
+        return self.window_weights(terms, self.window.radii, self.window.dilation)
 
     def scores(self, state):
         return self._filter(state, blur.pool, blur.upsample).add_(self.weighted_unary)
@@ -192,6 +195,6 @@ class MergedStep(Step):
     def _filter(self, x, down, up):
         full, K = to_3d(x), self.window
         low = down(full, K.factors)
-        total = window_sum(low, K.features, K.radii, K.dilation, False, self.weights)
+        total = self.window_sum(low, K.features, K.radii, K.dilation, False, self.weights)
         total += low * self.centre
         return up(total, full.shape[2:], K.factors).reshape(x.shape)

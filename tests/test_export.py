@@ -1,0 +1,206 @@
+"""Exported layers: with sizes that stay open, in standard operators alone, in ONNX, and without this library."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.export import Dim
+
+import tritoncrf as tc
+from assertions import assert_close
+from tritoncrf.filters import Guided, Window
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
+
+
+def inputs(size, batch=2):
+    """Logits of 3 classes and an image."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(batch, 3, *size, generator=generator), torch.rand(batch, 3, *size, generator=generator)
+
+
+def open_sizes(axes=2, least=2):
+    """Names of a batch and of sizes that are known when the graph runs, for two inputs."""
+    sizes = {0: Dim("b"), **{axis: Dim(f"n{axis}", min=least) for axis in range(2, 2 + axes)}}
+    return sizes, sizes
+
+
+def exported(module, size, **sizes):
+    with torch.no_grad():
+        return torch.export.export(module.eval(), inputs(size), dynamic_shapes=open_sizes(**sizes))
+
+
+def operators(program):
+    return {str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"}
+
+
+@torch.no_grad()
+def assert_same_in_all_sizes(program, module, sizes):
+    run = program.module()
+    for batch, size in enumerate(sizes, 1):
+        assert_close("scores", run(*inputs(size, batch)), module(*inputs(size, batch)))
+
+
+@pytest.mark.parametrize("blur, residues", [(2, [(4, 5), (9, 8), (3, 3)]), (3, [(5, 4), (9, 6), (7, 11), (8, 13)])])
+def test_blur_leaves_sizes_open(blur, residues):
+    """One graph serves all sizes above `blur`, multiples of it or not, to the last bit."""
+    crf = tc.ConvCRF(3, window_size=3, blur=blur, iterations=2)
+    run = exported(crf, (6, 7), least=blur + 1).module()
+    with torch.no_grad():
+        for size in residues:
+            assert torch.equal(run(*inputs(size, 1)), crf(*inputs(size, 1))), size
+
+
+LAYERS = {
+    "window": (tc.ConvCRF(3, window_size=3, blur=1, iterations=1, backend="torch"), 2),
+    "blur": (
+        tc.ConvCRF(
+            3, window_size=3, blur=2, iterations=2, class_weights=True, compatibility=True, normalization="after",
+            backend="torch",
+        ), 3,
+    ),
+    "guided": (tc.GuidanceCRF(3, radius=3, iterations=2, backend="torch"), 2),
+    "subsample": (tc.GuidanceCRF(3, radius=3, iterations=1, subsample=2, damping=0.1, backend="torch"), 3),
+    "released": (tc.GuidanceCRF(3, radius=1, iterations=1, preset="released", backend="torch"), 2),
+}  # fmt: skip
+named_layers = pytest.mark.parametrize("name", LAYERS)
+
+
+@named_layers
+def test_in_pytorch_by_name_a_graph_has_standard_operators_alone(name):
+    crf, least = LAYERS[name]
+    program = exported(crf, (7, 8), least=least)
+    assert not any(operator.startswith("tritoncrf") for operator in operators(program))
+    assert_same_in_all_sizes(program, crf, [(7, 8), (least, 9), (10, 5)])
+
+
+def test_elsewhere_a_graph_has_the_operators_of_this_library():
+    with torch.no_grad():
+        program = torch.export.export(tc.GuidanceCRF(3, iterations=1), inputs((7, 8)))
+    assert "tritoncrf" in operators(program)
+
+
+def test_a_loop_with_one_filter_that_is_not_written_out_is_an_operator():
+    class Mixed(torch.nn.Module):
+        def forward(self, logits, image):
+            near = Window(tc.features.spatial((7, 8), 3.0), 3, backend="torch")
+            far = tc.filters.Exact(tc.features.spatial((7, 8), 3.0), backend="torch")
+            return tc.mean_field(logits, [near, far], [1.0, 0.5], iterations=2)
+
+    with torch.no_grad():
+        program = torch.export.export(Mixed(), inputs((7, 8)))
+        assert "tritoncrf" in operators(program)
+        assert_close("Q", program.module()(*inputs((7, 8))), Mixed()(*inputs((7, 8))))
+
+
+def test_gradients_of_a_graph_of_standard_operators():
+    class Smoothed(torch.nn.Module):
+        def forward(self, logits, image):
+            valid = torch.ones(1, 7, 8, dtype=torch.bool).index_fill(1, torch.tensor(2), False)
+            kernels = [
+                Window(tc.features.color(image, 30.0), 3, normalization="symmetric", valid=valid, backend="torch"),
+                Guided(image, 2, 0.01, valid=valid, backend="torch"),
+            ]
+            return tc.mean_field(logits, kernels, [2.0, torch.tensor([1.0, 2.0, 3.0])], iterations=2)
+
+    module = Smoothed()
+    run = torch.export.export(module, inputs((7, 8))).module()
+    cotangent, found = torch.randn(2, 3, 7, 8), []
+    for function in run, module:
+        given = [x.requires_grad_() for x in inputs((7, 8))]
+        scores = function(*given)
+        found.append([scores.detach(), *torch.autograd.grad(scores, given, cotangent)])
+    for name, ours, expected in zip(("Q", "logits", "image"), *found, strict=True):
+        assert_close(name, ours, expected)
+
+
+# ONNX -------------------------------------------------------------------------------------------------------------
+
+
+def to_onnx(module, size, path, **options):
+    for package in "onnx", "onnxscript", "onnxruntime":
+        pytest.importorskip(package)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(), inputs(size), dynamo=True, opset_version=18, verbose=False, **options
+        )
+    program.save(path)
+    return program
+
+
+def run_onnx(path, given):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return torch.from_numpy(session.run(None, {n: x.numpy() for n, x in zip(names, given, strict=True)})[0])
+
+
+onnx_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+@onnx_warnings
+@pytest.mark.parametrize("crf", [
+    tc.ConvCRF(3, window_size=3, blur=2, iterations=1),
+    tc.GuidanceCRF(3, radius=2, iterations=1),
+], ids=["conv", "guided"])  # fmt: skip
+def test_onnx_computes_the_same(crf, tmp_path):
+    program = to_onnx(crf, (7, 8), tmp_path / "crf.onnx")
+    assert {node.domain for node in program.model.graph} <= {""}
+    assert_close("scores", run_onnx(tmp_path / "crf.onnx", inputs((7, 8))), crf(*inputs((7, 8))).detach())
+
+
+@onnx_warnings
+@pytest.mark.slow
+@named_layers
+def test_onnx_with_open_sizes(name, tmp_path):
+    crf, least = LAYERS[name]
+    to_onnx(crf, (7, 8), tmp_path / "crf.onnx", dynamic_shapes=open_sizes(least=least))
+    for batch, size in (1, (7, 8)), (3, (least, 9)), (2, (10, 5)):
+        given = inputs(size, batch)
+        assert_close("scores", run_onnx(tmp_path / "crf.onnx", given), crf(*given).detach())
+
+
+@onnx_warnings
+def test_onnx_of_a_lattice_says_what_works():
+    pytest.importorskip("onnxscript")
+    with pytest.raises(Exception, match="expected Window or Guided for ONNX.*got Lattice.*ConvCRF and GuidanceCRF"):
+        torch.onnx.export(tc.CRFRNN(3).eval(), inputs((7, 8)), dynamo=True, opset_version=18, verbose=False)
+
+
+# Compiled ahead of time -------------------------------------------------------------------------------------------
+
+ALONE = """
+import sys, torch
+given, expected = torch.load(sys.argv[2])
+found = torch._inductor.aoti_load_package(sys.argv[1])(*given)
+assert "tritoncrf" not in sys.modules
+torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["window", "guided"])
+def test_a_compiled_package_runs_without_this_library(name, tmp_path):
+    crf, _ = LAYERS[name]
+    network = torch.nn.ModuleList([torch.nn.Conv2d(3, 3, 1), crf])
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = network
+
+        def forward(self, image):
+            return self.parts[1](self.parts[0](image), image)
+
+    model, (_, image) = Network().eval(), inputs((7, 8))
+    package, data = tmp_path / "network.pt2", tmp_path / "data.pt"
+    with torch.no_grad():
+        program = torch.export.export(model, (image,))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+        torch.save(((image,), model(image)), data)
+    done = subprocess.run([sys.executable, "-c", ALONE, package, data], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
