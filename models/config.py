@@ -8,7 +8,7 @@
     [[phases]]           `Phase`, one after another
     [phases.optimizer]   `Optimizer`
 
-An unknown key, a missing one or a value of another type is one error that names the file and the key.
+Unknown keys, missing keys and values of another type are errors that name the file and the key.
 """
 
 import dataclasses
@@ -50,17 +50,17 @@ CRFS: dict[str, type[Layer]] = {crf.__name__: crf for crf in (ConvCRF, CRFRNN, G
 
 @dataclass(frozen=True)
 class Data:
-    """Which images: see `tritoncrf.models.data`.
+    """The data set: see `tritoncrf.models.data`.
 
     Attributes:
         format: the layout.
-        root: its folder, or given by --data.
+        root: the folder of the data set; --data overrides it.
         train, validate: names of splits.
-        held_out: so many images of the training split are set apart for phases that say so, the same in every run.
-        resize: [H, W] that every image is brought to.
-        sbd: VOC only, the folder of its extra annotations.
-        void: of a plain folder's masks.
-        workers: processes that load, at most 256.
+        held_out: number of training images that are kept apart for phases that ask for them, the same in every run.
+        resize: [H, W] to which every image is resized.
+        sbd: for VOC only, the folder with the SBD annotations.
+        void: the value of unknown pixels in the masks of a plain folder.
+        workers: number of loading processes, at most 256.
     """
 
     format: Literal["camvid", "voc", "folder"]
@@ -80,7 +80,7 @@ class Optimizer:
 
     Attributes:
         name: which of the two.
-        lr, momentum, weight_decay, power: their numbers.
+        lr, momentum, weight_decay, power: its settings.
         multipliers: of the learning rate, by patterns of parameter names ("crf.*"); all that match are multiplied.
     """
 
@@ -97,19 +97,19 @@ class Phase:
     """A part of the training.
 
     Attributes:
-        name: what changes and the log call it.
-        train: what is learnt, the network by the logits "unary" to the CRF, the "crf" on a frozen network in evaluation
-            mode, or "all"; in "statistics" nothing is, but batch norm's averages are taken anew.
-        epochs, batch: passes over the images, and images a step, over all ranks.
-        optimizer: where something is learnt.
-        split: "train", or the images that data.held_out set apart.
+        name: its name in changes and in the log.
+        train: what is trained: "unary", the network on its logits before the CRF; "crf", the CRF on a frozen network in
+            evaluation mode; "all"; or "statistics", only the averages of batch norm, computed again.
+        epochs, batch: passes over the images, and images per step on all ranks together.
+        optimizer: required unless `train` is "statistics".
+        split: "train", or the images that data.held_out keeps apart.
         augment: whether [augment] is used.
-        follows: the name of an earlier phase; this one then runs `epochs` epochs after each epoch of that.
+        follows: the name of an earlier phase; this one then runs for `epochs` epochs after each epoch of that phase.
         loss: "mean" over the valid pixels of the batch, or their "sum".
-        ohem: the share of hard pixels that count.
-        auxiliary: weight of the loss of the unary logits beside the refined ones'.
-        alternate: every other step learns from the unary logits alone.
-        freeze: patterns of names of parameters that are not learnt here.
+        ohem: the fraction of pixels, the hardest ones, that the loss counts.
+        auxiliary: weight of an additional loss on the unary logits.
+        alternate: train every other step on the unary logits alone.
+        freeze: name patterns of parameters that this phase does not train.
     """
 
     name: str
@@ -132,12 +132,12 @@ class Config:
     """A whole run.
 
     Attributes:
-        network, crf, augment: the arguments of these, the name among them; None for no CRF and no augmentation.
-        data: which images.
+        network, crf, augment: their arguments, including the name; None for no CRF and no augmentation.
+        data: the data set.
         phases: one after another.
-        seed: of all that is drawn.
-        amp: the dtype that the network runs in under autocast, "off" for none.
-        validate_every: epochs from one validation to the next.
+        seed: of all random numbers.
+        amp: the dtype of the network under autocast, "off" for none.
+        validate_every: number of epochs between validations.
     """
 
     network: dict[str, Any]
@@ -175,7 +175,7 @@ def load(path: str | Path, changes: typing.Sequence[str] = ()) -> Config:
         changes: "key=value" in TOML, with dots into tables and a phase by its name: "phases.unary.epochs=3".
 
     Raises:
-        FileError: no such file, not TOML, or a key or value that is not as it should be.
+        FileError: no such file, not TOML, or an invalid key or value.
     """
     path = Path(path)
     if not path.is_file() and path.suffix != ".toml" and (BUNDLED / f"{path}.toml").is_file():

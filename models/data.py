@@ -1,7 +1,7 @@
-"""Labelled photos for training and evaluation: where they lie, whether they are sound, and batches of them.
+"""Labelled photos for training and evaluation: finding, checking and batching them.
 
-What is drawn depends on (seed, epoch, index) alone: any number of workers, and a run resumed in the middle of an
-epoch, gives the same bits.
+Random numbers depend only on (seed, epoch, index): any number of workers, and a run resumed in the middle of an
+epoch, give the same bits.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""How good a network is: with and without its CRF, at one scale or several."""
+"""Evaluation of a network with and without its CRF, at one scale or several."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ MOST_SCALE = 16
 
 
 class Testing(TypedDict, total=False):
-    """What `scores` takes by name: how an image is seen."""
+    """Keyword arguments of `scores`: scales and mirroring."""
 
     scales: Sequence[float]
     flip: bool

@@ -1,4 +1,4 @@
-"""Losses over pixels: cross-entropy where the label is known, all of it or where it is hard."""
+"""Losses over pixels: cross-entropy over all labelled pixels or the hardest ones."""
 
 import math
 
@@ -18,7 +18,7 @@ def cross_entropy(
     Args:
         logits: [B, C, H, W].
         labels: int64 [B, H, W], 255 where unknown.
-        hard: the share of pixels that count, those with the largest loss; all if left out. See `hard_pixels`.
+        hard: the fraction of pixels that count, those with the largest loss; all by default. See `hard_pixels`.
 
     Returns:
         (sum, count), both 0-d in float32.
