@@ -1,7 +1,7 @@
 """The command line of networks: tritoncrf train | evaluate | predict | experiments, or python -m tritoncrf.models.
 
-Every bad input ends with exit code 2 and one line on stderr, before any training starts. What a command does is in
-`actions`, which is imported once its arguments are understood.
+Bad input ends with exit code 2 and one line on stderr, before any training starts. The commands are implemented in
+`actions`, which is imported after the arguments are parsed.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What a run leaves behind: checkpoints, whole or not at all, from which it goes on or a network is built again.
+"""Checkpoints of a run, written completely or not at all, to resume it or to load its network.
 
-A checkpoint is what `torch.save` writes, a zip file, whose comment is the SHA-256 of all before it. So `torch.load`
-reads it, and here a single bit that changed is found.
+A checkpoint is the zip file that `torch.save` writes, with the SHA-256 of its content as the zip comment. So
+`torch.load` reads it, and a single changed bit is detected here.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Trained:
-    """A network from a checkpoint, in evaluation mode, and what it was trained for."""
+    """A network from a checkpoint, in evaluation mode, and the task it was trained for."""
 
     model: Segmenter
     config: Config

@@ -8,7 +8,7 @@
     [[phases]]           `Phase`, one after another
     [phases.optimizer]   `Optimizer`
 
-An unknown key, a missing one or a value of another type is one error that names the file and the key.
+Unknown keys, missing keys and values of another type are errors that name the file and the key.
 """
 
 import dataclasses
@@ -44,11 +44,11 @@ CRFS: dict[str, type[Layer]] = {crf.__name__: crf for crf in (ConvCRF, CRFRNN, G
 
 @dataclass(frozen=True)
 class Data:
-    """Which images: see `tritoncrf.models.data`.
+    """The data set: see `tritoncrf.models.data`.
 
     Attributes:
         format: the layout.
-        root: its folder, or given by --data.
+        root: the folder of the data set; --data overrides it.
         train, validate: names of splits.
         held_out: so many images of the training split are set apart for phases that say so, the same in every run.
         resize: [H, W] that every image is brought to.
@@ -96,14 +96,14 @@ class Phase:
     """A part of the training.
 
     Attributes:
-        name: what changes and the log call it.
-        train: what is learnt, the network by the logits "unary" to the CRF, the "crf" on a frozen network in evaluation
-            mode, or "all"; in "statistics" nothing is, but batch norm's averages are taken anew.
-        epochs, batch: passes over the images, and images a step, over all ranks.
-        optimizer: where something is learnt.
-        split: "train", or the images that data.held_out set apart.
+        name: its name in changes and in the log.
+        train: what is trained: "unary", the network on its logits before the CRF; "crf", the CRF on a frozen network in
+            evaluation mode; "all"; or "statistics", only the averages of batch norm, computed again.
+        epochs, batch: passes over the images, and images per step on all ranks together.
+        optimizer: required unless `train` is "statistics".
+        split: "train", or the images that data.held_out keeps apart.
         augment: whether [augment] is used.
-        follows: the name of an earlier phase; this one then runs `epochs` epochs after each epoch of that.
+        follows: the name of an earlier phase; this one then runs for `epochs` epochs after each epoch of that phase.
         loss: "mean" over the valid pixels of the batch, or their "sum".
         ohem: the share of hard pixels that count.
         hardest: which of them those are, "known" or "released", see `losses.hard_pixels`.
@@ -136,12 +136,12 @@ class Config:
     """A whole run.
 
     Attributes:
-        network, crf, augment: the arguments of these, the name among them; None for no CRF and no augmentation.
-        data: which images.
+        network, crf, augment: their arguments, including the name; None for no CRF and no augmentation.
+        data: the data set.
         phases: one after another.
-        seed: of all that is drawn.
-        amp: the dtype that the network runs in under autocast, "off" for none.
-        validate_every: epochs from one validation to the next.
+        seed: of all random numbers.
+        amp: the dtype of the network under autocast, "off" for none.
+        validate_every: number of epochs between validations.
     """
 
     network: dict[str, Any]
@@ -179,7 +179,7 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Config:
         changes: "key=value" in TOML, with dots into tables and a phase by its name: "phases.unary.epochs=3".
 
     Raises:
-        FileError: no such file, not TOML, or a key or value that is not as it should be.
+        FileError: no such file, not TOML, or an invalid key or value.
     """
     path = Path(path)
     if not path.is_file() and path.suffix != ".toml" and (BUNDLED / f"{path}.toml").is_file():

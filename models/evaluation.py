@@ -25,7 +25,7 @@ MOST_SCALE = 16
 
 
 class Testing(TypedDict, total=False):
-    """What `scores` takes by name: how an image is seen."""
+    """Keyword arguments of `scores`: scales and mirroring."""
 
     scales: Sequence[float]
     flip: bool

@@ -1,4 +1,4 @@
-"""Losses over pixels: cross-entropy where the label is known, all of it or where it is hard."""
+"""Losses over pixels: cross-entropy over all labelled pixels or the hardest ones."""
 
 import math
 from typing import Literal, TypeAlias

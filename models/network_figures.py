@@ -1,6 +1,6 @@
-"""Figures of a segmentation network: its training, its mistakes, what its CRF learnt and what it changes.
+"""Figures of a segmentation network: its training, its mistakes, its learned CRF and what the CRF changes.
 
-Each function gives a matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
+Each function returns a matplotlib Figure without a window; `figure.savefig(file)` writes it.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What every pipeline is: photos in, logits at their size out, with the CRF or without it."""
+"""The base of all networks: photos in, logits at their size out, with or without the CRF."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, overload
@@ -95,11 +95,11 @@ class Segmenter(nn.Module):
 
 
 class WithCRF(Segmenter):
-    """A segmentation network with a CRF layer on top, both learnable: S = crf(network(image), image).
+    """A segmentation network with a CRF layer on top, both trainable: S = crf(network(image), image).
 
     Args:
         network: a `Segmenter` without a CRF.
-        crf: a layer with its number of classes: `crf(logits, image)` gives logits.
+        crf: a layer with the same number of classes: `crf(logits, image)` returns logits.
 
     Raises:
         ValueError: a network that has a CRF, or another number of classes.

@@ -1,15 +1,15 @@
-"""Training: the phases of a configuration, one epoch after another, to be stopped and resumed at any moment.
+"""Training: the phases of a configuration, epoch by epoch. It can be stopped and resumed at any time.
 
-What a step does depends on the configuration, the seed and the number of the step alone: images, augmentation and
-dropout are drawn from them. So a run that was killed and goes on from its last checkpoint ends with the same weights
-as one that was not, and several ranks see together the batches that one would see.
+A step depends only on the configuration, the seed and the number of the step, which determine images, augmentation
+and dropout. So a run that was killed and resumed from its last checkpoint ends with the same weights as an
+uninterrupted one, and several ranks together see the same batches as one.
 
 A run's folder:
 
     config.json      the configuration as it was read
     last.pt          the last checkpoint: parameters, optimizers and how far the run is
     best.pt          the parameters of the best validation so far
-    log.csv          a row an epoch
+    log.csv          a row per epoch
     curves.png       the same, drawn
     panels/          predictions on some images of the validation split, by epoch
 """

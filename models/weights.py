@@ -1,4 +1,4 @@
-"""Weights that others published, brought into the networks here: torchvision's backbones, CRF-RNN's whole networks."""
+"""Loading published weights: torchvision's backbones and the whole networks of CRF-RNN."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias

@@ -1,4 +1,4 @@
-"""Pictures and arrays on disk: read with one clear error naming the file, written whole or not at all.
+"""Pictures and arrays on disk: errors name the file, and files are written completely or not at all.
 
 A path is a `pathlib.Path`, or what `address` makes of "s3://bucket/name" and its like.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Content = TypeVar("Content")
-#: What a file of arrays holds: one, or several by name.
+#: The array of an .npy, or the arrays of an .npz by name.
 Arrays: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
 
 __all__ = [
@@ -39,7 +39,7 @@ class FileError(ValueError):
 
 
 def address(text: str) -> Path:
-    """A local path, "file:///x" included; of another "scheme://..." a `upath.UPath`, which is used like one.
+    """A local path, also for "file:///x"; for any other "scheme://..." a `upath.UPath`, which is used like a path.
 
     Raises:
         ImportError: an address, and no universal-pathlib, or not what its scheme needs beside it.
@@ -66,12 +66,12 @@ def address(text: str) -> Path:
 
 
 def is_local(path: Path) -> bool:
-    """Whether it is no address of `address`."""
+    """Whether a path is local, not a `upath.UPath`."""
     return isinstance(path, Path)
 
 
 def decoded(path: Path, what: str, read: Callable[[Path], Content]) -> Content:
-    """What `read(path)` gives; one error, naming the file, for all that decoders raise."""
+    """The result of `read(path)`; all errors of decoders become one error that names the file."""
     if is_local(path) and not path.is_file():
         kind = "a folder" if path.is_dir() else "a link that leads nowhere" if path.is_symlink() else "no such file"
         raise FileError(f"{path}: expected {what}, got {kind}")
@@ -81,7 +81,7 @@ def decoded(path: Path, what: str, read: Callable[[Path], Content]) -> Content:
 
 @contextlib.contextmanager
 def explained(path: Path, what: str) -> Iterator[None]:
-    """One error, naming the file, for all that decoders raise."""
+    """All errors of decoders become one error that names the file."""
     try:
         yield
     except (FileError, ImportError, MemoryError):
@@ -173,7 +173,7 @@ def read_picture(path: Path) -> "PIL.Image.Image":
 
 
 def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.ndarray:
-    """The one array of a file, in this machine's byte order."""
+    """The only array of a file, in this machine's byte order."""
     if path.suffix.lower() not in extensions:
         hint = "; of a volume .nii and .nii.gz too, of one at a time" if path.name.lower().endswith(VOLUMES) else ""
         raise FileError(f"{path}: expected a file ending in {' or '.join(extensions)}{hint}")
@@ -181,7 +181,7 @@ def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.n
 
 
 def read_arrays(path: Path, choose: Callable[[Arrays], Content]) -> Content:
-    """What `choose` takes from an .npy or .npz. Nothing else is read of it, and no object that is pickled."""
+    """What `choose` selects from an .npy or .npz. Only that is read, and no pickled objects."""
 
     def read(path: Path) -> Content:
         with path.open("rb") as file:
@@ -191,7 +191,7 @@ def read_arrays(path: Path, choose: Callable[[Arrays], Content]) -> Content:
 
 
 def one_array(source: object, arrays: Arrays, key: str | None = None) -> np.ndarray:
-    """The array of a source, or of several there the one of that name; in this machine's byte order."""
+    """The only array of a source, or the one of that name, in this machine's byte order."""
     if isinstance(arrays, np.ndarray):
         if key is not None:
             raise FileError(f"{source}: expected an array named {key!r}, got one without a name")
@@ -228,7 +228,7 @@ def write_mask(file: IO[bytes], mask: np.ndarray) -> None:
 
 
 def expect_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """An error where a file would be written into a folder that files are read from, and could replace one of them."""
+    """An error if an output would be in a folder of inputs, where it could replace one of them."""
     folders = {folder for path in inputs for folder in (path.parent.resolve(), _target(path).parent)}
     for path in outputs:
         if _target(path).parent in folders:
@@ -237,7 +237,7 @@ def expect_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when the block ends well, and leaves nothing behind when not.
+    """A file that replaces `path` when the block ends without an error, and is otherwise removed.
 
     What is no file, such as a device or a pipe, is written at the end of the block; an address too, in one request.
     """
@@ -259,7 +259,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def placed(path: Path) -> Iterator[Path]:
-    """The name of a new file that takes the place of `path` when the block ends well, and is removed when not."""
+    """The name of a new file that replaces `path` when the block ends without an error, and is otherwise removed."""
     path = _target(path)
     temporary = path.with_name(f".{path.name[:SHOWN]}.{secrets.token_hex(8)}.part")
     try:
@@ -274,7 +274,7 @@ def placed(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Errors of the system that name no file, or its temporary one, name `path`."""
+    """Make system errors that name no file, or the temporary one, name `path`."""
     try:
         yield
     except OSError as error:
@@ -297,19 +297,19 @@ def _target(path: Path) -> Path:
 
 
 def write(path: Path, content: bytes) -> None:
-    """`content` as a file, whole or not at all."""
+    """Write `content` to a file, completely or not at all."""
     with replacing(path) as file:
         file.write(content)
 
 
 def save_figure(path: Path, figure: "Figure") -> None:
-    """A figure of matplotlib, in the format that the name of `path` says."""
+    """Write a matplotlib figure, in the format of the extension of `path`."""
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower())
 
 
 def save_small_figure(path: Path, figure: "Figure", dpi: float, colors: int) -> None:
-    """A figure of matplotlib as a PNG with a palette of so many colours, which makes the file small."""
+    """Write a matplotlib figure as a PNG with a palette, which keeps the file small."""
     from PIL import Image
 
     drawn = io.BytesIO()
