@@ -1,11 +1,11 @@
-"""`python -m bench run|compare|profile|compile|gpu|first|exercise|datasets|published|scene|brats`: see README.md."""
+"""`python -m bench COMMAND`, whose commands README.md lists."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import RESULTS, brats, first, gpu, scene
+from bench import RESULTS, brats, densecrf, first, gpu, scene
 from bench.compare import compare
 from bench.datasets import beside, report
 from bench.exercise import exercise
@@ -74,6 +74,11 @@ def _parser() -> Parser:
     )
     command.set_defaults(run=_datasets)
 
+    command = commands.add_parser("densecrf", help="the drop-in for pydensecrf beside it, in turn")
+    command.add_argument("-o", "--out", type=Path, help="folder for the report; without it it is only printed")
+    command.add_argument("--rounds", type=int, default=densecrf.ROUNDS, metavar="N", help="(%(default)s)")
+    command.set_defaults(run=_densecrf)
+
     command = commands.add_parser("published", help="errors against the published systems' own forms in NumPy")
     command.add_argument("-o", "--out", type=Path, help="folder for the report; without it it is only printed")
     command.set_defaults(run=_published)
@@ -122,6 +127,14 @@ def _datasets(options: argparse.Namespace) -> int:
             raise CommandError("--data: expected the folder with voc and network_scores, got none")
         return beside.run(options.out, options.data)
     return report.run(options.out, options.data)
+
+
+def _densecrf(options: argparse.Namespace) -> int:
+    if options.rounds < 1:
+        raise CommandError(f"--rounds: expected at least 1, got {options.rounds}")
+    if options.out is not None:
+        make_folder("--out", options.out)
+    return densecrf.run(options.out, options.rounds)
 
 
 def _published(options: argparse.Namespace) -> int:

@@ -40,6 +40,8 @@ napoleon_use_param = False  # arguments that share a description stand together,
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = f"tritoncrf {release}"
 html_show_copyright = False
 html_copy_source = False
@@ -153,12 +155,20 @@ def mathml(translator, node) -> None:
     raise nodes.SkipNode
 
 
+def mark_short(app, doctree, name) -> None:
+    """Options and names that no line is to break (custom.css)."""
+    for literal in doctree.findall(nodes.literal):
+        if len(literal.astext()) <= 30:
+            literal["classes"].append("short")
+
+
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.connect("source-read", included)
     app.connect("autodoc-process-docstring", mark_up, priority=400)  # before napoleon, which reads the sections
     app.connect("autodoc-process-signature", with_named_types)
     app.connect("missing-reference", found_in_package)
+    app.connect("doctree-resolved", mark_short)
     # `refine` has 19 overloads for type checkers: readers get its own signature.
     analyzer = ModuleAnalyzer.for_module("tritoncrf.refine")
     analyzer.analyze()

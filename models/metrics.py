@@ -1,4 +1,4 @@
-"""How good a labelling is, over all pixels and along the borders of the objects.
+"""Metrics of a labelling, over all pixels and along the borders of the objects.
 
     M[t, p]          = number of pixels with true class t and predicted class p, over pixels whose truth is known
     IoU_c            = TP / (TP + FP + FN) = M[c, c] / (sum_p M[c, p] + sum_t M[t, c] - M[c, c])
@@ -48,7 +48,7 @@ def confusion_matrix(labels: LabelMap, truth: LabelMap, num_classes: int, ignore
 
     Raises:
         TypeError: not two integer arrays, or two integer tensors.
-        ValueError: shapes that differ, or a class outside 0 to C - 1. Looked at on every device: such a
+        ValueError: shapes that differ, or a class outside 0 to C - 1. Checked on every device: such a
             pixel would otherwise count for another class.
 
     Example:
@@ -90,7 +90,7 @@ def mean_iou(confusion: LabelMap) -> float:
 
 
 def pixel_accuracy(confusion: LabelMap) -> float:
-    """Share of the counted pixels whose class is right; NaN if no pixel was counted.
+    """Fraction of the counted pixels whose class is right; NaN if no pixel was counted.
 
     Raises:
         TypeError, ValueError: `confusion` is not a square matrix of integers.
@@ -119,13 +119,13 @@ def trimap_confusion(
 ) -> LabelMap:
     """Confusion matrices over narrow bands around the true borders of the objects.
 
-    A band of width w holds the known pixels with a pixel of another true label at most w away, in the square of side
-    2w + 1: w pixels on each side of a border between two classes. A border between a class and unknown pixels is one
-    as well: annotators leave the contour itself unknown (PASCAL VOC), and the band then begins where knowledge does.
-    The border of the image is none.
+    A band of width w contains the known pixels with a pixel of another true label at most w away, in the square of
+    side 2w + 1: w pixels on each side of a border between two classes. A border between a class and unknown pixels
+    counts too, because annotators leave the contour itself unknown (PASCAL VOC); the band then starts at the known
+    pixels. The border of the image does not count.
 
     Args:
-        labels, truth, num_classes, ignore: as of `confusion_matrix`; [H, W], or [B, H, W] for several images.
+        labels, truth, num_classes, ignore: as in `confusion_matrix`; [H, W], or [B, H, W] for several images.
         widths: in pixels, at least 1.
 
     Returns:
@@ -133,7 +133,7 @@ def trimap_confusion(
         images, one width at a time, are what `iou_per_class`, `pixel_accuracy` and the others take.
 
     Raises:
-        TypeError, ValueError: as `confusion_matrix`; maps that are no images; a width below 1.
+        TypeError, ValueError: as `confusion_matrix`; maps that are not images; a width below 1.
 
     Example:
         >>> import numpy as np
@@ -150,22 +150,22 @@ def trimap_confusion(
 def boundary_counts(
     labels: LabelMap, truth: LabelMap, num_classes: int, widths: Sequence[int] = WIDTHS, ignore: int | None = 255
 ) -> LabelMap:
-    """What Boundary IoU is the quotient of: the sizes of its intersection and union, for every class.
+    """The intersection and the union of Boundary IoU, in pixels, for every class.
 
-    A mask's band of width d holds its pixels with a pixel outside the mask at most d away, which is what d erosions
-    by a 3 x 3 square take off. As in the published code, what is beyond the image is outside every mask, so that a
-    mask cut off by the image has its contour there. So are unknown pixels, of the prediction as of the truth: what is
-    predicted there changes nothing.
+    The band of width d of a mask contains its pixels with a pixel outside the mask at most d away, those that d
+    erosions by a 3 x 3 square remove. As in the published code, everything beyond the image is outside every mask, so
+    a mask that the image cuts off has its contour there. Unknown pixels are also outside, in the prediction and in the
+    truth, so predictions there do not matter.
 
     Args:
-        labels, truth, num_classes, ignore: as of `confusion_matrix`; [H, W], or [B, H, W] for several images.
+        labels, truth, num_classes, ignore: as in `confusion_matrix`; [H, W], or [B, H, W] for several images.
         widths: distances d in pixels, at least 1. Cheng et al. take 2 % of the image's diagonal for COCO.
 
     Returns:
         int64 [len(widths), C, 2] of the kind, and on the device, of the arguments: intersection, union.
 
     Raises:
-        TypeError, ValueError: as `confusion_matrix`; maps that are no images; a width below 1.
+        TypeError, ValueError: as `confusion_matrix`; maps that are not images; a width below 1.
 
     Example:
         >>> import numpy as np
@@ -195,7 +195,7 @@ def boundary_iou_per_class(counts: LabelMap) -> LabelMap:
         float64 [..., C] of the same kind; NaN for a class that occurs in neither truth nor prediction.
 
     Raises:
-        TypeError, ValueError: `counts` is no such array.
+        TypeError, ValueError: `counts` is not such an array.
 
     Example:
         >>> import numpy as np
@@ -259,15 +259,15 @@ class Result:
 
 
 class Evaluation:
-    """Adds up the counts of image after image, for all metrics at once.
+    """Sums the counts of images, for all metrics at once.
 
     Args:
         num_classes: C.
         widths: of the bands along borders, in pixels, for Boundary IoU and trimaps; empty for neither, which is faster.
         ignore: the value of a truth that means unknown.
 
-    `counts`, one int64 vector on the CPU, is all that is known; that of all processes is the sum of theirs, whose
-    `Evaluation` has the same arguments.
+    The whole state is `counts`, one int64 vector on the CPU. For several processes, with the same arguments, sum their
+    `counts`.
 
     Raises:
         TypeError, ValueError: as `trimap_confusion`.

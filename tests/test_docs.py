@@ -49,10 +49,7 @@ def test_every_public_name_has_its_entry(pages):
 
 def test_formulas_and_stars_are_shown_as_they_are_written(pages):
     text = (pages / "api" / "tritoncrf.html").read_text()
-    assert (
-        "<pre><span></span>Q &lt;- softmax(U + weight_appearance K_a Q + weight_smooth K_s Q)     `iterations` times"
-        in text
-    )
+    assert "<pre><span></span>Q &lt;- softmax(U + weight_appearance K_a Q + weight_smooth K_s Q)\n</pre>" in text
     assert "<p>[B, C, *S], dtype and device of" in text
 
 
@@ -67,6 +64,19 @@ def test_the_command_reference_is_the_parser_s(pages):
     text = (pages / "commands.html").read_text()
     for option in "--probabilities", "--max-memory", "--engine", "--data-format", "--study":
         assert option in text, option
+
+
+def test_signatures_name_the_types(pages):
+    text = re.sub(r"<[^>]+>", "", (pages / "api" / "tritoncrf.html").read_text())
+    assert text.count("refine(\n") == 1 and "theta_space: Theta | None = None" in text and "np.ndarray" not in text
+
+
+def test_guides_outside_the_folder_are_pages_with_working_links(pages):
+    for page, title in {"contributing": "Contributing", "models": "Networks", "benchmarks": "Benchmarks"}.items():
+        text = (pages / f"{page}.html").read_text()
+        assert re.search(rf"<h1>{title}", text)
+        for target in re.findall(r'<a class="reference[^>]* href="([^"#:]+)', text):
+            assert (pages / target).is_file(), target
 
 
 def test_every_picture_is_there(pages):

@@ -45,7 +45,7 @@ Entry: TypeAlias = tuple[Any, str]  # of a legend: a colour as matplotlib takes 
 
 
 def palette() -> npt.NDArray[np.uint8]:
-    """[256, 3] uint8 colours: 21 that colour-blind readers tell apart, then hues by the golden angle."""
+    """[256, 3] uint8 colours: 21 that colour-blind readers can distinguish, then hues by the golden angle."""
     distinct = [[int(h[i : i + 2], 16) for i in (0, 2, 4)] for h in DISTINCT.split()]
     others = []
     for n in range(256 - len(distinct)):
@@ -71,13 +71,13 @@ def comparison(
     Args:
         image: [H, W, 3] or [H, W]; uint8, or floating from 0 to 1.
         before, after: [H, W] integer labels; negative where unknown, OUTSIDE where there is no picture.
-        truth: [H, W] integer labels, where they are known: the last panel then tells repaired pixels from
-            broken ones, and the titles give the accuracies.
-        names: class names in order; numbers if left out.
-        seconds: what the refinement took, for its title.
+        truth: [H, W] integer labels, if known: the last panel then distinguishes repaired from broken
+            pixels, and the titles give the accuracies.
+        names: class names in order; numbers by default.
+        seconds: time of the refinement, for its title.
 
     Returns:
-        A matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
+        A matplotlib Figure without a window; `figure.savefig(file)` writes it.
     """
     before, after = (np.asarray(labels).astype(int) for labels in (before, after))
     height, width = before.shape
@@ -98,14 +98,14 @@ def methods(
     image: npt.ArrayLike, before: npt.ArrayLike, refined: Mapping[str, tuple[npt.ArrayLike, float]], *,
     truth: npt.ArrayLike | None = None, names: Sequence[str] | None = None,
 ) -> "Figure":  # fmt: skip
-    """Input labels and what several methods make of them, side by side.
+    """Input labels and the results of several methods, side by side.
 
     Args:
-        image, before, truth, names: as of `comparison`.
+        image, before, truth, names: as in `comparison`.
         refined: by the method's name, [H, W] integer labels and the seconds that they took.
 
     Returns:
-        A matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
+        A matplotlib Figure without a window; `figure.savefig(file)` writes it.
     """
     before, grey = np.asarray(before).astype(int), grey_of(image)
     panels = [("Input labels", _accuracy(before, truth), overlay(grey, before))]
@@ -149,13 +149,13 @@ def _figure(
 
 
 def trace(records: Sequence["Record"]) -> "Figure":
-    """How a run of mean field went: free energy and energy, entropy, and labels changed, over the iterations.
+    """The course of mean field: free energy, energy, entropy and changed labels over the iterations.
 
     Args:
-        records: what `tritoncrf.trace` gives, at least one.
+        records: those of `tritoncrf.trace`, at least one.
 
     Returns:
-        A matplotlib Figure, tied to no window; `figure.savefig(file)` writes it.
+        A matplotlib Figure without a window; `figure.savefig(file)` writes it.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, ScalarFormatter

@@ -166,14 +166,14 @@ def refine(
 ) -> Array | tuple[Array, Trace]:
     """Refine the scores of one image by mean field in a dense CRF.
 
-        Q <- softmax(U + weight_appearance K_a Q + weight_smooth K_s Q)     `iterations` times, Q0 = softmax(U)
+        Q <- softmax(U + weight_appearance K_a Q + weight_smooth K_s Q)
 
-    K_a is the Gaussian of (position / theta_space, colour / theta_color), K_s that of position / theta_smooth,
-    both symmetrically normalised. U are the logits. They are log(max(p, 1e-5)) for probabilities and minus the energies
-    for energies. For labels they are log(label_confidence) for the label and log((1 - label_confidence) / (C - 1)) for
-    every other class, and equal where the label is unknown. A mask or a foreground has two classes with log(1 - p) and
-    log p: p is the probability of the foreground, limited to 1e-5 and 1 - 1e-5, or for a mask with values v from 0 to 1
-    p = c v + (1 - c) (1 - v), where c = label_confidence.
+    `iterations` times, from Q = softmax(U). K_a is the Gaussian of (position / theta_space, colour / theta_color), K_s
+    that of position / theta_smooth, both symmetrically normalised. U are the logits. They are log(max(p, 1e-5)) for
+    probabilities and minus the energies for energies. For labels they are log(label_confidence) for the label and
+    log((1 - label_confidence) / (C - 1)) for every other class, and equal where the label is unknown. A mask or a
+    foreground has two classes with log(1 - p) and log p: p is the probability of the foreground, limited to 1e-5 and 1
+    - 1e-5, or for a mask with values v from 0 to 1 p = c v + (1 - c) (1 - v), where c = label_confidence.
 
     With method="guided" there is one kernel:
 

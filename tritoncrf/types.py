@@ -1,4 +1,4 @@
-"""The types of arguments, each named once: for the annotations here, and for programs that pass such arguments on."""
+"""The types of arguments, for annotations in the library and in programs that use it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, Union
@@ -39,7 +39,7 @@ Theta: TypeAlias = float | str | Array | Sequence[Union[float, "torch.Tensor"]]
 Normalization: TypeAlias = Literal["none", "before", "after", "symmetric"]
 #: How a filter computes on a GPU.
 Precision: TypeAlias = Literal["default", "fast"]
-#: What computes; "auto" is Triton on a GPU and PyTorch elsewhere.
+#: What the filters run on; "auto" is Triton on a GPU and PyTorch elsewhere.
 Backend: TypeAlias = Literal["auto", "triton", "torch"]
 #: What is added to the pixels of a lattice.
 Padding: TypeAlias = Literal["four"]
@@ -48,29 +48,29 @@ Box: TypeAlias = Literal["count", "constant"]
 
 #: The Potts model, or costs [C, C].
 Compatibility: TypeAlias = Union[Literal["potts"], "torch.Tensor"]
-#: The same as `refine` takes them.
+#: The same, in the forms that `refine` takes.
 Costs: TypeAlias = Literal["potts"] | Array | Sequence[Sequence[float]]
-#: What the first messages of the loop are made of.
+#: What the first messages of the loop are computed from.
 Initial: TypeAlias = Literal["softmax", "log_softmax"]
-#: What makes Q of the scores, in every update.
+#: What turns the scores into Q, in every update.
 Activation: TypeAlias = Literal["softmax", "relu"]
-#: How a dense CRF's energy is made a loss.
+#: How the energy of a dense CRF becomes a loss.
 LossForm: TypeAlias = Literal["potts", "rloss"]
-#: What the loop gives.
+#: What the loop returns.
 Output: TypeAlias = Literal["probabilities", "logits", "log_probabilities"]
 
-#: Labels of pixels whose class is not known: 255 for "auto", one, several or none.
+#: One or several labels of pixels whose class is not known, or None; "auto" is 255.
 Unknown: TypeAlias = int | Sequence[int] | Literal["auto"] | None
 
-#: Which values of an image count as 0 and as 255: two numbers or percentiles, "1%", or such a pair for each channel.
+#: The values of an image that count as 0 and as 255, as two numbers or percentiles ("1%"), or a pair for each channel.
 ValueRange: TypeAlias = Sequence[float | str] | Sequence[Sequence[float | str]]
 
-#: Which pixels see each other in `refine`.
+#: From which pixels a pixel receives messages in `refine`.
 Method: TypeAlias = Literal["lattice", "exact", "window", "guided"]
 
 
 class RefineOptions(TypedDict, total=False):
-    """What `refine` takes by name beside the image and its scores; each set of `PARAMETERS` is one.
+    """The keyword arguments of `refine`, except the image and its scores; `PARAMETERS` has several sets of them.
 
     Example:
         >>> import torch, tritoncrf as tc

@@ -18,7 +18,7 @@ class Layer(nn.Module):
 
     @property
     def cost(self) -> torch.Tensor:
-        """mu, [C, C], what the class of a row pays where that of a column is near; negative attracts."""
+        """mu, [C, C], the cost of the row's class near the column's class; negative values attract."""
         raise NotImplementedError
 
     if TYPE_CHECKING:  # torch says of a module's call only that it gives something

@@ -202,7 +202,7 @@ class ConvCRF(Layer):
 
     @property
     def cost(self) -> torch.Tensor:
-        """mu = -(I + c), [C, C], what the class of a row pays where that of a column is near; negative attracts."""
+        """mu = -(I + c), [C, C], the cost of the row's class near the column's class; negative values attract."""
         eye = torch.eye(self.num_classes, device=self.weight_smooth.device, dtype=self.weight_smooth.dtype)
         return -eye if self.compatibility is None else -eye - self.compatibility
 

@@ -163,7 +163,7 @@ class CRFRNN(Layer):
 
     @property
     def cost(self) -> torch.Tensor:
-        """mu, [C, C], in every preset what a row's class pays where a column's is near; negative attracts."""
+        """mu, [C, C], in every preset the cost of the row's class near the column's class; negative values attract."""
         return self.compatibility if self.sign < 0 else -self.compatibility
 
     @torch.no_grad()

@@ -148,7 +148,7 @@ class GuidanceCRF(Layer):
 
     @property
     def cost(self) -> torch.Tensor:
-        """mu, [C, C], what the class of a row pays where that of a column is near; negative attracts."""
+        """mu, [C, C], the cost of the row's class near the column's class; negative values attract."""
         return -torch.eye(self.num_classes) if self.compatibility is None else self.compatibility
 
     def _guide(self, image: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
