@@ -222,12 +222,16 @@ def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
 
 def to_3d(x: torch.Tensor) -> torch.Tensor:
     """[B, C, *S] as [B, C, Z, Y, X], missing axes of extent 1."""
-    return x[(slice(None), slice(None), *(None,) * (5 - x.ndim))]
+    for _ in range(5 - x.ndim):
+        x = x.unsqueeze(2)
+    return x
 
 
 def from_3d(x: torch.Tensor, axes: int) -> torch.Tensor:
     """[B, C, Z, Y, X] with its last `axes` axes alone, the others being of extent 1."""
-    return x[(slice(None), slice(None), *(0,) * (3 - axes))]
+    for _ in range(3 - axes):
+        x = x.select(2, 0)
+    return x
 
 
 def per_axis(value: int, axes: int, missing: int) -> tuple[int, ...]:

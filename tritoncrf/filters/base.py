@@ -11,7 +11,7 @@ from typing import TypedDict, get_args
 import torch
 
 from tritoncrf import checks
-from tritoncrf.backends import compute_dtype, resolve, to_onnx, written_out
+from tritoncrf.backends import compute_dtype, resolve, written_out
 from tritoncrf.filters.plan import Plan, encode, filter_apply
 from tritoncrf.reference.blur import pool
 from tritoncrf.step import Operator, from_3d, per_axis, scaled, to_3d
@@ -71,14 +71,6 @@ class Filter:
         backend = resolve(self.plan.backend, values.device, values.dtype)
         if self.plan.in_graph and written_out(self.plan.backend, backend):
             backend = "graph"
-        elif to_onnx():
-            kind = type(self).__name__
-            if self.plan.in_graph and backend == "triton":
-                raise ValueError("backend: expected 'torch' for ONNX, got 'triton'")
-            raise NotImplementedError(
-                "filters: expected Window or Guided for ONNX, whose standard operators are not enough for others, "
-                f"got {kind}; torch.export takes it, and ConvCRF and GuidanceCRF export to ONNX"
-            )
         return replace(self.plan, backend=backend)
 
     def check_fits(self, name: str, values: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 
 import torch
 
-from tritoncrf.backends import without_autocast
+from tritoncrf.backends import to_onnx, without_autocast
 from tritoncrf.step import Operator, Step
 
 if TYPE_CHECKING:
@@ -104,12 +104,25 @@ class Registered:
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self.function = function
+        self.name, self.function = name, function
         self.registered: CustomOpDef = torch.library.custom_op(f"tritoncrf::{name}", function, mutates_args=())
         self.registered.register_vmap(_refuse_vmap)
-        self.register_fake = self.registered.register_fake
         self.register_autograd = self.registered.register_autograd
         functools.update_wrapper(self, function)
+
+    def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Take what tells exporters and compilers the shapes of results; ONNX has no operator to write."""
+
+        def fake(*arguments: Any) -> Any:
+            if to_onnx():
+                raise NotImplementedError(
+                    f"filters: expected Window or Guided in PyTorch for ONNX, got the operator tritoncrf::{self.name}, "
+                    "which it does not have; GuidanceCRF and ConvCRF export to ONNX, torch.export takes every layer"
+                )
+            return function(*arguments)
+
+        self.registered.register_fake(fake)
+        return function
 
     def on(self, backend: str) -> Callable[..., Any]:
         """What to call where a resolved backend computes: for graphs of standard operators the function itself."""

@@ -1,5 +1,7 @@
 """Sums over boxes, as in reference.box."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -16,13 +18,15 @@ def _along(x: torch.Tensor, axis: int, r: int, dilation: int) -> torch.Tensor:
     n, width, reach = x.shape[axis], 2 * r + 1, r * dilation
     power = F.pad(x, (0, 0) * (-1 - axis) + (reach, reach))
     length = n + 2 * reach
-    total, start, taken = None, 0, 1  # total: of the windows' first `start` pixels
+    total: Any = None
+    start, taken = 0, 1  # total: of the windows' first `start` pixels
     while True:
         if width & taken:
             part = power.narrow(axis, start * dilation, n)
             total = part if total is None else total + part
             start += taken
         if start == width:
-            return total
+            found: torch.Tensor = total
+            return found
         length = length - taken * dilation
         power, taken = power.narrow(axis, 0, length) + power.narrow(axis, taken * dilation, length), 2 * taken

@@ -1,5 +1,7 @@
 """Windowed Gaussian sums as in reference.window: one shifted multiply-add per neighbour. Shapes are [B, C, Z, Y, X]."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -28,11 +30,11 @@ def window_weights(terms, radii, dilation: int) -> list[tuple[torch.Tensor, torc
     terms: (features, scale or None, factor a) for each m.
     """
     offsets, found = half_window(radii, dilation), []
-    padded = [
+    padded: list[Any] = [
         (f, _Padded(f, radii, dilation), s, None if s is None else _Padded(s, radii, dilation), a) for f, s, a in terms
     ]
     for offset in offsets:
-        total = None
+        total: Any = None
         for f, neighbours, s, scales, a in padded:
             k = (-0.5 * (f - neighbours.at(offset)).square().sum(1, keepdim=True)).exp() * a
             k = k if s is None else k * s * scales.at(offset)

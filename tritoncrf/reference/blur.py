@@ -15,12 +15,12 @@ import torch.nn.functional as F
 
 
 def low_size(size, blur) -> tuple[int, ...]:
-    return tuple(-(-n // b) for n, b in zip(size, blur, strict=True))
+    return tuple((n + b - 1) // b for n, b in zip(size, blur, strict=True))  # ONNX rounds negative numbers up
 
 
 def padding(size, blur) -> tuple[int, ...]:
     """Pixels of the grid before the image, per axis."""
-    return tuple((-n % b + 1) // 2 for n, b in zip(size, blur, strict=True))
+    return tuple((m * b - n + 1) // 2 for n, b, m in zip(size, blur, low_size(size, blur), strict=True))
 
 
 def pool(x, blur):
@@ -126,7 +126,7 @@ def pool_counts(size, blur, dtype, device):
     """Image pixels per block, [*low_size]."""
     counts = torch.ones((), dtype=dtype, device=device)
     for n, b, p in zip(size, blur, padding(size, blur), strict=True):
-        start = torch.arange(-(-n // b), device=device) * b - p
+        start = torch.arange((n + b - 1) // b, device=device) * b - p
         counts = counts[..., None] * ((start + b).clamp_max(n) - start.clamp_min(0)).to(dtype)
     return counts
 
