@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from data_files import listing, write
+from tritoncrf.models import network_figures
 
 COLORS = np.array([[40, 60, 90], [200, 80, 60], [90, 200, 120]])
 SIZE = 32, 40
@@ -38,3 +40,10 @@ def plain(tmp_path):
     write(tmp_path, *(f"images/a{i}.png" for i in range(10)), *(f"labels/a{i}.png" for i in range(10)))
     listing(tmp_path / "classes.txt", "sky", "road", "tree")
     return tmp_path
+
+
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """Training draws nothing in its curves and panels, which takes longer than an epoch of these small networks."""
+    for name in ("curves", "panel"):
+        monkeypatch.setattr(network_figures, name, lambda *_: Figure(figsize=(0.1, 0.1)))

@@ -14,6 +14,8 @@ import tritoncrf as tc
 from tritoncrf.files import FileError
 from tritoncrf.models import WithCRF, checkpoints, config, training
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 @pytest.fixture(scope="module")
 def found():

@@ -21,6 +21,8 @@ from tritoncrf.models import checkpoints, config, data, training
 from tritoncrf.models.distributed import World
 from tritoncrf.models.optimization import matches, select
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 # On the CPU wherever the tests run: there sums have one order, and no rank needs a GPU.
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
