@@ -201,15 +201,15 @@ def _markdown(
         f"Trainings at commit {trainings}.", "",
         f"{place.size} {experiment.published}", "",
         f"Percent on the validation images, \N{PLUS-MINUS SIGN} one standard error ({alike}). {spread} All at the last "
-        f"epoch{start}. \"Learnt from\": mean IoU on the images that the run, or its CRF, had.", "",
-        reports.table(["", *MEASURES, "learnt from"], lines),
+        f"epoch{start}. \"Learned from\": mean IoU on the images that the run, or its CRF, had.", "",
+        reports.table(["", *MEASURES, "learned from"], lines),
         *chosen, "",
         "## What the papers claim", "",
-        "Points of mean IoU. Told apart from zero is what chance does to less than one in twenty (Student's t), and "
-        "\"smallest\" the difference from which on that is so here.", "",
-        reports.table(["", "in the paper", "here", "smallest", "these data"], claims), "",
+        "Points of mean IoU. A difference is clear if chance leads that far from zero in less than one of twenty cases "
+        "(Student's t); \"clear from\" is the smallest one that would be clear here.", "",
+        reports.table(["", "in the paper", "here", "clear from", "these data"], claims), "",
         "## Differences", "",
-        "In points, of the same seeds on the same images; bold: told apart from zero.", "",
+        "In points, of the same seeds on the same images; clear ones in bold.", "",
         reports.table(["", *MEASURES], compared),
         f"![The same, drawn]({name}-differences.png)", "", f"![Near borders]({name}-trimap.png)", "",
     ])  # fmt: skip
