@@ -165,7 +165,7 @@ def table(stage: Stage) -> int:
         return 2
     runs, data = ROOT / "runs" / "full_size", stage.data.resolve()
     command = [sys.executable, "-m", "tritoncrf.models", "experiments", stage.name, "-o", str(runs), "--data"]
-    command += [str(data)] if stage.name == "synthetic" else [str(data / "camvid"), "--full-size"]
+    command += [str(data)] if stage.name == "synthetic" else [str(data / "camvid"), "--full-size", "--seeds", "1"]
     status = run_boxed(command, stage.seconds(), environment={"TRITONCRF_COMMIT": stage.commit})
     for path in runs.glob(f"{stage.name}*.*"):
         shutil.copy(path, stage.out)

@@ -185,6 +185,7 @@ torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of PyTorch, in itself
 @pytest.mark.parametrize("name", ["window", "guided"])
 def test_a_compiled_package_runs_without_this_library(name, tmp_path):
     crf, _ = LAYERS[name]

@@ -92,6 +92,10 @@ def test_a_gradient_of_a_network_that_differs_is_seen():
     assert errors["scores"] < 1e-15 and 1e-7 < errors["gradients"] < 1e-5
 
 
+def test_a_whole_network_s_gradient_that_is_wrongly_zero_is_found():
+    assert made(Network, wrong=-1.0).errors(torch.float64)["gradients"] > 0.1
+
+
 # The report -----------------------------------------------------------------------------------------------------------
 
 

@@ -117,7 +117,8 @@ class Network(Case):
         draws, gradients = np.random.default_rng(2), self.found(torch.float64)
         lengths = {name: np.linalg.norm(gradients[name]) for name in self.arguments}
         return [
-            {name: draws.standard_normal(gradients[name].shape) / length for name, length in lengths.items() if length}
+            # An argument whose gradient is 0 takes part too: the form may find another.
+            {name: draws.standard_normal(gradients[name].shape) / (length or 1.0) for name, length in lengths.items()}
             for _ in range(DIRECTIONS)
         ]
 

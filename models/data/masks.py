@@ -64,7 +64,7 @@ def loadmat() -> Callable[[Path], Any]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise ImportError(".mat masks are read with scipy; `pip install scipy`") from error
+        raise ImportError('.mat masks are read with scipy; `pip install "tritoncrf[sbd]"`') from error
     return loadmat
 
 
@@ -73,5 +73,5 @@ def coco_masks() -> Any:
     try:
         from pycocotools import mask
     except ImportError as error:
-        raise ImportError("COCO's regions are read with pycocotools; `pip install pycocotools`") from error
+        raise ImportError('regions of COCO are read with pycocotools; `pip install "tritoncrf[coco]"`') from error
     return mask

@@ -92,8 +92,8 @@ PUBLISHED_RUNS = {
     "convcrf_c": Run("convcrf_decoupled_c", "unary"),
     "convcrf_ct": Run("convcrf_decoupled_ct", "unary"),
     "convcrf_joint": Run("convcrf_end_to_end", weights=_resnet),
-    "fcn8s": Run("crfrnn_fcn8s", changes=_torchvision, weights=_vgg),
-    "crfrnn": Run("crfrnn", "fcn8s", _torchvision),
+    "fcn8s": Run("crfrnn_fcn8s", changes=(*_torchvision, "data.held_out=200"), weights=_vgg),
+    "crfrnn": Run("crfrnn", "fcn8s", (*_torchvision, "data.held_out=200")),
     **_parts("segmodel", weights=_resnet),
 }
 # The small network at three sizes, by height; early, midway and when done, each with a schedule of its own.

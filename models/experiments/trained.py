@@ -34,7 +34,6 @@ MEASURES: dict[str, Callable[[metrics.Result], float]] = {
     "3 pixels": lambda result: result.trimap_accuracy[3],
     "Boundary IoU, 3 pixels": lambda result: result.boundary_iou[3],
 }
-HELD_OUT = 200  # images on which a CRF is searched for, of a training that held none out
 
 
 @dataclass
@@ -98,8 +97,6 @@ def _of_seed(
         output = "unary"
     if row.crf == "search":
         learnt = "held_out"
-        if learnt not in splits:
-            splits["train"], splits[learnt] = data.held_out(splits["train"], HELD_OUT)
         model, chosen = with_best_crf(model, data.Images(splits[learnt], settings.data.resize), device)
 
     def evaluated(batches: Iterable[Batch], **testing: Any) -> metrics.Evaluation:
@@ -123,7 +120,7 @@ def with_best_crf(network: Segmenter, images: data.Images, device: torch.device)
         photo, truth = images[n]["image"], images[n]["labels"].numpy()
         logits = network(photo[None].to(device))[0].float().cpu().numpy()
         scored.append(Scored(photo.permute(1, 2, 0).numpy(), {"logits": logits}, truth))
-    found = tuning.disconnected(scored, network.num_classes)
+    found = tuning.disconnected(scored, network.num_classes, device=device)
     crf = tc.CRFRNN(network.num_classes, **found.settings).to(device)
     edge = f" ({', '.join(found.on_edge)} on the edge of what was searched)" if found.on_edge else ""
     return WithCRF(network, crf).eval(), ", ".join(f"{k} {v:g}" for k, v in found.settings.items()) + edge

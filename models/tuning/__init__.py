@@ -177,7 +177,9 @@ def tune(
     checks.expect_choice("search", search, SEARCHES)
     checks.expect_choice("measure", measure, tuple(BY_NAME))
     if search == "gradient" and method not in GAUSSIAN:
-        raise ValueError(f"search: expected 'tpe' with method={method!r}, which has no bandwidths, got 'gradient'")
+        raise ValueError(
+            f"search: expected 'tpe' or 'grid' with method={method!r}, which has no bandwidths, got 'gradient'"
+        )
     for name in options:
         if name not in ARGUMENTS and name not in ("device",):
             raise TypeError(f"{name}: expected arguments of refine, {', '.join(ARGUMENTS)} or device")
@@ -190,6 +192,7 @@ def tune(
     candidates = _candidates(method, problem.kind, options)
     said = progress or (lambda line: None)
     everything = range(len(problem.items))
+    starts = sorted(_grid_starts(problem, method).items()) if search == "grid" else []
     with shared(problem, jobs) as asked:
         known: dict[str, np.ndarray] = {}
         for name, parameters in candidates.items():
@@ -199,7 +202,7 @@ def tune(
         for fold in range(folds):
             held, seen = everything[fold::folds], [n for n in everything if n % folds != fold]
             choices = [(name, own, valued(known[name][seen], measure)) for name, own in candidates.items()]
-            settings = method, search, measure, folds, fold, seed, sorted(SPACES[method].items())
+            settings = method, search, measure, folds, fold, seed, sorted(SPACES[method].items()), starts
             kept = stored(study, f"fold {fold}", problem.digest(settings))
             trials = []
             found = _search(problem, kept, search, method, choices, seed * folds + fold, budget, measure, seen, asked)
@@ -282,9 +285,14 @@ def _search(
         space = {name: numbers for name, numbers in SPACES[method].items() if name not in problem.options}
         return proposed(study, space, method, seed, budget, value_of)
     if search == "grid":
-        grid = [name for name in searched_on_grid(method) if name not in problem.options]
-        start = {name: _number(ARGUMENTS[name].value(method, problem.kind)) for name in grid}
-        return gridded(study, start, method, lambda name, x: SPACES[method][name].value(x), budget, value_of)
+        return gridded(
+            study,
+            _grid_starts(problem, method),
+            method,
+            lambda name, x: SPACES[method][name].value(x),
+            budget,
+            value_of,
+        )
     free = [name for name in (*LEARNED, "compatibility", "iterations") if name not in problem.options]
     begun = [c for c in choices if c[1]["method"] == method and c[1].get("iterations") != 0]
     _, best, _ = max(begun, key=lambda choice: choice[2])
@@ -293,6 +301,12 @@ def _search(
         study, {"method": method, **start}, problem.num_classes, budget, value_of,
         lambda parameters: asked("slopes", parameters, seen).mean(0),
     )  # fmt: skip
+
+
+def _grid_starts(problem: Problem, method: Method) -> dict[str, float]:
+    """Where the search on a grid starts."""
+    names = [name for name in searched_on_grid(method) if name not in problem.options]
+    return {name: _number(ARGUMENTS[name].value(method, problem.kind)) for name in names}
 
 
 def _number(value: float | str) -> float:

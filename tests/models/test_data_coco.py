@@ -158,7 +158,9 @@ def test_voc_with_sbd_and_coco(annotations, tmp_path):
 def test_without_pycocotools(annotations, monkeypatch):
     root = annotations.add(1, (CAR, [box(0, 0, 20, 20)])).write()
     monkeypatch.setitem(sys.modules, "pycocotools", None)  # as where it is not installed
-    with pytest.raises(ImportError, match="COCO's regions are read with pycocotools; `pip install pycocotools`"):
+    with pytest.raises(
+        ImportError, match=r"regions of COCO are read with pycocotools; `pip install \"tritoncrf\[coco\]\"`"
+    ):
         data.coco(root, "train")
 
 

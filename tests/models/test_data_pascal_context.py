@@ -134,7 +134,7 @@ def test_without_scipy_the_mat_files_are_refused_at_once(context, monkeypatch):
     (context / "59_context_labels").rename(context / "trainval")
     for name in ("scipy", "scipy.io"):
         monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
-    with pytest.raises(ImportError, match="pip install scipy"):
+    with pytest.raises(ImportError, match=r"pip install \"tritoncrf\[sbd\]\""):
         data.pascal_context(context, "val")
 
 

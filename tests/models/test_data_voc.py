@@ -75,7 +75,7 @@ def test_without_scipy_the_mat_files_of_sbd_are_refused_at_once(voc, monkeypatch
     root, sbd = matlab(voc)
     for name in ("scipy", "scipy.io"):
         monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
-    with pytest.raises(ImportError, match="pip install scipy"):
+    with pytest.raises(ImportError, match=r"pip install \"tritoncrf\[sbd\]\""):
         data.voc(root, "train_aug", sbd=sbd)
     assert names(data.voc(root, "val_reduced", sbd=sbd)) == ["v1"]
 

@@ -321,7 +321,7 @@ IMAGES, P, TRUTHS = problem()
     ({"folds": 1}, ValueError, "^folds: expected an int from 2 to 4, got 1"),
     ({"measure": "dice"}, ValueError, "^measure: expected one of 'miou'"),
     ({"search": "random"}, ValueError, "^search: expected one of 'tpe', 'grid', 'gradient', got 'random'"),
-    ({"search": "gradient", "method": "guided"}, ValueError, "^search: expected 'tpe' with method='guided'"),
+    ({"search": "gradient", "method": "guided"}, ValueError, "^search: expected 'tpe' or 'grid' with method='guided'"),
     ({"method": "magic"}, ValueError, "^method: expected one of 'lattice'"),
     ({"jobs": -1}, ValueError, "^jobs: expected an int from 0"),
     ({"theta": 3}, TypeError, "^theta: expected arguments of refine"),
