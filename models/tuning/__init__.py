@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["SEARCHES", "SPACES", "Fold", "Found", "Trial", "Tuned", "disconnected", "load_parameters", "tune"]
 
 SEARCHES = "tpe", "grid", "gradient"
+FEW = 3  # images, of which nothing is told: their spread is hardly known
 NONE, DEFAULTS = "no CRF", "defaults"
 
 
@@ -215,7 +216,7 @@ def tune(
             if trials[number].value > least:
                 counts = asked("counts", trials[number].parameters, everything)
                 ahead = _gain(counts[seen], known[chosen][seen], measure)
-                if ahead.clear:
+                if ahead.clear and len(seen) > FEW:
                     chosen, parameters = f"trial {number}", trials[number].parameters
                     finalists[f"fold {fold}"], known[f"fold {fold}"] = parameters, counts
             searches.append(Fold(tuple(held), chosen, parameters, tuple(trials)))
