@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import tritoncrf as tc
-from tritoncrf.models import WithCRF, __main__, checkpoints, config, data, evaluation, metrics
+from tritoncrf.models import WithCRF, __main__, checkpoints, config, data, evaluation, metrics, toml_tables
 from tritoncrf.models.__main__ import main
 from tritoncrf.models.disconnected import KINDS
 
@@ -273,7 +273,7 @@ def test_outputs_that_are_files(trained, shapes, tmp_path, capsys):
 
 
 def built(text=CONFIG, crf=True):
-    table = config.tomllib.loads(text)
+    table = toml_tables.tomllib.loads(text)
     if not crf:
         del table["crf"]
         table["phases"][0]["train"] = "unary"
