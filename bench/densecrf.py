@@ -19,7 +19,6 @@ import tritoncrf.densecrf as ours
 from tritoncrf import reports
 from tritoncrf.commands import CommandError
 from tritoncrf.demo import photo
-from tritoncrf.reports import environment, number, slug
 
 CLASSES = (2, 5, 21, 150)
 THREADS = (1, 2)
@@ -80,7 +79,7 @@ def run(out: Path | None, rounds: int = ROUNDS) -> int:
     text, rows = report(found, image.shape[:2])
     print(text)
     if out is not None:
-        reports.write(out, f"{slug(environment())}-densecrf", text, rows)
+        reports.write(out, f"{reports.slug(reports.environment())}-densecrf", text, rows)
     return 0
 
 
@@ -95,7 +94,7 @@ def report(
             own, other = (np.array([getattr(pair[n], part) for pair in pairs]) for n in (0, 1))
             ratio = other / own
             spread = f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
-            line += [number(float(np.median(own)), 1e3), number(float(np.median(other)), 1e3), spread]
+            line += [reports.number(float(np.median(own)), 1e3), reports.number(float(np.median(other)), 1e3), spread]
         lines.append(line)
         rows += [
             {

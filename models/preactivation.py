@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tritoncrf import checks
-from tritoncrf.models.blocks import expect_one_of, recomputed, scaled
-from tritoncrf.models.resnet import DEPTHS, Bottleneck, conv, strides
+from tritoncrf.models.blocks import expect_one_of, scaled
+from tritoncrf.models.resnet import DEPTHS, Bottleneck, after_each, conv, initialize, stages
 
 # MXNet's names: a stage and a unit, counted from 1, where there are any; the layer; the parameter.
 NAME = re.compile(r"(?:arg:|aux:)?(?:stage(\d+)_unit(\d+)_)?(\w+?)_(weight|bias|gamma|beta|moving_mean|moving_var)")
@@ -66,17 +66,12 @@ class PreActivationResNet(nn.Module):
         self.conv0 = conv(3, inputs, 7, stride=2)
         self.bn0 = nn.BatchNorm2d(inputs)
         self.channels: list[int] = []
-        for stage, (count, (stride, (before, dilation))) in enumerate(zip(counts, strides(output_stride))):
-            channels = scaled(64 << stage, width)
-            first = unit(inputs, channels, stride, (before, dilation), projected=True)
-            inputs = channels * block.expansion
-            others = [unit(inputs, channels, 1, (dilation, dilation), projected=False) for _ in range(1, count)]
-            setattr(self, f"stage{stage + 1}", nn.Sequential(first, *others))
-            self.channels.append(inputs)
-        self.bn1 = nn.BatchNorm2d(inputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        made = stages(unit, block.expansion, counts, inputs, width, output_stride, projected=True)
+        for n, (stage, channels) in enumerate(made, 1):
+            setattr(self, f"stage{n}", stage)
+            self.channels.append(channels)
+        self.bn1 = nn.BatchNorm2d(self.channels[-1])
+        initialize(self)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Features of the stages stage1 to stage4, a list of [B, channels[k], H / s, W / s], rounded up.
@@ -88,12 +83,8 @@ class PreActivationResNet(nn.Module):
         """
         x = F.relu(self.bn0(self.conv0(self.bn_data(x))))
         x = F.max_pool2d(x, 3, stride=2, padding=1)
-        found = []
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            for unit in stage:
-                x = recomputed(unit, x) if self.checkpointing else unit(x)
-            found.append(x)
-        return [*found[:3], F.relu(self.bn1(x))]
+        *found, last = after_each((self.stage1, self.stage2, self.stage3, self.stage4), x, self.checkpointing)
+        return [*found, F.relu(self.bn1(last))]
 
 
 class Unit(nn.Module):

@@ -1,5 +1,7 @@
 """ResNet: the backbone of `ResNetFCN` and `SegModel`, with torchvision's parameter names."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -54,16 +56,11 @@ class ResNet(nn.Module):
         self.conv1 = conv(3, inputs, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(inputs)
         self.channels: list[int] = []
-        for stage, (count, (stride, (before, dilation))) in enumerate(zip(counts, strides(output_stride))):
-            channels = scaled(64 << stage, width)
-            first = block(inputs, channels, stride, (before, dilation), projected=stage > 0 or block.expansion > 1)
-            inputs = channels * block.expansion
-            others = [block(inputs, channels, 1, (dilation, dilation), projected=False) for _ in range(1, count)]
-            setattr(self, f"layer{stage + 1}", nn.Sequential(first, *others))
-            self.channels.append(inputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        made = stages(block, block.expansion, counts, inputs, width, output_stride, projected=block.expansion > 1)
+        for n, (stage, channels) in enumerate(made, 1):
+            setattr(self, f"layer{n}", stage)
+            self.channels.append(channels)
+        initialize(self)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Features of the stages layer1 to layer4, a list of [B, channels[k], H / s, W / s], rounded up.
@@ -72,12 +69,7 @@ class ResNet(nn.Module):
             x: normalised images, [B, 3, H, W].
         """
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
-        found = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage:
-                x = recomputed(block, x) if self.checkpointing else block(x)
-            found.append(x)
-        return found
+        return after_each((self.layer1, self.layer2, self.layer3, self.layer4), x, self.checkpointing)
 
 
 class Block(nn.Module):
@@ -157,6 +149,45 @@ def strides(output_stride: int) -> list[tuple[int, tuple[int, int]]]:
             dilation *= 2
         found.append((stride, (before, dilation)))
     return found
+
+
+def stages(
+    block: Callable[..., nn.Module], expansion: int, counts: Sequence[int], inputs: int, width: float,
+    output_stride: int, projected: bool,
+) -> Iterator[tuple[nn.Sequential, int]]:  # fmt: skip
+    """The four stages of a residual network, each with its number of channels.
+
+    Args:
+        block: makes a block from (inputs, channels, stride, dilations, projected).
+        expansion: channels at the end of a block, for each of its own.
+        counts: blocks of each stage.
+        inputs: channels that go into the first stage.
+        width, output_stride: see `ResNet`.
+        projected: whether the first block of the first stage brings its input to its own shape; those of others do.
+    """
+    for n, (count, (stride, (before, dilation))) in enumerate(zip(counts, strides(output_stride))):
+        channels = scaled(64 << n, width)
+        first = block(inputs, channels, stride, (before, dilation), projected=projected or n > 0)
+        inputs = channels * expansion
+        others = [block(inputs, channels, 1, (dilation, dilation), projected=False) for _ in range(1, count)]
+        yield nn.Sequential(first, *others), inputs
+
+
+def after_each(stages: Iterable[nn.Sequential], x: torch.Tensor, checkpointing: bool) -> list[torch.Tensor]:
+    """What comes out of each of these stages, one after another."""
+    found = []
+    for stage in stages:
+        for block in stage:
+            x = recomputed(block, x) if checkpointing else block(x)
+        found.append(x)
+    return found
+
+
+def initialize(network: nn.Module) -> None:
+    """Convolutions start normal, of variance 2 / fan-out (He et al. 2015, section 2.2)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:

@@ -1,18 +1,20 @@
 """Scores beside their truth, and how good they are once `refine` has had them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from tritoncrf.models.data import Item
 from tritoncrf.models.metrics import Evaluation
+from tritoncrf.models.segmenter import Segmenter
 from tritoncrf.refine import refine
 from tritoncrf.types import Image
 
-__all__ = ["BAND", "MEASURES", "Scored", "band", "counted", "counts", "measures"]
+__all__ = ["BAND", "MEASURES", "Scored", "band", "counted", "counts", "logits_of", "measures"]
 
 BAND = 0.02  # of the image's diagonal: how far from a border trimaps and Boundary IoU reach (Cheng et al. 2021)
 MEASURES = "mean IoU", "Boundary IoU", "trimap accuracy", "pixel accuracy"
@@ -25,6 +27,17 @@ class Scored:
     image: Image
     scores: Mapping[str, Any]
     truth: np.ndarray
+
+
+@torch.no_grad()
+def logits_of(network: Segmenter, examples: Iterable[Item], device: torch.device) -> list[Scored]:
+    """Examples with the "logits" [C, H, W] that a network on this device gives them."""
+    found = []
+    for example in examples:
+        photo = example["image"]
+        logits = network(photo[None].to(device))[0].float().cpu().numpy()
+        found.append(Scored(photo.permute(1, 2, 0).numpy(), {"logits": logits}, example["labels"].numpy()))
+    return found
 
 
 def band(size: Sequence[int]) -> int:

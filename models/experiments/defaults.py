@@ -24,7 +24,7 @@ from tritoncrf.models.augment import VOID
 from tritoncrf.models.experiments.dot_plot import dots
 from tritoncrf.models.experiments.runs import COMMAND, STAGES, Place, train
 from tritoncrf.models.experiments.statistics import Estimate, in_blocks, jackknife
-from tritoncrf.models.scored import BAND, MEASURES, Scored, counted, measures
+from tritoncrf.models.scored import BAND, MEASURES, Scored, counted, logits_of, measures
 from tritoncrf.options import HARD
 from tritoncrf.refine import refine
 from tritoncrf.types import RefineOptions
@@ -133,16 +133,12 @@ def _photo(root: Path, stem: str) -> np.ndarray:
     return np.array(Image.open(path).convert("RGB"))
 
 
-@torch.no_grad()
 def camvid(run: str, place: Place, every: int = 1) -> ScoreSet:
     """The logits of a network on the validation images."""
-    network = checkpoints.trained(place.best(run).with_name("last.pt"), torch.device("cpu"))
-    examples = data.camvid(place.data, "val")
-    images, items = data.Images(examples, network.config.data.resize), []
-    for n in range(0, len(images), every):
-        example = images[n]
-        logits = network.model(example["image"][None])[0].float().numpy()
-        items.append(Scored(example["image"].permute(1, 2, 0).numpy(), {"logits": logits}, example["labels"].numpy()))
+    cpu = torch.device("cpu")
+    network = checkpoints.trained(place.best(run).with_name("last.pt"), cpu)
+    images = data.Images(data.camvid(place.data, "val"), network.config.data.resize)
+    items = logits_of(network.model, (images[n] for n in range(0, len(images), every)), cpu)
     return ScoreSet(run, items, len(network.classes), video=True)
 
 

@@ -22,7 +22,7 @@ from tritoncrf.models.experiments.dot_plot import dots
 from tritoncrf.models.experiments.runs import COMMAND, PARTS, Place, train
 from tritoncrf.models.experiments.statistics import BLOCKS, Estimate, in_blocks, over_seeds, student
 from tritoncrf.models.experiments.tables import EXPERIMENTS, PUBLISHED, Claim, Experiment, Row
-from tritoncrf.models.scored import Scored
+from tritoncrf.models.scored import logits_of
 from tritoncrf.models.segmenter import Segmenter, WithCRF
 from tritoncrf.models.segmodel import SegModel
 from tritoncrf.models.splits import examples_of, splits_of
@@ -115,11 +115,7 @@ def _loader(examples: data.Examples, resize: tuple[int, int] | None) -> DataLoad
 @torch.no_grad()
 def with_best_crf(network: Segmenter, images: data.Images, device: torch.device) -> tuple[Segmenter, str]:
     """A network with the fully connected CRF that is best on these images, and which that is."""
-    scored = []
-    for n in range(len(images)):
-        photo, truth = images[n]["image"], images[n]["labels"].numpy()
-        logits = network(photo[None].to(device))[0].float().cpu().numpy()
-        scored.append(Scored(photo.permute(1, 2, 0).numpy(), {"logits": logits}, truth))
+    scored = logits_of(network, (images[n] for n in range(len(images))), device)
     found = tuning.disconnected(scored, network.num_classes, device=device)
     crf = tc.CRFRNN(network.num_classes, **found.settings).to(device)
     edge = f" ({', '.join(found.on_edge)} on the edge of what was searched)" if found.on_edge else ""
