@@ -1,7 +1,7 @@
 """What every benchmark shares: options, and one line of results per benchmark, written as soon as it is known."""
 
 import json
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,10 @@ import torch
 
 from bench import floors
 from bench.peak_memory import peak_on_gpu
+from bench.runs import Run
 from bench.suite import TESTS_ON_GPU
-from bench.timing import clock_rates, seconds
+from bench.timing import clock_rates
 from tritoncrf.devices import device_found
-
-LONG = 2.0  # seconds; on a CPU, which compiles nothing, a call that takes them has warmed up for those that follow
 
 
 def pytest_addoption(parser):
@@ -42,34 +41,36 @@ def rates(device):
 
 @pytest.fixture
 def measure(benchmark, request, device, rates):
-    """Time `call`, add what is counted, and write the row.
+    """Time runs in turn, and write a row for each.
 
-    Two runs warm up; the second says how many more fit the time box, and three are done in any case. A graph replay is
-    short beside a synchronisation, so ten replays share one. A GPU's times scatter less, and a stage there has to end.
-    Of growth the exponent counts, which many points make: a short box.
+    A round calls each run once, so that whatever slows the machine for a while slows all of them, and ratios are taken
+    within a round. There are as many rounds as fit the time box, at least three. The box is short for a point of a
+    growth curve, since the exponent comes from many of them, and on a GPU, whose times scatter less.
     """
 
-    def run(call, counts: floors.Work, memory=None, /, **facts):
-        short = request.config.getoption("--quick") or facts["work"] == "W7"
+    def in_turn(*runs: Run):
+        short = request.config.getoption("--quick") or runs[0].facts["work"] == "W7"
         box = 0.5 if short else 1.0 if device.type == "cuda" else 2.0
-        once = seconds(call)
-        if device.type == "cuda" or once < LONG:
-            once = seconds(call)
-        iterations = 10 if facts.get("mode") == "graph" and once < 0.01 else 1
-        benchmark.pedantic(call, rounds=min(100, max(3, int(box / once / iterations))), iterations=iterations)
-        clocks, stats = clock_rates(device.type), benchmark.stats.stats
-        if memory is None and device.type == "cuda":
-            memory = lambda: peak_on_gpu(call)  # noqa: E731
-        row = facts | {
-            "median": stats.median, "iqr": stats.iqr, "min": stats.min, "rounds": stats.rounds, "clocks": clocks,
-            **asdict(counts),
-            "floor": (counts.floor(rates) or None) if rates else None,
-            "copy_bandwidth": rates.bytes if rates else None,
-            "peak_memory": memory() if memory else None,
-        }  # fmt: skip
-        benchmark.extra_info.update(row)
+        for run in runs:
+            run.warm_up(device)
+            if run.memory is None and device.type == "cuda":
+                run.memory = partial(peak_on_gpu, run.call)
+        rounds = min(100, max(3, int(box * len(runs) / sum(run.took * run.repeats for run in runs))))
+        # pytest-benchmark calls what it shows either once a round or without the others between.
+        shown = min(runs, key=lambda run: run.repeats)
+        others = [run for run in runs if run is not shown]
+
+        def time_others():
+            for run in others:
+                run.times.append(run.once())
+
+        benchmark.pedantic(shown.call, rounds=rounds, iterations=shown.repeats, setup=time_others if others else None)
+        shown.times = list(benchmark.stats.stats.data)
+        clocks = clock_rates(device.type)
+        rows = [run.row(rates) | {"clocks": clocks} for run in runs]
+        benchmark.extra_info["rows"] = rows
         if path := request.config.getoption("--rows"):
             with path.open("a") as file:
-                print(json.dumps(row), file=file)
+                file.writelines(json.dumps(row) + "\n" for row in rows)
 
-    return run
+    return in_turn

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from bench import growth
 from bench.peers import versions
 from tritoncrf import reports
@@ -61,6 +63,20 @@ def peers_of(row: dict, found: dict) -> list[dict]:
     """No peer keeps a filter from one picture to the next: its whole call is what that is compared with."""
     stage = "total" if row.get("stage") == "kept" else row.get("stage", "")
     return found.get(key(row | {"stage": stage}, ("provider", "mode")), []) if row["provider"] == "tritoncrf" else []
+
+
+def ratios(row: dict, peer: dict) -> np.ndarray:
+    """Of a peer's time over ours: one of each round if they were timed in turn, else that of the medians."""
+    if len(row["times"]) == len(peer["times"]):
+        return np.array(peer["times"]) / np.array(row["times"])
+    return np.array([peer["median"] / row["median"]])
+
+
+def faster(row: dict, peer: dict) -> str:
+    """The median ratio, and the range of the rounds'."""
+    found = ratios(row, peer)
+    text = number(float(np.median(found))) + " x"
+    return text if len(found) == 1 else f"{text} ({number(found.min())} to {number(found.max())})"
 
 
 def markdown(environment: dict, rows: list[dict], drawn: dict[str, str]) -> str:
@@ -151,7 +167,7 @@ def cells(row: dict, peers: list[dict]) -> dict[str, str]:
         "Gexp": number(row["exponentials"] or None, 1e-9),
         "MB": number(peak, 1e-6),
         "x Q": number(peak / q) if peak is not None and q else "",
-        "faster": ", ".join(number(peer["median"] / row["median"]) + " x" for peer in peers),
+        "faster": ", ".join(faster(row, peer) for peer in peers),
         "memory": ", ".join(share(peak / peer["peak_memory"]) for peer in peers if peak and peer["peak_memory"]),
         "error": number(row.get("loop_rms", row.get("gradient_rms"))),
         "worst": number(row.get("loop_max")),

@@ -4,6 +4,7 @@ The networks' weights do not matter for the time; the picture does, for the latt
 training steps; a CPU takes minutes for these, so there it is one image, forward.
 """
 
+from functools import partial
 from statistics import median
 
 import torch
@@ -46,17 +47,14 @@ class Pipeline:
         return self.model(self.image, output).logsumexp(1).mean().backward()
 
     def crf_seconds(self) -> float:
-        """What the CRF adds: two medians apart. A forward pass is compared from the network's scores on, since a long
-        network's scatter would hide a short CRF."""
+        """What the CRF adds: the median difference of calls with and without it, in turn. A forward pass is compared
+        from the network's scores on, since a long network's scatter would hide a short CRF."""
         if self.mode == "training step":
-            return timed(self.run) - timed(lambda: self.run("unary"))
+            return difference(self.run, lambda: self.run("unary"))
         with torch.no_grad():
             scores = self.model.scores(self.image)
-            with_crf, without = (
-                timed(lambda: self.model.finish(scores, self.image, crf))  # noqa: B023
-                for crf in (True, False)
-            )
-        return with_crf - without
+            with_crf, without = (partial(self.model.finish, scores, self.image, crf) for crf in (True, False))
+            return difference(with_crf, without)
 
 
 def picture(size, batch: int, device) -> torch.Tensor:
@@ -65,7 +63,6 @@ def picture(size, batch: int, device) -> torch.Tensor:
     return photo.expand(batch, -1, -1, -1).contiguous().to(device)
 
 
-def timed(call) -> float:
-    """Seconds: the median of some calls, after one that warms up."""
-    call()
-    return median(seconds(call) for _ in range(ROUNDS))
+def difference(call, other) -> float:
+    """Seconds that a call takes longer than another: the median of some rounds, after one that warms up."""
+    return median([seconds(call) - seconds(other) for _ in range(ROUNDS + 1)][1:])

@@ -6,8 +6,10 @@ Each function gives a matplotlib Figure, tied to no window.
 import math
 from pathlib import Path
 
+import numpy as np
+
 from bench import growth
-from bench.measurements import key
+from bench.measurements import key, ratios
 from bench.workloads import GRACE_HOPPER
 from tritoncrf.figures import INK, MUTED, REPAIRED, head, legend, palette
 from tritoncrf.files import save_small_figure
@@ -127,9 +129,9 @@ def _bars(axes, groups: list[list[dict]]):
         labels.append(label(ours))
         for row in group:
             axes.barh(at, row["median"] - left, left=left, height=0.8, color=COLORS[row["provider"]])
-            text, ratio = duration(row["median"]), row["median"] / ours["median"]
+            text = duration(row["median"])
             if row["provider"] != OURS:
-                text += f"  ({number(ratio)} x)"
+                text += f"  ({number(float(np.median(ratios(ours, row))))} x)"
             elif row["floor"]:
                 axes.plot([row["floor"]] * 2, [at - 0.45, at + 0.45], color=INK, linewidth=1.5)
                 text += f"  ({number(row['median'] / row['floor'])} x)"

@@ -9,6 +9,7 @@ import pytest
 from bench.peak_memory import peak_on_cpu, peak_on_gpu
 from bench.peers import installed
 from bench.providers import errors, facts, graphed, offers, runner
+from bench.runs import Run
 from bench.timing import clock
 from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork, photographs
 from tritoncrf.devices import device_found
@@ -36,10 +37,12 @@ QUICK_WINDOWS = [work for work in WINDOWS if work.window_size <= 11 and work.nor
 
 
 def runs(work, stage="total", learns=None, modes=MODES, peers=True):
-    """A work by this library and those of its peers that have the stage: (work, stage, learns, provider, mode). Peers
-    are timed eagerly: their launches are short beside their kernels, or there is no GPU in them. They take most of the
-    time, so each is timed once for what it does: ten iterations are five twice, a normalisation is little of it, and
-    one peer is enough for a training step."""
+    """A work by this library and by those of its peers that have the stage: (work, stage, learns, provider, mode).
+
+    Peers are timed eagerly: their launches are short beside their kernels, or there is no GPU in them. They take most
+    of the time, so each is timed once for what it does: ten iterations are five twice, a normalisation is little of it,
+    and one peer is enough for a training step.
+    """
     ours = [(work, stage, learns, "tritoncrf", mode) for mode in modes]
     once = work.iterations <= 5 and (work.filter != "window" or work.normalization == "none")
     names = work.peers[: 1 if learns else None] if peers and once else ()
@@ -47,9 +50,9 @@ def runs(work, stage="total", learns=None, modes=MODES, peers=True):
 
 
 def stages(work):
-    """The stages of a CRF that is not of windows, and its whole. The filters of fully connected ones are built eagerly:
-    building waits for the device. The peers of guided ones are timed as a whole."""
-    found = []
+    """A whole CRF that is not of windows, and its stages, in turn. The filters of fully connected ones are built
+    eagerly: building waits for the device. The peers of guided ones are timed as a whole."""
+    found = runs(work) + runs(work, "loop", peers=work.filter != "guided")
     if work.filter == "guided":
         found += runs(work, "build", peers=False)
     elif work.iterations == 5:
@@ -57,19 +60,20 @@ def stages(work):
             found += runs(work, stage, modes=["eager"])
         if work.filter == "lattice":
             found += runs(work, "kept")
-    return found + runs(work, "loop", peers=work.filter != "guided") + runs(work)
+    return found
 
 
 def forward(quick: bool) -> list:
-    """W2 first: of a run that ends early it is the shortest part."""
-    lattices = [run for work in (LATTICES[:1] if quick else LATTICES) for run in stages(work)]
-    guided = [run for work in (GUIDED[:1] if quick else GUIDED) for run in stages(work)]
-    windows = [run for work in (QUICK_WINDOWS if quick else WINDOWS) for run in runs(work)]
+    """Lists of runs to be timed in turn. W2 first: of a suite that ends early it is the shortest part."""
+    lattices = [stages(work) for work in (LATTICES[:1] if quick else LATTICES)]
+    guided = [stages(work) for work in (GUIDED[:1] if quick else GUIDED)]
+    windows = [runs(work) for work in (QUICK_WINDOWS if quick else WINDOWS)]
     exact = stages(EXACT) if ON_GPU else runs(EXACT)  # a CPU takes seconds for each stage, nearly all for the loop
-    return lattices + guided + windows + ([] if quick else exact)
+    return lattices + guided + windows + ([] if quick else [exact])
 
 
 def training(quick: bool) -> list:
+    """As `forward`."""
     windows = QUICK_WINDOWS if quick else WINDOWS
     if not ON_GPU:  # a CPU takes seconds for each step, and a normalisation adds two sums to it
         windows = [work for work in windows if work.normalization == "none"]
@@ -77,20 +81,20 @@ def training(quick: bool) -> list:
     found = []
     for batch in batches:
         lattice = replace(LATTICES[0], batch=batch)
-        found += runs(lattice, learns="weights", peers=False)
+        found.append(runs(lattice, learns="weights", peers=False))
         # The gradient of features goes back through the build, which waits for the device: no graph holds it.
-        found += runs(lattice, learns="features", modes=["eager"], peers=False)
+        found.append(runs(lattice, learns="features", modes=["eager"], peers=False))
     for batch in batches:
         guided = replace(GUIDED[0], batch=batch)
-        found += runs(guided, learns="weights", peers=batch == 1)
-        found += runs(guided, learns="features", peers=False)
+        found.append(runs(guided, learns="weights", peers=batch == 1))
+        found.append(runs(guided, learns="features", peers=False))
     for batch in batches:
         for work in windows:
             # Each iteration of im2col keeps T k^2 C N values for its backward: beyond this, tens of gigabytes.
             peers = batch == 1 and work.window_size == 7
-            found += runs(replace(work, batch=batch), learns="features", peers=peers)
+            found.append(runs(replace(work, batch=batch), learns="features", peers=peers))
     if ON_GPU and not quick:
-        found += runs(EXACT, learns="weights", peers=False)
+        found.append(runs(EXACT, learns="weights", peers=False))
     return found
 
 
@@ -99,65 +103,68 @@ def photos(config) -> list:
     does."""
     paths, found = photographs(config.getoption("--photos")), []
     for path in paths[:: max(1, len(paths) // MAX_PHOTOS)][:MAX_PHOTOS]:
-        found += runs(ConvCRFWork(7, size=SIZE, picture=str(path)), modes=MODES[-1:], peers=False)
-        found += runs(LatticeWork(size=SIZE, picture=str(path)), modes=MODES[-1:])
+        found.append(runs(ConvCRFWork(7, size=SIZE, picture=str(path)), modes=MODES[-1:], peers=False))
+        found.append(runs(LatticeWork(size=SIZE, picture=str(path)), modes=MODES[-1:]))
     return found
 
 
 def name(run) -> str:
     work, stage, learns, provider, mode = run
-    words = [work.filter]
+    return "-".join(filter(None, [*words(work), stage, learns, provider, mode]))
+
+
+def words(work) -> list[str]:
+    found = [work.filter]
     if work.filter == "window":
-        words += [f"k{work.window_size}", f"blur{work.blur}", work.normalization]
+        found += [f"k{work.window_size}", f"blur{work.blur}", work.normalization]
     if work.filter == "guided":
-        words += [f"r{work.radius}", "x".join(map(str, work.size))]
-    words += [f"batch{work.batch}", f"T{work.iterations}", stage, learns, Path(work.picture).stem, provider, mode]
-    return "-".join(filter(None, words))
+        found += [f"r{work.radius}", "x".join(map(str, work.size))]
+    return [*found, f"batch{work.batch}", f"T{work.iterations}", Path(work.picture).stem]
 
 
 def pytest_generate_tests(metafunc):
     config = metafunc.config
     cases = {test_forward: forward, test_training_step: training}.get(metafunc.function)
     cases = cases(config.getoption("--quick")) if cases else photos(config)
-    metafunc.parametrize(
-        "run", [pytest.param(run, id=name(run), marks=getattr(pytest.mark, run[0].filter)) for run in cases]
-    )
+    metafunc.parametrize("runs", [
+        pytest.param(runs, id="-".join(filter(None, [*words(runs[0][0]), runs[0][2]])),
+                     marks=getattr(pytest.mark, runs[0][0].filter))
+        for runs in cases
+    ])  # fmt: skip
 
 
-def crf(measure, run):
+def prepared(run) -> Run | None:
+    """The run with its inputs made, or None where its provider is not installed."""
     work, stage, learns, provider, mode = run
     if not installed(provider):
-        pytest.skip(f"{provider}: not installed")
+        return None
     inputs = Inputs(work, DEVICE, learns=learns)
-    call = runner(provider, inputs, stage)
-    memory = partial(peak_on_gpu, call)
+    call = runner(provider, inputs, stage) if mode == "eager" else graphed(inputs, stage)
+    memory = partial(peak_on_gpu, runner(provider, inputs, stage))  # a graph's replay allocates nothing
     if not ON_GPU:  # there it takes a process of its own: of whole calls only
         memory = partial(peak_on_cpu, provider, work, stage, learns) if stage == "total" else None
     about = asdict(work) | {"filter": work.filter, "picture": Path(work.picture).stem, "provider": provider}
-    about |= {"mode": mode, "learns": learns} if learns else {"mode": mode}
-    if work.filter != "window":
-        about["stage"] = stage
+    about |= {"mode": mode, "work": "W5" if learns else work.id}
+    about |= {"learns": learns} if learns else {}
+    about |= {"stage": stage} if work.filter != "window" else {}
     found = facts(work, DEVICE)
     # Building is held by tests alone, and images of a batch do not meet.
     if provider == "tritoncrf" and work.batch == 1 and stage in ("loop", "total"):
         about |= errors(work, DEVICE, learns)
-    measure(
-        graphed(inputs, stage) if mode == "graph" else call,
-        work.counts(found, stage, learns),
-        memory,
-        work="W5" if learns else work.id,
-        **found,
-        **about,
-    )
+    return Run(call, work.counts(found, stage, learns), found | about, memory)
 
 
-def test_forward(measure, run):
-    crf(measure, run)
+def in_turn(measure, runs):
+    measure(*filter(None, map(prepared, runs)))
 
 
-def test_training_step(measure, run):
-    crf(measure, run)
+def test_forward(measure, runs):
+    in_turn(measure, runs)
 
 
-def test_photos(measure, run):
-    crf(measure, run)
+def test_training_step(measure, runs):
+    in_turn(measure, runs)
+
+
+def test_photos(measure, runs):
+    in_turn(measure, runs)

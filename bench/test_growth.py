@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench.runs import Run
 from bench.timing import clock
 from bench.workloads import GrowthPoint, growth_points
 from tritoncrf.devices import device_found
@@ -35,4 +36,4 @@ def test_growth(measure, device, filter, axis, value, stage):
     about = {"work": "W7", "provider": "tritoncrf", "mode": "eager", "axis": axis, "value": value, "filter": filter}
     if filter in BUILDS:
         about["stage"] = stage
-    measure(getattr(grown, stage), grown.counts[stage], **about, **grown.facts, **grown.point)
+    measure(Run(getattr(grown, stage), grown.counts[stage], about | grown.facts | grown.point))

@@ -4,6 +4,7 @@ import pytest
 
 from bench.floors import NOTHING
 from bench.pipelines import PIPELINES, Pipeline, cases
+from bench.runs import Run
 from bench.timing import clock
 from bench.workloads import GRACE_HOPPER
 from tritoncrf.devices import device_found
@@ -22,4 +23,5 @@ def test_pipeline(measure, device, name, batch, mode):
     pipeline = Pipeline(name, batch, mode, device)
     about = {"work": "W6", "pipeline": name, "filter": pipeline.filter, "picture": GRACE_HOPPER.stem}
     about |= {"size": pipeline.size, "batch": batch, "provider": "tritoncrf", "mode": mode}
-    measure(pipeline.run, NOTHING, **about, crf=pipeline.crf_seconds())
+    about["crf"] = pipeline.crf_seconds()
+    measure(Run(pipeline.run, NOTHING, about))

@@ -249,31 +249,35 @@ def test_peers_that_are_not_installed_are_named(monkeypatch):
     assert not peers.installed("no_such_peer") and peers.installed("im2col")
 
 
+def names(comparisons) -> list[str]:
+    return [benchmarks.name(run) for runs in comparisons for run in runs]
+
+
 def test_quick_benchmarks_take_the_lattice_and_its_peer():
-    quick, whole = ([benchmarks.name(run) for run in benchmarks.forward(q)] for q in (True, False))
+    quick, whole = (names(benchmarks.forward(q)) for q in (True, False))
     assert set(quick) < set(whole) and len(set(whole)) == len(whole)
     for provider in ("tritoncrf", "pydensecrf"):
-        assert f"lattice-batch1-T5-total-grace_hopper-{provider}-eager" in quick
-    assert "exact-batch1-T5-total-grace_hopper-pykeops-eager" in whole
+        assert f"lattice-batch1-T5-grace_hopper-total-{provider}-eager" in quick
+    assert "exact-batch1-T5-grace_hopper-total-pykeops-eager" in whole
     assert not any(run.startswith("exact") for run in quick)
     for provider in ("tritoncrf", "torch_boxes", "kornia"):
-        assert f"guided-r3-500x500-batch1-T3-total-grace_hopper-{provider}-eager" in quick
-        assert f"guided-r3-256x512-batch1-T3-total-grace_hopper-{provider}-eager" in whole
+        assert f"guided-r3-500x500-batch1-T3-grace_hopper-total-{provider}-eager" in quick
+        assert f"guided-r3-256x512-batch1-T3-grace_hopper-total-{provider}-eager" in whole
     # Of peers whose calls take seconds only the whole is timed.
-    assert "lattice-batch1-T5-loop-grace_hopper-pydensecrf-eager" in quick
+    assert "lattice-batch1-T5-grace_hopper-loop-pydensecrf-eager" in quick
     for name in ("torch_boxes", "kornia", "pykeops"):
         assert not any(name in run and "-total-" not in run for run in whole)
 
 
 def test_peers_do_each_thing_once():
-    names = [benchmarks.name(run) for run in [*benchmarks.forward(False), *benchmarks.training(False)]]
-    others = [name for name in names if "tritoncrf" not in name]
-    assert "window-k13-blur1-none-batch1-T5-total-grace_hopper-im2col-eager" in others
+    found = names(benchmarks.forward(False) + benchmarks.training(False))
+    others = [name for name in found if "tritoncrf" not in name]
+    assert "window-k13-blur1-none-batch1-T5-grace_hopper-total-im2col-eager" in others
     assert not any("symmetric" in name or "T10" in name for name in others)
     assert [name for name in others if "weights" in name] == [
-        "guided-r3-500x500-batch1-T3-total-weights-grace_hopper-torch_boxes-eager"
+        "guided-r3-500x500-batch1-T3-grace_hopper-total-weights-torch_boxes-eager"
     ]
-    assert any("k13-blur1-symmetric" in name for name in names) and any("T10" in name for name in names)
+    assert any("k13-blur1-symmetric" in name for name in found) and any("T10" in name for name in found)
 
 
 # Pipelines --------------------------------------------------------------------------------------------------------
