@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypedDict, get_args
 
 import torch
+from torch.nn import functional as F
 
 from tritoncrf import checks
 from tritoncrf.backends import compute_dtype, resolve, written_out
@@ -302,6 +303,11 @@ def centred(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.T
         middle = ranked.gather(2, half.clamp_max(ranked.shape[2] - 1).expand(-1, features.shape[1], -1))[:, :, 0]
     shifted = features - middle.view(*middle.shape, *[1] * (features.ndim - 2))
     return shifted if mask is None else shifted.where(mask, 0.0)
+
+
+def resized(x: torch.Tensor, axes: int, change: int) -> torch.Tensor:
+    """x with so many zeros more, or pixels less, at the end of its last `axes` axes."""
+    return F.pad(x, (0, change) * axes).contiguous() if axes else x
 
 
 def pooled(features: torch.Tensor, factor: int, spare: bool = False) -> torch.Tensor:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from tritoncrf import checks, kernels
 from tritoncrf.backends import modules
@@ -19,9 +18,11 @@ from tritoncrf.filters.base import (
     gaussian_fields,
     mask_of,
     pooled,
+    resized,
 )
 from tritoncrf.filters.plan import Plan, fits_in_registers
 from tritoncrf.reference import blur
+from tritoncrf.reference.blur import is_symbol
 from tritoncrf.step import KEPT_STATES, Step, from_3d, per_axis, scaled, to_3d
 from tritoncrf.types import Backend, Normalization, Precision
 
@@ -91,7 +92,7 @@ class Window(Gaussian):
             blur=blur,
             positions=positions,
             masked=mask is not None,
-            spare=blur > 1 and any(isinstance(n, torch.SymInt) for n in features.shape[2:]),
+            spare=blur > 1 and any(map(is_symbol, features.shape[2:])),
             **gaussian_fields(features, include_self, normalization, precision, backend),
         )
         low = pooled(features, plan.blur, plan.spare)
@@ -209,9 +210,9 @@ class WindowOperator(GaussianOperator):
     def __init__(self, plan: WindowPlan, tensors: list[torch.Tensor], budget: float) -> None:
         super().__init__(plan, tensors)
         self.axes = tensors[0].ndim - 2
-        self.spare = plan.spare and plan.backend == "graph"  # elsewhere sizes have numbers, and those blocks go
-        self.cropped = (0, -1) * self.axes if plan.spare and not self.spare else ()
-        self.features = _padded(to_3d(tensors[0]), self.cropped)
+        self.spare = plan.spare and plan.backend == "graph"
+        self.cut = self.axes if plan.spare and not self.spare else 0  # where sizes have numbers, those blocks go
+        self.features = resized(to_3d(tensors[0]), self.cut, -1)
         self.radii, self.dilation = per_axis(plan.window_size // 2, self.axes, 0), plan.dilation
         self.factors = per_axis(plan.blur, self.axes, 1)
         self.module = modules(plan.backend).window
@@ -243,7 +244,7 @@ class WindowOperator(GaussianOperator):
 
     def given(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient of `features` as one of the tensor that they came as."""
-        return from_3d(_padded(gradient, [-n for n in self.cropped]), self.axes)
+        return from_3d(resized(gradient, self.cut, 1), self.axes)
 
     def grid(self, size: Sequence[int]) -> tuple[Sequence[int], ...]:
         """Image size, low size and padding, each (y, x), for a fused step's kernels."""
@@ -266,7 +267,3 @@ class WindowOperator(GaussianOperator):
             lambda: blur.upsample(self.sum(low_x), size, factors).reshape(x.shape),
             lambda: blur.pool_adjoint(self.sum(low_y), size, factors).reshape(x.shape),
         )
-
-
-def _padded(x: torch.Tensor, pixels: Sequence[int]) -> torch.Tensor:
-    return F.pad(x, pixels).contiguous() if pixels else x

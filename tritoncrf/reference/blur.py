@@ -42,10 +42,10 @@ def _pooled_planes(x, blur, spare: bool):
     size = x.shape[2:]
     low, before = low_size(size, blur), padding(size, blur)
     if spare or any(map(is_symbol, size)):
-        more = [b if spare and b > 1 else 0 for b in blur]
-        behind = [m * b - n - s + more for m, b, n, s, more in zip(low, blur, size, before, more, strict=True)]
-        blocks = F.pad(x, (before[1], behind[1], before[0], behind[0]))
-        return F.avg_pool2d(blocks, blur, blur) * math.prod(blur) / pool_counts(size, blur, x.dtype, x.device, spare)
+        blocks = [m + (spare and b > 1) for m, b in zip(low, blur, strict=True)]
+        behind = [m * b - n - s for m, b, n, s in zip(blocks, blur, size, before, strict=True)]
+        x = F.pad(x, (before[1], behind[1], before[0], behind[0]))
+        return F.avg_pool2d(x, blur, blur) * math.prod(blur) / pool_counts(size, blur, x.dtype, x.device, spare)
     pooled = F.avg_pool2d(x, blur, blur, before, count_include_pad=False)
     return pooled[:, :, : low[0], : low[1]]
 
