@@ -222,11 +222,13 @@ def test_onnx_of_a_lattice_says_what_works():
 
 # Compiled ahead of time -------------------------------------------------------------------------------------------
 
-ALONE = """
+ELSEWHERE = """
 import sys, torch
+if sys.argv[3] == "imported":
+    import tritoncrf.layers
 given, expected = torch.load(sys.argv[2])
 found = torch._inductor.aoti_load_package(sys.argv[1])(*given)
-assert "tritoncrf" not in sys.modules
+assert ("tritoncrf" in sys.modules) == (sys.argv[3] == "imported")
 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 """
 
@@ -234,10 +236,10 @@ torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of PyTorch, in itself
-@pytest.mark.parametrize("name", ["window", "guided"])
-def test_a_compiled_package_runs_without_this_library(name, tmp_path):
-    crf, _ = LAYERS[name]
-    network = torch.nn.ModuleList([torch.nn.Conv2d(3, 3, 1), crf])
+@pytest.mark.parametrize("name, library", [("window", "absent"), ("guided", "absent"), ("lattice", "imported")])
+def test_a_compiled_package_runs_in_another_process(name, library, tmp_path):
+    """What is written in standard operators needs this library no longer; of a lattice the operators stay."""
+    network = torch.nn.ModuleList([torch.nn.Conv2d(3, 3, 1), tc.CRFRNN(3) if name == "lattice" else LAYERS[name][0]])
 
     class Network(torch.nn.Module):
         def __init__(self):
@@ -252,6 +254,8 @@ def test_a_compiled_package_runs_without_this_library(name, tmp_path):
     with torch.no_grad():
         program = torch.export.export(model, (image,))
         torch._inductor.aoti_compile_and_package(program, package_path=str(package))
-        torch.save(((image,), model(image)), data)
-    done = subprocess.run([sys.executable, "-c", ALONE, package, data], capture_output=True, text=True, cwd=tmp_path)
+        other = torch.rand_like(image)
+        torch.save(((other,), model(other)), data)
+    command = [sys.executable, "-c", ELSEWHERE, package, data, library]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
