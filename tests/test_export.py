@@ -102,8 +102,8 @@ LAYERS = {
             backend="torch",
         ), 3,
     ),
-    "guided": (tc.GuidanceCRF(3, radius=1, iterations=2, backend="torch"), 2),
     "subsample": (tc.GuidanceCRF(3, radius=4, eps=100.0, iterations=1, subsample=2, damping=0.1, backend="torch"), 1),
+    "guided": (tc.GuidanceCRF(3, radius=1, iterations=2, backend="torch"), 3),
     "released": (tc.GuidanceCRF(3, radius=1, iterations=1, preset="released", backend="torch"), 1),
 }  # fmt: skip
 """By name a layer, and the channels of its images."""
@@ -113,11 +113,12 @@ named_layers = pytest.mark.parametrize("name", LAYERS)
 @named_layers
 def test_in_pytorch_by_name_a_graph_has_standard_operators_alone(name):
     crf, channels = LAYERS[name]
-    program = exported(crf, inputs((7, 8), channels=channels))
+    fixed = name in ("guided", "released")  # "subsample" runs their code with open sizes, which take seconds
+    program = exported(crf, inputs((7, 8), channels=channels), None if fixed else OPEN)
     assert not any(operator.startswith("tritoncrf") for operator in operators(program))
     run = program.module()
     with torch.no_grad():
-        for batch, size in enumerate([(7, 8), (2, 9), (10, 5)], 1):
+        for batch, size in [(2, (7, 8))] if fixed else [(1, (7, 8)), (2, (2, 9)), (3, (10, 5))]:
             given = inputs(size, batch, channels=channels)
             assert_close("scores", run(*given), crf(*given))
 
