@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "summary": {"diagnostics"},
     "published": {"types", "checks", "options"},
     "scores": {"types", "checks", "options"},
-    "layers": {"types", "checks", "devices", "backends", "features", "filters", "mean_field", "published"},
+    "layers": {"types", "checks", "devices", "graph", "backends", "features", "filters", "mean_field", "published"},
     "levels": {"types", "checks"},
     "images": {"types", "checks", "options", "scores"},
     "problem": {

@@ -7,79 +7,124 @@ import sys
 import pytest
 import torch
 from torch.export import Dim
+from torch.nn import functional as F
 
 import tritoncrf as tc
 from assertions import assert_close
+from tritoncrf import graph
 from tritoncrf.filters import Guided, Window
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
 
 
-def inputs(size, batch=2):
-    """Logits of 3 classes and an image."""
+def inputs(size, batch=2, image=None, channels=3):
+    """Logits of 3 classes and an image, perhaps larger."""
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(batch, 3, *size, generator=generator), torch.rand(batch, 3, *size, generator=generator)
+    logits = torch.randn(batch, 3, *size, generator=generator)
+    return logits, torch.rand(batch, channels, *(image or size), generator=generator)
 
 
-def open_sizes(axes=2, least=2):
-    """Names of a batch and of sizes that are known when the graph runs, for two inputs."""
-    sizes = {0: Dim("b"), **{axis: Dim(f"n{axis}", min=least) for axis in range(2, 2 + axes)}}
-    return sizes, sizes
+SIZES = {0: Dim("b"), 2: Dim("y", min=2), 3: Dim("x", min=2)}
+OPEN = SIZES, SIZES
+OPEN_LARGER = SIZES, {0: SIZES[0], 2: Dim("Y", min=2), 3: Dim("X", min=2)}
 
 
-def exported(module, size, **sizes):
+def exported(module, given, sizes=OPEN):
     with torch.no_grad():
-        return torch.export.export(module.eval(), inputs(size), dynamic_shapes=open_sizes(**sizes))
+        return torch.export.export(module.eval(), given, dynamic_shapes=sizes)
 
 
 def operators(program):
     return {str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"}
 
 
-@torch.no_grad()
-def assert_same_in_all_sizes(program, module, sizes):
-    run = program.module()
-    for batch, size in enumerate(sizes, 1):
-        assert_close("scores", run(*inputs(size, batch)), module(*inputs(size, batch)))
+def assert_same_gradients(run, module, size):
+    cotangent, found = torch.randn(2, 3, *size), []
+    for function in run, module:
+        given = [x.requires_grad_() for x in inputs(size)]
+        scores = function(*given)
+        found.append([scores.detach(), *torch.autograd.grad(scores, given, cotangent)])
+    for name, ours, expected in zip(("Q", "logits", "image"), *found, strict=True):
+        assert_close(name, ours, expected)
 
 
-@pytest.mark.parametrize("blur, residues", [(2, [(4, 5), (9, 8), (3, 3)]), (3, [(5, 4), (9, 6), (7, 11), (8, 13)])])
-def test_blur_leaves_sizes_open(blur, residues):
-    """One graph serves all sizes above `blur`, multiples of it or not, to the last bit."""
-    crf = tc.ConvCRF(3, window_size=3, blur=blur, iterations=2)
-    run = exported(crf, (6, 7), least=blur + 1).module()
+@pytest.mark.parametrize("crf", [
+    tc.ConvCRF(3, window_size=3, blur=2, iterations=2),
+    tc.ConvCRF(3, window_size=3, blur=4, iterations=2),
+    tc.GuidanceCRF(3, radius=3, iterations=2, subsample=4),
+], ids=["blur 2", "blur 4", "subsample 4"])  # fmt: skip
+def test_blocks_leave_sizes_open(crf):
+    """One graph serves all sizes, multiples of a block's or not, and those of a single block, to the last bit."""
+    run = exported(crf, inputs((6, 7))).module()
     with torch.no_grad():
-        for size in residues:
+        for size in (5, 4), (2, 3), (9, 6), (4, 13):
             assert torch.equal(run(*inputs(size, 1)), crf(*inputs(size, 1))), size
 
 
+def test_gradients_where_an_axis_may_be_a_single_block():
+    """Of the library's operators, and with pixels that are not there."""
+
+    class Smoothed(torch.nn.Module):
+        def forward(self, logits, image):
+            kernels = [
+                Window(tc.features.color(image, 30.0), 3, blur=4, normalization="after", valid=image[:, 0] > 0.1),
+                Guided(image, 6, 0.01, subsample=4),
+            ]
+            return tc.mean_field(logits, kernels, [2.0, 1.0], iterations=1)
+
+    module, given = Smoothed(), [x.requires_grad_() for x in inputs((9, 10))]
+    run = torch.export.export(module, tuple(given), dynamic_shapes=OPEN).module()
+    for size in (2, 3), (4, 9):
+        assert_same_gradients(run, module, size)
+
+
+def test_an_image_of_any_larger_size():
+    """One graph serves scores as large as the image, and smaller ones in any ratio."""
+    crf = tc.GuidanceCRF(3, radius=1, iterations=1)
+    run = exported(crf, inputs((5, 6), image=(21, 23)), OPEN_LARGER).module()
+    with torch.no_grad():
+        for size, image in ((4, 7), (16, 28)), ((3, 8), (3, 11)), ((5, 6), (5, 6)):
+            given = inputs(size, 1, image)
+            assert torch.equal(run(*given), crf(*given)), (size, image)
+
+
+@pytest.mark.parametrize("size, larger", [((1,), (5,)), ((3, 7), (3, 8)), ((4, 5), (12, 10)), ((2, 3, 4), (5, 4, 11))])
+def test_means_over_shares_are_those_of_torch(size, larger):
+    x = torch.rand(2, 3, *larger)
+    assert_close("means", graph.area.averaged(x, size), F.interpolate(x, size, mode="area"))
+
+
 LAYERS = {
-    "window": (tc.ConvCRF(3, window_size=3, blur=1, iterations=1, backend="torch"), 2),
+    "window": (tc.ConvCRF(3, window_size=3, blur=1, iterations=1, backend="torch"), 3),
     "blur": (
         tc.ConvCRF(
-            3, window_size=3, blur=2, iterations=2, class_weights=True, compatibility=True, normalization="after",
+            3, window_size=3, blur=2, iterations=1, class_weights=True, compatibility=True, normalization="none",
             backend="torch",
         ), 3,
     ),
-    "guided": (tc.GuidanceCRF(3, radius=3, iterations=2, backend="torch"), 2),
-    "subsample": (tc.GuidanceCRF(3, radius=3, iterations=1, subsample=2, damping=0.1, backend="torch"), 3),
-    "released": (tc.GuidanceCRF(3, radius=1, iterations=1, preset="released", backend="torch"), 2),
+    "subsample": (tc.GuidanceCRF(3, radius=4, eps=100.0, iterations=1, subsample=2, damping=0.1, backend="torch"), 1),
+    "guided": (tc.GuidanceCRF(3, radius=1, iterations=2, backend="torch"), 3),
+    "released": (tc.GuidanceCRF(3, radius=1, iterations=1, preset="released", backend="torch"), 1),
 }  # fmt: skip
+"""By name a layer, and the channels of its images."""
 named_layers = pytest.mark.parametrize("name", LAYERS)
 
 
 @named_layers
 def test_in_pytorch_by_name_a_graph_has_standard_operators_alone(name):
-    crf, least = LAYERS[name]
-    program = exported(crf, (7, 8), least=least)
+    crf, channels = LAYERS[name]
+    fixed = name in ("guided", "released")  # "subsample" runs their code with open sizes, which take seconds
+    program = exported(crf, inputs((7, 8), channels=channels), None if fixed else OPEN)
     assert not any(operator.startswith("tritoncrf") for operator in operators(program))
-    assert_same_in_all_sizes(program, crf, [(7, 8), (least, 9), (10, 5)])
+    run = program.module()
+    with torch.no_grad():
+        for batch, size in [(2, (7, 8))] if fixed else [(1, (7, 8)), (2, (2, 9)), (3, (10, 5))]:
+            given = inputs(size, batch, channels=channels)
+            assert_close("scores", run(*given), crf(*given))
 
 
 def test_elsewhere_a_graph_has_the_operators_of_this_library():
-    with torch.no_grad():
-        program = torch.export.export(tc.GuidanceCRF(3, iterations=1), inputs((7, 8)))
-    assert "tritoncrf" in operators(program)
+    assert "tritoncrf" in operators(exported(tc.GuidanceCRF(3, iterations=1), inputs((7, 8)), None))
 
 
 def test_a_loop_with_one_filter_that_is_not_written_out_is_an_operator():
@@ -89,10 +134,9 @@ def test_a_loop_with_one_filter_that_is_not_written_out_is_an_operator():
             far = tc.filters.Exact(tc.features.spatial((7, 8), 3.0), backend="torch")
             return tc.mean_field(logits, [near, far], [1.0, 0.5], iterations=2)
 
-    with torch.no_grad():
-        program = torch.export.export(Mixed(), inputs((7, 8)))
-        assert "tritoncrf" in operators(program)
-        assert_close("Q", program.module()(*inputs((7, 8))), Mixed()(*inputs((7, 8))))
+    program = exported(Mixed(), inputs((7, 8)), None)
+    assert "tritoncrf" in operators(program)
+    assert_close("Q", program.module()(*inputs((7, 8))), Mixed()(*inputs((7, 8))))
 
 
 def test_gradients_of_a_graph_of_standard_operators():
@@ -106,26 +150,17 @@ def test_gradients_of_a_graph_of_standard_operators():
             return tc.mean_field(logits, kernels, [2.0, torch.tensor([1.0, 2.0, 3.0])], iterations=2)
 
     module = Smoothed()
-    run = torch.export.export(module, inputs((7, 8))).module()
-    cotangent, found = torch.randn(2, 3, 7, 8), []
-    for function in run, module:
-        given = [x.requires_grad_() for x in inputs((7, 8))]
-        scores = function(*given)
-        found.append([scores.detach(), *torch.autograd.grad(scores, given, cotangent)])
-    for name, ours, expected in zip(("Q", "logits", "image"), *found, strict=True):
-        assert_close(name, ours, expected)
+    assert_same_gradients(torch.export.export(module, inputs((7, 8))).module(), module, (7, 8))
 
 
 # ONNX -------------------------------------------------------------------------------------------------------------
 
 
-def to_onnx(module, size, path, **options):
+def to_onnx(module, given, path, **options):
     for package in "onnx", "onnxscript", "onnxruntime":
         pytest.importorskip(package)
     with torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(), inputs(size), dynamo=True, opset_version=18, verbose=False, **options
-        )
+        program = torch.onnx.export(module.eval(), given, dynamo=True, opset_version=18, verbose=False, **options)
     program.save(path)
     return program
 
@@ -138,32 +173,46 @@ def run_onnx(path, given):
     return torch.from_numpy(session.run(None, {n: x.numpy() for n, x in zip(names, given, strict=True)})[0])
 
 
-onnx_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def onnx(test):
+    """A test of the exporter, which warns of much of its own."""
+    ignored = (f"ignore::{kind}Warning" for kind in ("Deprecation", "Future", "User"))
+    return pytest.mark.extras(pytest.mark.filterwarnings(*ignored)(test))
 
 
-@onnx_warnings
-@pytest.mark.parametrize("crf", [
-    tc.ConvCRF(3, window_size=3, blur=2, iterations=1),
-    tc.GuidanceCRF(3, radius=2, iterations=1),
-], ids=["conv", "guided"])  # fmt: skip
-def test_onnx_computes_the_same(crf, tmp_path):
-    program = to_onnx(crf, (7, 8), tmp_path / "crf.onnx")
+@onnx
+@pytest.mark.parametrize("crf, image", [
+    (tc.ConvCRF(3, window_size=3, blur=2, iterations=1), (7, 8)),
+    (tc.GuidanceCRF(3, radius=2, iterations=1, backend="torch"), (28, 31)),
+], ids=["conv", "guided, a larger image"])  # fmt: skip
+def test_onnx_computes_the_same(crf, image, tmp_path):
+    given = inputs((7, 8), image=image)
+    program = to_onnx(crf, given, tmp_path / "crf.onnx")
     assert {node.domain for node in program.model.graph} <= {""}
-    assert_close("scores", run_onnx(tmp_path / "crf.onnx", inputs((7, 8))), crf(*inputs((7, 8))).detach())
+    assert_close("scores", run_onnx(tmp_path / "crf.onnx", given), crf(*given).detach())
 
 
-@onnx_warnings
+@onnx
 @pytest.mark.slow
 @named_layers
 def test_onnx_with_open_sizes(name, tmp_path):
-    crf, least = LAYERS[name]
-    to_onnx(crf, (7, 8), tmp_path / "crf.onnx", dynamic_shapes=open_sizes(least=least))
-    for batch, size in (1, (7, 8)), (3, (least, 9)), (2, (10, 5)):
-        given = inputs(size, batch)
+    crf, channels = LAYERS[name]
+    to_onnx(crf, inputs((7, 8), channels=channels), tmp_path / "crf.onnx", dynamic_shapes=OPEN)
+    for batch, size in (1, (7, 8)), (3, (2, 9)), (2, (10, 5)):
+        given = inputs(size, batch, channels=channels)
         assert_close("scores", run_onnx(tmp_path / "crf.onnx", given), crf(*given).detach())
 
 
-@onnx_warnings
+@onnx
+@pytest.mark.slow
+def test_onnx_with_an_image_of_any_larger_size(tmp_path):
+    crf = tc.GuidanceCRF(3, radius=1, iterations=1, backend="torch")
+    to_onnx(crf, inputs((5, 6), 2, (21, 23), 1), tmp_path / "crf.onnx", dynamic_shapes=OPEN_LARGER)
+    for size, image in ((5, 6), (21, 23)), ((4, 7), (16, 28)), ((3, 8), (3, 11)), ((5, 6), (5, 6)):
+        given = inputs(size, 1, image, 1)
+        assert_close("scores", run_onnx(tmp_path / "crf.onnx", given), crf(*given).detach())
+
+
+@onnx
 def test_onnx_of_a_lattice_says_what_works():
     pytest.importorskip("onnxscript")
     with pytest.raises(
@@ -174,11 +223,13 @@ def test_onnx_of_a_lattice_says_what_works():
 
 # Compiled ahead of time -------------------------------------------------------------------------------------------
 
-ALONE = """
+ELSEWHERE = """
 import sys, torch
+if sys.argv[3] == "imported":
+    import tritoncrf.layers
 given, expected = torch.load(sys.argv[2])
 found = torch._inductor.aoti_load_package(sys.argv[1])(*given)
-assert "tritoncrf" not in sys.modules
+assert ("tritoncrf" in sys.modules) == (sys.argv[3] == "imported")
 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 """
 
@@ -186,10 +237,10 @@ torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of PyTorch, in itself
-@pytest.mark.parametrize("name", ["window", "guided"])
-def test_a_compiled_package_runs_without_this_library(name, tmp_path):
-    crf, _ = LAYERS[name]
-    network = torch.nn.ModuleList([torch.nn.Conv2d(3, 3, 1), crf])
+@pytest.mark.parametrize("name, library", [("window", "absent"), ("guided", "absent"), ("lattice", "imported")])
+def test_a_compiled_package_runs_in_another_process(name, library, tmp_path):
+    """What is written in standard operators needs this library no longer; of a lattice the operators stay."""
+    network = torch.nn.ModuleList([torch.nn.Conv2d(3, 3, 1), tc.CRFRNN(3) if name == "lattice" else LAYERS[name][0]])
 
     class Network(torch.nn.Module):
         def __init__(self):
@@ -204,6 +255,8 @@ def test_a_compiled_package_runs_without_this_library(name, tmp_path):
     with torch.no_grad():
         program = torch.export.export(model, (image,))
         torch._inductor.aoti_compile_and_package(program, package_path=str(package))
-        torch.save(((image,), model(image)), data)
-    done = subprocess.run([sys.executable, "-c", ALONE, package, data], capture_output=True, text=True, cwd=tmp_path)
+        other = torch.rand_like(image)
+        torch.save(((other,), model(other)), data)
+    command = [sys.executable, "-c", ELSEWHERE, package, data, library]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -394,7 +394,7 @@ def test_the_work_grows_only_with_the_logarithm_of_the_radius():
 
 def statistics_inputs(guide, requires_grad=False):
     guide, eps = guide.detach().requires_grad_(requires_grad), torch.tensor(0.2, requires_grad=requires_grad)
-    return guide, eps, None, [1] * (guide.ndim - 2), "count", "torch"
+    return guide, eps, None, [1] * (guide.ndim - 2), "count", "torch", 0
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

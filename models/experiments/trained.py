@@ -16,14 +16,13 @@ from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from tritoncrf import reports
-from tritoncrf.models import checkpoints, config, data, evaluation, metrics, network_figures, tuning
+from tritoncrf.models import checkpoints, config, data, evaluation, metrics, network_figures
 from tritoncrf.models.data import Batch
 from tritoncrf.models.experiments.dot_plot import dots
 from tritoncrf.models.experiments.runs import COMMAND, PARTS, Place, train
+from tritoncrf.models.experiments.searched import with_best_crf
 from tritoncrf.models.experiments.statistics import BLOCKS, Estimate, in_blocks, over_seeds, student
 from tritoncrf.models.experiments.tables import EXPERIMENTS, PUBLISHED, Claim, Experiment, Row
-from tritoncrf.models.scored import logits_of
-from tritoncrf.models.segmenter import Segmenter, WithCRF
 from tritoncrf.models.segmodel import SegModel
 from tritoncrf.models.splits import examples_of, splits_of
 
@@ -97,7 +96,8 @@ def _of_seed(
         output = "unary"
     if row.crf == "search":
         learnt = "held_out"
-        model, chosen = with_best_crf(model, data.Images(splits[learnt], settings.data.resize), device)
+        kept = place.folder(row.run, seed) / f"disconnected_{row.checkpoint}.json"
+        model, chosen = with_best_crf(model, data.Images(splits[learnt], settings.data.resize), device, kept)
 
     def evaluated(batches: Iterable[Batch], **testing: Any) -> metrics.Evaluation:
         return evaluation.evaluate(model, batches, len(classes), device, **testing)[output]
@@ -110,16 +110,6 @@ def _of_seed(
 def _loader(examples: data.Examples, resize: tuple[int, int] | None) -> DataLoader[Any]:
     images = data.Images(examples, resize)
     return data.loader(images, data.Batches(len(images), 1, shuffle=False))
-
-
-@torch.no_grad()
-def with_best_crf(network: Segmenter, images: data.Images, device: torch.device) -> tuple[Segmenter, str]:
-    """A network with the fully connected CRF that is best on these images, and which that is."""
-    scored = logits_of(network, (images[n] for n in range(len(images))), device)
-    found = tuning.disconnected(scored, network.num_classes, device=device)
-    crf = tc.CRFRNN(network.num_classes, **found.settings).to(device)
-    edge = f" ({', '.join(found.on_edge)} on the edge of what was searched)" if found.on_edge else ""
-    return WithCRF(network, crf).eval(), ", ".join(f"{k} {v:g}" for k, v in found.settings.items()) + edge
 
 
 # Reporting ------------------------------------------------------------------------------------------------------------

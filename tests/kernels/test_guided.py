@@ -85,8 +85,8 @@ def test_statistics(name, device):
     radii = [options["radius"]] * (guide.ndim - 2) if isinstance(options["radius"], int) else [*options["radius"]]
     arguments = radii, options.get("box", "count")
     eps = torch.tensor(1.0, dtype=torch.float64)
-    exact = statistics(guide.float().double(), eps, None, *arguments, "torch")
-    found = statistics(guide.to(device, torch.float32), eps.to(device, torch.float32), None, *arguments, "triton")
+    exact = statistics(guide.float().double(), eps, None, *arguments, "torch", 0)
+    found = statistics(guide.to(device, torch.float32), eps.to(device, torch.float32), None, *arguments, "triton", 0)
     for what, f, e in zip(("mu", "A"), found, exact, strict=True):
         assert_close(what, f, e, dtype=torch.float32, rms=1e-6, worst=1e-5)
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import tritoncrf as tc
-from tritoncrf.models import checkpoints, config, data
+from tritoncrf.models import checkpoints, config, data, tuning
 from tritoncrf.models.__main__ import main
-from tritoncrf.models.experiments import defaults, lattice_error, runs, synthetic_task, trained
+from tritoncrf.models.experiments import defaults, lattice_error, runs, searched, synthetic_task, trained
 from tritoncrf.models.experiments.dot_plot import dots
 from tritoncrf.models.experiments.statistics import (
     Estimate,
@@ -469,6 +469,32 @@ def tiny(shapes, tmp_path, monkeypatch):
     monkeypatch.setitem(trained.EXPERIMENTS, "tiny", Experiment("Tiny", rows, claims, "No paper has this."))
     (tmp_path / "out").mkdir()
     return runs.Place(shapes, tmp_path / "out", seeds=2)
+
+
+def test_a_crf_is_searched_for_once(shapes, tmp_path, monkeypatch):
+    """Until the scores or the code are others."""
+    monkeypatch.setenv("TRITONCRF_COMMIT", "one")
+    network, searches = tc.models.ResNetFCN(3, depth=18, width=0.125).eval(), []
+    images = data.Images(data.folder(shapes, "val"))
+
+    def disconnected(scored, num_classes, device):
+        searches.append(len(scored))
+        return tuning.Found({"theta_space": 4.0, "weight_smooth": 0.1 + 0.2}, ("theta_space",), 0.5, 0.5, ())
+
+    monkeypatch.setattr(tuning, "disconnected", disconnected)
+    first, again = (searched.with_best_crf(network, images, CPU, tmp_path / "crf.json") for _ in range(2))
+    assert searches == [len(images)]
+    assert again[1] == first[1] == "theta_space 4, weight_smooth 0.3 (theta_space on the edge of what was searched)"
+    for name, parameter in first[0].crf.named_parameters():
+        assert torch.equal(parameter, dict(again[0].crf.named_parameters())[name]), name
+
+    with torch.no_grad():
+        next(network.parameters())[0] += 1.0
+    searched.with_best_crf(network, images, CPU, tmp_path / "crf.json")
+    for commit, count in ("another", 3), ("another-dirty", 4), ("another-dirty", 5):
+        monkeypatch.setenv("TRITONCRF_COMMIT", commit)
+        searched.with_best_crf(network, images, CPU, tmp_path / "crf.json")
+        assert len(searches) == count
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypedDict, get_args
 
 import torch
+from torch.nn import functional as F
 
 from tritoncrf import checks
 from tritoncrf.backends import compute_dtype, resolve, written_out
@@ -269,17 +270,21 @@ def mask_of(source: str, features: torch.Tensor, valid: torch.Tensor | None) -> 
     checks.expect_tensor(source, features)
     checks.expect_spatial(source, features, "[B, D, *S]")
     images, _, *size = features.shape
-    own, shared = (f"[{', '.join(map(str, (b, *size)))}]" for b in ("B" if images == 1 else images, 1))
-    wanted = f"a bool tensor {own} or {shared} as the {source}"
+
+    def wanted() -> str:
+        own, shared = (f"[{', '.join(map(str, (b, *size)))}]" for b in ("B" if images == 1 else images, 1))
+        return f"a bool tensor {own} or {shared} as the {source}"
+
     if not isinstance(valid, torch.Tensor) or valid.dtype != torch.bool:
-        raise TypeError(f"valid: expected {wanted}, got {checks.kind_of(valid)}")
+        raise TypeError(f"valid: expected {wanted()}, got {checks.kind_of(valid)}")
     checks.expect_dense("valid", valid)
+    count = valid.shape[0]
     fits = valid.ndim == features.ndim - 1 and list(valid.shape[1:]) == size
-    if not fits or (len(valid) != images and 1 not in (len(valid), images)):
-        raise ValueError(f"valid: expected {wanted}, got shape {list(valid.shape)}")
+    if not fits or (count != images and 1 not in (count, images)):
+        raise ValueError(f"valid: expected {wanted()}, got shape {list(valid.shape)}")
     if valid.device != features.device:
         raise ValueError(f"valid: expected the device of the {source}, {features.device}, got {valid.device}")
-    batch = images if len(valid) == 1 else len(valid)
+    batch = images if count == 1 else count
     return valid[:, None].expand(batch, 1, *size)
 
 
@@ -290,7 +295,8 @@ def centred(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.T
         return features
     pixels = features.detach()
     if mask is None:
-        middle = pixels.flatten(2).sort(2).values[:, :, features.shape[2:].numel() // 2]  # no outlier moves it
+        ranked = pixels.flatten(2).sort(2).values
+        middle = ranked[:, :, ranked.shape[2] // 2]  # no outlier moves it
     else:
         ranked = pixels.where(mask, torch.nan).flatten(2).sort(2).values  # those that are not there come last
         half = mask.flatten(2).sum(2, keepdim=True) // 2
@@ -299,7 +305,12 @@ def centred(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.T
     return shifted if mask is None else shifted.where(mask, 0.0)
 
 
-def pooled(features: torch.Tensor, factor: int) -> torch.Tensor:
-    """Features averaged over blocks of `factor` a side, with as many axes as they came with."""
+def resized(x: torch.Tensor, axes: int, change: int) -> torch.Tensor:
+    """x with so many zeros more, or pixels less, at the end of its last `axes` axes."""
+    return F.pad(x, (0, change) * axes).contiguous() if axes else x
+
+
+def pooled(features: torch.Tensor, factor: int, spare: bool = False) -> torch.Tensor:
+    """Features averaged over blocks of `factor` a side, with as many axes as they came with; `spare` as in `pool`."""
     axes = features.ndim - 2
-    return from_3d(pool(to_3d(features), per_axis(factor, axes, 1)), axes)
+    return from_3d(pool(to_3d(features), per_axis(factor, axes, 1), spare), axes)

@@ -9,7 +9,7 @@ import torch
 
 from tritoncrf import checks, kernels, reference
 from tritoncrf.backends import compute_dtype, modules, without_autocast
-from tritoncrf.filters.base import Filter, execution, mask_of, pooled
+from tritoncrf.filters.base import Filter, execution, mask_of, pooled, resized
 from tritoncrf.filters.box import BOXES, box_summer, capped, expect_radii
 from tritoncrf.filters.plan import (
     Context,
@@ -92,6 +92,7 @@ class Guided(Filter):
             subsample=checks.expect_int("subsample", subsample, 1),
             channels=guide.shape[1],
             masked=mask is not None,
+            spare=subsample > 1 and any(map(reference.blur.is_symbol, self.size)),
             **execution(precision, backend),
         )
         if mask is not None and subsample > 1:
@@ -108,9 +109,9 @@ class Guided(Filter):
             # K is the same for any shift of the guide, and covariances are then no differences of large sums.
             guide = guide - _medians(guide.detach(), mask)
             guide = guide if mask is None else guide.where(mask, 0.0)
-        low = pooled(guide, subsample)
-        resolved = self.resolved(guide).backend
-        found = statistics.on(resolved)(low, eps, mask, self.plan.low_radii, box, resolved)
+        low = pooled(guide, subsample, self.plan.spare)
+        resolved, spare = self.resolved(guide).backend, len(self.size) if self.plan.spare else 0
+        found = statistics.on(resolved)(low, eps, mask, self.plan.low_radii, box, resolved, spare)
         self.tensors = [guide, low, *found, *([] if mask is None else [mask.contiguous()])]
 
 
@@ -175,24 +176,30 @@ def _medians(guide: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 @operator("guided")
 def statistics(
-    guide: torch.Tensor, eps: torch.Tensor, mask: torch.Tensor | None, radii: list[int], box: str, backend: str
-) -> list[torch.Tensor]:
-    """mean [Bf, D, *S] and the packed Cholesky factors [Bf, D (D + 1) / 2, *S] of the windows; see reference.guided."""
+    guide: torch.Tensor, eps: torch.Tensor, mask: torch.Tensor | None, radii: list[int], box: str, backend: str,
+    spare: int,
+) -> list[torch.Tensor]:  # fmt: skip
+    """mean [Bf, D, *S] and the packed Cholesky factors [Bf, D (D + 1) / 2, *S] of the windows; see reference.guided.
+
+    spare: the axes, the last ones, on which the guide ends with a spare block; see reference.blur.
+    """
+    cut = 0 if backend == "graph" else spare
     with without_autocast(guide):
-        full, floor = to_3d(guide), FLOORS[guide.dtype]
-        reach = _capped(radii, guide)
+        full, floor = to_3d(resized(guide, cut, -1)), FLOORS[guide.dtype]
+        reach = _capped(radii, full)
         if has_kernels(backend, reach, mask is not None):
             found = kernels.guided.statistics(full, eps, floor, reach, box)
         else:
-            windows = _windows(full, mask, reach, box, backend)
+            windows = _windows(full, mask, reach, box, backend, spare - cut)
             found = reference.guided.statistics(full.double(), eps.double(), floor, *windows)
-        return [from_3d(t, guide.ndim - 2).to(guide.dtype).contiguous() for t in found]
+        return [resized(from_3d(t, guide.ndim - 2).to(guide.dtype), cut, 1).contiguous() for t in found]
 
 
 @statistics.register_fake
 def _(
-    guide: torch.Tensor, eps: torch.Tensor, mask: torch.Tensor | None, radii: list[int], box: str, backend: str
-) -> list[torch.Tensor]:
+    guide: torch.Tensor, eps: torch.Tensor, mask: torch.Tensor | None, radii: list[int], box: str, backend: str,
+    spare: int,
+) -> list[torch.Tensor]:  # fmt: skip
     images, d, *size = guide.shape
     return [guide.new_empty((images, n, *size)) for n in (d, d * (d + 1) // 2)]
 
@@ -200,20 +207,22 @@ def _(
 @operator("guided_backward")
 def statistics_backward(
     guide: torch.Tensor, mean: torch.Tensor, d_mean: torch.Tensor, d_sigma: torch.Tensor, mask: torch.Tensor | None,
-    radii: list[int], box: str, backend: str,
+    radii: list[int], box: str, backend: str, spare: int,
 ) -> list[torch.Tensor]:  # fmt: skip
     """The gradients of guide and eps, from those of the mean and of Sigma, which takes the place of cholesky's."""
     with without_autocast(guide):
-        full, mean, d_mean, d_sigma = (to_3d(t.double()) for t in (guide, mean, d_mean, d_sigma))
-        windows = _windows(full, mask, _capped(radii, guide), box, backend)
+        full, mean, d_mean, d_sigma = (
+            to_3d(resized(t.double(), spare, -1)) for t in (guide, mean, d_mean, d_sigma)
+        )  # fmt: skip
+        windows = _windows(full, mask, _capped(radii, full), box, backend)
         d_guide, d_eps = reference.guided.statistics_gradient(full, mean, d_mean, d_sigma, *windows)
-        return [d_guide.reshape(guide.shape).to(guide.dtype).contiguous(), d_eps.to(guide.dtype)]
+        return [resized(d_guide, spare, 1).reshape(guide.shape).to(guide.dtype).contiguous(), d_eps.to(guide.dtype)]
 
 
 @statistics_backward.register_fake
 def _(
     guide: torch.Tensor, mean: torch.Tensor, d_mean: torch.Tensor, d_sigma: torch.Tensor, mask: torch.Tensor | None,
-    radii: list[int], box: str, backend: str,
+    radii: list[int], box: str, backend: str, spare: int,
 ) -> list[torch.Tensor]:  # fmt: skip
     return [contiguous_like(guide), guide.new_empty(())]
 
@@ -230,11 +239,11 @@ def _capped(radii: Sequence[int], guide: torch.Tensor) -> tuple[int, ...]:
 
 
 def _windows(
-    guide: torch.Tensor, mask: torch.Tensor | None, radii: Sequence[int], box: str, backend: str
+    guide: torch.Tensor, mask: torch.Tensor | None, radii: Sequence[int], box: str, backend: str, spare: int = 0
 ) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
     """The windows' areas in float64, and box(x)."""
     summer, full = box_summer(backend), None if mask is None else to_3d(mask)
-    area = reference.guided.window_areas(guide, full, radii, box, summer)
+    area = reference.guided.window_areas(guide, full, radii, box, summer, spare)
     return area, functools.partial(summer, radii=radii)
 
 
@@ -246,7 +255,7 @@ def _setup_context(ctx: Context, inputs: tuple[Any, ...], output: list[torch.Ten
 def _backward(ctx: Context, cotangents: list[torch.Tensor]) -> tuple[Any, ...]:
     d_mean, d_sigma = (c.contiguous() for c in cotangents)
     guide, mean, mask = ctx.saved_tensors
-    return *statistics_backward(guide, mean, d_mean, d_sigma, mask, *ctx.form), None, None, None, None
+    return *statistics_backward(guide, mean, d_mean, d_sigma, mask, *ctx.form), *[None] * (1 + len(ctx.form))
 
 
 statistics.register_autograd(_backward, setup_context=_setup_context)
@@ -256,13 +265,17 @@ refuse_second_derivative(statistics_backward)
 @dataclass(frozen=True)
 class GuidedPlan(Plan):
     """The static half of `Guided`; its tensors are the guide, the guide at the windows' resolution (the same tensor
-    if that is full), what `statistics` gives, and, if `masked`, which pixels are there."""
+    if that is full), what `statistics` gives, and, if `masked`, which pixels are there.
+
+    spare: the guide was averaged while sizes were symbols, and has a block more on every axis; see `reference.blur`.
+    """
 
     radius: tuple[int, ...]
     box: str
     subsample: int
     channels: int  # of the guide
     masked: bool
+    spare: bool
 
     in_graph = True
 
@@ -303,15 +316,20 @@ class GuidedOperator:
     """K, by the kernels where there are some for its windows, at full resolution."""
 
     def __init__(self, plan: GuidedPlan, tensors: list[torch.Tensor]) -> None:
-        image, low, mean, cholesky, *mask = map(to_3d, tensors)
-        factors = per_axis(plan.subsample, tensors[0].ndim - 2, 1)  # beyond the image nothing changes but memory
+        axes = tensors[0].ndim - 2
+        spare = axes if plan.spare else 0
+        self.cut = 0 if plan.backend == "graph" else spare  # where sizes have numbers, those blocks go
+        image, *mask = (to_3d(t) for t in (tensors[0], *tensors[4:]))
+        low, mean, cholesky = (resized(to_3d(t), self.cut, -1) for t in tensors[1:4])
+        factors = per_axis(plan.subsample, axes, 1)  # beyond the image nothing changes but memory
         self.guide = reference.guided.Guide(
             image, low, mean, cholesky,
-            radii=_capped(plan.low_radii, tensors[1]),
+            radii=_capped(plan.low_radii, low),
             box=plan.box,
             factors=reference.blur.inside(factors, image.shape[2:]),
             box_sum=box_summer(plan.backend),
             mask=mask[0] if mask else None,
+            spare=spare - self.cut,
         )  # fmt: skip
         self.precision = plan.precision
         served = plan.subsample == 1 and has_kernels(plan.backend, self.guide.radii, plan.masked)
@@ -326,4 +344,5 @@ class GuidedOperator:
         return found.view(y.shape)
 
     def gradients(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        return [from_3d(g, x.ndim - 2) for g in reference.guided.gradients(to_3d(x), to_3d(y), self.guide)]
+        image, *low = reference.guided.gradients(to_3d(x), to_3d(y), self.guide)
+        return [from_3d(g, x.ndim - 2) for g in (image, *(resized(t, self.cut, 1) for t in low))]

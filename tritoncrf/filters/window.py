@@ -18,9 +18,11 @@ from tritoncrf.filters.base import (
     gaussian_fields,
     mask_of,
     pooled,
+    resized,
 )
 from tritoncrf.filters.plan import Plan, fits_in_registers
 from tritoncrf.reference import blur
+from tritoncrf.reference.blur import is_symbol
 from tritoncrf.step import KEPT_STATES, Step, from_3d, per_axis, scaled, to_3d
 from tritoncrf.types import Backend, Normalization, Precision
 
@@ -83,25 +85,26 @@ class Window(Gaussian):
         seen = None if positions else mask  # kernels look at the first and the last position, there or not
         features = centred(checked_features(features, seen), seen)
         if mask is not None:
-            features = features.expand(len(mask), *features.shape[1:])
+            features = features.expand(mask.shape[0], *features.shape[1:])
         plan = WindowPlan(
             window_size=checks.expect_int("window_size", window_size, 1, MAX_WINDOW, odd=True),
             dilation=checks.expect_int("dilation", dilation, 1),
             blur=blur,
             positions=positions,
             masked=mask is not None,
+            spare=blur > 1 and any(map(is_symbol, features.shape[2:])),
             **gaussian_fields(features, include_self, normalization, precision, backend),
         )
-        low = pooled(features, plan.blur)
+        low = pooled(features, plan.blur, plan.spare)
         if mask is None:
             self.prepare(plan, features, [low])
         else:
-            low, ends = among_valid(low, mask.to(features.dtype), plan.blur)
+            low, ends = among_valid(low, mask.to(features.dtype), plan.blur, plan.spare)
             self.prepare(plan, features, [low], ends)
 
 
 def among_valid(
-    low: torch.Tensor, mask: torch.Tensor, factor: int
+    low: torch.Tensor, mask: torch.Tensor, factor: int, spare: bool = False
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """What confines a window to the pixels of a mask, 1 or 0: features [Bf, D, *S], averaged over the pixels of a block
     that are there, and the scales in and out, [Bf, 1, *S].
@@ -116,7 +119,7 @@ def among_valid(
         return low, (mask, mask)
     axes = mask.ndim - 2
     full, factors = to_3d(mask), per_axis(factor, axes, 1)
-    share = blur.pool(full, factors)
+    share = blur.pool(full, factors, spare)
     empty = (share == 0).to(mask.dtype)
     share = share + empty
     # Not up(there): with no empty block this is 1 to the last bit.
@@ -133,6 +136,7 @@ class WindowPlan(GaussianPlan):
 
     positions: the features are evenly spaced positions.
     masked: some pixels are not there: there are scales on both sides, 0 at these.
+    spare: the features were made while sizes were symbols, and have a block more on every axis; see `reference.blur`.
     """
 
     window_size: int
@@ -140,6 +144,7 @@ class WindowPlan(GaussianPlan):
     blur: int
     positions: bool
     masked: bool
+    spare: bool
 
     in_graph = True
 
@@ -205,7 +210,9 @@ class WindowOperator(GaussianOperator):
     def __init__(self, plan: WindowPlan, tensors: list[torch.Tensor], budget: float) -> None:
         super().__init__(plan, tensors)
         self.axes = tensors[0].ndim - 2
-        self.features = to_3d(tensors[0])
+        self.spare = plan.spare and plan.backend == "graph"
+        self.cut = self.axes if plan.spare and not self.spare else 0  # where sizes have numbers, those blocks go
+        self.features = resized(to_3d(tensors[0]), self.cut, -1)
         self.radii, self.dilation = per_axis(plan.window_size // 2, self.axes, 0), plan.dilation
         self.factors = per_axis(plan.blur, self.axes, 1)
         self.module = modules(plan.backend).window
@@ -226,16 +233,25 @@ class WindowOperator(GaussianOperator):
         found = self.module.window_sum(x, *window)
         return found
 
+    def pool(self, x: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
+        """pool(x), of as many blocks as the features have."""
+        found: torch.Tensor = blur.pool(x, factors, self.spare)
+        return found
+
     def enter(self, x: torch.Tensor) -> torch.Tensor:
         """pool(in . x), [B, C, Z, Y, X]."""
-        return blur.pool(to_3d(scaled(x, self.scale_in)), self.factors)
+        return self.pool(to_3d(scaled(x, self.scale_in)), self.factors)
+
+    def given(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of `features` as one of the tensor that they came as."""
+        return from_3d(resized(gradient, self.cut, 1), self.axes)
 
     def grid(self, size: Sequence[int]) -> tuple[Sequence[int], ...]:
         """Image size, low size and padding, each (y, x), for a fused step's kernels."""
         return tuple(n[1:] for n in (size, blur.low_size(size, self.factors), blur.padding(size, self.factors)))
 
     def bare(self, x: torch.Tensor, adjoint: bool) -> torch.Tensor:
-        down: Callable[..., torch.Tensor] = blur.upsample_adjoint if adjoint else blur.pool
+        down: Callable[..., torch.Tensor] = blur.upsample_adjoint if adjoint else self.pool
         up: Callable[..., torch.Tensor] = blur.pool_adjoint if adjoint else blur.upsample
         full = to_3d(x)
         return up(self.sum(down(full, self.factors)), full.shape[2:], self.factors).reshape(x.shape)
@@ -247,7 +263,7 @@ class WindowOperator(GaussianOperator):
         low_x, low_y = blur.pool(to_3d(x), factors), blur.upsample_adjoint(to_3d(y), factors)
         gradient = self.module.window_feature_gradient(low_x, low_y, self.features, self.radii, self.dilation)
         return (
-            [from_3d(gradient, self.axes)],
+            [self.given(gradient)],
             lambda: blur.upsample(self.sum(low_x), size, factors).reshape(x.shape),
             lambda: blur.pool_adjoint(self.sum(low_y), size, factors).reshape(x.shape),
         )

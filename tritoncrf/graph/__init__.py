@@ -2,6 +2,6 @@
 
 Sizes may be symbols, a batch is computed at once, and nothing is written in place. Autograd differentiates it."""
 
-from tritoncrf.graph import box, guided, window
+from tritoncrf.graph import area, box, guided, window
 
-__all__ = ["box", "guided", "window"]
+__all__ = ["area", "box", "guided", "window"]

@@ -10,7 +10,7 @@ def guided_filter(x: torch.Tensor, guide: Guide, adjoint: bool) -> torch.Tensor:
     """K x; autograd makes its adjoint."""
     assert not adjoint
     channels, low_channels = guide.image.split(1, 1), guide.low.split(1, 1)
-    low = blur.pool(guide.there(x), guide.factors)
+    low = blur.pool(guide.there(x), guide.factors, guide.spare > 0)
     means = _sums([low, *(low * channel for channel in low_channels)], guide)
     fields = _sums([guide.there(field) for field in _fitted([m / guide.area for m in means], guide)], guide)
     means = [blur.upsample(f / guide.area, x.shape[2:], guide.factors) for f in fields]

@@ -40,7 +40,7 @@ from tritoncrf.kernels.pieces import (
 )
 from tritoncrf.kernels.planes import WindowFilter
 from tritoncrf.kernels.window import form_of, window_feature_gradient
-from tritoncrf.step import Step, contiguous, from_3d, mix, mix_adjoint, outer, stacked, to_3d
+from tritoncrf.step import Step, contiguous, mix, mix_adjoint, outer, stacked, to_3d
 
 MAX_BLUR = 16  # of the fused step: the pieces of a larger block are more than a program's threads
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -266,7 +266,7 @@ class BlurStep(Step):
             found = quads_gradient.feature_gradients(x, y, features, *window, mix=self.mix)
         else:
             found = [window_feature_gradient(x, mix_adjoint(a, y), f, *window) for f, a in zip(features, self.mixing)]
-        return [[from_3d(f, k.axes)] for f, k in zip(found, K)]
+        return [[k.given(f)] for f, k in zip(found, K)]
 
     def _empty(self, filters: int | None = None):
         """For images of low resolution, [M, B, C, N] there: of each filter, or of all in one."""

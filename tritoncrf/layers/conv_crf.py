@@ -1,8 +1,7 @@
 """ConvCRF: the CRF in a window, as a layer."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,27 +11,14 @@ from tritoncrf.backends import compute_dtype
 from tritoncrf.features import evenly_spaced
 from tritoncrf.filters.base import NORMALIZATIONS, Execution, execution
 from tritoncrf.filters.window import MAX_WINDOW
-from tritoncrf.layers.base import Layer, Placement, as_precise, bandwidth, expect_inputs, expect_update, placed
+from tritoncrf.layers import conv_crf_start
+from tritoncrf.layers.base import Layer, as_precise, expect_inputs, expect_update, placed
+from tritoncrf.layers.conv_crf_start import Mixture
 from tritoncrf.mean_field import INITIALS, mean_field, possible
 from tritoncrf.published import Numbers, convcrf_arguments, convcrf_parameters
 from tritoncrf.types import Backend, Compatibility, Initial, Normalization, Output, Precision, Theta
 
 PRESETS = (None, "released")
-Mixture: TypeAlias = Literal["class", "scalar", "none"]
-MIXTURES: tuple[Mixture, ...] = get_args(Mixture)
-
-
-class Start(NamedTuple):
-    """Bandwidths theta_space and theta_color, and the kernels' weights, where none are given."""
-
-    space: float
-    color: float
-    smooth: float
-    appearance: float
-
-
-# Those of `refine` for the scores of a network, theta_space in pixels of a photo of 375 x 500; and the authors'.
-STARTS = {None: Start(30.0, 5.0, 1.0, 1.0), "released": Start(80.0, 13.0, 3.0, 10.0)}
 
 
 class WindowOptions(Execution):
@@ -135,10 +121,6 @@ class ConvCRF(Layer):
         self.initial: Initial = checks.expect_choice("initial", initial, INITIALS)
         if damping and initial != "softmax":
             raise ValueError(f"initial: expected 'softmax' with damping={damping}, got {initial!r}")
-        if appearance_position is None:
-            appearance_position = theta_space is not None or not released
-        if not checks.expect_bool("appearance_position", appearance_position) and theta_space is not None:
-            raise ValueError(f"theta_space: expected None with appearance_position=False, got {theta_space!r}")
         if normalization is None:
             normalization = "none" if released else "symmetric"
         self.window: WindowOptions = {
@@ -149,46 +131,19 @@ class ConvCRF(Layer):
             **execution(precision, backend),
         }
 
-        start = STARTS[preset]
-        thetas = {"theta_smooth": theta_smooth, "theta_color": start.color if theta_color is None else theta_color}
-        if appearance_position:
-            thetas["theta_space"] = start.space if theta_space is None else theta_space
-        for name, theta in thetas.items():
-            value = bandwidth(name, theta)
+        given = conv_crf_start.thetas(preset, theta_smooth, theta_space, theta_color, appearance_position)
+        for name, value in given.items():
             setattr(self, self._stored(name), nn.Parameter((1 / value if released else value.log()).to(**factory)))
         shape = (num_classes,) if checks.expect_bool("class_weights", class_weights) else ()
-        for name, given, own in (
-            ("weight_smooth", weight_smooth, start.smooth), ("weight_appearance", weight_appearance, start.appearance)
-        ):  # fmt: skip
-            weight = own if given is None else checks.expect_number(name, given)
-            setattr(self, name, nn.Parameter(torch.full(shape, weight, **factory)))
-        self.class_weight = self._mixture(mixture, weight_mixture, factory)
+        for name, weight in conv_crf_start.weights(preset, weight_smooth, weight_appearance, shape, factory).items():
+            setattr(self, name, weight)
+        self.class_weight = conv_crf_start.mixture_weight(preset, mixture, weight_mixture, num_classes, factory)
         self.compatibility: nn.Parameter | None = None
         self.positions: nn.Parameter | None = None
         if checks.expect_bool("compatibility", compatibility):
-            level = 0.1 * math.sqrt(2 / num_classes)
-            self.compatibility = nn.Parameter(torch.full((num_classes, num_classes), level, **factory))
+            self.compatibility = conv_crf_start.compatibility(num_classes, factory)
         if learn_positions is not None:
-            if not isinstance(learn_positions, (list, tuple)) or not 1 <= len(learn_positions) <= 3:
-                raise ValueError(
-                    f"learn_positions: expected 1 to 3 spatial sizes, got {checks.kind_of(learn_positions)}"
-                )
-            size = [checks.expect_int("learn_positions", n, 1) for n in learn_positions]
-            self.positions = nn.Parameter(features.spatial(size, 1.0, spacing, dtype=torch.float64)[0].to(**factory))
-
-    def _mixture(self, mixture: Mixture | None, weight: float | None, factory: Placement) -> nn.Parameter | None:
-        """w at the start, or None without it."""
-        if self.preset is None:
-            for name, value in ("mixture", mixture), ("weight_mixture", weight):
-                if value is not None:
-                    raise ValueError(f"{name}: expected None without a preset, got {value!r}")
-            return None
-        if mixture is not None and checks.expect_choice("mixture", mixture, MIXTURES) == "none":
-            if weight is not None:
-                raise ValueError(f"weight_mixture: expected None with mixture='none', got {weight!r}")
-            return None
-        start = 0.2 if weight is None else checks.expect_number("weight_mixture", weight)
-        return nn.Parameter(torch.full(() if mixture == "scalar" else (self.num_classes,), start, **factory))
+            self.positions = conv_crf_start.positions(learn_positions, spacing, factory)
 
     def _stored(self, name: str) -> str:
         return f"inverse_{name}" if self.preset == "released" else f"log_{name}"

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tritoncrf import checks, features, filters
+from tritoncrf import checks, features, filters, graph
+from tritoncrf.backends import to_onnx
 from tritoncrf.filters.base import Execution, execution
 from tritoncrf.filters.box import BOXES, expect_radii
 from tritoncrf.layers.base import Layer, as_precise, expect_inputs, expect_update, placed
@@ -138,7 +139,7 @@ class GuidanceCRF(Layer):
             name, guide = "features", checks.expect_tensor("features", features)
         with checks.renamed("guide", name):
             scores = self._scores(possible(logits), guide)
-        if image is not None and self.upsample and image.shape[2:] != logits.shape[2:]:
+        if image is not None and self.upsample and not _same(image.shape[2:], logits.shape[2:]):
             scores = F.interpolate(scores, image.shape[2:], mode=UPSAMPLING[image.ndim - 2], align_corners=False)
         if output == "probabilities":
             scores = torch.softmax(scores, 1)
@@ -154,7 +155,11 @@ class GuidanceCRF(Layer):
     def _guide(self, image: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """The colours in 0..255 units, averaged to the size of the scores."""
         colors, size = features.color(as_precise(image, logits), 1.0), logits.shape[2:]
-        return colors if colors.shape[2:] == size else F.interpolate(colors, size, mode="area")
+        if _same(colors.shape[2:], size):
+            return colors
+        if to_onnx() and graph.area.open_sizes(colors.shape[2:], size):
+            return graph.area.averaged(colors, size)
+        return F.interpolate(colors, size, mode="area")
 
     def _scores(self, logits: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         """S_T at the size of the logits."""
@@ -175,3 +180,8 @@ class GuidanceCRF(Layer):
         names = "num_classes", "eps", "iterations", "strength", "upsample", "preset"
         shown = {name: getattr(self, name) for name in names} | self.guided | self.update
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def _same(size: torch.Size, other: torch.Size) -> bool:
+    """Whether two sizes are the same; if an exported graph is to serve both answers, they are not."""
+    return graph.area.known_equal(size, other) if graph.area.open_sizes(size, other) else size == other

@@ -3,6 +3,9 @@
     pool      mean over b x b blocks, of the pixels that are in the image
     upsample  bilinear by b (half-pixel centres), cropped back to the image
 
+Exporters take a size that may be 1 for one that is not. So where sizes are symbols, `pool` can make a `spare` block
+behind the last on each axis that it averages: it has no pixel and a mean of 0, and no pixel reads it.
+
 The image sits in a grid of ceil(n / b) b pixels per axis, ceil of half the surplus before it. Shapes are
 [B, C, Z, Y, X]; `blur` is one factor per axis, 1 for an axis that is not there. A block larger than the image is the
 image.
@@ -23,25 +26,26 @@ def padding(size, blur) -> tuple[int, ...]:
     return tuple((m * b - n + 1) // 2 for n, b, m in zip(size, blur, low_size(size, blur), strict=True))
 
 
-def pool(x, blur):
-    """[B, C, *S] -> [B, C, *low_size]. In 2-D passes, whose backward PyTorch has in a fixed order on a GPU; its 3-D
-    pooling's is not."""
+def pool(x, blur, spare: bool = False):
+    """[B, C, *S] -> [B, C, *low_size], one more with `spare`. In 2-D passes, whose backward PyTorch has in a fixed
+    order on a GPU; its 3-D pooling's is not."""
     blur = inside(blur, x.shape[2:])
     if max(blur[1:]) > 1:
-        x = _pooled_planes(x.flatten(1, 2), blur[1:]).unflatten(1, x.shape[1:3])
+        x = _pooled_planes(x.flatten(1, 2), blur[1:], spare).unflatten(1, x.shape[1:3])
     if blur[0] > 1:
-        x = _pooled_planes(x.flatten(3), (blur[0], 1)).unflatten(3, x.shape[3:])
+        x = _pooled_planes(x.flatten(3), (blur[0], 1), spare).unflatten(3, x.shape[3:])
     return x
 
 
-def _pooled_planes(x, blur):
+def _pooled_planes(x, blur, spare: bool):
     """[B, C, Y, X] -> [B, C, *low_size]."""
     size = x.shape[2:]
     low, before = low_size(size, blur), padding(size, blur)
-    if any(map(is_symbol, size)):
-        behind = [m * b - n - s for m, b, n, s in zip(low, blur, size, before, strict=True)]
-        blocks = F.pad(x, (before[1], behind[1], before[0], behind[0]))
-        return F.avg_pool2d(blocks, blur, blur) * math.prod(blur) / pool_counts(size, blur, x.dtype, x.device)
+    if spare or any(map(is_symbol, size)):
+        blocks = [m + (spare and b > 1) for m, b in zip(low, blur, strict=True)]
+        behind = [m * b - n - s for m, b, n, s in zip(blocks, blur, size, before, strict=True)]
+        x = F.pad(x, (before[1], behind[1], before[0], behind[0]))
+        return F.avg_pool2d(x, blur, blur) * math.prod(blur) / pool_counts(size, blur, x.dtype, x.device, spare)
     pooled = F.avg_pool2d(x, blur, blur, before, count_include_pad=False)
     return pooled[:, :, : low[0], : low[1]]
 
@@ -101,7 +105,7 @@ def _read(x, axis: int, n: int, b: int, start: int):
     pixel = torch.arange(n, device=x.device) + start
     own = pixel // b
     towards = (pixel % b + 0.5).double() / b - 0.5
-    other = (own + towards.sign().long()).clamp(0, x.shape[axis] - 1)
+    other = (own + towards.sign().long()).clamp(0, (n + b - 1) // b - 1)
     weight = towards.abs().to(x.dtype).view(-1, *(1,) * (x.ndim - 1 - axis))
     return torch.lerp(x.index_select(axis, own), x.index_select(axis, other), weight)
 
@@ -117,17 +121,18 @@ def pool_adjoint(y, size, blur):
 def spread(y, size, blur):
     """Each pixel gets its block's value: [B, C, *low_size] -> [B, C, *size]."""
     blur = inside(blur, size)
-    for axis, b in enumerate(blur, 2):
-        y = y.repeat_interleave(b, axis) if b > 1 else y
-    return _crop(y, size, padding(size, blur))
+    for axis, (n, b, start) in enumerate(zip(size, blur, padding(size, blur), strict=True), 2):
+        if b > 1:
+            y = y.index_select(axis, (torch.arange(n, device=y.device) + start) // b)
+    return y
 
 
-def pool_counts(size, blur, dtype, device):
-    """Image pixels per block, [*low_size]."""
+def pool_counts(size, blur, dtype, device, spare: bool = False):
+    """Image pixels per block, [*low_size]; 1 for a spare one."""
     counts = torch.ones((), dtype=dtype, device=device)
     for n, b, p in zip(size, blur, padding(size, blur), strict=True):
-        start = torch.arange((n + b - 1) // b, device=device) * b - p
-        counts = counts[..., None] * ((start + b).clamp_max(n) - start.clamp_min(0)).to(dtype)
+        start = torch.arange((n + b - 1) // b + (spare and b > 1), device=device) * b - p
+        counts = counts[..., None] * ((start + b).clamp_max(n) - start.clamp_min(0)).clamp_min(1).to(dtype)
     return counts
 
 

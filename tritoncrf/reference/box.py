@@ -10,6 +10,8 @@ A window of w pixels is put together from sums of 1, 2, 4, ... neighbours, so ev
 in a tree: it loses nothing over long rows, as running sums do, and takes about 2 log2(w) additions.
 """
 
+import math
+
 import torch
 
 BOXES = ("count", "constant")
@@ -62,14 +64,20 @@ def _ahead(near, far, axis: int, offset: int, found):
     return found
 
 
-def areas(size, radii, dilation: int = 1, box: str = "count", *, dtype, device):
-    """area: [*size] for "count", [1, 1, ...] for "constant"."""
+def areas(size, radii, dilation: int = 1, box: str = "count", spare: int = 0, *, dtype, device):
+    """area: [*size] for "count", [1, 1, ...] for "constant".
+
+    The last `spare` axes end with a block of no pixel, see reference.blur: an infinite area makes 0 of all its means.
+    """
     found = torch.ones((), dtype=dtype, device=device)
-    for n, r in zip(size, radii, strict=True):
+    for axis, (n, r) in enumerate(zip(size, radii, strict=True), spare - len(size)):
+        i, pixels = torch.arange(n, device=device), n - 1 if axis >= 0 else n
         if box == "constant":
-            found = found[..., None] * torch.sym_min(2 * r + 1, -(-n // dilation))
+            count = torch.sym_min(2 * r + 1, -(-pixels // dilation))
         else:
-            i = torch.arange(n, device=device)
-            before, after = i // dilation, (n - 1 - i) // dilation
-            found = found[..., None] * (before.clamp(max=r) + after.clamp(max=r) + 1).to(dtype)
+            before, after = i // dilation, (pixels - 1 - i) // dilation
+            count = (before.clamp(max=r) + after.clamp(max=r) + 1).to(dtype)
+        found = found[..., None] * count
+        if axis >= 0:
+            found = torch.where(i < pixels, found, math.inf)
     return found

@@ -58,11 +58,13 @@ class Guide:
     factors: tuple[int, ...]
     box_sum: Callable[..., torch.Tensor]  # box(x) for (x, radii)
     mask: torch.Tensor | None = None  # [Bf, 1, Z, Y, X]; None where all pixels are there
+    spare: int = 0  # the last axes of `low` on which its last block is a spare one; see reference.blur
 
     @functools.cached_property
     def area(self):
         """Pixels of each window, or a constant: [Bf or 1, 1, Z, Y, X]."""
-        return window_areas(self.low, self.mask, self.radii, self.box, self.box_sum).to(self.low.dtype)
+        found = window_areas(self.low, self.mask, self.radii, self.box, self.box_sum, self.spare)
+        return found.to(self.low.dtype)
 
     def of(self, image: int) -> "Guide":
         """What one image of a batch sees, without the batch's axis; the area is worked out once for all."""
@@ -107,11 +109,11 @@ class Guide:
         return self.there(coefficients(means, self.mean, self.cholesky))
 
 
-def window_areas(guide, mask, radii, box: str, box_sum):
+def window_areas(guide, mask, radii, box: str, box_sum, spare: int = 0):
     """Pixels of each window that are there, or a constant, in float64, [Bf or 1, 1, Z, Y, X]. Windows without any sum
     up to 0, over an area of 1."""
     if mask is None or box == "constant":
-        return areas(guide.shape[2:], radii, 1, box, dtype=torch.float64, device=guide.device)[None, None]
+        return areas(guide.shape[2:], radii, 1, box, spare, dtype=torch.float64, device=guide.device)[None, None]
     return box_sum(mask.double(), radii).clamp_min(1)
 
 

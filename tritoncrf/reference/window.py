@@ -184,7 +184,7 @@ class MergedStep(Step):
         return self.window_weights(terms, self.window.radii, self.window.dilation)
 
     def scores(self, state):
-        return self._filter(state, blur.pool, blur.upsample).add_(self.weighted_unary)
+        return self._filter(state, self.window.pool, blur.upsample).add_(self.weighted_unary)
 
     def backward(self, q, g, through_softmax: bool, messages: bool):
         if messages:
