@@ -104,7 +104,7 @@ def test_the_help_tells_the_defaults(capsys):
         default = cli.ABSENT.get(name, str(argument.default))
         if argument.gentle is not None:
             default += f"; {argument.gentle} for the scores of a network, unless guided"
-        assert text.endswith(f"({default}"), name
+        assert text.endswith(f"(default: {default}"), name
 
 
 @pytest.mark.parametrize("method", ["lattice", "exact", "guided", None])
@@ -422,7 +422,7 @@ def test_networks_have_their_commands_here_too(capsys):
             "one of the arguments --logits --probabilities --energies --labels --mask --foreground is required",
         ),
         ("refine image.png --logits logits.npy --labels labels.png -o out.png", "not allowed with argument"),
-        ("refine image.png --labels labels.png --unknown x", "--unknown: expected numbers with commas between"),
+        ("refine image.png --labels labels.png --unknown x", "--unknown: expected auto, none, or labels separated by commas"),
         ("refine image.png --logits logits.npy --device mps", "device: expected a device of torch"),
         (
             "refine image.png --logits logits.npy -o out.png --method x",
@@ -431,7 +431,7 @@ def test_networks_have_their_commands_here_too(capsys):
         ("refine image.png --logits logits.npy -o out.png --parameters x", "cutler or a .toml file, got 'x'"),
         (
             "refine image.png --logits logits.npy -o out.png --method guided --theta-color 5",
-            "--theta-color: expected none with --method='guided', where it plays no part, got 5.0",
+            "--theta-color: expected none with --method='guided', which does not use it, got 5.0",
         ),
         (
             "refine image.png --logits logits.npy -o out.png --label-confidence 0.6",

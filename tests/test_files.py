@@ -118,7 +118,7 @@ def test_links_in_a_circle(tmp_path):
     with pytest.raises(FileError, match=r"a.png: expected a picture, got a link that leads nowhere"):
         read_image(tmp_path / "a.png")
     with pytest.raises(
-        CommandError, match=r"--out: expected a file name that can be used, got .*a.png: Too many levels"
+        CommandError, match=r"--out: expected a usable file name, got .*a.png: Too many levels"
     ):
         check_output("--out", tmp_path / "a.png", (".png",))
     with pytest.raises(OSError, match=r"Too many levels of symbolic links: '.*a.png'"):
@@ -134,7 +134,7 @@ def test_a_name_too_long(tmp_path):
 def test_folders_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(CommandError, match=f"--out: expected a folder that can be made, got {path}: "):
+        with pytest.raises(CommandError, match=f"--out: expected a folder that can be created, got {path}: "):
             make_folder("--out", path)
 
 

@@ -158,9 +158,9 @@ def test_the_method_where_none_is_given(method, given):
 
 
 def test_arguments_of_two_methods_are_refused_though_none_is_named():
-    with pytest.raises(ValueError, match="^radius: expected none with method='lattice', where it plays no part, got 2"):
+    with pytest.raises(ValueError, match="^radius: expected none with method='lattice', which does not use it, got 2"):
         refine(IMAGE, logits=LOGITS, theta_color=9, radius=2)
-    with pytest.raises(ValueError, match="^blur: expected none with method='lattice', where it plays no part, got 2"):
+    with pytest.raises(ValueError, match="^blur: expected none with method='lattice', which does not use it, got 2"):
         refine(IMAGE, logits=LOGITS, blur=2)
 
 

@@ -421,7 +421,7 @@ def test_masks_of_255_as_ground_truth(folder, capsys):
         (["--force"], "--force: expected one image and its scores, got a data set"),
         (["--shard", "0/4"], "argument --shard: expected I/N, from 1/N to N/N, got '0/4'"),
         (["--shard", "5/4"], "argument --shard: expected I/N, from 1/N to N/N, got '5/4'"),
-        (["--devices", "gpu"], "argument --devices: expected numbers of GPUs with commas between, got 'gpu'"),
+        (["--devices", "gpu"], "argument --devices: expected GPU numbers separated by commas, got 'gpu'"),
         (["--devices", "0"], "--devices: expected none beside --device, got both"),
         (["--engine", "ray"], "--device: expected none beside --engine ray, which places the work"),
         (["--address", "auto"], "--address: expected --engine ray beside it, got auto alone"),
@@ -456,7 +456,7 @@ def test_the_folder_of_outputs(folder, capsys):
     assert "expected a folder of its own to write to, got one that is read from" in error_of(capsys, out="images")
     assert "expected a folder of its own to write to" in error_of(capsys, "--recursive", out="images/out")
     Path("file").write_text("")
-    assert "--out: expected a folder that can be made, got file" in error_of(capsys, out="file")
+    assert "--out: expected a folder that can be created, got file" in error_of(capsys, out="file")
     Path("mine").mkdir()
     Path("mine/d.png").write_bytes(b"by hand")
     message = "mine/d.png: expected an output of this command or none, got another file"

@@ -261,8 +261,8 @@ def test_data_is_never_written_over(trained, shapes, tmp_path, capsys):
 def test_outputs_that_are_files(trained, shapes, tmp_path, capsys):
     (tmp_path / "file").touch()
     for command, wanted in (
-        (["predict", trained / "best.pt", shapes / "val" / "images"], "that can be made, got"),
-        (["evaluate", trained / "best.pt", "--data", shapes], "that can be made, got"),
+        (["predict", trained / "best.pt", shapes / "val" / "images"], "that can be created, got"),
+        (["evaluate", trained / "best.pt", "--data", shapes], "that can be created, got"),
         (["train", trained.parent / "run.toml", "--data", shapes], ", got the file"),
     ):
         error = refused(capsys, *command, "-o", tmp_path / "file")

@@ -317,7 +317,7 @@ def test_a_trace(folder, capsys):
         ("scene.tif --probabilities p.tif -o o.tif --max-memory 1GB --scratch gone", "--scratch: expected a folder that exists, got gone"),
         ("scene.tif --probabilities p.tif -o o.tif --scratch .", "--scratch: expected --max-memory beside it, got . alone"),
         ("scene.tif --probabilities p.tif -o o.tif --value-range 0", "--value-range: expected two numbers or percentiles"),
-        ("scene.tif --probabilities p.tif -o o.tif --bands one", "--bands: expected numbers of bands with commas between"),
+        ("scene.tif --probabilities p.tif -o o.tif --bands one", "--bands: expected band numbers separated by commas"),
         ("--features p.npy --probabilities p.npy", "--out: expected the name of the output, got none"),
         ("scene.tif p.tif --probabilities p.tif -o o --bands 1", "--bands: expected one image and its scores, got a data set"),
         ("scene.tif --features small.npy --probabilities p.tif -o o.tif", "--features: expected the size of scene.tif, 30 x 40, got 29 x 40"),

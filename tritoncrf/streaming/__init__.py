@@ -50,7 +50,7 @@ def streamed(
         raise ValueError(f"scratch: expected a folder, got a file, {folder}")
     if max_memory is None:
         if folder is not None:
-            raise ValueError(f"scratch: expected none without max_memory=, where it plays no part, got {folder}")
+            raise ValueError(f"scratch: expected none without max_memory=, got {folder}")
         _at_once(image, scores, device, given, out, out_labels)
         return _given(out, out_labels)
     budget = int(distributed.agreed(expect_bytes("max_memory", max_memory)))
