@@ -1,4 +1,4 @@
-"""What every benchmark shares: options, and one line of results per benchmark, written as soon as it is known."""
+"""Options of the benchmarks, and one line of results per benchmark, written at once."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from bench.suite import TESTS_ON_GPU
 from bench.timing import clock_rates, seconds
 from tritoncrf.devices import device_found
 
-LONG = 2.0  # seconds; on a CPU, which compiles nothing, a call that takes them has warmed up for those that follow
+LONG = 2.0  # seconds; on a CPU, which compiles nothing, a single call of this length is enough to warm up
 
 
 def pytest_addoption(parser):
@@ -44,9 +44,9 @@ def rates(device):
 def measure(benchmark, request, device, rates):
     """Time `call`, add what is counted, and write the row.
 
-    Two runs warm up; the second says how many more fit the time box, and three are done in any case. A graph replay is
-    short beside a synchronisation, so ten replays share one. A GPU's times scatter less, and a stage there has to end.
-    Of growth the exponent counts, which many points make: a short box.
+    Two runs warm up; the second determines how many more fit into the time limit, at least three. A graph replay is
+    short compared with a synchronisation, so ten replays share one. Times on a GPU scatter less, and a stage there has
+    a time limit. For growth, the exponent comes from many points, so the limit is short.
     """
 
     def run(call, counts: floors.Work, memory=None, /, **facts):

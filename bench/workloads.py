@@ -238,14 +238,14 @@ class Inputs:
         self.pictures, scores = scene(work.picture, work.size, work.classes, work.batch)
         self.image = torch.from_numpy(self.pictures).permute(0, 3, 1, 2).to(device, dtype).contiguous() / 255
         self.logits = torch.tensor(scores, **self.form)
-        self.thetas, self.weights, self.learnt = [*work.thetas], [*work.weights], []
+        self.thetas, self.weights, self.learned = [*work.thetas], [*work.weights], []
         if learns:
             self.weights = self._leaves(self.weights)
             self.thetas = self._leaves(self.thetas) if learns == "features" else self.thetas
             self.logits.requires_grad_()
             self.image.requires_grad_(work.learns_image and learns == "features")
             tensors = [self.logits, self.image, *self.thetas, *self.weights]
-            self.learnt = [x for x in tensors if isinstance(x, torch.Tensor) and x.requires_grad]
+            self.learned = [x for x in tensors if isinstance(x, torch.Tensor) and x.requires_grad]
 
     def _leaves(self, numbers):
         return [torch.tensor(n, **self.form, requires_grad=True) for n in numbers]

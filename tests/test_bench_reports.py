@@ -106,7 +106,9 @@ def test_a_head_states_clocks_and_what_is_refused():
     rows = [row(ConvCRFWork(3, size=SIZE), "tritoncrf", 1.0, clocks={"sm": sm, "memory": 2619}) for sm in (1980, 1755)]
     head = "\n".join(measurements.head(ENVIRONMENT | {"tests": {"window": "green", "exact": "red (status 1)"}}, rows))
     assert "Clocks while measuring: sm 1755 to 1980 MHz, memory 2619 to 2619 MHz." in head
-    assert "The exact filter is refused: its equivalence tests are red (status 1)." in head and "window" not in head
+    assert (
+        "The exact filter is not measured: its equivalence tests are red (status 1)." in head and "window" not in head
+    )
     assert "not readable" in "\n".join(measurements.head(ENVIRONMENT, [row | {"clocks": {}} for row in rows]))
 
 
@@ -332,7 +334,10 @@ def test_a_slower_peer_is_no_regression_of_ours(compared):
             "compare empty.json empty.json",
             "empty.json: expected a report of the suite, .json, unreadable: 'environment'",
         ),
-        ("gpu --stage tests --out text.json", "--out: expected a folder that can be created, got text.json: File exists"),
+        (
+            "gpu --stage tests --out text.json",
+            "--out: expected a folder that can be created, got text.json: File exists",
+        ),
         ("gpu --stage bench --out new --data gone", "--data: expected a folder, got gone"),
         ("run --out text.json", "--out: expected a folder that can be created, got text.json: File exists"),
         ("profile --out text.json", "--out: expected a folder that can be created, got text.json: File exists"),
