@@ -1,7 +1,7 @@
 """The command line: tritoncrf refine | train | evaluate | predict | tune | experiments | app | demo | info.
 
-Every bad input ends with exit code 2 and one line on stderr. Output files are written whole or not at all. What a
-command does is in `actions` and `app`, which are imported once its arguments are understood.
+Every bad input ends with exit code 2 and one line on stderr. Output files are written whole or not at all. The commands
+are implemented in `actions` and `app`, which are imported after the arguments are parsed.
 """
 
 import argparse
@@ -378,7 +378,7 @@ def _run_refine(options: argparse.Namespace) -> int:
         from tritoncrf.datasets import processes
 
         if options.engine is None and options.jobs != 0:
-            processes.begin()  # they import what this process is about to import
+            processes.begin()  # they import in parallel with this process
         from tritoncrf.datasets import command
 
         return command.refine_set(options)

@@ -14,7 +14,7 @@ __all__ = [
 METHODS: tuple[Method, ...] = get_args(Method)
 GAUSSIAN: tuple[Method, ...] = ("lattice", "exact", "window")
 SCORES = ("logits", "probabilities", "energies", "labels", "mask", "foreground")
-BINARY = SCORES[4:]  # of one object, [H, W]
+BINARY = SCORES[4:]  # for one object, [H, W]
 HARD = SCORES[3:5]  # labels without a network's certainty
 UNKNOWN = 255  # the label of unknown pixels
 
