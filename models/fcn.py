@@ -241,7 +241,7 @@ class FCN8sCRFRNN(WithCRF):
         network: options of `FCN8s`, a dict, or None for its defaults.
         crf: options of `CRFRNN`, likewise; its defaults are the paper's, its presets the published codes. With a preset
             the network and the CRF subtract the same mean: if only one of network["pixels"] and crf["mean"] is given,
-                the other is the same; if neither is, both are the code's.
+            the other is the same; if neither is, both are the code's.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

@@ -256,7 +256,7 @@ class DenseCRF:
         """pydensecrf's number for the marginals Q: sum Q log Q + sum U Q + sum_k sum Q C_k(K_k Q).
 
         It counts every pair twice and omits log Z, so it is not a divergence: it may be negative, and it may rise
-            between iterations. `tritoncrf.trace` records the free energy, which counts every pair once.
+        between iterations. `tritoncrf.trace` records the free energy, which counts every pair once.
 
         Raises:
             TypeError, ValueError: Q is not a floating-point array (nlabels, nvar).
