@@ -622,7 +622,7 @@ SCORES = ["logits", "probabilities", "energies"]
     [
         (HALF.astype(int), TypeError, "floating-point"),
         (HALF.tolist(), TypeError, "a NumPy array or a torch.Tensor"),
-        (HALF.astype(str), TypeError, "dtype that torch knows"),
+        (HALF.astype(str), TypeError, "dtype that torch supports"),
         (HALF[0, 0], ValueError, r"expected \[C, H, W\]"),
         (HALF[None, None], ValueError, r"expected \[C, H, W\]"),
         (HALF[:0], ValueError, r"expected \[C, H, W\]"),
