@@ -61,7 +61,7 @@ def stages(work):
 
 
 def forward(quick: bool) -> list:
-    """W2 first: of a run that ends early it is the shortest part."""
+    """W2 first: it is the shortest, so a run that ends early has at least that part."""
     lattices = [run for work in (LATTICES[:1] if quick else LATTICES) for run in stages(work)]
     guided = [run for work in (GUIDED[:1] if quick else GUIDED) for run in stages(work)]
     windows = [run for work in (QUICK_WINDOWS if quick else WINDOWS) for run in runs(work)]
