@@ -1,9 +1,9 @@
-"""The splat by atomic additions: what the lattice's sorted, deterministic one (kernels/lattice.py) is measured against.
+"""The splat by atomic additions, with which the lattice's sorted, deterministic splat (kernels/lattice.py) is compared.
 
     v_m = sum over pixels i and corners r with v_ir = m of b_ir (scale . x)_i
 
-Each pixel is read once and added to its d + 1 vertices, whoever else adds to them at the same time: no table in
-the order of vertices is needed, and the order of additions, hence the rounding, is another in every run.
+Each pixel is read once and added to its d + 1 vertices, possibly at the same time as others. This needs no table in the
+order of vertices, but the order of additions, and so the rounding, differs between runs.
 
 Bytes: x once, and (d + 1) N rows that are read and written back in the cache.
 """

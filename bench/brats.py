@@ -1,7 +1,7 @@
-"""The BRATS volume as NIfTI, with noisy scores, for `tritoncrf refine`; and the Dice of label maps beside the truth.
+"""The BRATS volume as NIfTI, with noisy scores, for `tritoncrf refine`; and the Dice of label maps against the truth.
 
 The scores are those of `tritoncrf.synthetic.noisy_scores`, drawn anew for each slice [x, y] of the true labels: blurred
-by a resize to an eighth and back, a random class in a fifth of the cells of 8 x 8 voxels, and divided by their sum.
+by a resize to an eighth and back, with a random class in a fifth of the cells of 8 x 8 voxels, and normalised to sum 1.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tritoncrf.synthetic import noisy_scores
 
 VOLUME = Path("volumes", "brats_2013_pat0006_1.npz")
 CLASSES = "other", "necrosis", "oedema", "non-enhancing tumour", "enhancing tumour"
-ORIGIN = 0, 239, 0  # of the full volume's voxel 0, in BRATS' header, whose first two axes point to the left and front
+ORIGIN = 0, 239, 0  # of voxel 0 of the full volume, from BRATS' header, whose first two axes point left and front
 
 
 def scores_of(labels: np.ndarray) -> np.ndarray:
@@ -43,14 +43,14 @@ def convert(data: Path, out: Path) -> None:
 
 
 def dice(labels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """2 |A and B| / (|A| + |B|) of each class but the first, and of all of these as one."""
+    """2 |A and B| / (|A| + |B|) of each class except the first, and of all of these merged."""
     pairs = {name: (labels == c, truth == c) for c, name in enumerate(CLASSES) if c}
     pairs["tumour"] = labels > 0, truth > 0
     return {name: float(2 * (a & b).sum() / max(1, a.sum() + b.sum())) for name, (a, b) in pairs.items()}
 
 
 def run(out: Path, data: Path, results: Sequence[Path]) -> int:
-    """Convert where that is to do, and print the Dice of the scores and of label maps."""
+    """Convert the volume if needed, and print the Dice of the scores and of label maps."""
     import nibabel
 
     if not (out / "truth.nii.gz").is_file():

@@ -1,4 +1,4 @@
-"""Two reports row by row: what became slower, what faster, and what is in one of them alone."""
+"""Compare two reports row by row: what became slower or faster, and what is in only one of them."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,22 @@ from bench.measurements import KEY, key
 from tritoncrf.files import decoded
 from tritoncrf.reports import number, table
 
-SHARE = 0.1  # of a time: what two runs of one machine differ by for no reason at all
+SHARE = 0.1  # of a time: the usual difference between two runs on one machine
 RULE = f"more than {SHARE:.0%}, and more than the interquartile ranges of both together"
 
 
 def compare(before: Path, after: Path) -> tuple[str, bool]:
-    """The comparison in Markdown, and whether a time of this library's is a regression. A peer's is none: it tells how
-    the machine changed."""
+    """The comparison in Markdown, and whether a time of this library regressed. Times of peers only show how the
+    machine changed."""
     (old, known), (new, found) = (decoded(path, "a report of the suite, .json", _read) for path in (before, after))
     shared = sorted((k for k in found if k in known), key=lambda k: -slowdown(known[k], found[k]))
     verdicts = {k: verdict(known[k], found[k]) for k in shared}
     regressions = [k for k in shared if verdicts[k] == "slower" and _ours(k)]
     faster = [k for k in shared if verdicts[k] == "faster" and _ours(k)]
-    lines = [f"# {new} against {old}", "", f"{len(shared)} rows in both; slower or faster: {RULE}."]
-    lines += [f"Of tritoncrf {len(regressions)} are slower and {len(faster)} faster."]
+    lines = [f"# {new} against {old}", "", f"{len(shared)} rows in both; slower or faster means {RULE}."]
+    lines += [f"Of tritoncrf's rows, {len(regressions)} are slower and {len(faster)} faster."]
     if peers := [slowdown(known[k], found[k]) for k in shared if not _ours(k)]:
-        lines += [f"The peers took {number(median(peers))} x their time, by the median of {len(peers)}."]
+        lines += [f"The peers took {number(median(peers))} times as long (median of {len(peers)})."]
     if shared:
         lines += ["", _table(shared, known, found, verdicts).rstrip()]
     for words, only in ("before", known.keys() - found.keys()), ("after", found.keys() - known.keys()):
@@ -33,7 +33,7 @@ def compare(before: Path, after: Path) -> tuple[str, bool]:
 
 
 def _read(path: Path) -> tuple[str, dict[tuple, dict]]:
-    """Of a report: where it was measured, and its rows."""
+    """The place of measurement of a report, and its rows."""
     report = json.loads(path.read_text())
     environment = report["environment"]
     rows = {key(row): {**row, "median": float(row["median"]), "iqr": float(row["iqr"])} for row in report["rows"]}
@@ -45,7 +45,7 @@ def slowdown(before: dict, after: dict) -> float:
 
 
 def verdict(before: dict, after: dict) -> str:
-    """ "slower" or "faster" by the rule, else empty."""
+    """ "slower" or "faster" by the rule, otherwise empty."""
     change, spread = after["median"] - before["median"], before["iqr"] + after["iqr"]
     if abs(change) <= max(spread, SHARE * before["median"]):
         return ""

@@ -1,4 +1,4 @@
-"""What every benchmark shares: options, and one line of results per benchmark, written as soon as it is known."""
+"""Options of the benchmarks, and one line of results per benchmark, written at once."""
 
 import json
 from functools import partial

@@ -1,8 +1,8 @@
-"""`python -m bench densecrf`: the same lines of code with pydensecrf and with `tritoncrf.densecrf`, in turn.
+"""`python -m bench densecrf`: the same lines of code with pydensecrf and with `tritoncrf.densecrf`, alternately.
 
 The demo's photo at half its size, two Gaussian kernels as in pydensecrf's README, 5 iterations. A round runs every
-combination once by each of the two, so that what slows the machine for a while slows both. A ratio is taken within a
-round; the table has its median and its range.
+combination once with each of the two, so that a temporary slowdown of the machine affects both. Ratios are within a
+round; the table has their median and range.
 """
 
 import importlib
@@ -28,14 +28,14 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a whole call, lattices included, and of the 5 iterations alone on lattices that are built."""
+    """Seconds of a whole call, including the lattices, and of the 5 iterations alone with existing lattices."""
 
     whole: float
     loop: float
 
 
 def energies(image: np.ndarray, classes: int) -> np.ndarray:
-    """Of blocks of 16 x 16 pixels, each with a class that is likelier than the others: float32, [C, H W]."""
+    """Energies of blocks of 16 x 16 pixels, each with one class that is more likely: float32, [C, H W]."""
     random, (height, width) = np.random.default_rng(classes), image.shape[:2]
     labels = random.integers(0, classes, (height // 16 + 1, width // 16 + 1)).repeat(16, 0).repeat(16, 1)
     logits = random.normal(0, 1, (classes, height, width))
@@ -45,7 +45,7 @@ def energies(image: np.ndarray, classes: int) -> np.ndarray:
 
 
 def timed(module: ModuleType, image: np.ndarray, unary: np.ndarray) -> Times:
-    """One call by one of the two, whose names and arguments are the same."""
+    """Time one call of one of the two modules, which have the same names and arguments."""
     height, width = image.shape[:2]
     started = time.perf_counter()
     crf = module.DenseCRF2D(width, height, len(unary))
@@ -59,9 +59,9 @@ def timed(module: ModuleType, image: np.ndarray, unary: np.ndarray) -> Times:
 
 
 def run(out: Path | None, rounds: int = ROUNDS) -> int:
-    """Print the report, and write it to `out` if there is one."""
+    """Print the report, and write it to `out` if given."""
     if importlib.util.find_spec("pydensecrf") is None:
-        raise CommandError("pydensecrf: expected it to be installed, got none")
+        raise CommandError("pydensecrf: expected an installed package, got none")
     theirs = importlib.import_module("pydensecrf.densecrf")
     image = np.ascontiguousarray(photo()[::2, ::2])
     found: dict[tuple[int, int], list[tuple[Times, Times]]] = {}
@@ -107,9 +107,9 @@ def report(
     text = "\n".join([
         reports.head("A dense CRF beside pydensecrf", "python -m bench densecrf -o OUT"),
         f"The demo's photo at half its size, {size[0]} x {size[1]}, {ITERATIONS} iterations. Milliseconds of "
-        "`tritoncrf.densecrf` and of pydensecrf, which has one thread, in turn: medians of the rounds, and of the "
-        "ratios of each round with their range. Whole: lattices built and iterated; loop: iterated again on the same "
-        "lattices.", "",
+        "`tritoncrf.densecrf` and of pydensecrf, which uses one thread, alternately: medians of the rounds, and of the "
+        "ratios within a round, with their range. Whole: building the lattices and iterating; loop: iterating on "
+        "existing lattices.", "",
         reports.table(header, lines),
     ])  # fmt: skip
     return text, rows

@@ -1,4 +1,4 @@
-"""What a sanitizer or a profiler watches: every kernel once, on few pixels, or the training steps; nothing is timed."""
+"""Runs for a sanitizer or a profiler: every kernel once, on few pixels, or the training steps; nothing is timed."""
 
 import torch
 

@@ -1,8 +1,7 @@
-"""The stage `first` of `make gpu`: in one call of six minutes what a first look at a GPU has to tell, what matters most
-first.
+"""The stage `first` of `make gpu`: a first look at a GPU in six minutes, starting with what matters most.
 
-Each part is a process of its own, so that a kernel that breaks one leaves the others their GPU; it prints lines as it
-has them and has its share of the time. Without a GPU the parts run on few pixels, in PyTorch, as far as they can.
+Each part is a separate process with its own share of the time, so that a failing kernel does not stop the others; it
+prints lines as they come. Without a GPU, the parts run on few pixels in PyTorch, as far as possible.
 """
 
 import functools
@@ -28,14 +27,14 @@ from tritoncrf import reports
 from tritoncrf.devices import device_found
 from tritoncrf.reports import number
 
-# Seconds that a part may take at most; the last has what is left.
+# Seconds that a part may take at most; the last has the rest.
 PARTS = {"compile": 75, "errors": 45, "times": 120, "questions": 45, "splat": 25, "sanitize": 120}
-SAFE = 20  # seconds that are left for the last part even if others take all theirs
+SAFE = 20  # seconds reserved for the last part
 STEP_ERROR = 1e-5  # relative, of one iteration
 
 
 def works() -> dict[str, tuple[CRFWork, str]]:
-    """Those of the profile; on a CPU on few pixels."""
+    """The works of the profile; on a CPU with few pixels."""
     from bench.compiled.profile import WORKS
 
     if device_found().type == "cuda":
@@ -44,7 +43,7 @@ def works() -> dict[str, tuple[CRFWork, str]]:
 
 
 def first(stage) -> int:
-    """All parts, one after the other; 1 if one failed. What they print is also in `first.md`."""
+    """Run all parts in order; returns 1 if one failed. Their output is also in `first.md`."""
     log, failed = stage.out / "first.md", []
     log.write_text(f"{reports.versions(reports.environment(stage.commit))}\n")
     left = list(PARTS)
@@ -72,7 +71,7 @@ def run_part(name: str) -> int:
 
 
 class Table:
-    """Prints each line as it comes, and widths that suit most."""
+    """A table that prints each row at once, with fixed widths."""
 
     def __init__(self, *header: str):
         self.widths = [max(10, len(name)) for name in header]
@@ -84,7 +83,7 @@ class Table:
 
 
 def attempted(name: str, call) -> bool:
-    """What goes wrong is printed, and the next thing tried."""
+    """Print errors and continue."""
     try:
         call()
     except Exception:
@@ -97,7 +96,7 @@ def attempted(name: str, call) -> bool:
 
 
 def compile_all() -> int:
-    """Every work once, in a process of its own, all at the same time: what they compile stays in Triton's cache."""
+    """Run every work once in separate parallel processes, to fill Triton's cache."""
     if device_found().type != "cuda":
         print("Nothing to compile without a GPU.")
         return 0
@@ -114,7 +113,7 @@ def compile_all() -> int:
 
 
 def all_errors() -> int:
-    """Of each work against float64: of one iteration, of all, and of the gradients."""
+    """The errors of each work against float64: after one iteration, after all, and of the gradients."""
     device = device_found()
     lines = Table("work", "step RMS", "loop RMS", "worst", "PyTorch's", "gradient", "")
     wrong = False
@@ -136,7 +135,8 @@ def all_errors() -> int:
 
 
 def median(call, box: float = 0.7) -> float:
-    """Seconds of a call, in at least 3 and at most 50 runs after two; ten between two readings where it is short."""
+    """Seconds of a call, the median of 3 to 50 runs after two warm-ups, with ten calls per reading if they are
+    short."""
     for _ in range(2):
         call()
     start = clock()
@@ -152,7 +152,7 @@ def median(call, box: float = 0.7) -> float:
 
 
 def predicted_sums(work: str, passes) -> float | None:
-    """Seconds predicted of these passes of a work; None where its last report is of another target or Triton."""
+    """The predicted seconds of these passes of a work; None if its last report is for another target or Triton."""
     from bench.compiled.profile import predictions
 
     if not torch.cuda.is_available():
@@ -207,7 +207,8 @@ def all_times() -> int:
 
 
 def exact_in_torch():
-    """One application of the bilateral exact filter, by this library and by PyTorch, whose takes seconds: each once."""
+    """One application of the bilateral exact filter by this library and by PyTorch, once each, as PyTorch takes
+    seconds."""
     device = device_found()
     work = works()["W4"][0]
     inputs = Inputs(work, device)
@@ -221,7 +222,7 @@ def exact_in_torch():
 
 
 def memory(call) -> int:
-    """The growth of the peak while it runs."""
+    """The growth of peak memory during a call."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -235,8 +236,8 @@ def memory(call) -> int:
 
 
 def questions() -> int:
-    """What reads of the L1 cache cost that do not begin where lines do; and each kernel of the loops by itself, beside
-    its prediction: the guided step, and the lattice's joins, whose time is that of their longest program."""
+    """The cost of L1 reads that do not start at a cache line; and each kernel of the loops with its prediction: the
+    guided step, and the lattice's joins, whose time is that of their longest program."""
     if device_found().type != "cuda":
         print("Needs a GPU.")
         return 0
@@ -252,7 +253,7 @@ def told_reads():
 
 
 def reads(device, timed) -> dict[str, float]:
-    """Seconds that a multiprocessor takes for a warp's read out of the L1 cache, by what is read."""
+    """Seconds of a multiprocessor for a warp's read from the L1 cache, by kind of read."""
     from bench.compiled.reads import FORMS, launch_reads
 
     found = {name: launch_reads(device, *form) for name, form in FORMS.items()}
@@ -282,7 +283,7 @@ def told_kernels():
 
 
 def splat_calls(work: CRFWork, device, backend="auto"):
-    """(name, call) for lattices of several sizes, of either form."""
+    """(name, call) for lattices of several sizes, with both kinds of splat."""
     from bench.atomic_splat import atomic_splat
     from bench.workloads import lattice_of
     from tritoncrf.kernels import lattice as kernels
@@ -317,12 +318,12 @@ def splats() -> int:
 
 
 def sanitize() -> int:
-    """compute-sanitizer's memcheck over as many of the small configurations as there is time for."""
+    """Run compute-sanitizer's memcheck on as many small configurations as there is time for."""
     tool = shutil.which("compute-sanitizer")
     if tool is None or device_found().type != "cuda":
         print("Needs a GPU and compute-sanitizer.")
         return 0
     exercise = [sys.executable, "-m", "bench", "exercise"]
     command = [tool, "--tool", "memcheck", "--error-exitcode", "99", "--print-limit", "20", *exercise]
-    # In this process's group, with which it ends when the time is up.
+    # In this process group, so that it ends when the time is up.
     return subprocess.call(command, env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})

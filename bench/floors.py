@@ -1,9 +1,9 @@
-"""The fewest bytes and operations the work needs, and the time a machine cannot beat.
+"""The least bytes and operations that a work needs, and the least time on a machine.
 
 The floor is the largest of four times: bytes over memory bandwidth, multiply-adds over the fp32 rate, those that
 the matrix units can do over their rate in half precision, exponentials over the rate of the special-function
-units. Where sums that were counted at the fp32 rate run on the matrix units, a time may go below the second, and
-where values are found in the L2 cache below the first; then the reason is in the report, not in the floor.
+units. A time may be below the second if sums counted at the fp32 rate run on the matrix units, and below the first if
+values are in the L2 cache; the report then says so, and the floor stays.
 """
 
 import math
@@ -24,15 +24,15 @@ class Rates:
     products: float
 
 
-# Leads for one H200. The bandwidth is measured again where the benchmarks run; the others are data-sheet figures, but
+# Rates of one H200. The bandwidth is measured again when the benchmarks run; the others are data-sheet figures, except
 # for the products: half precision on random data.
 H200 = Rates(bytes=4.3e12, operations=67e12, exponentials=3.7e12, products=790e12)
 
 
 @dataclass(frozen=True)
 class Work:
-    """`products`: operations that are matrix products. `gathered`: bytes of rows picked one by one, which caches may
-    hold; of these the floor knows nothing."""
+    """`products`: operations that are matrix products. `gathered`: bytes of rows gathered one by one, possibly from
+    caches; the floor ignores them."""
 
     bytes: int
     operations: int
@@ -86,7 +86,7 @@ def window_step_backward(classes: int, size, window_size: int, blur: int = 1, it
 
 
 def convcrf(batch, classes, size, window_size, blur=1, iterations=5, backward=False) -> Work:
-    """The whole loop; with `backward`, a training step's forward and backward."""
+    """The whole loop; with `backward`, the forward and backward pass of a training step."""
     work = window_step(classes, size, window_size, blur)
     if backward:
         work = work + window_step_backward(classes, size, window_size, blur)
@@ -98,7 +98,7 @@ def lattice_build(pixels: int, corners: int) -> Work:
 
     bytes       features in; barycentric weight, vertex and place in the order of vertices of N (d + 1) pairs out:
                 4 N (d + 3 (d + 1)). Sorting these pairs and finding neighbours is what takes the time, and is not
-                counted: nothing comes near this floor.
+                counted, so no time is near this floor.
     """
     return Work(4 * pixels * (corners - 1 + 3 * corners), 0, 0)
 
@@ -134,7 +134,7 @@ def exact_filter(classes: int, pixels: int, features: int, live: float, itemsize
 
 
 def guided_statistics(pixels: int, channels: int, itemsize: int = 4) -> Work:
-    """What a guided filter knows of one guide of D channels: mean and cholesky's P = D (D + 1) / 2 numbers.
+    """The statistics of one guide with D channels: the mean, and cholesky's P = D (D + 1) / 2 numbers.
 
     bytes       guide in, mean and cholesky out: (2 D + P) N itemsize
     operations  P products; a box sum of D + P fields; D^3 / 3 + 2 P for factors and covariances
@@ -145,7 +145,7 @@ def guided_statistics(pixels: int, channels: int, itemsize: int = 4) -> Work:
 
 
 def guided_statistics_backward(pixels: int, channels: int, itemsize: int = 4) -> Work:
-    """The gradient of guide and eps, once the gradients of mean and Sigma are there.
+    """The gradients of guide and eps from those of mean and Sigma.
 
     bytes       guide, mean, and the gradients of mean and Sigma in, the guide's gradient out: (4 D + P) N itemsize
     operations  a box sum of D + P fields; products with the mean and with the guide, 2 D^2 each
@@ -201,7 +201,8 @@ def guided_step_backward(classes: int, pixels: int, channels: int, learns: str, 
 
 
 def _box_sum(fields: int, axes: int = 2) -> int:
-    """Operations per pixel: along each axis a sum runs, one number comes and one goes; then the mean's division."""
+    """Operations per pixel: along each axis a running sum adds one number and subtracts one; then the division by the
+    area."""
     return (2 * axes + 1) * fields
 
 
@@ -229,12 +230,12 @@ def full_step_backward(filters: list[Work], classes: int, pixels: int, learns: s
 
 
 def _within(filters: list[Work]) -> Work:
-    """All that filters need but their bytes."""
+    """The needs of filters except their bytes."""
     return sum((replace(f, bytes=0) for f in filters), NOTHING)
 
 
 def launched(launch, work) -> Work:
-    """What one launch of a work's step needs: its tensors once, and for the kernels that are bound by their sums
+    """The needs of one launch of a work's step: its tensors once, and for the kernels that are bound by their sums
 
     window  2 C operations a pair of pixels of the window, 4 C for the features' gradient, whose program computes both
             <y_i, x_j> and <y_j, x_i>; one exponential, that of the colours
@@ -244,7 +245,7 @@ def launched(launch, work) -> Work:
     gradient, classes = 2 if "gradient" in name else 1, classes_of(launch, work)
     if work.filter == "window" and "window" in name:
         p = work.batch * pairs(low_size(work), (work.window_size // 2,) * len(work.size))
-        channels = launch.arguments.get("D", 1)  # none where features are positions
+        channels = launch.arguments.get("D", 1)  # absent if features are positions
         colours = any(channels) if isinstance(channels, tuple) else channels > 0
         return moved + Work(0, 2 * gradient * classes * p, p * colours)
     if p := visited_pairs(launch):
@@ -253,25 +254,26 @@ def launched(launch, work) -> Work:
 
 
 def classes_of(launch, work) -> int:
-    """Of a launch: the work's, or 1, of the sums that normalise a filter."""
+    """The classes of a launch: those of the work, or 1 for the sums that normalise a filter."""
     found = launch.arguments.get("CLASSES", launch.arguments.get("C"))
     return found if isinstance(found, int) else work.classes
 
 
 def bytes_of(launch) -> int:
-    """Of its tensors, each once."""
+    """The bytes of its tensors, each once."""
     entries = [e for a in launch.arguments.values() for e in (a if isinstance(a, tuple) else (a,))]
     tensors = {(t.data_ptr(), t.shape): t for t in entries if isinstance(t, torch.Tensor)}
     return sum(t.nbytes for t in tensors.values())
 
 
 def low_size(work) -> list[int]:
-    """The pixels that a ConvCRF's window is over."""
+    """The number of pixels at the resolution of a ConvCRF's window."""
     return [-(-n // work.blur) for n in work.size]
 
 
 def visited_pairs(launch) -> int:
-    """Pairs of pixels of the blocks that an exact kernel visits, each block with itself among them; 0 of others."""
+    """Pairs of pixels in the blocks that an exact kernel visits, including each block with itself; 0 for other
+    kernels."""
     arguments = launch.arguments
     if "columns_ptr" not in arguments:
         return 0
@@ -285,5 +287,5 @@ def measured_rates(device: torch.device) -> Rates | None:
     source = torch.empty(1 << 28, device=device).normal_()
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / seconds_on_gpu(lambda: target.copy_(source))
-    # The arithmetic rates are Hopper's: on another GPU the floor is its bytes' time at best.
+    # The arithmetic rates are Hopper's; on another GPU only the time of the bytes is a valid floor.
     return replace(H200, bytes=bandwidth)

@@ -1,6 +1,7 @@
-"""The stages of `make gpu`: each ends within its minutes, writes as it goes, and prints a short table last.
+"""The stages of `make gpu`: each ends within its time limit, writes results as it goes, and prints a short table at the
+end.
 
-They run on a machine that has a GPU, torch, triton, pytest and little else: no network, perhaps no git.
+They run on a machine with a GPU, torch, triton, pytest and little else: no network, perhaps no git.
 """
 
 import shutil
@@ -24,8 +25,8 @@ from tritoncrf.devices import device_found
 from tritoncrf.files import write
 
 MINUTES = 9.0
-FIRST_MINUTES = 6.0  # of the stage `first`, which is to fit where little time is lent
-RESERVE = 30  # seconds of these, for starting and for writing reports
+FIRST_MINUTES = 6.0  # of the stage `first`, for machines that are available for a short time
+RESERVE = 30  # seconds of these for starting and for writing reports
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 WATCHED = (  # by ncu
     "window|exact|layout|simplex|_count|add_up|tables|neighbours|splat|join|blur|slice|weights_gradient|products|"
@@ -36,7 +37,7 @@ EXERCISE = [sys.executable, "-m", "bench", "exercise"]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is given: its name, where its results go, of which commit they are, and when it has to end."""
+    """The arguments of a stage: its name, the folder for results, their commit, and the time when it must end."""
 
     name: str
     out: Path
@@ -45,7 +46,7 @@ class Stage:
     end: float
 
     def seconds(self, parts: int = 1) -> float:
-        """For the next of `parts` equal parts of the time left."""
+        """Seconds for the next of `parts` equal parts of the remaining time."""
         return max(5.0, (self.end - time.monotonic()) / parts)
 
     def finish(self, header: list[str], lines: list[list[str]], note: str = "") -> None:
@@ -63,8 +64,8 @@ def run(name: str, out: Path, commit: str, data: Path | None, minutes: float) ->
 
 
 def tests(stage: Stage) -> int:
-    """Kernels on the GPU itself (no interpreter), a process for each file, and all else, side by side; all their output
-    in one log, which grows as they end."""
+    """Test the kernels on the GPU itself (no interpreter), with a process for each file, and everything else, in
+    parallel; their output goes to one log as they end."""
     joined, writing = stage.out / "tests.log", threading.Lock()
     joined.unlink(missing_ok=True)
     files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
@@ -89,13 +90,13 @@ def tests(stage: Stage) -> int:
 
 
 def sanitize(stage: Stage) -> int:
-    """compute-sanitizer over the small set; allocations uncached, so that each tensor has borders of its own."""
+    """Run compute-sanitizer on the small set, without an allocation cache, so that each tensor has its own bounds."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         stage.finish(["tool", "outcome"], [], "compute-sanitizer is not on this machine.")
         return 0
     statuses, lines = [], []
-    # Compiled before the tools watch: compiling under them would take most of the time.
+    # Compile before running the tools, under which compiling would take most of the time.
     run_boxed(EXERCISE, stage.seconds(4), stage.out / "sanitize-warm.log")
     for i, name in enumerate(SANITIZERS):
         log = stage.out / f"sanitize-{name}.log"
@@ -116,8 +117,8 @@ def bench(stage: Stage) -> int:
 
 
 def profile(stage: Stage) -> int:
-    """Every kernel of the training steps by itself: time between events, beside it what was predicted where there was
-    no GPU, counted work, achieved rates, what a multiprocessor holds of it; then ncu."""
+    """Each kernel of the training steps separately: time between events, predicted time, counted work, achieved rates
+    and occupancy; then ncu."""
     from bench.compiled.profile import RESOURCES, WORKS, held, kernels, names, predicted_of, predictions
     from bench.providers import runner
     from bench.workloads import Inputs
@@ -148,7 +149,7 @@ def profile(stage: Stage) -> int:
                 seconds / floor, counted.bytes * 1e-6, counted.bytes * 1e-12 / seconds, operations * 1e-9,
                 operations * 1e-12 / seconds, counted.exponentials * 1e-9 / seconds,
             )  # fmt: skip
-            # Of lattices, guided filters and blurs only bytes are counted, which is what bounds them.
+            # For lattices, guided filters and blurs only bytes are counted, which are their limit.
             cells = (reports.number(value or None) for value in measured)
             lines.append([name, title, kernel.purpose, *cells, *held(compiled, target)])
         with traces.open("a") as file:
@@ -159,9 +160,10 @@ def profile(stage: Stage) -> int:
 
 
 def table(stage: Stage) -> int:
-    """One of the papers' tables at full size. Its trainings stay in the checkout: a further call goes on with them."""
+    """One of the papers' tables at full size. Its trainings are kept in the checkout, and the next call continues
+    them."""
     if stage.data is None:
-        stage.finish(["table"], [], "Without --data there is nothing to train on.")
+        stage.finish(["table"], [], "No training without --data.")
         return 2
     runs, data = ROOT / "runs" / "full_size", stage.data.resolve()
     command = [sys.executable, "-m", "tritoncrf.models", "experiments", stage.name, "-o", str(runs), "--data"]
@@ -179,7 +181,7 @@ STAGES |= dict.fromkeys(TABLES, table)
 
 
 def trace(call) -> str:
-    """Device time of every kernel in one call, PyTorch's own among them."""
+    """Device time of every kernel in one call, including PyTorch's own."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
@@ -187,7 +189,7 @@ def trace(call) -> str:
 
 
 def counters(stage: Stage) -> str:
-    """Hardware counters of some kernels of each work, where ncu is there and works; says what came of it."""
+    """Hardware counters of some kernels of each work, if ncu is installed and works; returns a message."""
     tool = shutil.which("ncu")
     if tool is None:
         return "ncu is not on this machine: no hardware counters."

@@ -1,9 +1,9 @@
-"""How times grow along one axis: power laws fitted to the rows of W7.
+"""The growth of times along one axis: power laws fitted to the rows of W7.
 
     t = a v^p, so log t = log a + p log v: p by least squares
 
-The small values of an axis take the time of launches and of Python, whatever they are: only the upper half of its
-points, and three at least, are fitted. What p should be is the exponent of the counted work of the same points.
+At small values of an axis, launches and Python dominate the time: only the upper half of its points, at least three, is
+fitted. The expected p is the exponent of the counted work of the same points.
 """
 
 import math
@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-# By what a row calls them; the words stand in tables and figures.
+# From names in rows to words in tables and figures.
 AXES = {
     "side": "pixels",
     "classes": "classes",
@@ -26,7 +26,7 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """exp(`offset`) v^`exponent`; `error` is the exponent's standard error, None where two points leave none."""
+    """exp(`offset`) v^`exponent`; `error` is the exponent's standard error, None for two points."""
 
     exponent: float
     error: float | None
@@ -49,8 +49,8 @@ def power_law(values, results) -> PowerLaw:
 
 @dataclass(frozen=True)
 class Curve:
-    """One stage of a filter along one axis, in order: times in seconds, and the counted work: operations, or bytes
-    where no operations are counted. Of a square image's side the pixels are the values."""
+    """One stage of a filter along one axis, in order: times in seconds, and the counted work: operations, or bytes if
+    no operations are counted. For the side of a square image, the values are the pixels."""
 
     filter: str
     stage: str
@@ -70,12 +70,12 @@ class Curve:
 
     @cached_property
     def expected(self) -> PowerLaw:
-        """Of the counted work."""
+        """The power law of the counted work."""
         return power_law(self.values[self.fitted], self.work[self.fitted])
 
 
 def curves(rows: list[dict]) -> list[Curve]:
-    """Those of two points or more, in the order of the rows."""
+    """The curves with two points or more, in the order of the rows."""
     found = {}
     for row in rows:
         if row["work"] == "W7":
@@ -91,6 +91,6 @@ def curves(rows: list[dict]) -> list[Curve]:
 
 
 def in_words(curve: Curve) -> tuple[str, str]:
-    """The exponent with its error, and what it should be."""
+    """The exponent with its error, and the expected one."""
     law, (found, expected) = curve.law, (round(law.exponent, 2) + 0.0 for law in (curve.law, curve.expected))
     return f"{found:.2f}" + (f" ± {law.error:.2f}" if law.error is not None else ""), f"{expected:.2f}"

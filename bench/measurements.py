@@ -1,4 +1,4 @@
-"""Rows of measurements: what tells them apart, and the report of them in Markdown."""
+"""Rows of measurements: what identifies them, and their report in Markdown."""
 
 import json
 from pathlib import Path
@@ -45,13 +45,13 @@ def read(path: Path) -> list[dict]:
 
 
 def key(row: dict, without=()) -> tuple[str, ...]:
-    """What was measured, in the words of `KEY`."""
+    """The identity of a row, by `KEY`."""
     found = (row.get(name, "") for name in KEY if name not in without)
     return tuple("x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value) for value in found)
 
 
 def peers(rows: list[dict]) -> dict[tuple, list[dict]]:
-    """Rows of the peers by what was computed; they are compared with every mode of ours."""
+    """Rows of the peers by what was computed; they are compared with every mode of this library."""
     found = {}
     for row in rows:
         if row["provider"] != "tritoncrf":
@@ -60,7 +60,7 @@ def peers(rows: list[dict]) -> dict[tuple, list[dict]]:
 
 
 def peers_of(row: dict, found: dict) -> list[dict]:
-    """No peer keeps a filter from one picture to the next: its whole call is what that is compared with."""
+    """No peer reuses a filter for the next picture, so our calls that do are compared with its whole call."""
     stage = "total" if row.get("stage") == "kept" else row.get("stage", "")
     return found.get(key(row | {"stage": stage}, ("provider", "mode")), []) if row["provider"] == "tritoncrf" else []
 
@@ -80,7 +80,7 @@ def faster(row: dict, peer: dict) -> str:
 
 
 def markdown(environment: dict, rows: list[dict], drawn: dict[str, str]) -> str:
-    """`drawn`: figures beside the report, what they show by their files' names."""
+    """The report; `drawn` are figures beside it, with their captions by file name."""
     lines = [*head(environment, rows)]
     for file, words in drawn.items():
         lines += ["", f"![{words}]({file})"]
@@ -90,19 +90,19 @@ def markdown(environment: dict, rows: list[dict], drawn: dict[str, str]) -> str:
         if chosen:
             lines += ["", f"## {work}: {title}", "", cells_table([cells(row, peers_of(row, found)) for row in chosen])]
     if curves := growth.curves(rows):
-        lines += ["", "## W7: exponents", "", "t = a v^p, fitted to the upper half of an axis' values, three at least;"]
+        lines += ["", "## W7: exponents", "", "t = a v^p, fitted to the upper half of an axis' values, at least three;"]
         lines += ["expected: the exponent of the counted work of the same points.", "", exponents(curves)]
     return "\n".join(lines) + "\n"
 
 
 def head(environment: dict, rows: list[dict]) -> list[str]:
-    """What was measured with, and what was not measured."""
+    """The environment, and what was not measured."""
     lines = [f"# {environment['device']}, {environment['date']}", "", reports.versions(environment), ""]
     lines += ["Peers: " + ", ".join(f"{name}: {version}" for name, version in environment["peers"].items()) + "."]
     lines += ["", f"Clocks while measuring: {clocks(rows)}."]
     for filter, outcome in environment["tests"].items():
         if outcome != "green":
-            lines += ["", f"**The {filter} filter is refused: its equivalence tests are {outcome}.**"]
+            lines += ["", f"**The {filter} filter is not measured: its equivalence tests are {outcome}.**"]
     if bandwidth := next((row["copy_bandwidth"] for row in rows if row["copy_bandwidth"]), None):
         lines += ["", f"Copy bandwidth, measured: {bandwidth / 1e12:.2f} TB/s (bytes read plus written)."]
     return lines
@@ -129,7 +129,7 @@ def exponents(curves: list[growth.Curve]) -> str:
 
 
 def cells(row: dict, peers: list[dict]) -> dict[str, str]:
-    """A row as text by column; empty where it says nothing."""
+    """A row as text by column, empty where it has no value."""
     q = None
     if "size" in row and "classes" in row:
         q = row["batch"] * row["classes"] * row["size"][0] * row["size"][1] * 4
@@ -175,7 +175,7 @@ def cells(row: dict, peers: list[dict]) -> dict[str, str]:
 
 
 def _parts(row: dict) -> dict[str, str]:
-    """Of a pipeline's time; empty for other work."""
+    """The parts of a pipeline's time; empty for other work."""
     names = ["network ms", "CRF ms", "CRF's share", "images/s"]
     if "crf" not in row:
         return dict.fromkeys(names, "")
@@ -189,6 +189,6 @@ def share(part: float) -> str:
 
 
 def cells_table(lines: list[dict[str, str]]) -> str:
-    """The columns that say something in any line."""
+    """A table of the columns that have a value in any row."""
     header = [name for name in lines[0] if any(line[name] for line in lines)]
     return table(header, [[line[name] for name in header] for line in lines])

@@ -1,6 +1,6 @@
-"""How much memory a call needs beyond what the process and its inputs held before.
+"""The memory that a call needs beyond that of the process and its inputs before.
 
-On a GPU the allocator knows. On a CPU it is the growth of the resident set to its peak, in a process of its own:
+On a GPU the allocator reports it. On a CPU it is the growth of the resident set to its peak, in a separate process:
 `python -m bench.peak_memory '{"provider": ..., "stage": ..., "learns": ..., "kind": ..., "work": {...}}'` prints bytes.
 Linux only; elsewhere None.
 """
@@ -37,7 +37,7 @@ def peak_on_cpu(provider: str, work: CRFWork, stage: str, learns: str | None) ->
     job = {"provider": provider, "stage": stage, "learns": learns, "kind": type(work).__name__, "work": asdict(work)}
     command = [sys.executable, "-m", "bench.peak_memory", json.dumps(job)]
     printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return int(printed.splitlines()[-1])  # peers may print before
+    return int(printed.splitlines()[-1])  # peers may print other lines before
 
 
 def status(field: str) -> int:
@@ -48,9 +48,9 @@ def _main(provider, stage, learns, kind, work):
     work = KINDS[kind](**work | {"size": tuple(work["size"])})
     runner(provider, Inputs(small(work), "cpu", learns=learns), stage)()
     call = runner(provider, Inputs(work, "cpu", learns=learns), stage)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = status("VmRSS")
-    kept = call()  # outputs count: a training step's gradients are as large as the scores
+    kept = call()  # outputs count, since a training step's gradients are as large as the scores
     print(status("VmHWM") - before)
     del kept
 

@@ -1,12 +1,13 @@
-"""What tritoncrf is measured against: other ways to compute the same thing.
+"""The peers of tritoncrf: other ways to compute the same.
 
 `im2col_convcrf` is the published ConvCRF's algorithm (Teichmann and Cipolla, 2018) as its code was released,
 written here in plain PyTorch. It gathers every neighbour of every pixel into a [B, C, k^2, N] tensor and sums,
-so it is slow, hungry and obvious: the speed peer of `tc.ConvCRF`, and the oracle of its `preset="released"`.
+so it is slow and simple and needs much memory: the speed peer of `tc.ConvCRF`, and the reference of its
+`preset="released"`.
 
-`BoxGuidedFilter` is the guided filter as textbooks have it (He, Sun and Tang, 2013), made of PyTorch's average pooling.
+`BoxGuidedFilter` is the textbook guided filter (He, Sun and Tang, 2013), based on PyTorch's average pooling.
 
-`densecrf` runs pydensecrf, `keops_scores` KeOps and `guided_blur` kornia, where these are installed.
+`densecrf` runs pydensecrf, `keops_scores` KeOps and `guided_blur` kornia, if these are installed.
 """
 
 import importlib
@@ -22,7 +23,7 @@ RELEASE_EPSILON = 1e-20  # added to a row sum before its inverse square root, as
 
 
 def versions() -> dict[str, str]:
-    """Of the optional peers, or "not installed"."""
+    """The versions of the optional peers, or "not installed"."""
     return {name: importlib.metadata.version(name) if installed(name) else "not installed" for name in OPTIONAL}
 
 
@@ -111,7 +112,7 @@ def _im2col(x, size):
 
 
 def _gaussian(features, size):
-    # Neighbours outside the image get a weight too; it never counts, since the values unfold to zero there.
+    # Neighbours outside the image get a weight too, which does not matter, since the values unfold to zero there.
     difference = _im2col(features, size) - features.flatten(2)[:, :, None]
     return (-0.5 * difference.square().sum(1, keepdim=True)).exp()
 
@@ -124,7 +125,7 @@ def _filter(values, window, size, blur):
 
 class BoxGuidedFilter:
     """The guided filter by a colour guide [B, D, H, W], with windows averaged over their pixels inside the image; call
-    it on values [B, C, H, W]. What the guide alone decides is computed once."""
+    it on values [B, C, H, W]. What depends only on the guide is computed once."""
 
     def __init__(self, guide, radius, eps):
         self.guide, self.radius = guide, radius
@@ -137,8 +138,8 @@ class BoxGuidedFilter:
         self.inverse = torch.linalg.inv(covariance + eps * identity).permute(0, 3, 4, 1, 2)
 
     def _box(self, x):
-        # One axis after the other. Differences of running sums would be quicker on long windows, but in float32 they
-        # lose what covariances of grey levels need.
+        # One axis after the other. Differences of running sums would be quicker for long windows, but too inaccurate in
+        # float32 for covariances of grey levels.
         for axis in 0, 1:
             side, padding = [1, 1], [0, 0]
             side[axis], padding[axis] = 2 * self.radius + 1, self.radius
@@ -156,8 +157,8 @@ class BoxGuidedFilter:
 
 
 def guided_blur(guide, values, radius, eps):
-    """kornia's guided filter. It takes no account of how many pixels a window has inside the image: this border, zeros,
-    is that of `box="constant"`; with any, what is 2 radius from the border is the same as ours."""
+    """kornia's guided filter. It ignores how many pixels of a window are inside the image: this border, zeros,
+    corresponds to `box="constant"`; with any border, results farther than 2 radius from it equal ours."""
     filters = importlib.import_module("kornia.filters")
     return filters.guided_blur(guide, values, 2 * radius + 1, eps, border_type="constant")
 

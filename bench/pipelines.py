@@ -1,7 +1,7 @@
 """W6: whole pipelines with random weights, and the CRF's share of their time.
 
-The networks' weights do not matter for the time; the picture does, for the lattice. On a GPU also batches of 8 and
-training steps; a CPU takes minutes for these, so there it is one image, forward.
+The weights of the networks do not affect the time; the picture does, through the lattice. A GPU also runs batches of 8
+and training steps, which would take minutes on a CPU; there it is one image, forward.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from bench.workloads import GRACE_HOPPER, load_picture
 from tritoncrf.models import FCN8sCRFRNN, ResNetConvCRF, SegModel
 
 CLASSES = 21
-# The filter of its CRF beside each.
+# Each with the filter of its CRF.
 PIPELINES = {
     "FCN-8s + CRF-RNN": (FCN8sCRFRNN, (500, 500), "lattice"),
     "ResNet-101 + ConvCRF": (ResNetConvCRF, (500, 500), "window"),
@@ -31,7 +31,7 @@ def cases(device_type: str) -> list[tuple[str, int, str]]:
 
 
 class Pipeline:
-    """One pipeline in one mode: `run` is what is timed."""
+    """One pipeline in one mode; `run` is timed."""
 
     def __init__(self, name: str, batch: int, mode: str, device):
         kind, self.size, self.filter = PIPELINES[name]
@@ -47,8 +47,8 @@ class Pipeline:
         return self.model(self.image, output).logsumexp(1).mean().backward()
 
     def crf_seconds(self) -> float:
-        """What the CRF adds: the median difference of calls with and without it, in turn. A forward pass is compared
-        from the network's scores on, since a long network's scatter would hide a short CRF."""
+        """The time of the CRF: the median difference of calls with and without it, in turn. A forward pass is compared
+        from the network's scores on, since the scatter of a slow network would hide a fast CRF."""
         if self.mode == "training step":
             return difference(self.run, lambda: self.run("unary"))
         with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Figures beside a report: how times grow, and times against those of peers.
+"""Figures of a report: the growth of times, and times compared with those of peers.
 
-Each function gives a matplotlib Figure, tied to no window.
+Each function returns a matplotlib Figure without a window.
 """
 
 import math
@@ -22,16 +22,16 @@ COLORS = {OURS: REPAIRED} | dict(
 STAGE_COLORS = {"apply": REPAIRED, "build": palette()[6] / 255}
 WORKS = {"window": "W1", "lattice": "W2", "guided": "W3", "exact": "W4"}
 COUNTED = "#C4C8CE"  # the counted work
-PANEL, COLUMN, BAR, GAP = (2.75, 3.05), 6.8, 0.19, 0.6  # inches, but for the gap between groups, in bars
+PANEL, COLUMN, BAR, GAP = (2.75, 3.05), 6.8, 0.19, 0.6  # inches, except the gap between groups, in bars
 DPI = 100
 COLORS_OF_A_FILE = 64
 
 
 def draw(name: Path, rows: list[dict]) -> dict[str, str]:
-    """Saves name-times.png and name-growth.png where there are rows for them; what they show by their files' names."""
+    """Save name-times.png and name-growth.png if there are rows for them; returns their captions by file name."""
     drawn = {}
     if groups := whole_calls(rows):
-        drawn["times"] = times(groups), "times of whole calls, those of peers beside them"
+        drawn["times"] = times(groups), "times of whole calls, with those of peers"
     if curves := growth.curves(rows):
         drawn["growth"] = growing(curves), "growth of times along one axis at a time"
     for kind, (figure, _) in drawn.items():
@@ -67,7 +67,7 @@ def _panel(axes, curves: list[growth.Curve], axis: str, title: str):
         axes.plot(values, [1e3 * s for s in curve.seconds], "o", color=color, markersize=4)
         fitted = values[curve.fitted]
         axes.plot(fitted, 1e3 * curve.law.at(fitted), color=color, linewidth=1.5)
-        # Through the fitted line's end: only the slopes are compared.
+        # Through the end of the fitted line, since only the slopes are compared.
         counted = curve.expected.at(values)
         axes.plot(values, 1e3 * curve.law.at(fitted[-1]) * counted / counted[-1], "--", color=COUNTED, zorder=0)
         text = "{}, expected {}".format(*growth.in_words(curve))
@@ -83,7 +83,7 @@ def _panel(axes, curves: list[growth.Curve], axis: str, title: str):
 
 
 def whole_calls(rows: list[dict]) -> list[list[dict]]:
-    """Of each work its fastest run by us and its peers', for the picture that all have."""
+    """For each work, the fastest run of this library and of its peers, for the picture that all have."""
     groups = {}
     for row in rows:
         whole = row["work"] in ("W1", "W2", "W3", "W4", "W5") and row.get("stage", "total") == "total"
@@ -147,7 +147,7 @@ def _bars(axes, groups: list[list[dict]]):
 
 
 def label(row: dict) -> str:
-    """A work's name and what tells it from its like."""
+    """A work's name and what distinguishes it from similar ones."""
     words = [WORKS[row["filter"]]]
     if row["filter"] == "window":
         words += [f"k={row['window_size']}", f"blur {row['blur']}"]

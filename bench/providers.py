@@ -1,10 +1,10 @@
-"""Who computes a work, stage by stage: this library and its peers; the calls that are timed, and their errors.
+"""Providers that compute a work, stage by stage: this library and its peers; the timed calls, and their errors.
 
-A provider has `total()`, the whole call. One that builds its filters apart has the other stages as well:
+A provider has `total()`, the whole call. A provider that builds its filters separately also has the other stages:
 
     smooth, appearance   the filter of either kernel
-    loop                 the iterations, over filters built before
-    kept                 the whole call where the smoothness filter, which depends on no picture, is kept
+    loop                 the iterations, with filters built before
+    kept                 the whole call with an existing smoothness filter, which does not depend on the picture
     build                all filters
 """
 
@@ -54,7 +54,8 @@ class Tritoncrf(Provider):
 
 
 class Im2col(Provider):
-    """The published code's algorithm. Its released scores differ from ours by quirks, its work does not."""
+    """The published code's algorithm. Its scores differ from ours by details of the release, but the amount of work is
+    the same."""
 
     def total(self):
         inputs, work = self.inputs, self.inputs.work
@@ -66,7 +67,7 @@ class Im2col(Provider):
 
 
 class Pydensecrf(Provider):
-    """One process, one thread of a CPU, one image. What it takes is made before: its own format is no work of its."""
+    """One process, one thread of a CPU, one image. Its inputs are converted before, outside the timing."""
 
     def __init__(self, inputs: Inputs):
         super().__init__(inputs)
@@ -101,7 +102,7 @@ class Pykeops(Provider):
 
 
 class TorchBoxes(Provider):
-    """The guided filter as a user of PyTorch would write it."""
+    """The guided filter written in plain PyTorch."""
 
     def build(self) -> BoxGuidedFilter:
         return BoxGuidedFilter(self.work.guide(self.inputs), self.work.radius, *self.inputs.thetas)
@@ -111,7 +112,7 @@ class TorchBoxes(Provider):
 
 
 class Kornia(Provider):
-    """One call filters by one guide, so every iteration begins with the guide."""
+    """Each call processes the guide, so every iteration does so again."""
 
     def total(self):
         inputs, work = self.inputs, self.inputs.work
@@ -135,7 +136,7 @@ def offers(name: str, stage: str) -> bool:
 
 
 def runner(name: str, inputs: Inputs, stage="total"):
-    """The call that is timed: a stage without gradients, or the gradients of all that is learnt."""
+    """The timed call: a stage without gradients, or the gradients of everything that is trained."""
     provider = PROVIDERS[name](inputs)
     if stage != "loop":
         return _differentiated(getattr(provider, stage), inputs)
@@ -146,15 +147,15 @@ def runner(name: str, inputs: Inputs, stage="total"):
 
 def _differentiated(call, inputs: Inputs):
     if inputs.learns:
-        return lambda: torch.autograd.grad(call(), inputs.learnt, inputs.cotangent)
+        return lambda: torch.autograd.grad(call(), inputs.learned, inputs.cotangent)
     return torch.no_grad()(call)
 
 
 def graphed(inputs: Inputs, stage="total"):
-    """`runner`'s call by this library, as the replay of a CUDA graph.
+    """The call of `runner` for this library, as the replay of a CUDA graph.
 
-    Building a lattice or an exact filter waits for the device, so it stays eager, and what is replayed after it is a
-    loop captured over filters of the same inputs.
+    Building a lattice or an exact filter waits for the device, so it stays eager, followed by the replay of a loop that
+    was captured with filters of the same inputs.
     """
     if not inputs.work.follows_picture:
         return replayed(runner("tritoncrf", inputs, stage))
@@ -173,7 +174,7 @@ def graphed(inputs: Inputs, stage="total"):
 
 @functools.lru_cache
 def facts(work: CRFWork, device) -> dict:
-    """What the time of a work depends on besides its size."""
+    """What affects the time of a work besides its size."""
     if not work.follows_picture:
         return {}
     with torch.no_grad():
@@ -182,14 +183,14 @@ def facts(work: CRFWork, device) -> dict:
 
 @functools.lru_cache
 def errors(work: CRFWork, device, learns: str | None) -> dict:
-    """Distance from float64, which runs in PyTorch; of exact filters at 96 x 128, where that is quick.
+    """Errors against float64 in PyTorch; for exact filters at 96 x 128, where that is quick.
 
     step_rms: of the scores after one iteration, relative. loop_rms, loop_max: of the probabilities after all,
     absolute. reference_rms, where the loop ran in Triton: loop_rms of PyTorch in float32, the rounding any
     float32 loop has. gradient_rms: the worst of the gradients, relative.
 
-    A lattice is the same in float64 as in float32, unless its features learn: a float64 one places a pixel that lies
-    between two simplices in the other, which is no rounding of the filter.
+    The same lattice is used in float64 and float32, unless its features are trained: a float64 lattice may place a
+    pixel between two simplices in the other one, which is not a rounding error of the filter.
     """
     if work.filter == "exact":
         work = replace(work, size=SIZE_OF_EXACT_ERRORS)
@@ -199,7 +200,7 @@ def errors(work: CRFWork, device, learns: str | None) -> dict:
         truth = filters if work.filter == "lattice" and learns != "features" else exact.build()
 
     def gradients(provider, filters):
-        return torch.autograd.grad(provider.loop(filters), provider.inputs.learnt, provider.inputs.cotangent)
+        return torch.autograd.grad(provider.loop(filters), provider.inputs.learned, provider.inputs.cotangent)
 
     if learns:
         pairs = zip(gradients(found, filters), gradients(exact, truth), strict=True)

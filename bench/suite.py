@@ -39,7 +39,7 @@ TESTS_ON_GPU = {
 
 
 def run_suite(out: Path, *, quick=False, commit=None, photos=None, seconds=None) -> int:
-    """Benchmarks of the filters whose tests are green, for a wrong kernel's time is no time; 1 where any is refused."""
+    """Benchmark the filters whose tests pass, since timing a wrong kernel is meaningless; 1 if any is refused."""
     deadline = None if seconds is None else time.monotonic() + seconds
     tests = gate(TESTS_ON_GPU if device_found().type == "cuda" else TESTS_ON_CPU, seconds)
     green = [name for name, found in tests.items() if found == GREEN]

@@ -64,7 +64,8 @@ def stages(work):
 
 
 def forward(quick: bool) -> list:
-    """Lists of runs to be timed in turn. W2 first: of a suite that ends early it is the shortest part."""
+    """Lists of runs that are timed in turn. W2 comes first: it is the shortest, so a suite that ends early has at least
+    that part."""
     lattices = [stages(work) for work in (LATTICES[:1] if quick else LATTICES)]
     guided = [stages(work) for work in (GUIDED[:1] if quick else GUIDED)]
     windows = [runs(work) for work in (QUICK_WINDOWS if quick else WINDOWS)]

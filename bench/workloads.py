@@ -129,7 +129,7 @@ class LatticeWork(FullCRFWork):
         return {"vertices": counts, "vertices_per_pixel": [m / math.prod(self.size) for m in counts]}
 
     def _counts(self, facts, pixels):
-        """Of building each filter (the row sums that normalise it are an application to one class) and applying it."""
+        """Of building each filter (its normalising row sums are one application to one class) and applying it."""
         shapes = [(pixels, d + 1, m) for d, m in zip(self.dimensions, facts["vertices"])]
         builds = [floors.lattice_build(*shape[:2]) + floors.lattice_filter(1, *shape) for shape in shapes]
         return builds, [floors.lattice_filter(self.classes, *shape) for shape in shapes]
@@ -146,7 +146,7 @@ class ExactWork(FullCRFWork):
         return {"live": [live_share(f) for f in filters]}
 
     def _counts(self, facts, pixels):
-        """Of building each filter, which is an application to one class, and applying it."""
+        """Of building each filter, which is one application to one class, and applying it."""
         shapes = [(pixels, d, live) for d, live in zip(self.dimensions, facts["live"])]
         return [[floors.exact_filter(c, *shape) for shape in shapes] for c in (1, self.classes)]
 
@@ -190,7 +190,7 @@ def live_share(filter) -> float:
 
 
 def small(work: CRFWork) -> CRFWork:
-    """The same work on few pixels: what is loaded or compiled on first use is so, and little memory is touched."""
+    """The same work on few pixels: loads or compiles what first use needs, and touches little memory."""
     return replace(work, size=(32, 32), batch=1, iterations=2)
 
 
@@ -202,7 +202,7 @@ def load_picture(path, size=None) -> np.ndarray:
 
 
 def photographs(folder: Path | None) -> list[Path]:
-    """Those of a folder, whatever its layout; pictures of labels are none."""
+    """The pictures in a folder, whatever its layout, without label maps."""
     if folder is None:
         return []
     found = (path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
@@ -220,7 +220,7 @@ def brightness_bands(picture: np.ndarray, classes: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def scene(path: str, size: tuple, classes: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """A batch of pictures [B, H, W, 3] uint8, shifted copies of one, and scores [B, C, H, W], each with own noise."""
+    """A batch of pictures [B, H, W, 3] uint8, shifted copies of one, and scores [B, C, H, W], each with its noise."""
     picture = load_picture(path, size)
     labels = brightness_bands(picture, classes)
     shifts = [16 * b for b in range(batch)]
@@ -238,21 +238,21 @@ class Inputs:
         self.pictures, scores = scene(work.picture, work.size, work.classes, work.batch)
         self.image = torch.from_numpy(self.pictures).permute(0, 3, 1, 2).to(device, dtype).contiguous() / 255
         self.logits = torch.tensor(scores, **self.form)
-        self.thetas, self.weights, self.learnt = [*work.thetas], [*work.weights], []
+        self.thetas, self.weights, self.learned = [*work.thetas], [*work.weights], []
         if learns:
             self.weights = self._leaves(self.weights)
             self.thetas = self._leaves(self.thetas) if learns == "features" else self.thetas
             self.logits.requires_grad_()
             self.image.requires_grad_(work.learns_image and learns == "features")
             tensors = [self.logits, self.image, *self.thetas, *self.weights]
-            self.learnt = [x for x in tensors if isinstance(x, torch.Tensor) and x.requires_grad]
+            self.learned = [x for x in tensors if isinstance(x, torch.Tensor) and x.requires_grad]
 
     def _leaves(self, numbers):
         return [torch.tensor(n, **self.form, requires_grad=True) for n in numbers]
 
     @cached_property
     def cotangent(self):
-        """Fixed and random: a gradient checked with ones sees only the sums."""
+        """Fixed and random: a cotangent of ones would check only the sums of a gradient."""
         generator = torch.Generator().manual_seed(SEED)
         return torch.randn(self.logits.shape, generator=generator).to(self.logits)
 
@@ -334,7 +334,7 @@ class GrowthPoint:
 
     @property
     def counts(self) -> dict[str, floors.Work]:
-        """Of each stage that is measured."""
+        """For each stage that is measured."""
         pixels, classes, batch = math.prod(self.size), self.point["classes"], self.point["batch"]
         if self.filter == "lattice":
             lattice = lattice_of(self.built)

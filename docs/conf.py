@@ -1,5 +1,5 @@
-"""How `make docs` builds the pages: prose and notebooks from this folder, the reference from docstrings and from the
-command line's parser, formulas as MathML, nothing from the network."""
+"""The configuration of `make docs`: prose and notebooks from this folder, the reference from docstrings and the command
+line's parser, formulas as MathML, nothing from the network."""
 
 import os
 import re
@@ -112,7 +112,7 @@ def mark_up(app, what, name, obj, options, lines) -> None:
 
 
 def named_types() -> list[tuple[re.Pattern, str]]:
-    """What the type aliases look like once Python has expanded them, the longest first, each with its name."""
+    """The expanded forms of the type aliases, the longest first, each with its name."""
     aliases = {name: getattr(tritoncrf.types, name) for name in tritoncrf.types.__all__ if name != "RefineOptions"}
     expanded = {name: stringify_annotation(alias, "smart") for name, alias in aliases.items()}
     patterns = []
@@ -156,7 +156,7 @@ def mathml(translator, node) -> None:
 
 
 def mark_short(app, doctree, name) -> None:
-    """Options and names that no line is to break (custom.css)."""
+    """Mark options and names that must not be broken across lines (custom.css)."""
     for literal in doctree.findall(nodes.literal):
         if len(literal.astext()) <= 30:
             literal["classes"].append("short")

@@ -1,4 +1,4 @@
-"""Segmentation networks around the CRFs, their data sets, training and evaluation; and the metrics for them.
+"""Segmentation networks with CRFs, their data sets, training, evaluation and metrics.
 
 `tritoncrf train | evaluate | predict | experiments` runs them; `models/README.md` shows how.
 """
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tritoncrf.lazy import load_lazily
 
-if TYPE_CHECKING:  # what `load_lazily` is told below
+if TYPE_CHECKING:  # the same names as in `load_lazily` below
     from tritoncrf.models.fcn import FCN8s, FCN8sCRFRNN, FCN16s, FCN32s
     from tritoncrf.models.resnet_fcn import ResNetConvCRF, ResNetFCN
     from tritoncrf.models.segmenter import Segmenter, WithCRF

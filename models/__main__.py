@@ -20,11 +20,11 @@ __all__ = ["NAMES", "add_commands", "main"]
 NAMES = ("train", "evaluate", "predict", "tune", "experiments")
 FUSIONS = ("mean", "max_mean")
 CRFS = ("lattice", "window", "guided")
-MEASURES = ("miou", "boundary", "accuracy")  # of `tune`
+MEASURES = ("miou", "boundary", "accuracy")  # what `tune` may maximise
 SEARCHES = ("tpe", "grid", "gradient")
 ON_PHOTOS = {
-    "synthetic": "noisy scores of label maps, refined by every filter",
-    "lattice": "how far the lattice is from the exact sum",
+    "synthetic": "refine noisy scores of label maps with every filter",
+    "lattice": "measure the error of the lattice against the exact sum",
 }
 
 
@@ -42,24 +42,31 @@ def _parser() -> Parser:
 
 
 def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
-    """Adds those of NAMES to the commands of a parser."""
-    command = commands.add_parser("train", help="train a network as a configuration says")
+    """Add the commands NAMES to a parser."""
+    command = commands.add_parser("train", help="train a network from a configuration")
     names = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.toml")))
     command.add_argument("config", metavar="CONFIG", help=f"a .toml file, or one of: {names}")
-    command.add_argument("--data", metavar="FOLDER", help="the data set's folder; goes before the configuration's")
-    command.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="the run's folder")
-    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in RUN")
+    _add_data(command)
     command.add_argument(
-        "--weights", type=Path, metavar="FILE", help="start from: a checkpoint, or torchvision's or timm's weights"
+        "-o", "--out", type=Path, required=True, metavar="RUN", help="folder for the checkpoints and logs of the run"
     )
+    command.add_argument("--resume", action="store_true", help="continue from the last checkpoint in RUN")
+    command.add_argument(
+        "--weights", type=Path, metavar="FILE",
+        help="weights to start from: a checkpoint of a run, or weights of torchvision or timm",
+    )  # fmt: skip
     _add_changes(command, "data.workers=4, phases.unary.epochs=3")
     command.set_defaults(run=_run, action="train")
 
-    command = commands.add_parser("evaluate", help="metrics of a network, with and without its CRF")
+    command = commands.add_parser("evaluate", help="measure a network with and without its CRF")
     _add_checkpoints(command)
-    command.add_argument("--data", metavar="FOLDER", help="the data set's folder; goes before the configuration's")
-    command.add_argument("--split", metavar="NAME", help="the configuration's data.validate if left out")
-    command.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="also write tables and figures there")
+    _add_data(command)
+    command.add_argument(
+        "--split", metavar="NAME", help="the split to evaluate on (default: data.validate in the configuration)"
+    )
+    command.add_argument(
+        "-o", "--out", type=Path, metavar="FOLDER", help="also write tables and figures to this folder"
+    )
     _add_crf(command)
     _add_changes(command, "data.sbd=SBD, crf.theta_color=3")
     _add_testing(command)
@@ -68,101 +75,153 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     command = commands.add_parser("predict", help="label a folder of photos")
     _add_checkpoints(command)
     command.add_argument("photos", type=Path, metavar="PHOTOS", help="a folder of photos, or one photo")
-    command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="for labels/ and overlays/")
-    command.add_argument("--force", action="store_true", help="replace older predictions")
+    command.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="the folder in which to write labels/ and overlays/",
+    )
+    command.add_argument("--force", action="store_true", help="replace existing predictions")
     choice = command.add_mutually_exclusive_group()
-    choice.add_argument("--no-crf", action="store_true", help="the network's own labels")
+    choice.add_argument("--no-crf", action="store_true", help="write the network's own labels, without its CRF")
     _add_crf(choice)
     _add_changes(command, "data.resize=[360, 480], crf.theta_color=3")
     _add_testing(command)
     command.set_defaults(run=_run, action="predict")
 
-    command = commands.add_parser("tune", help="find settings of refine for scores like these")
+    command = commands.add_parser("tune", help="search for the best settings of refine on labelled images")
     command.add_argument("images", type=Path, metavar="IMAGES", help="a folder of photos")
     scores = command.add_mutually_exclusive_group(required=True)
     for kind in SCORES:
-        scores.add_argument(f"--{kind}", type=Path, metavar="FOLDER", help="of files as of refine, one for each photo")
-    command.add_argument("--truth", type=Path, required=True, metavar="FOLDER", help="label maps, 255 where unknown")
-    command.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="tuned.toml, for --parameters")
-    command.add_argument("--method", choices=METHODS, default="lattice", help="whose parameters (lattice)")
+        scores.add_argument(
+            f"--{kind}", type=Path, metavar="FOLDER",
+            help=f"a folder with one file for each photo, in the formats of `tritoncrf refine --{kind}`",
+        )  # fmt: skip
     command.add_argument(
-        "--search", choices=SEARCHES, default="tpe", help="by proposals of Optuna, on a grid, or by gradients (tpe)"
+        "--truth", type=Path, required=True, metavar="FOLDER", help="correct label maps, 255 for unknown pixels"
     )
-    command.add_argument("--measure", choices=MEASURES, default="miou", help="what is to become largest (miou)")
+    command.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE",
+        help="the .toml file for the settings found, which `tritoncrf refine --parameters` reads",
+    )  # fmt: skip
+    command.add_argument(
+        "--method", choices=METHODS, default="lattice", help="the method to find settings for (default: lattice)"
+    )
+    command.add_argument(
+        "--search", choices=SEARCHES, default="tpe",
+        help="how to search: tpe (proposals of Optuna), grid, or gradient (gradient descent) (default: tpe)",
+    )  # fmt: skip
+    command.add_argument("--measure", choices=MEASURES, default="miou", help="what to maximise (default: miou)")
     for name, default, text in (
-        ("budget", 100, "trials for each fold"), ("folds", 2, "each is judged by a search without it"),
-        ("seed", 0, "of the search"), ("jobs", 0, "processes that share the images of a trial; 0 is this one"),
+        ("budget", 100, "number of trials for each fold"),
+        ("folds", 2, "number of folds; settings chosen without a fold are measured on it"),
+        ("seed", 0, "random seed of the search"),
+        ("jobs", 0, "number of worker processes that share the images of a trial; 0 for none"),
     ):  # fmt: skip
-        command.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} ({default})")
+        command.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
     command.add_argument("--num-classes", type=int, metavar="N", help="with --labels: number of classes")
-    command.add_argument("--study", type=Path, metavar="FILE", help="keep trials in; goes on with what is there")
-    command.add_argument("--figure", type=Path, metavar="FILE", help="the measure against each parameter")
-    command.add_argument("--resize", action="store_true", help="bring scores to the photos' size")
-    command.add_argument("--as-stored", action="store_true", help="leave pictures as stored")
+    command.add_argument(
+        "--study", type=Path, metavar="FILE", help="an SQLite file that stores the trials, from which a search resumes"
+    )
+    command.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw the measure against each parameter: .png, .pdf or .svg"
+    )
+    command.add_argument("--resize", action="store_true", help="resize scores to the photos' size")
+    command.add_argument(
+        "--as-stored", action="store_true", help="read pictures as stored, ignoring their EXIF orientation"
+    )
     command.set_defaults(run=_run, action="tune")
 
-    command = commands.add_parser("experiments", help="the papers' tables, at a small size")
+    command = commands.add_parser("experiments", help="reproduce tables of the papers at a small size")
     tables = command.add_subparsers(required=True, metavar=" | ".join((*ON_PHOTOS, "defaults", "video", *EXPERIMENTS)))
     for name, title in ON_PHOTOS.items():
         command = tables.add_parser(name, help=title)
         command.add_argument(
-            "--data", type=Path, metavar="FOLDER", help="with voc, camvid, coco_stuff; the demo's photo"
-        )
+            "--data", type=Path, metavar="FOLDER",
+            help="a folder that contains voc, camvid and coco_stuff (default: only the demo's photo)",
+        )  # fmt: skip
         _add_report(command)
         command.set_defaults(run=_run, action="measure", name=name)
-    command = tables.add_parser("defaults", help="what refine and the layers do to scores as they come")
+    command = tables.add_parser("defaults", help="measure refine and the layers with their default settings")
     command.add_argument(
-        "--data", type=Path, required=True, metavar="FOLDER", help="with camvid, voc and network_scores"
-    )
+        "--data", type=Path, required=True, metavar="FOLDER",
+        help="a folder that contains camvid, voc and network_scores",
+    )  # fmt: skip
     _add_report(command)
     command.set_defaults(run=_run, action="try_defaults")
-    command = tables.add_parser("video", help="what a CRF over several frames does to labels that flicker")
-    command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's")
+    command = tables.add_parser("video", help="measure whether a CRF over several frames reduces flicker")
+    command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the folder of CamVid")
     _add_report(command)
     command.set_defaults(run=_run, action="try_video")
     for name, experiment in EXPERIMENTS.items():
         command = tables.add_parser(name, help=experiment.title)
-        command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="CamVid's, or Pascal VOC's")
+        command.add_argument(
+            "--data", type=Path, required=True, metavar="FOLDER", help="the folder of CamVid or Pascal VOC"
+        )
         _add_report(command)
         command.add_argument(
-            "--data-format", choices=("camvid", "voc"), default="camvid", help="voc: the paper's own size (camvid)"
+            "--data-format", choices=("camvid", "voc"), default="camvid",
+            help="the data set; voc trains at the paper's own size (default: camvid)",
+        )  # fmt: skip
+        command.add_argument(
+            "--seeds", type=int, default=3, metavar="N", help="number of trainings of each run, by seed (default: 3)"
         )
-        command.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each run (3)")
-        command.add_argument("--weights", type=Path, metavar="FOLDER", help="of torchvision's, where voc starts from")
-        command.add_argument("--full-size", action="store_true", help="of camvid, ResNet-101 on 360 x 480: for a GPU")
-        _add_changes(command, "amp=bfloat16, in all its runs")
+        command.add_argument(
+            "--weights", type=Path, metavar="FOLDER", help="with --data-format voc: torchvision's weights to start from"
+        )
+        command.add_argument(
+            "--full-size", action="store_true", help="train a ResNet-101 on CamVid at 360 x 480 pixels; needs a GPU"
+        )
+        _add_changes(command, "amp=bfloat16", "change the configuration of all runs")
         command.set_defaults(run=_run, action="make_table", name=name)
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", metavar="FOLDER", help="the data set's folder (default: data.root in the configuration)"
+    )
 
 
 def _add_checkpoints(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
-        help="a run's best.pt or last.pt; several are fused as several scales are",
+        help="best.pt or last.pt of a run; the scores of several networks are fused, see --fuse",
     )  # fmt: skip
 
 
 def _add_crf(command: "argparse._ActionsContainer") -> None:
     command.add_argument(
         "--crf", choices=CRFS,
-        help="a CRF that has learnt nothing, in place of the network's own; its arguments by --set crf.KEY=VALUE",
+        help="apply this untrained CRF instead of the network's own; set its arguments with --set crf.KEY=VALUE",
     )  # fmt: skip
 
 
 def _add_report(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="for the report and its runs")
+    command.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FOLDER", help="folder for the report and its runs"
+    )
 
 
-def _add_changes(command: argparse.ArgumentParser, examples: str) -> None:
+def _add_changes(command: argparse.ArgumentParser, examples: str, text: str = "change the configuration") -> None:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-        help=f"change the configuration: {examples}; may be given several times",
+        help=f"{text}, for example {examples}; may be given several times",
     )  # fmt: skip
 
 
 def _add_testing(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="sizes to see it at (1)")
-    command.add_argument("--flip", action="store_true", help="also see every image mirrored")
-    command.add_argument("--fuse", choices=FUSIONS, default="mean", help="how these are put together (mean)")
+    command.add_argument(
+        "--scales", type=float, nargs="+", default=[1.0], metavar="S",
+        help="factors by which every image is resized; the scores are fused, see --fuse (default: 1)",
+    )  # fmt: skip
+    command.add_argument("--flip", action="store_true", help="also score every image mirrored left to right")
+    command.add_argument(
+        "--fuse", choices=FUSIONS, default="mean",
+        help="how scores of several networks, scales and mirror images are fused: the mean of probabilities, or "
+        "(max + mean) / 2 of logits (default: mean)",
+    )  # fmt: skip
     add_device(command)
 
 

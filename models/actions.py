@@ -1,4 +1,4 @@
-"""What the commands of `tritoncrf.models.__main__` do."""
+"""The actions behind the commands of `tritoncrf.models.__main__`."""
 
 import argparse
 import csv
@@ -53,7 +53,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """All that can be known to be wrong before a network is built."""
+    """Check everything that can be checked before a network is built."""
     settings = config.load(options.config, options.changes)
     augment = config.augmentation(settings, str(options.config))
     splits = splits_of(settings, options.data)
@@ -74,16 +74,16 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _expect_classes(classes: Sequence[str], labels: set[int]) -> None:
-    """A mask of 0 and 255 means "object" by 255, and would be read as void."""
+    """A mask of 0 and 255 marks the object by 255, which would be read as void."""
     if len(classes) < 2:
         raise CommandError(
-            f"data: expected at least 2 classes, got {some(list(classes))}; beside one object the background is another"
+            f"data: expected at least 2 classes, got {some(list(classes))}; beside one object, add a background class"
         )
     missing = [f"{n} ({name})" for n, name in enumerate(classes) if n not in labels]
     if missing and VOID in labels:
         raise CommandError(
-            f"data.train: expected every class where some pixels are void, got none of class {some(missing)}; an "
-            "object that masks mark by 255 is to be marked by the index of its class, such as 1"
+            f"data.train: expected every class where some pixels are void, got none of class {some(missing)}; if "
+            "masks mark an object by 255, change it to the index of its class, such as 1"
         )
 
 
@@ -91,7 +91,7 @@ def _expect_classes(classes: Sequence[str], labels: set[int]) -> None:
 def _try(
     model: Segmenter, settings: config.Config, splits: Mapping[str, data.Examples], augment: Augment | None
 ) -> None:
-    """One image of every kind through the network: what does not fit it shows before the training."""
+    """Run one image of every kind through the network, so that what does not fit fails before the training."""
     model.eval()
     kinds = {(phase.split, augment if phase.augment else None) for phase in settings.phases} | {("validate", None)}
     for split, changes in sorted(kinds, key=str):
@@ -109,7 +109,8 @@ def evaluate(options: argparse.Namespace) -> None:
     crf = testing.disconnected(options, networks, device)
     split = examples_of(settings, options.split or settings.data.validate, options.data)
     if split.classes != networks[0].classes:
-        raise CommandError(f"{options.checkpoints[0]}: expected a network for the classes of the data, got another's")
+        first = options.checkpoints[0]
+        raise CommandError(f"{first}: expected a network for the classes of the data, got one for others")
     split.check(progress=sys.stderr.isatty())
     if options.out is not None:
         make_folder("--out", options.out)
@@ -123,15 +124,15 @@ def evaluate(options: argparse.Namespace) -> None:
     for title, result in results.items():
         print(f"{title}, {len(split)} images\n{result}\n")
     if options.out is not None:
-        learnt = models[0].crf if len(models) == 1 and crf is None else None
-        _report(options.out, split.classes, learnt, found, results)
+        learned = models[0].crf if len(models) == 1 and crf is None else None
+        _report(options.out, split.classes, learned, found, results)
 
 
 def _report(
     out: Path, classes: Sequence[str], crf: torch.nn.Module | None, found: Mapping[str, Evaluation],
     results: Mapping[str, Result],
 ) -> None:  # fmt: skip
-    """Tables and figures of an evaluation, with the costs of a CRF that has learnt some."""
+    """Write the tables and figures of an evaluation, and the compatibility matrix of a trained CRF."""
     write(out / "results.csv", _csv(results))
     for name, score in found.items():
         save_figure(out / f"confusion_{name}.png", network_figures.confusion(score.confusion, classes))
@@ -141,7 +142,7 @@ def _report(
 
 
 def _csv(results: Mapping[str, Result]) -> bytes:
-    """A row a metric, a column for each of the results."""
+    """One row per metric, one column per result."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["metric", *results])
@@ -166,7 +167,7 @@ def predict(options: argparse.Namespace) -> None:
     output = "unary" if options.no_crf else "refined"
     resize = settings.data.resize
     prediction.predict(models, paths, options.out, output, device, resize, **testing.views(options, crf))
-    print(f"wrote {len(paths)} x labels and overlays in {options.out}")
+    print(f"wrote labels and overlays of {len(paths)} photos to {options.out}")
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -214,14 +215,15 @@ def tune(options: argparse.Namespace) -> None:
 
 
 def _by_stem(name: str, folder: Path) -> dict[str, Path]:
-    """The files of a folder by their names without endings."""
+    """The files of a folder by name without suffix."""
     if not folder.is_dir():
         raise CommandError(f"{name}: expected a folder, got {folder}")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
             if path.stem in found:
-                raise CommandError(f"{name}: expected one file of a name, got {found[path.stem].name} and {path.name}")
+                other = found[path.stem].name
+                raise CommandError(f"{name}: expected one file for each name, got {other} and {path.name}")
             found[path.stem] = path
     return found
 
@@ -252,11 +254,11 @@ def make_table(options: argparse.Namespace) -> None:
     """`tritoncrf experiments NAME`."""
     make_folder("--out", options.out)
     if any(change.split("=")[0].strip() == "seed" for change in options.changes):
-        raise CommandError("--set seed: expected none, for every run is trained with several; --seeds says how many")
+        raise CommandError("--set seed: expected none, since every run is trained with several; --seeds says how many")
     if options.seeds < 1:
         raise CommandError(f"--seeds: expected at least 1, got {options.seeds}")
     if options.data_format == "voc" and options.full_size:
-        raise CommandError("--full-size: expected none with --data-format voc, which has the papers' own size")
+        raise CommandError("--full-size: expected none with --data-format voc, which uses the papers' own size")
     if options.data_format == "camvid" and options.weights is not None:
         raise CommandError("--weights: expected none with --data-format camvid, whose runs start from random weights")
     large, changes = options.full_size, tuple(options.changes)

@@ -12,8 +12,8 @@ from tritoncrf.checks import expect_choice, expect_int, expect_number, kind_of
 
 VOID = 255
 MOST_SCALE = 1000
-MOST_SIDE = 2**14  # pixels of a crop, or of an image that is brought to another size
-MEAN_COLOR = (124, 117, 104)  # of ImageNet's photos: zero, or nearly, once a network has normalised it
+MOST_SIDE = 2**14  # pixels a side of a crop or of a resized image
+MEAN_COLOR = (124, 117, 104)  # of ImageNet's photos: zero or nearly zero after a network's normalisation
 Law: TypeAlias = Literal["uniform", "normal"]
 LAWS: tuple[Law, ...] = get_args(Law)
 Shift: TypeAlias = Literal["joint", "released"]
@@ -23,13 +23,13 @@ MOST_SHIFT = {"joint": 255, "released": 127}  # networks take photos from -0.5 t
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What one call changes; `Augment.draw` gives it and `Augment.apply` does it.
+    """The changes of one call: `Augment.draw` chooses them and `Augment.apply` makes them.
 
     A factor of 1, a turn or a shift of 0 and `mirror=False` change nothing.
     """
 
     size: tuple[int, int]  # (H, W) of the crop
-    corner: tuple[int, int]  # (row, column) of the crop in the scaled image; below 0 where it reaches outside
+    corner: tuple[int, int]  # (row, column) of the crop in the scaled image; negative if it starts outside
     scale: tuple[float, float]  # pixels of the crop for one of the image, down and across
     mirror: bool
     rotation: float  # degrees, counterclockwise, about the centre of the crop
@@ -38,30 +38,29 @@ class Drawn:
     saturation: float
     hue: float  # in turns of the colour circle
     channel_shift: tuple[int, int, int]
-    cut_off: bool = True  # the shift stays within 0..255 and the photo; else it is of the whole crop, in floating point
+    cut_off: bool = True  # shift only the photo and clip to 0..255; otherwise shift the whole crop, in floating point
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Draws and applies random changes: `augment(image, labels, rng)` gives the changed pair.
 
-    Every amount comes from a number u in [-1, 1]: a range (low, high) is covered geometrically, low at u = -1 and high
-    at u = 1, an angle or a shift is its bound times u, and a colour factor is 1 + strength u.
+    Every amount comes from a number u in [-1, 1]. A range (low, high) is covered geometrically, from low at u = -1 to
+    high at u = 1; an angle or a shift is its bound times u; a colour factor is 1 + strength u.
 
     Args:
         scale: (low, high) of the zoom; above 1 magnifies.
-        aspect: (low, high) of the factor on width / height; the area stays.
-        mirror: probability of exchanging left and right.
-        rotation: largest angle in degrees, to either side.
+        aspect: (low, high) of the factor on width / height; the area does not change.
+        mirror: probability of a horizontal flip.
+        rotation: largest angle in degrees, in either direction.
         brightness, contrast, saturation: strengths in 0..1.
         hue: largest shift in turns of the colour circle, 0..0.5.
-        channel_shift: s in 0..255; with probability 1/2 each of red, green and blue is shifted by a whole number in
-            -s..s - 1.
-        shift: "joint": all three are shifted with probability 1/2, and cut off at 0 and 255. "released", as SegModel's
-            code has it: each is with probability 1/2, whatever the others are; what lies outside the photo is shifted
-            too, and nothing is cut off. For that the photo comes in floating point; `channel_shift` is at most 127.
+        channel_shift: s in 0..255; red, green and blue are shifted with probability 1/2 by whole numbers in -s..s - 1.
+        shift: "joint" shifts all three channels or none, and clips to 0..255. "released", as in SegModel's code, shifts
+            each channel independently, also shifts the area outside the photo, and does not clip: the photo is then in
+            floating point, and `channel_shift` is at most 127.
         crop: (H, W) of the result; the size of the image if None.
-        law: how u is drawn, "uniform" or "normal": with a standard deviation of 1/2, cut off at -1 and 1.
+        law: the distribution of u: "uniform", or "normal" with a standard deviation of 1/2, clipped to [-1, 1].
 
     Raises:
         TypeError, ValueError: an argument outside these bounds.
@@ -114,27 +113,28 @@ class Augment:
         Args:
             image: RGB.
             labels: of the same size, mode "L", 255 where unknown.
-            rng: what is drawn from; equal states give equal bits.
+            rng: the random generator; equal states give identical results.
 
         Returns:
-            (image, labels) of the size of the crop. Outside the photo: the mean colour, and void. With shift="released"
-            the image is float32, [H, W, 3], with 0..255 as 0..1.
+            (image, labels) of the size of the crop. The area outside the photo has the mean colour, and its labels are
+            void. With shift="released" the image is float32 [H, W, 3], with 0..255 as 0..1.
         """
         width, height = image.size
         return self.apply(image, labels, self.draw((height, width), rng))
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Drawn:
-        """What to do to an image of `size` (H, W). All is drawn whatever is switched on, so a switch moves no other."""
+        """Choose the changes of an image of `size` (H, W). Every number is always drawn, so that options do not affect
+        each other."""
         zoom, stretch, rotation, brightness, contrast, saturation, hue = self._draw_amounts(rng, 7)
         zoom, stretch = _between(self.scale, zoom), math.sqrt(_between(self.aspect, stretch))
         mirror, shifted = rng.random(2) < (self.mirror, 0.5)
         shift = rng.integers(-self.channel_shift, max(self.channel_shift, 1), 3).tolist()
         scale = zoom / stretch, zoom * stretch
         height, width = size if self.crop is None else self.crop
-        # Along each axis all places are as likely where the crop lies in the image, or the image in the crop.
+        # Along each axis, all positions of the crop in the image, or of the image in the crop, are equally likely.
         spare = [round(s * f) - c for s, f, c in zip(size, scale, (height, width))]
         top, left = (int(rng.integers(min(s, 0), max(s, 0), endpoint=True)) for s in spare)
-        # Drawn last, so that these three numbers move no others.
+        # Drawn last, so that these three numbers do not affect the others.
         coins = [shifted] * 3 if self.shift == "joint" else rng.random(3) < 0.5
         red, green, blue = (s if coin else 0 for s, coin in zip(shift, coins))
         return Drawn(
@@ -153,13 +153,13 @@ class Augment:
 
     @staticmethod
     def apply(image: Image.Image, labels: Image.Image, drawn: Drawn) -> tuple[Image.Image | np.ndarray, Image.Image]:
-        """The pair changed as `drawn` says; the image is a picture where what is shifted is cut off, else an array."""
+        """The pair after the changes `drawn`. The image is a picture if shifts are clipped, otherwise an array."""
         if image.mode != "RGB" or labels.mode != "L" or image.size != labels.size:
             raise ValueError(
                 f"image, labels: expected an RGB picture and an 'L' picture of one size, got {image.mode} of "
                 f"{image.size} and {labels.mode} of {labels.size}"
             )
-        # Before the warp: what fills the outside keeps its colour.
+        # Before the warp, so that the area outside the photo keeps its colour.
         photo = _recolored(_shrunk(image, drawn.scale), drawn)
         photo = _warped(photo, image.size, drawn, Image.Resampling.BILINEAR, MEAN_COLOR)
         labels = _warped(labels, image.size, drawn, Image.Resampling.NEAREST, VOID)
@@ -188,9 +188,9 @@ def _between(bounds: tuple[float, float], u: float) -> float:
 
 
 def _shrunk(image: Image.Image, scale: tuple[float, float]) -> Image.Image:
-    """The image made smaller along the axes where the scale is below 1.
+    """The image, reduced along the axes where the scale is below 1.
 
-    A warp reads the 2 x 2 nearest pixels only and would alias; resizing averages all that a new pixel covers.
+    A warp reads only the 2 x 2 nearest pixels and would alias; resizing averages all pixels that a new one covers.
     """
     width, height = (max(round(n * min(f, 1)), 1) for n, f in zip(image.size, reversed(scale)))
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
@@ -216,7 +216,7 @@ def _warped(
     picture: Image.Image, full: tuple[int, int], drawn: Drawn, resample: Image.Resampling,
     fill: int | tuple[int, int, int],
 ) -> Image.Image:  # fmt: skip
-    """The crop of `drawn`, each pixel read where one affine map puts it in `picture`.
+    """The crop of `drawn`; one affine map gives the place in `picture` of every pixel.
 
     The map, in (column, row) with pixel centres at halves: turn about the centre of the crop, move to its place in the
     scaled image, divide by the scale, mirror. `full` is the (width, height) that `picture` had before it was shrunk.

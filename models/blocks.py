@@ -1,4 +1,4 @@
-"""What the networks are built of: checks of their arguments, initial weights, and memory saved by computing twice."""
+"""Building blocks of the networks: checks of arguments, initial weights, and recomputation in the backward pass."""
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
@@ -12,7 +12,7 @@ from tritoncrf import checks
 
 
 def scaled(channels: int, width: float) -> int:
-    """`channels` of the published network in one `width` times as wide; at least 8."""
+    """The number of channels times `width`, at least 8."""
     return max(8, round(channels * checks.expect_number("width", width, positive=True)))
 
 
@@ -24,14 +24,15 @@ def expect_one_of(name: str, value: int, choices: Collection[int]) -> int:
 
 
 def options(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Keyword arguments from a mapping, or none from None."""
+    """Keyword arguments from a mapping; an empty dict for None."""
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name}: expected a dict of options or None, got {checks.kind_of(value)}")
     return {} if value is None else dict(value)
 
 
 def crf_options(value: Mapping[str, Any] | None, paper: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a pipeline's layer: what its paper starts from, where nothing else is given; a preset has its own."""
+    """The arguments of a pipeline's layer: initial values of its paper unless others are given; a preset has its
+    own."""
     given = options("crf", value)
     return {**paper, **given} if given.get("preset") is None else given
 
@@ -46,10 +47,10 @@ def msra_(conv: nn.Conv2d) -> nn.Conv2d:
 
 @torch.no_grad()
 def bilinear_(deconv: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
-    """Weights with which every class is interpolated bilinearly by itself, and no bias.
+    """Weights that interpolate every class bilinearly, and no bias.
 
     The taps are 1 - |t - c| / f with f = ceil(k / 2), c the centre (Long et al. 2015, FCN, section 3.3). Away from the
-    border it is interpolation between half-pixel centres; beyond the border it sees zeros.
+    border this interpolates between half-pixel centres; beyond the border are zeros.
     """
     size = deconv.kernel_size[0]
     taps = 1 - (torch.arange(size) - (size - 1) / 2).abs() / -(-size // 2)
@@ -63,13 +64,13 @@ def bilinear_(deconv: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
 
 
 def recomputed(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """module(x), of which only x is kept for the backward pass, where the rest is computed once more."""
+    """module(x), keeping only x for the backward pass, which recomputes the rest."""
     return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _buffers(module)))
 
 
 @contextlib.contextmanager
 def _buffers(module: nn.Module) -> Iterator[None]:
-    """Computes with copies of the buffers: running statistics must not count a batch twice."""
+    """Use copies of the buffers, so that running statistics do not count a batch twice."""
     kept = [(part, name, buffer) for part in module.modules() for name, buffer in part.named_buffers(recurse=False)]
     for part, name, buffer in kept:
         setattr(part, name, buffer.clone())

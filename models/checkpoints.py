@@ -1,7 +1,7 @@
 """Checkpoints of a run, written completely or not at all, to resume it or to load its network.
 
 A checkpoint is the zip file that `torch.save` writes, with the SHA-256 of its content as the zip comment. So
-`torch.load` reads it, and a single changed bit is detected here.
+`torch.load` can read it, and a single changed bit is detected.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def save(path: Path, model: Segmenter, config: Config, classes: Sequence[str], *
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint of these fields."""
-    buffer = io.BytesIO()  # torch would tell of a full disk in words of its own
+    buffer = io.BytesIO()  # torch does not report a full disk as an OSError
     torch.save({"mark": f"{FORMAT} {VERSION}", **state}, buffer)
     content = buffer.getbuffer()[:-2]
     with replacing(path) as file:
@@ -57,15 +57,15 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours as it was saved; its training, if there is one, is not looked at.
+    """A checkpoint of this package; the state of its training, if any, is not checked.
 
     Raises:
-        FileError: no such file, one that is cut short, damaged, or of another version, or something else; a field that
-            is missing or not what it should be.
+        FileError: the file is missing, truncated, damaged, of another version or not a checkpoint, or a field is
+            missing or invalid.
     """
     state, sealed = _load(path, "a checkpoint")
     if not _is_ours(state):
-        raise FileError(f"{path}: expected a checkpoint of tritoncrf.models, got a file of something else")
+        raise FileError(f"{path}: expected a checkpoint of tritoncrf.models, got another file")
     return _expect_sound(state, sealed, path)
 
 
@@ -73,7 +73,7 @@ def trained(path: str | Path, device: torch.device) -> Trained:
     """The network of a checkpoint.
 
     Raises:
-        FileError: as of `read`, or parameters that do not fit the network its configuration describes.
+        FileError: as `read`, or the parameters do not fit the network that the configuration describes.
     """
     state = read(path)
     source = f"{path}: config"
@@ -84,7 +84,7 @@ def trained(path: str | Path, device: torch.device) -> Trained:
 
 
 def restore(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """`model.load_state_dict(state)`, or one error that names the file and the first names that do not fit."""
+    """`model.load_state_dict(state)`, or one error that names the file and the first parameters that do not fit."""
     own = model.state_dict()
     wrong = [f"{name} missing" for name in own if name not in state]
     wrong += [f"{name} unknown" for name in state if name not in own]
@@ -104,16 +104,18 @@ def restore(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str
 
 
 def load_weights(model: Segmenter, path: str | Path) -> list[str]:
-    """Start a network from a file: a checkpoint of ours, or torchvision's or timm's weights of its backbone.
+    """Load the initial weights of a network: a checkpoint of this package, or torchvision's or timm's weights of its
+    backbone.
 
-    Of a checkpoint the network is taken, and its CRF if it has the same parameters. An FCN also goes on from one of a
+    A checkpoint gives the network, and the CRF if it has the same parameters. An FCN can also start from an FCN with a
     larger stride, see `FCN.continued`.
 
     Returns:
-        What of a checkpoint was left out, and what of the network starts anew, in sentences.
+        Sentences that say what was left out of the checkpoint, and which parts of the network keep their initial
+        weights.
 
     Raises:
-        FileError: not such a file, or of another network.
+        FileError: not such a file, or one of another network.
     """
     state, sealed = _load(path, "weights")
     network = getattr(model, "network", model)
@@ -129,17 +131,17 @@ def load_weights(model: Segmenter, path: str | Path) -> list[str]:
         return []
     said = []
     if inner := {name.removeprefix("network."): x for name, x in given.items() if name.startswith("network.")}:
-        said.append("its network is taken; its CRF is another, and the run's starts anew")
+        said.append("loaded the network; the CRF is a different one and starts from its initial parameters")
         given = inner
     begun = network.continued(given) if isinstance(network, FCN) else given
     restore(network, begun, path)
     if new := dict.fromkeys(name.rpartition(".")[0] for name in begun if name not in given):
-        said.append(f"its network has a larger stride; {', '.join(new)} start anew")
+        said.append(f"its network has a larger stride; {', '.join(new)} start from initial weights")
     return said
 
 
 def field(table: Mapping[Any, Any], name: str | int, kind: type[Kind], where: str) -> Kind:
-    """An entry of a checkpoint; errors begin with `where` and the name."""
+    """An entry of a checkpoint; error messages begin with `where` and the name."""
     value = table.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise FileError(f"{where}{name}: expected {KINDS[kind]}, got {kind_of(value) if name in table else 'none'}")
@@ -155,7 +157,7 @@ def number(value: Any, where: str, least: float = 0, most: float = LARGEST) -> A
 
 
 def expect_plain(value: Any, where: str, depth: int = 0) -> None:
-    """An error unless `value` is made of dicts, lists, texts and numbers."""
+    """Raise an error unless `value` consists of dicts, lists, strings and numbers."""
     if isinstance(value, (dict, list)) and depth < DEEPEST:
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for name, entry in entries:
@@ -167,7 +169,7 @@ def expect_plain(value: Any, where: str, depth: int = 0) -> None:
 
 
 def expect_finite(value: Any, where: str) -> None:
-    """An error unless `value` is a tensor of finite real numbers."""
+    """Raise an error unless `value` is a tensor of finite real numbers."""
     found = unusual(value) or (None if value.isfinite().all() else "one with NaN or infinity")
     if found is not None:
         raise FileError(f"{where}: expected a tensor of finite real numbers, got {found}")
@@ -179,14 +181,14 @@ def _seal(content: memoryview) -> bytes:
 
 
 def _load(path: str | Path, what: str) -> tuple[dict[str, Any], bool]:
-    """A dict that torch saved, of tensors and plain values alone; whether it has a checksum, which is right then."""
+    """A dict of tensors and plain values that torch saved, and whether it has a checksum, which is then correct."""
 
     def read(path: Path) -> tuple[dict[str, Any], bool]:
         content = path.read_bytes()
         whole, seal = memoryview(content)[:-SEAL_BYTES], content[-SEAL_BYTES:]
         sealed = seal[2 : 2 + len(SEAL)] == SEAL
         if sealed and seal != _seal(whole):
-            raise FileError(f"{path}: expected {what}, got a damaged one: its checksum is another")
+            raise FileError(f"{path}: expected {what}, got a damaged one: the checksum differs")
         state = _safetensors(content) if path.suffix == ".safetensors" else _torch(content)
         if not isinstance(state, dict):
             raise FileError(f"{path}: expected {what}, got a {type(state).__name__}")
@@ -213,11 +215,11 @@ def _is_ours(state: Mapping[str, Any]) -> bool:
 
 
 def _expect_sound(state: dict[str, Any], sealed: bool, path: str | Path) -> dict[str, Any]:
-    """`state` itself, or an error that names the file and the first field that is not as it should be."""
+    """`state` itself, or an error that names the file and the first invalid field."""
     version = re.fullmatch(rf"{FORMAT} (\d{{1,9}})", state["mark"])
     if version is None or int(version[1]) != VERSION:
         which = "no known" if version is None else "a later" if int(version[1]) > VERSION else "an earlier"
-        raise FileError(f"{path}: expected a checkpoint of version {VERSION}, got {state['mark']!r}, of {which} one")
+        raise FileError(f"{path}: expected a checkpoint of version {VERSION}, got {state['mark']!r}, {which} one")
     where = f"{path}: "
     expect_plain(field(state, "config", dict, where), f"{where}config")
     classes = field(state, "classes", list, where)

@@ -2,9 +2,9 @@
 
     seed = 0
     [network]            name = "ResNetFCN" and its arguments
-    [crf]                name = "ConvCRF" and its arguments; left out: no CRF, or the network's own
+    [crf]                name = "ConvCRF" and its arguments; if omitted: no CRF, or the network's own
     [data]               `Data`
-    [augment]            arguments of `Augment`; left out: none
+    [augment]            arguments of `Augment`; if omitted: no augmentation
     [[phases]]           `Phase`, one after another
     [phases.optimizer]   `Optimizer`
 
@@ -50,11 +50,11 @@ class Data:
         format: the layout.
         root: the folder of the data set; --data overrides it.
         train, validate: names of splits.
-        held_out: so many images of the training split are set apart for phases that say so, the same in every run.
-        resize: [H, W] that every image is brought to.
+        held_out: number of training images set apart for the phases that ask for them, the same ones in every run.
+        resize: [H, W], the size to which every image is resized.
         sbd, coco: VOC only, the folders of its extra annotations and of COCO.
-        void: of a plain folder's masks.
-        workers: processes that load, at most 256.
+        void: for a plain folder, the value of unknown pixels in the masks.
+        workers: number of processes that load images, at most 256.
     """
 
     format: Literal["camvid", "voc", "folder", "cityscapes", "ade20k", "pascal_context", "coco"]
@@ -73,13 +73,13 @@ class Data:
 class Optimizer:
     """SGD, Adam or AdamW, with lr x (1 - step / steps)^power: power 0 is a fixed rate.
 
-    Kernels of convolutions and matrices of linear layers decay.
+    Weight decay applies to kernels of convolutions and matrices of linear layers.
 
     Attributes:
-        name: which of the three.
-        lr, momentum, weight_decay, power: their numbers.
-        multipliers: of the learning rate, by patterns of parameter names ("crf.*"); all that match are multiplied.
-        also_decay: patterns of names of other parameters that decay.
+        name: the optimizer.
+        lr, momentum, weight_decay, power: its parameters.
+        multipliers: factors of the learning rate, by patterns of parameter names ("crf.*"); all matching factors apply.
+        also_decay: name patterns of further parameters with weight decay.
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -106,12 +106,12 @@ class Phase:
         follows: the name of an earlier phase; this one then runs for `epochs` epochs after each epoch of that phase.
         loss: "mean" over the valid pixels of the batch, or their "sum".
         ohem: the share of hard pixels that count.
-        hardest: which of them those are, "known" or "released", see `losses.hard_pixels`.
-        robust: what is added to the probability of the right class before its logarithm is taken, from 0, the
-            cross-entropy, to 1: see `losses.cross_entropy`.
-        auxiliary: weight of the loss of the unary logits beside the refined ones'.
-        alternate: every other step learns from the unary logits alone.
-        freeze: patterns of names of parameters that are not learnt here.
+        hardest: how hard pixels are chosen, "known" or "released", see `losses.hard_pixels`.
+        robust: a number from 0 (the cross-entropy) to 1 that is added to the probability of the right class before the
+            logarithm is taken, see `losses.cross_entropy`.
+        auxiliary: weight of the loss of the unary logits, relative to that of the refined ones.
+        alternate: every other step uses the loss of the unary logits alone.
+        freeze: name patterns of parameters that are not trained in this phase.
     """
 
     name: str
@@ -167,16 +167,16 @@ class Config:
         return sum(n == phase for n, _ in self.turns())
 
     def table(self) -> dict[str, Any]:
-        """As plain dicts, lists and numbers, to be kept in a checkpoint; `parse` reads it back."""
+        """Plain dicts, lists and numbers for a checkpoint; `parse` reads them back."""
         return toml_tables.plain(dataclasses.asdict(self))
 
 
 def load(path: str | Path, changes: Sequence[str] = ()) -> Config:
-    """Read a configuration: a file, or the name of one of those that are installed.
+    """Read a configuration from a file, or one of the bundled configurations by its name.
 
     Args:
         path: "run.toml", or "convcrf_decoupled" for configs/convcrf_decoupled.toml.
-        changes: "key=value" in TOML, with dots into tables and a phase by its name: "phases.unary.epochs=3".
+        changes: "key=value" in TOML; dots select tables, and a phase is selected by its name: "phases.unary.epochs=3".
 
     Raises:
         FileError: no such file, not TOML, or an invalid key or value.
@@ -194,7 +194,7 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Config:
 
 
 def parse(table: dict[str, Any], source: str) -> Config:
-    """A `Config` of plain dicts; errors begin with `source`."""
+    """A `Config` from plain dicts; error messages begin with `source`."""
     toml_tables.expect_plain(table, source)
     config: Config = toml_tables.read(Config, table, source)
     for key, kinds, given in (("network", NETWORKS, config.network), ("crf", CRFS, config.crf)):
@@ -224,13 +224,13 @@ def parse(table: dict[str, Any], source: str) -> Config:
 
 
 def build(config: Config, num_classes: int, source: str) -> Segmenter:
-    """The network of a configuration, with its CRF; errors begin with `source`."""
+    """The network of a configuration, with its CRF; error messages begin with `source`."""
     network = _made("network", NETWORKS, config.network, num_classes, source)
     return network if config.crf is None else WithCRF(network, layer(config.crf, num_classes, source))
 
 
 def layer(crf: Mapping[str, Any], num_classes: int, source: str) -> Layer:
-    """The CRF of a configuration's table; errors begin with `source`."""
+    """The CRF of a configuration's table; error messages begin with `source`."""
     return _made("crf", CRFS, crf, num_classes, source)
 
 
@@ -241,7 +241,7 @@ def _made(
     known = [key for key in inspect.signature(kind).parameters if key != "num_classes" and key not in PLACES]
     for key in arguments:
         if key in PLACES:
-            raise FileError(f"{source}: {section}.{key}: expected none, for a run chooses it, got {given[key]!r}")
+            raise FileError(f"{source}: {section}.{key}: expected none, since the run chooses it, got {given[key]!r}")
         if key not in known:
             raise FileError(f"{source}: {section}.{key}: unknown key{toml_tables.hint(key, known)}")
     try:
@@ -251,7 +251,7 @@ def _made(
 
 
 def augmentation(config: Config, source: str) -> Augment | None:
-    """The augmentation of a configuration; errors begin with `source`."""
+    """The augmentation of a configuration; error messages begin with `source`."""
     if config.augment is None:
         return None
     try:
@@ -262,7 +262,7 @@ def augmentation(config: Config, source: str) -> Augment | None:
 
 
 def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, source: str) -> None:
-    """What the types of its values do not say."""
+    """Check what the types of the values do not express."""
     leaders = [other.name for other in earlier if not other.follows]
     optimized, joint = phase.train != "statistics", phase.train == "all"
     has_crf = config.crf is not None or (config.network["name"] == "SegModel" and config.network.get("guidance", True))
@@ -277,7 +277,7 @@ def _check_phase(phase: Phase, earlier: tuple[Phase, ...], config: Config, sourc
         ("hardest", phase.ohem is None and phase.hardest != "known", "'known' where all pixels count: set ohem"),
         ("robust", not 0 <= phase.robust <= 1, "a number from 0 to 1"),
         ("split", phase.split == "held_out" and not config.data.held_out, "images of it: set data.held_out"),
-        ("optimizer", (phase.optimizer is not None) != optimized, "one where something is learnt, else none"),
+        ("optimizer", (phase.optimizer is not None) != optimized, "one where something is learned, else none"),
         ("auxiliary", phase.auxiliary < 0, "at least 0"),
         ("auxiliary", phase.auxiliary and not (joint and has_crf), "0 unless a network and its CRF learn together"),
         ("alternate", phase.alternate and not (joint and has_crf), "false unless a network and its CRF learn together"),

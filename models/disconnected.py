@@ -1,4 +1,4 @@
-"""The disconnected CRF: a layer that learns nothing, put on the scores of a network that was trained without it."""
+"""The disconnected CRF: an untrained layer on the scores of a network that was trained without it."""
 
 from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args

@@ -1,4 +1,4 @@
-"""The ranks of a run: one, or as many as torchrun started."""
+"""The ranks of a run: one, or those that torchrun started."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import torch.distributed
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together."""
+    """This process among those that train a network together."""
 
     device: torch.device
     rank: int = 0
@@ -26,7 +26,8 @@ class World:
         return x
 
     def first(self, action: Callable[[], object]) -> None:
-        """Runs `action` on the first rank, before any other goes on. If it fails, all end, and one says why."""
+        """Run `action` on the first rank before the others continue. If it fails, all ranks end, and one reports the
+        error."""
         error = None
         if self.rank == 0:
             try:
@@ -40,7 +41,7 @@ class World:
             raise SystemExit(2)
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait for all ranks."""
         if self.size > 1:
             torch.distributed.barrier()
 
@@ -55,7 +56,7 @@ def world() -> Iterator[World]:
     if "RANK" not in os.environ:
         yield World(device)
         return
-    # One rank may check a large data set for long while the others wait.
+    # One rank may take long to check a large data set while the others wait.
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=4))
     try:
         yield World(device, torch.distributed.get_rank(), torch.distributed.get_world_size())

@@ -1,4 +1,4 @@
-"""How good a network is, or several together: with and without a CRF, at one scale or several."""
+"""Evaluate one network or several together, with and without a CRF, at one scale or several."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +37,7 @@ class Testing(TypedDict, total=False):
 class Validation:
     """Means over a split; `unary` is None where the network has no CRF."""
 
-    loss: float  # mean cross-entropy of the refined logits, over all pixels whose label is known
+    loss: float  # mean cross-entropy of the refined logits over all pixels with a known label
     refined: Result
     unary: Result | None
 
@@ -47,13 +47,13 @@ def validate(
     model: Segmenter, batches: Iterable[Batch], num_classes: int, world: World,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Validation:  # fmt: skip
-    """What training looks at: the loss, and the metrics without those of borders.
+    """The validation during training: the loss, and all metrics except those of borders.
 
     Args:
         model: in evaluation mode.
-        batches: this rank's, as `data.loader` gives them.
+        batches: the batches of this rank, from `data.loader`.
         num_classes: C.
-        world: the ranks, whose counts are added up.
+        world: the ranks, over which counts are summed.
         autocast: a context in which the network runs.
     """
     scores = {name: Evaluation(num_classes, widths=()) for name in outputs(model)}
@@ -78,7 +78,8 @@ def evaluate(
     model: Networks, batches: Iterable[Batch], num_classes: int, device: torch.device | str,
     **testing: "Unpack[Testing]",
 ) -> dict[str, Evaluation]:  # fmt: skip
-    """All metrics, by name "refined" and, where there is a CRF, "unary"; `testing` are arguments of `scores`."""
+    """All metrics of the "refined" scores and, if there is a CRF, of the "unary" ones; `testing` are arguments of
+    `scores`."""
     found = {name: Evaluation(num_classes, WIDTHS) for name in outputs(model, testing.get("crf"))}
     for batch in batches:
         maps = scores(model, batch["image"].to(device), **testing)
@@ -92,18 +93,18 @@ def scores(
     model: Networks, image: torch.Tensor, scales: Sequence[float] = (1.0,), flip: bool = False, fuse: Fusion = "mean",
     crf: Layer | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Scores [B, C, H, W] of a network in evaluation mode, by name as `by_output`; their largest is the class.
+    """Scores [B, C, H, W] of a network in evaluation mode, by name as in `by_output`; the class has the largest score.
 
     Args:
-        model: the network; or several for the same classes, whose score maps are put together as those of several
-            scales are. One without a CRF among others with theirs gives the same "unary" and "refined" scores.
+        model: a network, or several for the same classes, whose scores are fused like those of several scales. A
+            network without a CRF among others with one counts with the same scores as "unary" and "refined".
         image: [B, 3, H, W], uint8, or floating in 0..1.
-        scales: the image is seen at each of these sizes, at most 16, and what comes out brought back to its own.
-        flip: at each scale also see it mirrored.
+        scales: factors, at most 16, by which the image is resized; the scores are resized back.
+        flip: also use the mirror image at each scale.
         fuse: "mean" of the probabilities, or "max_mean", (max + mean) / 2 of the logits (Shen et al. 2017, SegModel,
             in the released code).
-        crf: a disconnected CRF, in place of the networks' own: it refines what "unary" scores are fused to, once, at
-            the image's size.
+        crf: a disconnected CRF instead of the networks' own: it refines the fused "unary" scores once, at the image's
+            size.
     """
     expect_choice("fuse", fuse, FUSIONS)
     photo = image if image.is_floating_point() else image.float() / 255
@@ -128,7 +129,7 @@ def scores(
 
 
 def _fused(logits: Sequence[torch.Tensor], fuse: Fusion) -> torch.Tensor:
-    """Score maps of several views [B, C, H, W] in one."""
+    """Fuse the scores [B, C, H, W] of several views."""
     if fuse == "mean":
         return torch.stack([x.softmax(1) for x in logits]).mean(0)
     maps = torch.stack([*logits])
@@ -136,12 +137,12 @@ def _fused(logits: Sequence[torch.Tensor], fuse: Fusion) -> torch.Tensor:
 
 
 def outputs(model: Networks, crf: Layer | None = None) -> tuple[str, ...]:
-    """What networks give: "refined" logits, and with a CRF, of theirs or this one, the "unary" ones as well."""
+    """The names of the outputs: "refined", and also "unary" if the networks have a CRF or one is given."""
     return ("refined",) if crf is None and all(m.crf is None for m in _several(model)) else ("unary", "refined")
 
 
 def by_output(model: Segmenter, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The logits by those names, of one pass."""
+    """The logits by these names, from one forward pass."""
     found = model(image, "refined" if model.crf is None else "both")
     return dict(zip(outputs(model), [found] if model.crf is None else found))
 

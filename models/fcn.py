@@ -1,4 +1,4 @@
-"""FCN32s, FCN16s, FCN8s and FCN8sCRFRNN: the networks of the FCN paper, and that of the CRF-RNN paper with its CRF."""
+"""FCN32s, FCN16s, FCN8s and FCN8sCRFRNN: the networks of the FCN paper, and the network of the CRF-RNN paper."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
@@ -11,7 +11,7 @@ from tritoncrf.models.blocks import bilinear_, crf_options, msra_, options, reco
 from tritoncrf.models.segmenter import Pixels, Segmenter, WithCRF
 from tritoncrf.published import CRFRNN_CODES, MEANS
 
-# Channels of VGG-16's 3x3 convolutions between its poolings, and where a pooling ends among the `features`.
+# Channels of VGG-16's 3x3 convolutions between its poolings, and the end of each pooling in `features`.
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 POOLS = (5, 10, 17, 24, 31)
 Skips: TypeAlias = Literal["staged", "at_once"]
@@ -21,13 +21,13 @@ SCORE_INITS: tuple[ScoreInit, ...] = get_args(ScoreInit)
 
 
 class Stream(NamedTuple):
-    """Scores of a finer map, which are added to the coarser ones.
+    """Scores of a finer feature map, which are added to the coarser ones.
 
     Attributes:
-        pool: of which pooling.
-        upsampling, bias: what brings the coarser scores to its resolution, and whether that has a bias.
-        at_once: factor of the features where all streams are trained at once.
-        offset: of its scores, where the coarser ones begin: what conv1_1's padding by 100 leaves.
+        pool: the pooling whose features it scores.
+        upsampling, bias: the layer that brings the coarser scores to this resolution, and whether it has a bias.
+        at_once: factor of the features if all streams are trained at once.
+        offset: the place in its scores where the coarser ones begin, a result of conv1_1's padding by 100.
     """
 
     pool: int
@@ -38,7 +38,7 @@ class Stream(NamedTuple):
 
 
 class Last(NamedTuple):
-    """The upsampling to the image's resolution, and of its result, where the image begins."""
+    """The upsampling to the image's resolution, and the place in its result where the image begins."""
 
     upsampling: str
     stride: int
@@ -50,7 +50,8 @@ LAST = {32: Last("upscore", 32, 19), 16: Last("upscore16", 16, 27), 8: Last("ups
 
 
 class FCN(Segmenter):
-    """What `FCN32s`, `FCN16s` and `FCN8s` share; a subclass says which streams are added, and the last upsampling."""
+    """The common part of `FCN32s`, `FCN16s` and `FCN8s`; a subclass names the streams that are added, and the last
+    upsampling."""
 
     streams: ClassVar[tuple[Stream, ...]]
     last: ClassVar[Last]
@@ -110,11 +111,11 @@ class FCN(Segmenter):
         return cropped(large, self.last.offset, image.shape[2:]).contiguous()
 
     def continued(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The state dict with which this network goes on from one of a larger stride, as the staged training has it.
+        """The state dict with which this network continues the staged training of one with a larger stride.
 
-        Scores of the streams that are new, and upsamplings that are, are those of this network as it stands: at its
-        start zero and bilinear, so that it begins with the other's scores, interpolated in more steps. A `state` of no
-        larger stride is given back as it is.
+        New streams and upsamplings keep the parameters of this network, initially zero and bilinear, so that it starts
+        from the other network's scores, interpolated in more steps. A `state` without a larger stride is returned
+        unchanged.
         """
         larger = {f"{last.upsampling}.weight" for last in LAST.values() if last.stride > self.last.stride}
         if not larger & state.keys():
@@ -189,26 +190,26 @@ class FCN16s(FCN):
 
 
 class FCN8s(FCN):
-    r"""FCN-8s on VGG-16: scores at strides 32, 16 and 8, fused by learnt upsampling.
+    r"""FCN-8s on VGG-16: scores at strides 32, 16 and 8, fused by learned upsampling.
 
     .. math::
         s = \mathrm{up}_8(\mathrm{up}_2(\mathrm{up}_2(W_7 x_7) + W_4 x_4) + W_3 x_3)
 
     with x the features of fc7, pool4 and pool3, W 1x1 convolutions, and up transposed convolutions that mix classes and
-    start bilinear: two of kernel 4 that learn, and one of kernel 16 that stays (Long et al. 2015, FCN, section 4.2;
-    its use in Zheng et al. 2015, CRF as RNN, section 5). Images of any size: the first convolution pads by 100, and
-    the sums and the result are cropped. At 21 classes 134,489,780 parameters, of which 21 are the bias of the first
-    upsampling: CRF-RNN's released network has it, FCN's has not, and fixes all upsamplings (freeze "upscore*").
+    start bilinear: two of kernel 4 that are trained, and one of kernel 16 that is fixed (Long et al. 2015, FCN, section
+    4.2; its use in Zheng et al. 2015, CRF as RNN, section 5). Images of any size: the first convolution pads by 100,
+    and the sums and the result are cropped. At 21 classes 134,489,780 parameters, of which 21 are the bias of the first
+    upsampling: CRF-RNN's released network has it, while FCN's does not and fixes all upsamplings (freeze "upscore*").
 
     Args:
         num_classes: C.
-        width: factor of all numbers of channels, at least 8 each.
-        skips: "staged", where the network is trained from stride 32 on to 8; "at_once", which multiplies pool4 by 0.01
-            and pool3 by 0.0001, for a training of all together.
-        dropout: probability that a value behind the two last convolutions is dropped in training.
+        width: factor of all numbers of channels, which are at least 8.
+        skips: "staged", to train the network from stride 32 down to 8 in stages; "at_once", which multiplies pool4 by
+            0.01 and pool3 by 0.0001, to train all streams together.
+        dropout: probability that an output of fc6 or fc7 is dropped in training.
         pixels: see `Segmenter`.
-        score_init: W at the start: "zero", as FCN has it, or "msra", normal of variance 2 / fan-in.
-        checkpointing: keep for the backward pass only what the poolings give, and compute the rest once more.
+        score_init: initial W: "zero", as in FCN, or "msra", normal of variance 2 / fan-in.
+        checkpointing: keep only the outputs of the poolings for the backward pass, and recompute the rest.
 
     Parameters have torchvision's names where its VGG-16 has the same, features.* and classifier.*, the last two as
     convolutions. `frozen` names those that are never trained.
@@ -228,7 +229,7 @@ class FCN8s(FCN):
     frozen = ("upscore8.weight",)
 
 
-# What the layer starts from in the paper.
+# The initial parameters of the layer in the paper.
 PAPER = {"theta_space": 160.0, "theta_color": 3.0, "weight_smooth": 3.0, "weight_appearance": 5.0}
 
 
@@ -239,8 +240,8 @@ class FCN8sCRFRNN(WithCRF):
         num_classes: C.
         network: options of `FCN8s`, a dict, or None for its defaults.
         crf: options of `CRFRNN`, likewise; its defaults are the paper's, its presets the published codes. With a preset
-            the network and the CRF take off one mean, as there: where only one of network["pixels"] and crf["mean"] is
-            given, the other is the same; where neither is, both are the code's.
+            the network and the CRF subtract the same mean: if only one of network["pixels"] and crf["mean"] is given,
+            the other is the same; if neither is, both are the code's.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -268,6 +269,6 @@ class FCN8sCRFRNN(WithCRF):
 
 
 def cropped(x: torch.Tensor, offset: int, size: Sequence[int]) -> torch.Tensor:
-    """`size` of x [B, C, h, w], from `offset` on along both axes."""
+    """x [B, C, h, w] cropped to `size`, from `offset` along both axes."""
     height, width = size
     return x[:, :, offset : offset + height, offset : offset + width]

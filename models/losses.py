@@ -9,24 +9,24 @@ from torch.nn import functional as F
 from tritoncrf.models.augment import VOID
 
 Hardest: TypeAlias = Literal["known", "released"]
-STRIDE = 4  # of the grid on which hard pixels are looked for
+STRIDE = 4  # of the grid on which hard pixels are found
 
 
 def cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, hard: float | None = None, hardest: Hardest = "known",
     robust: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Sum over pixels of -log(Q[label] + robust) with Q = softmax(logits), and how many pixels that are.
+    """Sum over pixels of -log(Q[label] + robust) with Q = softmax(logits), and the number of pixels.
 
     Args:
         logits: [B, C, H, W].
         labels: int64 [B, H, W], 255 where unknown.
-        hard: the share of pixels that count, those with the largest loss; all if left out. See `hard_pixels`.
-        hardest: which these are, likewise.
-        robust: 0 for the cross-entropy; above 0 the robust log-likelihood, of which a pixel adds at most -log(robust)
-            and gives the less gradient the farther its Q is below `robust`, so that wrong labels count for little. It
-            is that of Krähenbühl and Koltun (2013) as their released code has it, with 0.01 in its example; CRF-as-RNN
-            (Zheng et al. 2015, section 6) names it as tried, without a gain in accuracy or speed, and gives no number.
+        hard: the share of pixels that count, those with the largest loss; None for all. See `hard_pixels`.
+        hardest: how they are chosen, see `hard_pixels`.
+        robust: 0 for the cross-entropy; above 0 the robust log-likelihood, in which a pixel adds at most -log(robust),
+            and its gradient decreases the farther its Q is below `robust`, so that wrong labels count little. It comes
+            from the released code of Krähenbühl and Koltun (2013), whose example uses 0.01. CRF-as-RNN (Zheng et al.
+            2015, section 6) tried it without a gain in accuracy or speed, and gives no number.
 
     Returns:
         (sum, count), both 0-d in float32.
@@ -45,13 +45,13 @@ def cross_entropy(
 def hard_pixels(
     losses: torch.Tensor, valid: torch.Tensor, share: float, hardest: Hardest = "known"
 ) -> torch.Tensor:  # fmt: skip
-    """Where the loss is among the largest: a bool map [B, H, W] of about `share` of the valid pixels.
+    """The pixels with the largest losses: a bool map [B, H, W] of about `share` of the valid pixels.
 
     Losses are compared on a grid of every fourth pixel over the whole batch, and each stands for the 4 x 4 pixels that
     begin at it (Shen et al. 2017, SegModel, in the released code).
 
     Args:
-        losses: [B, H, W], from 0 on.
+        losses: [B, H, W], not negative.
         valid: bool [B, H, W], where the label is known.
         share: in (0, 1].
         hardest: which blocks count, of a grid with n valid pixels. "known": those of the ceil(share n) largest losses,

@@ -9,8 +9,8 @@
                        P_d the pixels within d of their contours
     trimap           = any of the above over the pixels within d of a label change in the truth
 
-Distances are Chebyshev's, in pixels: an object's outermost pixels are at 1. Counts of several images add up: a data
-set's mean IoU is that of the sum, not the mean of the images' own.
+Distances are Chebyshev distances in pixels; an object's outermost pixels are at 1. Counts of several images are summed:
+a data set's mean IoU is computed from the sum, not as the mean over images.
 
 Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation" (CVPR 2021). Trimaps: Kohli,
 Ladicky and Torr, "Robust Higher Order Potentials for Enforcing Label Consistency" (IJCV 2009), and Kraehenbuehl and
@@ -31,7 +31,7 @@ from tritoncrf.types import Array
 
 LabelMap = TypeVar("LabelMap", np.ndarray, torch.Tensor)
 WIDTHS = tuple(range(1, 11))
-VOID = -1  # inside: no class, whatever `ignore` is
+VOID = -1  # used internally for no class, whatever `ignore` is
 
 
 def confusion_matrix(labels: LabelMap, truth: LabelMap, num_classes: int, ignore: int | None = 255) -> LabelMap:
@@ -41,10 +41,10 @@ def confusion_matrix(labels: LabelMap, truth: LabelMap, num_classes: int, ignore
         labels: predicted classes, integers of any shape, 0 to num_classes - 1 where the truth is known.
         truth: true classes, same shape and kind; `ignore` where unknown.
         num_classes: C.
-        ignore: the value of `truth` that means unknown; None counts every pixel.
+        ignore: the value of `truth` that marks unknown pixels; None counts every pixel.
 
     Returns:
-        int64 [C, C] of the kind, and on the device, of the arguments.
+        int64 [C, C], an array or tensor like the arguments, on the same device.
 
     Raises:
         TypeError: not two integer arrays, or two integer tensors.
@@ -84,7 +84,7 @@ def iou_per_class(confusion: LabelMap) -> LabelMap:
 def mean_iou(confusion: LabelMap) -> float:
     """Mean of `iou_per_class` over the classes that occur in truth or prediction; NaN if none does.
 
-    It is a mean over fewer than C classes where `iou_per_class` has NaN: say so when reporting it.
+    Where `iou_per_class` has NaN, it is a mean over fewer than C classes; say so when reporting it.
     """
     return torch.as_tensor(iou_per_class(confusion)).nanmean().item()
 
@@ -129,8 +129,8 @@ def trimap_confusion(
         widths: in pixels, at least 1.
 
     Returns:
-        int64 [len(widths), C, C] of the kind, and on the device, of the arguments: rows truth. Sums of them over
-        images, one width at a time, are what `iou_per_class`, `pixel_accuracy` and the others take.
+        int64 [len(widths), C, C], rows truth, an array or tensor like the arguments, on the same device. Sum them over
+        images and pass one width at a time to `iou_per_class`, `pixel_accuracy` and the others.
 
     Raises:
         TypeError, ValueError: as `confusion_matrix`; maps that are not images; a width below 1.
@@ -152,17 +152,18 @@ def boundary_counts(
 ) -> LabelMap:
     """The intersection and the union of Boundary IoU, in pixels, for every class.
 
-    The band of width d of a mask contains its pixels with a pixel outside the mask at most d away, those that d
-    erosions by a 3 x 3 square remove. As in the published code, everything beyond the image is outside every mask, so
-    a mask that the image cuts off has its contour there. Unknown pixels are also outside, in the prediction and in the
-    truth, so predictions there do not matter.
+    The band of width d of a mask contains its pixels that are at most d away from a pixel outside, that is, the pixels
+    that d erosions by a 3 x 3 square remove. As in the published code, everything beyond the image is outside every
+    mask, so a mask that the image cuts off has its contour there. Unknown pixels are also outside, in the prediction
+    and in the truth, so predictions there do not matter.
 
     Args:
         labels, truth, num_classes, ignore: as in `confusion_matrix`; [H, W], or [B, H, W] for several images.
         widths: distances d in pixels, at least 1. Cheng et al. take 2 % of the image's diagonal for COCO.
 
     Returns:
-        int64 [len(widths), C, 2] of the kind, and on the device, of the arguments: intersection, union.
+        int64 [len(widths), C, 2] of intersections and unions, an array or tensor like the arguments, on the same
+        device.
 
     Raises:
         TypeError, ValueError: as `confusion_matrix`; maps that are not images; a width below 1.
@@ -213,11 +214,11 @@ def mean_boundary_iou(counts: LabelMap) -> LabelMap:
 
 @dataclass(frozen=True)
 class Result:
-    """All metrics of a labelling, shares from 0 to 1; NaN where nothing was counted. `str` makes a table of percents.
+    """All metrics of a labelling, as shares from 0 to 1, NaN where nothing was counted. `str` gives a table in percent.
 
     Attributes:
-        miou, pixel_accuracy, mean_accuracy: as the functions of these names.
-        iou: of every class; `miou` is the mean of those that are not NaN.
+        miou, pixel_accuracy, mean_accuracy: see `mean_iou`, `pixel_accuracy` and `mean_accuracy`.
+        iou: IoU of every class; `miou` is the mean of those that are not NaN.
         boundary_iou, trimap_accuracy, trimap_miou: mean Boundary IoU, and pixel accuracy and mean IoU of the trimap,
             by the width of the band in pixels.
         names: of the classes.
@@ -259,15 +260,16 @@ class Result:
 
 
 class Evaluation:
-    """Sums the counts of images, for all metrics at once.
+    """Sum the counts of images for all metrics at once.
 
     Args:
         num_classes: C.
-        widths: of the bands along borders, in pixels, for Boundary IoU and trimaps; empty for neither, which is faster.
-        ignore: the value of a truth that means unknown.
+        widths: widths of the bands along borders, in pixels, for Boundary IoU and trimaps; empty for neither, which is
+            faster.
+        ignore: the value in a truth that marks unknown pixels.
 
-    The whole state is `counts`, one int64 vector on the CPU. For several processes, with the same arguments, sum their
-    `counts`.
+    The whole state is `counts`, one int64 vector on the CPU. To combine several processes with the same arguments, sum
+    their `counts`.
 
     Raises:
         TypeError, ValueError: as `trimap_confusion`.
@@ -296,11 +298,11 @@ class Evaluation:
         self.counts = torch.zeros(sum(math.prod(shape) for shape in self._shapes()), dtype=torch.int64)
 
     def add(self, labels: LabelMap, truth: LabelMap) -> None:
-        """Counts one image [H, W], or several [B, H, W]; arguments and errors as of `trimap_confusion`."""
+        """Count one image [H, W] or several [B, H, W]; arguments and errors as in `trimap_confusion`."""
         self.counts += self.counted(labels, truth).to(self.counts.device)
 
     def counted(self, labels: LabelMap, truth: LabelMap) -> torch.Tensor:
-        """What `add` adds, on the device of the arguments."""
+        """The counts that `add` adds, on the device of the arguments."""
         maps, bands = (labels, truth, self.num_classes), (self.widths, self.ignore)
         counts = [confusion_matrix(*maps, self.ignore)]
         if self.widths:
@@ -308,10 +310,10 @@ class Evaluation:
         return torch.cat([torch.as_tensor(count).flatten() for count in counts])
 
     def result(self, names: Sequence[str] | None = None) -> Result:
-        """The metrics of all that was added.
+        """The metrics of all images that were added.
 
         Args:
-            names: of the classes; numbers if left out.
+            names: names of the classes; numbers by default.
 
         Raises:
             ValueError: not one name per class.
@@ -338,13 +340,13 @@ class Evaluation:
         return self.counts[: self.num_classes**2].view(self.num_classes, self.num_classes)
 
     def _shapes(self) -> list[tuple[int, ...]]:
-        """Of what `counts` holds one after the other: confusion matrix, those of the trimaps, boundary counts."""
+        """The shapes of the parts of `counts`: confusion matrix, confusion matrices of the trimaps, boundary counts."""
         classes, widths = self.num_classes, len(self.widths)
         return [(classes, classes), (widths, classes, classes), (widths, classes, 2)]
 
 
 def _pairs(predicted: torch.Tensor, true: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Where in a flat confusion matrix a pixel counts, or VOID."""
+    """The index in a flat confusion matrix at which a pixel counts, or VOID."""
     return (true * num_classes + predicted).where(true != VOID, VOID)
 
 
@@ -352,16 +354,16 @@ def _within(distance: torch.Tensor, items: torch.Tensor, count: int, widths: tup
     """How often each item, 0 to count - 1 (VOID is none), occurs within each width; int64 [len(widths), count]."""
     most = max(widths, default=0)
     counted = (distance <= most) & (items != VOID)
-    at = ((distance - 1) * count + items).where(counted, most * count)  # the last place is for the others
+    at = ((distance - 1) * count + items).where(counted, most * count)  # the last place collects the others
     counts = torch.bincount(at.flatten(), minlength=most * count + 1)[:-1]
     return counts.reshape(most, count).cumsum(0)[[width - 1 for width in widths]]
 
 
 def _distance(labels: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
-    """Chebyshev distance of every pixel to the nearest of another label; one more than the largest width if farther.
+    """Chebyshev distance of every pixel to the nearest one with another label; the largest width + 1 if farther.
 
-    On the way from a pixel to one of another label, the first change of label is next to a pixel with its own: what
-    is within d of another label is within d - 1 of a pixel that touches one. So one mask, dilated again and again,
+    On the way from a pixel to one with another label, the first change of label is next to a pixel with its own label:
+    a pixel within d of another label is within d - 1 of a pixel that touches one. So one mask, dilated repeatedly,
     gives all distances.
     """
     near = (_dilated(labels) != labels) | (_dilated(-labels) != -labels)
@@ -373,7 +375,8 @@ def _distance(labels: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
 
 
 def _dilated(x: torch.Tensor) -> torch.Tensor:
-    """Maximum over 3 x 3 pixels, fewer at the border. Slices, as max pooling takes no booleans and is slower."""
+    """Maximum over 3 x 3 pixels, fewer at the border. It uses slices, because max pooling accepts no booleans and is
+    slower."""
     for axis in (-2, -1):
         rest = x.shape[axis] - 1
         out = x.clone()
@@ -415,7 +418,7 @@ def _known(
 def _known_images(
     labels: LabelMap, truth: LabelMap, num_classes: int, ignore: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_known` for functions to which it matters who is whose neighbour."""
+    """`_known` for functions that need images."""
     predicted, true = _known(labels, truth, num_classes, ignore)
     if true.ndim not in (2, 3) or 0 in true.shape[-2:]:
         raise ValueError(f"truth: expected an image [H, W] or several [B, H, W], got shape {list(true.shape)}")

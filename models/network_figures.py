@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 __all__ = ["compatibility", "confusion", "curves", "overlay_picture", "panel", "searched", "trimap"]
 
-LINES = palette()[[5, 6, 3, 7, 1, 2, 8]] / 255  # those that are seen on white
-MOST_NUMBERS = 24  # classes; more leave no space for a number in every cell
+LINES = palette()[[5, 6, 3, 7, 1, 2, 8]] / 255  # the colours that are visible on white
+MOST_NUMBERS = 24  # classes; with more, numbers do not fit into the cells
 MISSING = "#F3F4F6"
 PANEL_WIDTH = 2.9  # inches
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Training epoch by epoch: the loss above, the mean IoU of the validation split below.
+    """Training by epoch: the loss above, the mean IoU of the validation split below.
 
     Args:
-        rows: of all phases, one an epoch in order, numbers or their text, as csv.DictReader reads a log. Drawn are
-            "loss" and "val_loss", "val_miou" and "val_unary_miou" (these from 0 to 1), and a line where "phase"
-            changes; None, "" or no entry is a gap.
+        rows: one per epoch of all phases in order, with numbers or strings, as csv.DictReader reads a log. It draws
+            "loss" and "val_loss", "val_miou" and "val_unary_miou" (from 0 to 1), and a line where "phase" changes;
+            None, "" or a missing entry is a gap.
 
     Raises:
         ValueError: no rows.
@@ -95,10 +95,10 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def confusion(matrix: npt.ArrayLike, names: Sequence[str]) -> "Figure":
-    """A confusion matrix, every row as shares of the pixels of its true class.
+    """A confusion matrix; every row shows shares of the pixels of its true class.
 
     Args:
-        matrix: counts [C, C], rows truth; array, or tensor on the CPU.
+        matrix: counts [C, C], rows truth; an array, or a tensor on the CPU.
         names: of the classes.
 
     Raises:
@@ -115,12 +115,12 @@ def confusion(matrix: npt.ArrayLike, names: Sequence[str]) -> "Figure":
 
 
 def compatibility(matrix: npt.ArrayLike, names: Sequence[str]) -> "Figure":
-    """A compatibility matrix that a CRF learnt, as figure 5 of Zheng et al., "Conditional Random Fields as Recurrent
-    Neural Networks" (ICCV 2015).
+    """A compatibility matrix that a CRF learned, as in figure 5 of Zheng et al., "Conditional Random Fields as
+    Recurrent Neural Networks" (ICCV 2015).
 
     Args:
-        matrix: mu [C, C]; array, or tensor on the CPU without a gradient. Row: the label of a pixel; column: that of
-            its neighbour; positive repels.
+        matrix: mu [C, C]; an array, or a tensor on the CPU without a gradient. Rows are the label of a pixel, columns
+            that of its neighbour; positive costs repel.
         names: of the classes.
 
     Raises:
@@ -143,14 +143,14 @@ def panel(
     """Rows of image, truth, labels without the CRF and labels with it.
 
     Args:
-        images: [H, W, 3] or [H, W] each, uint8, or floating from 0 to 1; sizes may differ.
-        truths, unaries: [H, W] integer labels each; where a truth is no index of `names` it is unknown, and the
-            titles' shares of right pixels leave it out.
-        refined: as `unaries`, or None without a CRF.
+        images: [H, W, 3] or [H, W] each, uint8, or floating-point from 0 to 1; sizes may differ.
+        truths, unaries: integer labels [H, W] each; a true label that is not an index of `names` is unknown, and is
+            left out of the shares of right pixels in the titles.
+        refined: like `unaries`, or None without a CRF.
         names: of the classes.
 
     Raises:
-        ValueError: no images, or not as many maps of labels.
+        ValueError: no images, or another number of label maps.
     """
     from matplotlib.figure import Figure
 
@@ -193,7 +193,7 @@ def panel(
 
 
 def overlay_picture(image: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """The colours of labels over a photo in grey, uint8 [H, W, 3].
+    """The colours of labels over a grey photo, uint8 [H, W, 3].
 
     Args:
         image: [H, W, 3] or [H, W]; uint8, or floating from 0 to 1.
@@ -207,10 +207,10 @@ def overlay_picture(image: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArray[
 
 
 def trimap(results: Mapping[str, Result]) -> "Figure":
-    """Metrics near the borders of objects over the width of the band, for several labellings.
+    """Metrics near the borders of objects against the width of the band, for several labellings.
 
     Args:
-        results: by the name of the labelling, with at least one width.
+        results: results by name of the labelling, with at least one width.
 
     Raises:
         ValueError: no results.
@@ -252,7 +252,7 @@ def _heat_map(
     margin = 0.35 + font / 72 * 0.6 * max(len(name) for name in names)
     side = max(count * cell, 1.6)
     width, height = margin + side + 1.1, margin + side + TITLE_HEIGHT
-    width = max(width, margin + 5.6)  # the subtitle's
+    width = max(width, margin + 5.6)  # the width of the subtitle
 
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     axes = figure.add_axes((margin / width, margin / height, side / width, side / height))
@@ -291,13 +291,13 @@ def _number(value: float | str | None) -> float:
 
 
 def _classes(labels: npt.ArrayLike, count: int) -> np.ndarray:
-    """Integers, -1 for what is no class."""
+    """Integers, with -1 for values that are not a class."""
     labels = np.asarray(labels).astype(int)
     return np.where(labels < count, labels, -1)
 
 
 def _labelled(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """An overlay with pale stripes where the label is unknown: no class has them."""
+    """An overlay with pale stripes, which no class has, where the label is unknown."""
     grey = grey_of(image)
     period = 1 + max(labels.shape) // 60
     stripes = np.add.outer(*map(np.arange, labels.shape)) // period % 2 / 4  # 0 or 1/4
@@ -315,7 +315,7 @@ def searched(tuned: "Tuned") -> "Figure":
     """A search for settings: the measure of every trial against each parameter, a colour for each fold.
 
     Args:
-        tuned: what `tritoncrf.tune` gives. A line marks each fold's choice, where it is a trial.
+        tuned: the result of `tritoncrf.tune`. A line marks each fold's choice if it is a trial.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Which parameters a phase learns, and how fast."""
+"""The parameters that a phase trains, and their learning rates."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -12,7 +12,7 @@ from tritoncrf.models.checkpoints import expect_finite, field, number
 from tritoncrf.models.config import Optimizer, Phase
 from tritoncrf.models.segmenter import Segmenter, WithCRF
 
-# What each kind of phase learns of the parameters of the CRF and of the network.
+# Whether each kind of phase trains the parameters of the CRF and of the network.
 LEARNS = {"unary": (False, True), "crf": (True, False), "all": (True, True), "statistics": (False, False)}
 
 
@@ -24,20 +24,21 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def select(model: Segmenter, phase: Phase) -> list[str]:
-    """Switch the gradients of `model` on for what `phase` learns, off for the rest; the names of what it learns."""
+    """Enable the gradients of the parameters that `phase` trains, disable all others, and return the names of the
+    former."""
     crf, network = LEARNS[phase.train]
-    learnt = []
+    learned = []
     for name, parameter in model.named_parameters():
         wanted = crf if name.startswith("crf.") else network
         fixed = matches(name, phase.freeze) or parameter_is_fixed(model, name)
         parameter.requires_grad_(wanted and not fixed)
         if parameter.requires_grad:
-            learnt.append(name)
-    return learnt
+            learned.append(name)
+    return learned
 
 
 def expect_learnable(model: Segmenter, phase: Phase) -> None:
-    """An error if `phase` learns nothing of `model`, or names parameters that are not there."""
+    """Raise an error if `phase` trains no parameter of `model`, or names parameters that do not exist."""
     names = [name for name, _ in model.named_parameters()]
     patterns: dict[str, Iterable[str]] = {"freeze": phase.freeze}
     if phase.optimizer is not None:
@@ -51,11 +52,11 @@ def expect_learnable(model: Segmenter, phase: Phase) -> None:
                     f"{pattern!r}, which matches none"
                 )
     if phase.train != "statistics" and not select(model, phase):
-        raise ValueError(f"phases.{phase.name}: expected something to learn, got no parameter that is learnt")
+        raise ValueError(f"phases.{phase.name}: expected something to learn, got no parameter that is learned")
 
 
 def parameter_is_fixed(model: Segmenter, name: str) -> bool:
-    """Whether the network that holds a parameter never learns it: the bilinear kernels of its last upsampling."""
+    """Whether a network never trains a parameter, such as the bilinear kernel of its last upsampling."""
     owner = model.network if isinstance(model, WithCRF) and name.startswith("network.") else model
     return matches(name.removeprefix("network."), owner.frozen)
 
@@ -65,10 +66,11 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 def set_modes(model: Segmenter, phase: Phase) -> None:
-    """Training mode for what learns: a frozen network evaluates, without dropout and with its averages.
+    """Training mode for what is trained; a frozen network stays in evaluation mode, without dropout and with its
+    running averages.
 
-    Statistics are plain averages over all batches that are seen, where training lets the older ones fade: those of
-    torch's `update_bn`, which begins anew each time, where a run that was killed goes on, and draws dropout.
+    Statistics are plain averages over all batches, while training weights recent ones more. Torch's `update_bn`
+    computes the same, but starts anew each time, so that a killed run could not resume, and applies dropout.
     """
     model.train(phase.train in ("unary", "all"))
     if phase.train == "crf" and model.crf is not None:
@@ -79,7 +81,8 @@ def set_modes(model: Segmenter, phase: Phase) -> None:
 
 
 def optimizer(model: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
-    """Over the parameters that learn, in groups of one learning rate and decay; each group knows its rate as "base"."""
+    """The optimizer of the trained parameters, grouped by learning rate and decay; each group keeps its initial rate as
+    "base"."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -96,15 +99,15 @@ def optimizer(model: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any], where: str) -> None:
-    """Go on from what an equal optimizer left in a checkpoint; of its options only the rates are taken.
+    """Restore the state of the same optimizer from a checkpoint; of its options, only the rates are used.
 
     Raises:
-        FileError: of another optimizer, or not sound; the message begins with `where`.
+        FileError: the state is invalid or belongs to another optimizer; the message begins with `where`.
     """
     groups, state = field(saved, "param_groups", list, where), field(saved, "state", dict, where)
     own = optimizer.state_dict()["param_groups"]
     if [group.get("params") if isinstance(group, Mapping) else None for group in groups] != [g["params"] for g in own]:
-        raise FileError(f"{where}param_groups: expected the parameters that this phase learns, got others")
+        raise FileError(f"{where}param_groups: expected the parameters that this phase trains, got others")
     for mine, group in zip(own, groups):
         mine["lr"] = number(group.get("lr"), f"{where}param_groups.lr")
     if not state:
@@ -126,10 +129,10 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any], where: str)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, power: float, done: float) -> None:
-    """lr = base (1 - done)^power, `done` being the share of the phase's steps that are taken.
+    """lr = base (1 - done)^power, where `done` is the share of the phase's steps that are completed.
 
-    The rates of torch's `PolynomialLR`, which multiplies its way from one step to the next: its rounding adds up, and a
-    run that goes on would have to save where it was. Here the number of the step is all.
+    These are the rates of torch's `PolynomialLR`, which multiplies from step to step: its rounding errors add up, and a
+    run would have to save its state. Here the number of the step is enough.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * (1 - done) ** power

@@ -11,7 +11,7 @@ from tritoncrf import checks
 from tritoncrf.models.blocks import expect_one_of, scaled
 from tritoncrf.models.resnet import DEPTHS, Bottleneck, after_each, conv, initialize, stages
 
-# MXNet's names: a stage and a unit, counted from 1, where there are any; the layer; the parameter.
+# MXNet's names: the stage and the unit, counted from 1, if any; the layer; the parameter.
 NAME = re.compile(r"(?:arg:|aux:)?(?:stage(\d+)_unit(\d+)_)?(\w+?)_(weight|bias|gamma|beta|moving_mean|moving_var)")
 PARAMETERS = {
     "weight": "weight",
@@ -24,15 +24,15 @@ PARAMETERS = {
 
 
 class PreActivationResNet(nn.Module):
-    r"""Residual network of identity mappings, without its classifier: features at four resolutions.
+    r"""A residual network with identity mappings, without its classifier: features at four resolutions.
 
     .. math::
         x \leftarrow x + f(\mathrm{relu}(\mathrm{bn}(x)))
 
-    with f the convolutions of a block of `ResNet`, batch norm and ReLU between them, and nothing behind the sum (He et
-    al. 2016, Identity mappings in deep residual networks, figure 1b). The first block of every stage has, in place of
-    the x that is added, a 1x1 convolution of relu(bn(x)). Batch norm also stands before the first convolution, where it
-    normalises the images, and with a ReLU behind the last block. The layers, and but for dots and "weight" their names,
+    with f the convolutions of a block of `ResNet`, batch norm and ReLU between them, and nothing after the sum (He et
+    al. 2016, Identity mappings in deep residual networks, figure 1b). The first block of every stage adds a 1x1
+    convolution of relu(bn(x)) instead of x. There is also a batch norm before the first convolution, which normalises
+    the images, and a batch norm with a ReLU after the last block. The layers, and their names up to dots and "weight",
     are those of MXNet's networks and of SegModel's released prototxt, which has a depth of 101.
 
     Args:
@@ -76,7 +76,7 @@ class PreActivationResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Features of the stages stage1 to stage4, a list of [B, channels[k], H / s, W / s], rounded up.
 
-        Those of stage4 are behind the last batch norm and ReLU; the others are sums, as the next stage takes them.
+        Those of stage4 are taken after the last batch norm and ReLU; the others are the sums that enter the next stage.
 
         Args:
             x: images, [B, 3, H, W], in any unit.
@@ -88,7 +88,7 @@ class PreActivationResNet(nn.Module):
 
 
 class Unit(nn.Module):
-    """residual(relu(bn(x))) + x, or + a 1x1 convolution of relu(bn(x)) where `projected`."""
+    """residual(relu(bn(x))) + x, or, if `projected`, + a 1x1 convolution of relu(bn(x))."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, projected: bool) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Unit(nn.Module):
 
 
 class BasicUnit(Unit):
-    """Two 3x3 convolutions; `dilations` are of the first, which has the stride, and of the second."""
+    """Two 3x3 convolutions, with one of `dilations` each; the first has the stride."""
 
     def __init__(self, inputs: int, channels: int, stride: int, dilations: tuple[int, int], projected: bool) -> None:
         super().__init__(inputs, channels, stride, projected)
@@ -135,10 +135,11 @@ class BottleneckUnit(Unit):
 
 
 def from_mxnet(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The parameters of an MXNet network by their names here; those that have names of another kind keep them.
+    """The parameters of an MXNet network with the names used here; other names are kept.
 
     Args:
-        parameters: such as "stage1_unit1_bn1_gamma", or "arg:stage1_unit1_bn1_gamma", as MXNet saves them.
+        parameters: arrays by names such as "stage1_unit1_bn1_gamma", or "arg:stage1_unit1_bn1_gamma", as MXNet saves
+            them.
 
     Example:
         >>> import torch
@@ -148,7 +149,7 @@ def from_mxnet(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     """
     found = {}
     for name, value in parameters.items():
-        if match := NAME.fullmatch(str(name)):  # a name that is no text is the caller's to refuse
+        if match := NAME.fullmatch(str(name)):  # the caller rejects a name that is not a string
             stage, unit, layer, kind = match.groups()
             place = f"stage{stage}.{int(unit) - 1}." if stage else ""
             name = f"{place}{layer}.{PARAMETERS[kind]}"

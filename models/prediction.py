@@ -1,4 +1,4 @@
-"""A folder of photos to labels and overlays."""
+"""Predict labels and overlays for a folder of photos."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def photos(source: Path) -> list[Path]:
-    """The photos of a folder in order of name, or the one that `source` is.
+    """The photos of a folder sorted by name, or `source` itself if it is a photo.
 
     Raises:
-        FileError: no such folder, none in it, one that is no picture, or two of one name, whose labels would be one
-            file.
+        FileError: the folder does not exist or has no photos, a file is not a picture, or two photos have the same
+            name.
     """
     if source.is_file():
         return [source]
@@ -54,20 +54,20 @@ def predict(
 ) -> None:  # fmt: skip
     """Write `out`/labels/NAME.png, indexed with a palette, and `out`/overlays/NAME.png, for every photo.
 
-    Photos are seen as viewers show them: turned as their camera says.
+    Photos are rotated by their EXIF orientation, as viewers show them.
 
     Args:
-        model: in evaluation mode; or several, see `scores`.
-        paths: as of `photos`.
-        out: a folder; made if it does not exist. What is written there must not lie among the photos.
-        output: "refined", or "unary": without the CRF.
-        device: where the network runs.
-        resize: (H, W) at which the network sees every photo; its labels come at the photo's own size.
+        model: a network in evaluation mode, or several, see `scores`.
+        paths: the result of `photos`.
+        out: a folder, created if it does not exist. The outputs must not be written among the photos.
+        output: "refined", or "unary" for the scores without the CRF.
+        device: the device of the network.
+        resize: (H, W) to which every photo is resized for the network; the labels have the photo's own size.
         testing: arguments of `scores`.
 
     Raises:
-        FileError: `out`/labels or `out`/overlays is a folder of the photos; a photo that cannot be read, and then what
-            was written before stays, whole.
+        FileError: `out`/labels or `out`/overlays is a folder of the photos, or a photo cannot be read. Outputs that
+            were already written remain complete.
     """
     expect_apart(outputs(paths, out), paths)
     for name in ("labels", "overlays"):

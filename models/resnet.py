@@ -13,22 +13,21 @@ STRIDES = (32, 16, 8)
 
 
 class ResNet(nn.Module):
-    r"""Residual network without its classifier: features at four resolutions.
+    r"""A residual network without its classifier: features at four resolutions.
 
     .. math::
         x \leftarrow \mathrm{relu}(x + f(x))
 
-    with f two 3x3 convolutions (depth 18 and 34), or a 3x3 one between two of 1x1, four times as wide at its end
-    (He et al. 2016, Deep residual learning, table 1). A stage's stride is in its first 3x3 convolution, as in
-    torchvision's networks, whose parameter names these are; "fc" is left out.
+    with f two 3x3 convolutions (depth 18 and 34), or a 3x3 convolution between two 1x1 ones, of which the last has four
+    times the channels (He et al. 2016, Deep residual learning, table 1). The stride of a stage is in its first 3x3
+    convolution, as in torchvision's networks. Parameters have torchvision's names; "fc" is left out.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        output_stride: 32; or 16 or 8, where the strides of the last one or two stages are 1, and all convolutions
-            behind them dilated, so that the features are those of 32, computed at more places (Chen et al. 2018,
-            DeepLab, section 3.1).
-        width: factor of all numbers of channels, at least 8 each.
-        checkpointing: keep for the backward pass only what goes into every block, and compute the rest once more.
+        output_stride: 32; or 16 or 8, with stride 1 in the last one or two stages and dilated convolutions after it,
+            which give the features of stride 32 at more positions (Chen et al. 2018, DeepLab, section 3.1).
+        width: factor of all numbers of channels, which are at least 8.
+        checkpointing: keep only the inputs of the blocks for the backward pass, and recompute the rest.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -73,9 +72,9 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """relu(residual(x) + x), the x brought to the residual's shape by a 1x1 convolution where `projected`."""
+    """relu(residual(x) + x); if `projected`, a 1x1 convolution brings x to the shape of the residual."""
 
-    expansion: int  # of the channels, at its end
+    expansion: int  # output channels / channels
 
     def __init__(self, inputs: int, outputs: int, stride: int, projected: bool) -> None:
         super().__init__()
@@ -92,7 +91,7 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Two 3x3 convolutions; `dilations` are of the first, which has the stride, and of the second."""
+    """Two 3x3 convolutions, with one of `dilations` each; the first has the stride."""
 
     expansion = 1
 
@@ -138,7 +137,7 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
 
 
 def strides(output_stride: int) -> list[tuple[int, tuple[int, int]]]:
-    """Of each of the four stages its stride, and the dilations of its first 3x3 convolution and of those behind it."""
+    """For each of the four stages: its stride, and the dilations of its first 3x3 convolution and of the later ones."""
     expect_one_of("output_stride", output_stride, STRIDES)
     found, reached, dilation = [], 4, 1
     for stage in range(4):
@@ -158,12 +157,12 @@ def stages(
     """The four stages of a residual network, each with its number of channels.
 
     Args:
-        block: makes a block from (inputs, channels, stride, dilations, projected).
-        expansion: channels at the end of a block, for each of its own.
-        counts: blocks of each stage.
-        inputs: channels that go into the first stage.
+        block: a function that makes a block from (inputs, channels, stride, dilations, projected).
+        expansion: output channels of a block / its channels.
+        counts: number of blocks of each stage.
+        inputs: number of input channels of the first stage.
         width, output_stride: see `ResNet`.
-        projected: whether the first block of the first stage brings its input to its own shape; those of others do.
+        projected: whether the first block of the first stage projects its input, as in all other stages.
     """
     for n, (count, (stride, (before, dilation))) in enumerate(zip(counts, strides(output_stride))):
         channels = scaled(64 << n, width)
@@ -174,7 +173,7 @@ def stages(
 
 
 def after_each(stages: Iterable[nn.Sequential], x: torch.Tensor, checkpointing: bool) -> list[torch.Tensor]:
-    """What comes out of each of these stages, one after another."""
+    """The outputs of these stages, applied in order."""
     found = []
     for stage in stages:
         for block in stage:
@@ -184,13 +183,14 @@ def after_each(stages: Iterable[nn.Sequential], x: torch.Tensor, checkpointing: 
 
 
 def initialize(network: nn.Module) -> None:
-    """Convolutions start normal, of variance 2 / fan-out (He et al. 2015, section 2.2)."""
+    """Initialise convolutions with normal weights of variance 2 / fan-out (He et al. 2015, section 2.2)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the image's size, divided by the stride; batch norm follows, so it has no bias."""
+    """A convolution whose output has the size of the input divided by the stride; without a bias, as batch norm
+    follows."""
     padding = dilation * (size // 2)
     return nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding, dilation=dilation, bias=False)

@@ -13,21 +13,21 @@ from tritoncrf.models.segmenter import Pixels, Segmenter, WithCRF, resized
 
 
 class ResNetFCN(Segmenter):
-    r"""A fully convolutional network on a ResNet: scores at three resolutions, added from the coarsest on.
+    r"""A fully convolutional network on a ResNet: scores at three resolutions, summed from coarse to fine.
 
     .. math::
         s = \mathrm{up}(\mathrm{up}(\mathrm{up}(W_4 x_4) + W_3 x_3) + W_2 x_2)
 
     with x the features of the stages layer2 to layer4, W 1x1 convolutions without bias, dropout of whole channels
-    before W_4 alone, and up bilinear to the next size, at last to the image's. It is the network that ConvCRF refines
-    (Teichmann and Cipolla 2018, ConvCRF, experiments on PASCAL VOC), there called a simple FCN on a ResNet-101; its
-    head follows the author's later framework. W start with the variances 2 / n, 0.02 / n and 0.0002 / n from the
-    coarsest on, for n channels of x, so that finer maps count little at first.
+    before W_4 only, and up the bilinear interpolation to the next size, finally to that of the image. It is the network
+    that ConvCRF refines (Teichmann and Cipolla 2018, ConvCRF, experiments on PASCAL VOC), there called a simple FCN on
+    a ResNet-101; its head follows the author's later framework. From coarse to fine, W have the initial variances 2 /
+    n, 0.02 / n and 0.0002 / n for n channels of x, so that finer maps count little at first.
 
     Args:
         num_classes: C.
-        depth, output_stride, width, checkpointing: see `ResNet`. Where stages share a resolution their scores add up
-            as they are.
+        depth, output_stride, width, checkpointing: see `ResNet`. Scores of stages with the same resolution are added
+            directly.
         dropout: probability that a channel of x_4 is dropped in training.
         pixels: see `Segmenter`.
 
@@ -67,7 +67,7 @@ class ResNetFCN(Segmenter):
         return resized(scores, image.shape[2:])
 
 
-# What the layer starts from in the paper.
+# The initial parameters of the layer in the paper.
 PAPER = {"theta_space": 80.0, "theta_color": 13.0, "weight_smooth": 3.0, "weight_appearance": 10.0}
 
 
@@ -97,5 +97,5 @@ class ResNetConvCRF(WithCRF):
     ) -> None:
         unary, given = ResNetFCN(num_classes, **options("network", network)), crf_options(crf, PAPER)
         if given.get("appearance_position") is False and "theta_space" not in (crf or {}):
-            given.pop("theta_space", None)  # no position, no bandwidth
+            given.pop("theta_space", None)  # a kernel without positions has no bandwidth of positions
         super().__init__(unary, ConvCRF(num_classes, **given))

@@ -1,4 +1,4 @@
-"""Scores beside their truth, and how good they are once `refine` has had them."""
+"""Scores with their truth, and measures of the scores that `refine` has refined."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ MEASURES = "mean IoU", "Boundary IoU", "trimap accuracy", "pixel accuracy"
 
 @dataclass(frozen=True)
 class Scored:
-    """An image and its scores as `refine` takes them, these by name, and its truth [H, W], 255 where unknown."""
+    """An image, its scores by name, both as `refine` takes them, and its truth [H, W], 255 where unknown."""
 
     image: Image
     scores: Mapping[str, Any]
@@ -31,7 +31,7 @@ class Scored:
 
 @torch.no_grad()
 def logits_of(network: Segmenter, examples: Iterable[Item], device: torch.device) -> list[Scored]:
-    """Examples with the "logits" [C, H, W] that a network on this device gives them."""
+    """Examples with the "logits" [C, H, W] of a network on this device."""
     found = []
     for example in examples:
         photo = example["image"]
@@ -46,17 +46,17 @@ def band(size: Sequence[int]) -> int:
 
 
 def counts(item: Scored, num_classes: int, options: Mapping[str, Any]) -> np.ndarray:
-    """What `measures` needs of one image that is refined with these options of `refine`."""
+    """What `measures` needs from one image, refined with these options of `refine`."""
     return counted(refine(item.image, **item.scores, **options), item.truth, num_classes)
 
 
 def counted(probabilities: Any, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """What `measures` needs of one image: int64, to be summed.
+    """What `measures` needs from one image: int64 counts that can be summed.
 
     Confusion matrices of all pixels and of the band, and its intersections and unions: [C, 2 C + 2].
 
     Args:
-        probabilities: [C, H, W], or [H, W] of one object; an array or a tensor.
+        probabilities: [C, H, W], or [H, W] for one object; an array or a tensor.
         truth: [H, W], 255 where unknown.
         num_classes: C.
     """
@@ -72,7 +72,7 @@ def counted(probabilities: Any, truth: np.ndarray, num_classes: int) -> np.ndarr
 def measures(total: np.ndarray) -> np.ndarray:
     """MEASURES of counts [C, 2 C + 2], summed over images."""
     classes = len(total)
-    evaluation = Evaluation(classes, (1,))  # the band's width was each image's own
+    evaluation = Evaluation(classes, (1,))  # any width: the band's width was chosen for each image
     parts = total[:, :classes], total[:, classes : 2 * classes], total[:, 2 * classes :]
     evaluation.counts += torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
     result = evaluation.result()

@@ -1,4 +1,4 @@
-"""The base of all networks: photos in, logits at their size out, with or without the CRF."""
+"""The base class of all networks: from photos to logits of the same size, with or without the CRF."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, overload
@@ -13,8 +13,8 @@ from tritoncrf.published import MEANS
 
 Pixels: TypeAlias = Literal["imagenet", "caffe", "vgg", "demo", "raw"]
 BYTES = (1 / 255, 1 / 255, 1 / 255)  # as a deviation: 0..255
-# Mean and deviation of red, green and blue in 0..1 that networks expect: torchvision's; the means that CRF-RNN's codes
-# take off 0..255; and 0..255 as it is.
+# Mean and standard deviation of red, green and blue in 0..1 that networks expect: those of torchvision; the means that
+# CRF-RNN's codes subtract from 0..255; and 0..255 unchanged.
 PIXELS: dict[Pixels, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     **{name: (tuple(m / 255 for m in mean), BYTES) for name, mean in MEANS.items()},
@@ -25,12 +25,12 @@ OUTPUTS: tuple[Logits, ...] = get_args(Logits)
 
 
 class Segmenter(nn.Module):
-    """A segmentation network. A subclass gives `scores`, and `finish` where something follows them.
+    """A segmentation network. A subclass defines `scores`, and `finish` if layers follow the scores.
 
     Args:
         num_classes: C.
-        pixels: how the image is normalised: "imagenet", (x - mean) / std of ImageNet on 0..1 as torchvision's weights
-            expect; "caffe", "vgg" or "demo", 0..255 minus the mean of this name, see `CRFRNN`; "raw", 0..255.
+        pixels: the normalisation of the image. "imagenet": (x - mean) / std of ImageNet on 0..1, as torchvision's
+            weights expect; "caffe", "vgg" or "demo": 0..255 minus the mean of this name, see `CRFRNN`; "raw": 0..255.
 
     `crf` is the CRF of the pipeline, or None; its parameters are those whose names begin with "crf.".
     `frozen` names the parameters that are never trained.
@@ -59,7 +59,7 @@ class Segmenter(nn.Module):
         raise NotImplementedError
 
     def finish(self, scores: torch.Tensor, image: torch.Tensor, crf: bool) -> torch.Tensor:
-        """Logits at the image's size of `scores`, refined by the CRF or not."""
+        """Logits at the image's size from `scores`, refined by the CRF or not."""
         return scores
 
     def forward(
@@ -68,12 +68,13 @@ class Segmenter(nn.Module):
         """Logits [B, C, H, W].
 
         Args:
-            image: [B, 3, H, W], uint8, or floating in 0..1.
+            image: [B, 3, H, W], uint8, or floating-point in 0..1.
             output: "refined" by the CRF (where there is one), the "unary" logits without it, or "both", a pair (unary,
                 refined) for which the network runs once.
 
         Raises:
-            TypeError, ValueError: no photos of this shape or dtype, an output of another name; what the CRF refuses.
+            TypeError, ValueError: an image of another shape or dtype, an unknown output, or an input that the CRF does
+                not accept.
         """
         checks.expect_choice("output", output, OUTPUTS)
         if not isinstance(image, torch.Tensor) or image.ndim != 4 or image.shape[1] != 3:
@@ -83,7 +84,7 @@ class Segmenter(nn.Module):
             return self.finish(scores, image, crf=False), self.finish(scores, image, crf=True)
         return self.finish(scores, image, crf=output == "refined")
 
-    if TYPE_CHECKING:  # torch says of a module's call only that it gives something
+    if TYPE_CHECKING:  # torch declares the result of a module's call as Any
 
         @overload
         def __call__(self, image: torch.Tensor, output: Literal["refined", "unary"] = "refined") -> torch.Tensor: ...
@@ -95,14 +96,14 @@ class Segmenter(nn.Module):
 
 
 class WithCRF(Segmenter):
-    """A segmentation network with a CRF layer on top, both trainable: S = crf(network(image), image).
+    """A segmentation network followed by a CRF layer, both trainable: S = crf(network(image), image).
 
     Args:
         network: a `Segmenter` without a CRF.
         crf: a layer with the same number of classes: `crf(logits, image)` returns logits.
 
     Raises:
-        ValueError: a network that has a CRF, or another number of classes.
+        ValueError: the network already has a CRF, or the numbers of classes differ.
     """
 
     crf: nn.Module
@@ -112,7 +113,7 @@ class WithCRF(Segmenter):
         if network.crf is not None:
             raise ValueError(f"network: expected one without a CRF, got {type(network).__name__} with its own")
         if crf.num_classes != network.num_classes:
-            raise ValueError(f"crf: expected {network.num_classes} classes as the network has, got {crf.num_classes}")
+            raise ValueError(f"crf: expected {network.num_classes} classes, as in the network, got {crf.num_classes}")
         self.network, self.crf = network, crf
 
     def scores(self, image: torch.Tensor) -> torch.Tensor:
@@ -123,5 +124,5 @@ class WithCRF(Segmenter):
 
 
 def resized(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """x [B, C, h, w] brought to `size`, linearly along both axes, between half-pixel centres."""
+    """x [B, C, h, w] resized to `size` by bilinear interpolation between half-pixel centres."""
     return x if x.shape[2:] == tuple(size) else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

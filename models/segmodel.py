@@ -22,43 +22,43 @@ BACKBONES: dict[Backbone, type[ResNet] | type[PreActivationResNet]] = {
 }
 PRESETS = (None, "released")
 STRIDE = 16
-# Radius of the box, dilation of the 3x3 convolution behind it, both in cells of 1/16.
+# Radius of the box and dilation of the 3x3 convolution after it, both in cells of 1/16.
 CONTEXT_SIZES = ((2, 6), (4, 12))
 POOLED, HIDDEN = 25, 128
 
 
 class SegModel(Segmenter):
-    r"""Scores in patches, sharpened by what lies around and by the image (Shen et al. 2017, SegModel, figure 4).
+    r"""Scores in patches, refined by their context and by the image (Shen et al. 2017, SegModel, figure 4).
 
     .. math::
         s_1 = P(W_0 h) + \sum_r P(W_r\, \mathrm{box}_r(h)), \qquad s_2 = s_1 + L(s_1), \qquad
         s = \mathrm{up}_4(\mathrm{crf}(\mathrm{up}_2(s_2)))
 
-    with h the features of a ResNet at 1/16 of the resolution, P the rearrangement of patches of 2x2 scores a cell to
-    1/8, L the context of the scores, up_2 a learnt transposed convolution of each class, which starts bilinear, to 1/4,
-    and up_4 the same kept bilinear. Images of any size: they are padded to multiples of 16 with the mean colour, and
-    the scores are cropped. `models/README.md` has a table of where paper, released code and this class differ.
+    with h the features of a ResNet at 1/16 of the resolution, P the rearrangement of a patch of 2x2 scores per cell to
+    1/8, L the context of the scores, up_2 a learned transposed convolution per class to 1/4, initially bilinear, and
+    up_4 a fixed bilinear one. Images of any size: they are padded to multiples of 16 with the mean colour, and the
+    scores are cropped. `models/README.md` lists where the paper, the released code and this class differ.
 
     Args:
         num_classes: C.
         depth, width, checkpointing: of the backbone, see `ResNet`.
-        context: "released", as the authors' code has it: 3x3 convolutions dilated by 6 and 12 of the features' means in
-            boxes of radius 2 and 4; and as L of the scores their maximum over 25x25, of length 1 over the classes,
-            through a 7x7 and a 1x1 convolution. "paper" has as L two such dilated convolutions of the class
-            probabilities' means, boxes and dilations of the same size in the image. "none": only W_0 is left.
-        patch: side n of the patch of n x n scores that a cell predicts, from 1 to 8. With another than 2 the scores are
-            interpolated bilinearly from n/16 to 1/8, and all else is as it is. With 1 there are no patches; and nothing
-            is learnt behind W_0 in the network without patches, context and guidance, the baseline "Unary", which
-            interpolates from 1/16 to the image at once.
+        context: "released", as in the authors' code: 3x3 convolutions, dilated by 6 and 12, of the features' means in
+            boxes of radius 2 and 4; L is a 7x7 and a 1x1 convolution of the scores' maximum over 25x25, normalised to
+            length 1 over the classes. "paper": L is two such dilated convolutions of the means of the class
+            probabilities, with boxes and dilations of the same size in the image. "none": only W_0 is used.
+        patch: side n of the patch of n x n scores that a cell predicts, from 1 to 8. Unless n is 2, the scores are
+            interpolated bilinearly from n/16 to 1/8. With 1 there are no patches. Without patches, context and guidance
+            the network is the baseline "Unary", which has nothing to learn after W_0 and interpolates from 1/16 to the
+            image at once.
         guidance: whether there is a guidance CRF, at 1/4.
-        crf: options of `GuidanceCRF`, a dict, or None for its defaults, in a preset those of the preset.
-        context_iterations: how often s_2 = s_1 + L(s_2) is applied, from s_2 = s_1 on, with the same weights.
+        crf: options of `GuidanceCRF`, a dict, or None for its defaults or those of the preset.
+        context_iterations: how often s_2 = s_1 + L(s_2) is applied with the same weights, starting from s_2 = s_1.
         pixels: see `Segmenter`; "raw" for a backbone that normalises the images itself.
-        backbone: "resnet", `ResNet`, or "preactivation", `PreActivationResNet`, as the authors' code has it.
-        preset: "released" computes what the authors' code does: images are padded with zeros, black, in place of the
-            mean colour; up_4 has a bias that is learnt; the new layers start uniform, of variance 4 / (fan-in +
-            fan-out), in place of normal, of variance 2 / fan-in; and the guidance CRF is in its own preset of this
-            name. Their backbone is "preactivation" on "raw" pixels.
+        backbone: "resnet" for `ResNet`, or "preactivation" for `PreActivationResNet`, as in the authors' code.
+        preset: "released" computes what the authors' code does: images are padded with black instead of the mean
+            colour; up_4 has a learned bias; the new layers are initialised uniformly with variance 4 / (fan-in +
+            fan-out) instead of normally with variance 2 / fan-in; and the guidance CRF uses its own preset of this
+            name. The authors' backbone is "preactivation" on "raw" pixels.
 
     `frozen` names the parameters that are never trained.
 
@@ -119,7 +119,7 @@ class SegModel(Segmenter):
                         nn.init.xavier_uniform_(module.weight, gain=2**0.5)
 
     def scores(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits of the padded image at 1/4; in the baseline "Unary" at 1/16."""
+        """Logits of the padded image at 1/4, or at 1/16 in the baseline "Unary"."""
         x = self.backbone(self._input(image))[-1]
         first = self.score(x)
         if self.feature_context is not None:
@@ -135,13 +135,13 @@ class SegModel(Segmenter):
         return self.up2(scores)
 
     def _input(self, image: torch.Tensor) -> torch.Tensor:
-        """The image as the backbone takes it, padded."""
+        """The padded image, normalised for the backbone."""
         if self.preset == "released":
             return self.normalized(_padded(image))
         return _padded(self.normalized(image))
 
     def _guide(self, image: torch.Tensor) -> torch.Tensor:
-        """The same image in 0..1: padded black in the preset, else with the mean colour."""
+        """The same image in 0..1, padded with black in the preset, otherwise with the mean colour."""
         colors = features.color(image, 255.0)
         return _padded(colors) if self.preset == "released" else _padded(colors - self.mean) + self.mean
 
@@ -154,11 +154,11 @@ class SegModel(Segmenter):
 
 
 class BoxContext(nn.Module):
-    """Dilated 3x3 convolutions of the means in boxes, summed: a sum over distances of what lies around.
+    """The sum of dilated 3x3 convolutions of the means in boxes, which is the context at several distances.
 
     Args:
         inputs, outputs: channels.
-        scale: of boxes and dilations: 1 for maps at 1/16 of the image, 2 at 1/8.
+        scale: factor of boxes and dilations: 1 for maps at 1/16 of the image, 2 for 1/8.
     """
 
     def __init__(self, inputs: int, outputs: int, scale: int = 1) -> None:
@@ -172,7 +172,7 @@ class BoxContext(nn.Module):
 
 
 class LabelContext(nn.Module):
-    """Messages from the strongest scores around: maximum, normalised over the classes, through two convolutions."""
+    """Messages from the strongest neighbouring scores: two convolutions of the maximum, normalised over the classes."""
 
     def __init__(self, num_classes: int, hidden: int) -> None:
         super().__init__()
@@ -186,9 +186,10 @@ class LabelContext(nn.Module):
 
 
 def patch_shuffle(x: torch.Tensor, n: int) -> torch.Tensor:
-    """Patches of n x n scores a cell, laid out: [B, n n C, H, W] to [B, C, n H, n W].
+    """Rearrange a patch of n x n scores per cell: [B, n n C, H, W] to [B, C, n H, n W].
 
-    Position-major, as SegModel's code has it: channel (dy n + dx) C + c goes to pixel (n h + dy, n w + dx) of class c.
+    The order is position-major, as in SegModel's code: channel (dy n + dx) C + c goes to pixel (n h + dy, n w + dx) of
+    class c.
     """
     batch, channels, height, width = x.shape
     classes = channels // n**2

@@ -9,10 +9,10 @@ from tritoncrf.models import config, data
 
 
 def examples_of(settings: config.Config, split: str, root: str | Path | None) -> data.Examples:
-    """A split of the data of a configuration, in `root` or else in its data.root."""
+    """A split of the data of a configuration, in `root` or by default in its data.root."""
     root = root or settings.data.root
     if not root:
-        raise CommandError("--data: expected the data set's folder, here or as data.root in the configuration")
+        raise CommandError("--data: expected the data set's folder, either here or as data.root in the configuration")
     given: dict[str, dict[str, Any]] = {
         "voc": {"sbd": settings.data.sbd or None, "coco": settings.data.coco or None},
         "folder": {"void": settings.data.void},
@@ -22,7 +22,7 @@ def examples_of(settings: config.Config, split: str, root: str | Path | None) ->
 
 
 def splits_of(settings: config.Config, root: str | Path | None) -> dict[str, data.Examples]:
-    """The images of a run: "train", "held_out" where some are, "validate"."""
+    """The images of a run: "train", "held_out" if there are any, and "validate"."""
     found = {"train": examples_of(settings, settings.data.train, root)}
     if settings.data.held_out:
         if settings.data.held_out >= len(found["train"]):
@@ -30,6 +30,6 @@ def splits_of(settings: config.Config, root: str | Path | None) -> dict[str, dat
                 f"data.held_out: expected fewer than the {len(found['train'])} images of {settings.data.train!r}, "
                 f"got {settings.data.held_out}"
             )
-        # Whatever the run's seed: a CRF that learns on them must not meet images that its network has learnt from.
+        # The same for every seed: a CRF that is trained on them must not get training images of its network.
         found["train"], found["held_out"] = data.held_out(found["train"], settings.data.held_out)
     return found | {"validate": examples_of(settings, settings.data.validate, root)}

@@ -1,4 +1,4 @@
-"""What `evaluate` and `predict` are asked for: which networks, which CRF behind them, and how images are seen."""
+"""The options of `evaluate` and `predict`: the networks, the CRF after them, and the views of the images."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,7 @@ __all__ = ["disconnected", "networks", "views"]
 
 
 def networks(options: argparse.Namespace, device: torch.device) -> tuple[list[checkpoints.Trained], config.Config]:
-    """The networks of the checkpoints, which must go together, and the settings of the first as --set changes them."""
+    """The networks of the checkpoints, which must be compatible, and the settings of the first, changed by --set."""
     first, *others = options.checkpoints
     changes = [change for change in options.changes if not _is_of_crf(change)]
     found = [checkpoints.trained(path, device) for path in options.checkpoints]
@@ -27,18 +27,18 @@ def networks(options: argparse.Namespace, device: torch.device) -> tuple[list[ch
             raise CommandError(f"{path}: expected the classes of {first}, {wanted}, got {got}")
         if own.data.resize != settings.data.resize:
             sizes = f"{first}, {settings.data.resize}, got {own.data.resize}"
-            raise CommandError(f"{path}: expected data.resize of {sizes}; --set data.resize=[H,W] is for all")
+            raise CommandError(f"{path}: expected data.resize of {sizes}; --set data.resize=[H,W] sets it for all")
     return found, settings
 
 
 def disconnected(
     options: argparse.Namespace, networks: Sequence[checkpoints.Trained], device: torch.device
 ) -> Layer | None:
-    """The CRF of --crf, which takes the place of the networks' own."""
+    """The CRF of --crf, which replaces the networks' own."""
     changes = [change for change in options.changes if _is_of_crf(change)]
     if options.crf is None:
         if changes:
-            raise CommandError(f"--set {changes[0]}: expected --crf, for a trained CRF stays as it is, got none")
+            raise CommandError(f"--set {changes[0]}: expected --crf, since a trained CRF cannot be changed, got none")
         return None
     table = {"name": LAYERS[options.crf].__name__}
     settings = config.changed(dataclasses.replace(networks[0].config, crf=table), changes)
@@ -47,7 +47,7 @@ def disconnected(
     crf = config.layer(settings.crf, len(networks[0].classes), "--set").to(device).eval()
     for path, network in zip(options.checkpoints, networks):
         if network.model.crf is not None:
-            print(f"{path}: its own CRF is left out; --crf {options.crf} refines the scores before it")
+            print(f"{path}: its own CRF is not used; --crf {options.crf} refines the scores before it")
     return crf
 
 

@@ -15,9 +15,9 @@ from tritoncrf.models.segmenter import Segmenter, resized
 STRIDES = 32, 16, 8
 Size: TypeAlias = tuple[int, int] | None
 MOST = 1000  # features of a backbone
-# How timm's transformers are told to take images of any size; convolutional networks do without.
+# The arguments that make timm's transformers accept images of any size; convolutional networks always do.
 ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-# Arguments of `timm.create_model` that are chosen here; "pretrained" would download.
+# Arguments of `timm.create_model` that are set here; "pretrained" would download weights.
 CHOSEN = (
     "cache_dir", "checkpoint_path", "features_only", "in_chans", "num_classes", "out_indices", "output_stride",
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
@@ -25,30 +25,30 @@ CHOSEN = (
 
 
 class TimmFCN(Segmenter):
-    r"""A fully convolutional network on a backbone of timm: scores at several resolutions, as of `ResNetFCN`, added
-    from the coarsest on.
+    r"""A fully convolutional network on a backbone of timm: scores at several resolutions, summed from coarse to fine
+    as in `ResNetFCN`.
 
     .. math::
         s = \mathrm{up}(\ldots \mathrm{up}(W_k x_k) + W_{k-1} x_{k-1} \ldots + W_1 x_1)
 
     with x the backbone's features from the finest to the coarsest, W 1x1 convolutions without bias, dropout of whole
-    channels before W_k, and up bilinear to the next size, at last to the image's. The variances of W start at 2 / n,
-    0.02 / n, 0.0002 / n and so on from the coarsest on, for n channels of x.
+    channels before W_k, and up the bilinear interpolation to the next size, finally to that of the image. From coarse
+    to fine, the initial variances of W are 2 / n, 0.02 / n, 0.0002 / n and so on, for n channels of x.
 
-    Images are normalised by the mean and deviation that timm names for the backbone's weights, and filled up with that
-    mean below and on the right to a multiple of the largest stride. Nothing is downloaded: weights come from a file, by
-    `load_backbone` or --weights, with timm's names of parameters.
+    Images are normalised with the mean and standard deviation that timm gives for the backbone's weights, and padded
+    with that mean below and on the right to a multiple of the largest stride. Nothing is downloaded: weights come from
+    a file with timm's parameter names, by `load_backbone` or --weights.
 
     Args:
         num_classes: C.
-        backbone: what `timm.list_models()` lists, such as "convnext_tiny", perhaps with the tag of its weights,
-            "convnext_tiny.fb_in22k", where their mean or size differs.
-        output_stride: 16 or 8, for fewer strides and dilated convolutions, of backbones that offer it; None for the
+        backbone: a name from `timm.list_models()`, such as "convnext_tiny", optionally with the tag of its weights,
+            "convnext_tiny.fb_in22k", if their mean or size differs.
+        output_stride: 16 or 8, for backbones that support dilated convolutions instead of strides; None for the
             backbone's own.
-        out_indices: which of its features, in rising order; those from -1 on count from the last. The three last are
-            at strides 8, 16 and 32 of most networks, and at the one stride that a plain vision transformer has.
+        out_indices: indices of the features to use, in rising order; negative ones count from the last. The last three
+            have strides 8, 16 and 32 in most networks, and all have the same stride in a plain vision transformer.
         dropout: probability that a channel of x_k is dropped in training.
-        arguments: others of `timm.create_model`, such as {"drop_path_rate": 0.1}.
+        arguments: further arguments of `timm.create_model`, such as {"drop_path_rate": 0.1}.
 
     Raises:
         ModuleNotFoundError: timm is not installed; `pip install "tritoncrf[timm]"` does.
@@ -61,7 +61,7 @@ class TimmFCN(Segmenter):
         torch.Size([1, 4, 50, 70])
     """
 
-    backbone: Any  # timm's, whose attributes are known to no type
+    backbone: Any  # a network of timm, whose attributes have no types
 
     def __init__(
         self, num_classes: int = 21, backbone: str = "convnext_tiny", output_stride: int | None = None,
@@ -70,14 +70,14 @@ class TimmFCN(Segmenter):
         super().__init__(num_classes)
         self.name, self.arguments = backbone, options("arguments", arguments)
         if chosen := sorted(set(CHOSEN) & set(self.arguments)):
-            raise ValueError(f"arguments: expected none of those that are chosen here, got {', '.join(chosen)}")
+            raise ValueError(f"arguments: expected none that TimmFCN sets itself, got {', '.join(chosen)}")
         if output_stride is not None:
             self.arguments["output_stride"] = expect_one_of("output_stride", output_stride, STRIDES)
         self.backbone, self.only_size = _features(backbone, self.arguments, out_indices)
         found = self.backbone.pretrained_cfg
         self.mean, self.std = (torch.tensor(found[name]).view(3, 1, 1) for name in ("mean", "std"))
         stride = max(self.backbone.feature_info.reduction())
-        self.multiple = self.only_size or (stride, stride)  # of what images are filled up to
+        self.multiple = self.only_size or (stride, stride)  # images are padded to multiples of this
         self.dropout = nn.Dropout2d(checks.expect_number("dropout", dropout))
         self.score = nn.ModuleList()
         for n, channels in enumerate(reversed(self.backbone.feature_info.channels())):
@@ -99,12 +99,13 @@ class TimmFCN(Segmenter):
         return resized(scores, padded.shape[2:])[..., :height, :width]
 
     def published(self) -> set[str]:
-        """The names of the parameters in a file with timm's weights of the backbone, its classifier among them."""
+        """The names of the parameters in a file with timm's weights of the backbone, including its classifier."""
         return set(_made(self.name, self.arguments)[0].state_dict())
 
 
 def synchronized(model: Segmenter) -> Segmenter:
-    """`model` with batch norm shared by all ranks. timm's, which has an activation inside, needs a way of its own."""
+    """`model` with batch norm synchronised over all ranks. timm's batch norm, which includes an activation, needs
+    special treatment."""
     if isinstance(getattr(model, "network", model), TimmFCN):
         from timm.layers import convert_sync_batchnorm
 
@@ -113,20 +114,21 @@ def synchronized(model: Segmenter) -> Segmenter:
 
 
 def _features(backbone: str, arguments: dict[str, Any], out_indices: Sequence[int]) -> tuple[Any, Size]:
-    """What gives the features, channels first, without the layers behind the last of them; and the size of `_made`."""
+    """The module that computes the features, channels first, without the layers after the last of them; and the size of
+    `_made`."""
     if not isinstance(out_indices, (list, tuple)) or not out_indices:
         raise TypeError(f"out_indices: expected a list of whole numbers, got {checks.kind_of(out_indices)}")
     indices = [checks.expect_int("out_indices", index, -MOST, MOST) for index in out_indices]
     found, size = _made(backbone, {**arguments, "features_only": True, "feature_cls": "getter", "out_indices": indices})
     if not hasattr(found.model, "forward_intermediates"):
-        raise ValueError(f"backbone: expected a network whose features timm gives, got {backbone!r}")
+        raise ValueError(f"backbone: expected a network from which timm can extract features, got {backbone!r}")
     if (strides := found.feature_info.reduction()) != sorted(strides) or len(set(found.out_indices)) < len(strides):
         raise ValueError(f"out_indices: expected different ones in rising order, got {indices}")
     return found, size
 
 
 def _made(backbone: str, arguments: dict[str, Any]) -> tuple[Any, Size]:
-    """A network of timm, with random weights, and the one size of images that it takes, None if it takes any."""
+    """A network of timm with random weights, and the only image size that it accepts, or None for any size."""
     try:
         import timm
     except ModuleNotFoundError:
@@ -138,7 +140,7 @@ def _made(backbone: str, arguments: dict[str, Any]) -> tuple[Any, Size]:
     for any_size in ANY_SIZE:
         try:
             made = timm.create_model(backbone, pretrained=False, **{**any_size, **arguments})
-        except TypeError as error:  # of an argument that this network has not
+        except TypeError as error:  # an argument that this network does not have
             refused: Exception = error
         except AssertionError as error:
             refused = error

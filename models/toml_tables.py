@@ -1,7 +1,7 @@
-"""TOML's tables: changed by "key=value", and read strictly into frozen dataclasses.
+"""TOML tables: changed by "key=value", and read strictly into frozen dataclasses.
 
-A reader by a library would be no shorter: msgspec takes unknown keys of a dataclass, and infinity for a number; what
-pydantic finds wrong is to be told again in the words of a configuration, which takes as many lines as finding it.
+A library would not make this shorter: msgspec accepts unknown keys of a dataclass, and infinity as a number; rewording
+pydantic's errors in terms of a configuration takes as many lines as finding them.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DEEPEST = 8  # of tables and lists in one another
+DEEPEST = 8  # nesting of tables and lists
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -32,19 +32,19 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of TOML, UTF-8, numbers of thousands of digits
+    except (ValueError, RecursionError) as error:  # bad TOML, bad UTF-8, or numbers with thousands of digits
         raise FileError(f"{path}: expected TOML, unreadable: {error}") from error
 
 
 def change(table: Any, text: str) -> None:
-    """Set one key of a table: "key=value" in TOML, with dots into tables, and into lists by the name of an entry."""
+    """Set one key of a table: "key=value" in TOML, in which dots select tables, or entries of lists by name."""
     key, equals, given = text.partition("=")
     try:
         value = tomllib.loads(f"value = {given}")["value"]
     except RecursionError:
-        raise FileError(f"--set {key}: expected a value, got one too deep to read") from None
+        raise FileError(f"--set {key}: expected a value, got one nested too deeply") from None
     except ValueError:
-        value = given  # a bare word: network.name=FCN8s
+        value = given  # an unquoted word: network.name=FCN8s
     if not equals or not all(key.split(".")):
         raise FileError(f"--set {text}: expected key=value, such as data.workers=4 or phases.unary.epochs=3")
     *parents, last = key.split(".")
@@ -61,10 +61,10 @@ def change(table: Any, text: str) -> None:
 
 
 def expect_plain(value: Any, source: str, key: str = "", depth: int = 0) -> None:
-    """An error for tables too deep for what reads them, and for numbers that TOML has none of."""
+    """Raise an error for tables nested too deeply, and for numbers that TOML does not have."""
     if isinstance(value, (dict, list, tuple)):
         if depth > DEEPEST:
-            raise FileError(f"{source}: {key}: expected at most {DEEPEST} tables or lists in one another, got more")
+            raise FileError(f"{source}: {key}: expected at most {DEEPEST} nested tables or lists, got more")
         for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
             expect_plain(entry, source, f"{key}.{name}" if key else str(name), depth + 1)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -75,7 +75,8 @@ def read(kind: Any, value: Any, source: str, key: str = "") -> Any:
     """`value` as a dataclass or a type of its fields: tuples, unions with None, literals, tables and numbers.
 
     Raises:
-        FileError: an unknown key, a missing one, or a value of another type; it begins with `source` and the key.
+        FileError: an unknown key, a missing key, or a value of another type; the message begins with `source` and the
+            key.
     """
 
     def refused(wanted: str) -> FileError:
@@ -118,13 +119,13 @@ def _read_table(kind: Any, table: dict[str, Any], source: str, key: str) -> Any:
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and entry.name not in table:
             raise FileError(f"{source}: {prefix}{entry.name}: expected a value, got none")
-    if key.endswith("]") and "name" in hints:  # an entry of a list: the name tells more than a number does
+    if key.endswith("]") and "name" in hints:  # an entry of a list: its name says more than its index
         prefix = f"{key.rpartition('[')[0]}.{table.get('name', '')}."
     return kind(**{name: read(hints[name], value, source, f"{prefix}{name}") for name, value in table.items()})
 
 
 def hint(name: str, known: Collection[str]) -> str:
-    """What to write instead of an unknown key."""
+    """A suggestion for an unknown key."""
     near = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 

@@ -1,4 +1,4 @@
-"""The measures of `metrics` as a metric of torchmetrics, which Lightning logs and adds up over processes."""
+"""The measures of `metrics` as a torchmetrics metric, which Lightning can log and sum over processes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,19 +17,20 @@ except ModuleNotFoundError:
 
 
 class SegmentationMetric(Metric):  # type: ignore[misc] # whose type is not looked at
-    """Mean IoU, accuracies, IoU of every class, and with `widths` Boundary IoU and trimaps, over all that was seen.
+    """Mean IoU, accuracies, IoU of every class, and with `widths` Boundary IoU and trimaps, over all images so far.
 
-    The state is `Evaluation.counts`, whole numbers, so any number of batches and processes give what one would.
+    The state is `Evaluation.counts`, which are integers, so the result is the same for any number of batches and
+    processes.
 
     Args:
         num_classes: C.
-        names: of the classes; numbers if left out.
-        widths: of the bands along borders, in pixels, as of `Evaluation`; empty for none, which is faster.
-        ignore: the value of a target that means unknown.
-        options: of `torchmetrics.Metric`, such as sync_on_compute or process_group.
+        names: names of the classes; numbers by default.
+        widths: widths of the bands along borders, in pixels, as in `Evaluation`; empty for none, which is faster.
+        ignore: the value in a target that marks unknown pixels.
+        options: options of `torchmetrics.Metric`, such as sync_on_compute or process_group.
 
     Raises:
-        ModuleNotFoundError: torchmetrics is not installed, when this module is imported.
+        ModuleNotFoundError: torchmetrics is not installed; raised when this module is imported.
         TypeError, ValueError: as `Evaluation`; not one name per class.
 
     Example:
@@ -44,7 +45,7 @@ class SegmentationMetric(Metric):  # type: ignore[misc] # whose type is not look
 
     is_differentiable = False
     higher_is_better = True
-    full_state_update = False  # what a batch adds does not depend on those before
+    full_state_update = False  # the counts of a batch do not depend on earlier batches
     counts: torch.Tensor
 
     def __init__(
@@ -60,7 +61,8 @@ class SegmentationMetric(Metric):  # type: ignore[misc] # whose type is not look
         """Count a batch.
 
         Args:
-            preds: scores [B, C, H, W], floating, whose largest is the class; or classes [B, H, W], integers.
+            preds: floating-point scores [B, C, H, W], of which the largest gives the class; or integer classes [B, H,
+                W].
             target: true classes [B, H, W], integers.
 
         Raises:
@@ -74,7 +76,7 @@ class SegmentationMetric(Metric):  # type: ignore[misc] # whose type is not look
         self.counts += self.evaluation.counted(preds, target).to(self.counts.device)
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """The numbers by the names that `evaluate` writes; NaN where nothing was counted."""
+        """The metrics by the names that `tritoncrf evaluate` writes; NaN where nothing was counted."""
         self.evaluation.counts = self.counts.cpu()
         numbers = self.evaluation.result(self.names).numbers()
         return {name: torch.tensor(value, device=self.counts.device) for name, value in numbers.items()}

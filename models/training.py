@@ -7,10 +7,10 @@ uninterrupted one, and several ranks together see the same batches as one.
 A run's folder:
 
     config.json      the configuration as it was read
-    last.pt          the last checkpoint: parameters, optimizers and how far the run is
+    last.pt          the last checkpoint: parameters, optimizers and the progress of the run
     best.pt          the parameters of the best validation so far
     log.csv          a row per epoch
-    curves.png       the same, drawn
+    curves.png       a plot of the same
     panels/          predictions on some images of the validation split, by epoch
 """
 
@@ -56,32 +56,32 @@ COLUMNS = (
     "turn", "phase", "epoch", "steps", "seconds", "lr", "loss",
     "val_loss", "val_miou", "val_accuracy", "val_unary_miou", "val_unary_accuracy",
 )  # fmt: skip
-CHECKPOINT_SECONDS = 300.0  # between checkpoints within an epoch; after each epoch there is one anyway
-LOOK = 10  # steps between looks at the loss: on a GPU a look waits for it
+CHECKPOINT_SECONDS = 300.0  # between checkpoints within an epoch; there is also one after each epoch
+LOOK = 10  # steps between readings of the loss, each of which waits for the GPU
 AMP = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PANEL = 4  # images
 FILES, PANELS = r"(config\.json|last\.pt|best\.pt|log\.csv|curves\.png)", r"epoch_\d+\.png"  # patterns of names
 
-Row: TypeAlias = dict[str, Any]  # of the log: a value for each of COLUMNS, or None
+Row: TypeAlias = dict[str, Any]  # of the log: a value or None for each of COLUMNS
 
 
 class Trainer:
-    """One run.
+    """The training of one run.
 
     Args:
-        config: what to do.
-        model: from `config.build`, on the CPU, its weights loaded where they come from a file.
+        config: the configuration.
+        model: from `config.build`, on the CPU, with weights from a file already loaded.
         splits: "train", "held_out" and "validate" as `data.Examples`, checked.
         augment: from `config.augmentation`.
-        folder: where the run is kept; made if it does not exist.
+        folder: the folder of the run; created if it does not exist.
         world: the ranks.
-        resume: go on from the folder's last checkpoint, if there is one.
+        resume: continue from the folder's last checkpoint, if there is one.
 
     Raises:
-        FileError: the folder holds a run and `resume` is False, the run there is of another configuration, its
-            checkpoint is not sound, or another process is running it.
-        ValueError: a batch that ranks cannot share, or batch norm on several ranks without GPUs; a phase that learns
-            nothing, or names parameters that are not there.
+        FileError: the folder holds a run and `resume` is False, the run has another configuration, its checkpoint is
+            invalid, or another process is running it.
+        ValueError: a batch that the ranks cannot divide, batch norm on several ranks without GPUs, or a phase that
+            trains nothing or names parameters that do not exist.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ class Trainer:
     def _expect_sound(self, model: Segmenter) -> None:
         ranks = self.world.size
         if ranks > 1 and batch_norms(model) and self.world.device.type == "cpu":
-            raise ValueError("torchrun: expected GPUs for a network with batch norm, whose ranks share it on GPUs only")
+            raise ValueError(
+                "torchrun: expected GPUs for a network with batch norm, which ranks can share only on GPUs, got CPUs"
+            )
         for phase in self.config.phases:
             if phase.batch % ranks:
                 raise ValueError(f"phases.{phase.name}.batch: expected a multiple of {ranks} ranks, got {phase.batch}")
@@ -143,7 +145,7 @@ class Trainer:
 
     def _expect_new_run(self, last: Path, resume: bool) -> None:
         if last.exists() and not resume:
-            raise FileError(f"{self.folder}: expected a new folder, got one with a run; --resume goes on with it")
+            raise FileError(f"{self.folder}: expected a new folder, got one with a run; --resume continues it")
 
     def _prepare_folder(self) -> None:
         (self.folder / "panels").mkdir(exist_ok=True)
@@ -153,24 +155,25 @@ class Trainer:
         write(self.folder / "config.json", json.dumps(self.config.table(), indent=2).encode())
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must have in common with the one that it goes on with: all but where and how images are read."""
+        """What a resumed run must have in common with the earlier one: everything except where and how images are
+        read."""
         names = {name: [entry[0] for entry in split.entries] for name, split in self.splits.items()}
         return {**_told(self.config), "classes": list(self.classes), "images": names}
 
     def _restore(self, path: Path) -> None:
         state = checkpoints.read(path)
         if "training" not in state:
-            raise FileError(f"{path}: expected the checkpoint of a run that goes on, got one of a network alone")
+            raise FileError(f"{path}: expected the checkpoint of a run, got one with only a network")
         training, where = state["training"], f"{path}: training."
         identity = field(training, "identity", dict, where)
         checkpoints.expect_plain(identity, f"{where}identity")
-        # Read anew: a key that is younger than the run has its default.
+        # Parsed again, so that a key that is newer than the run has its default.
         keys = {entry.name for entry in dataclasses.fields(Config)} & identity.keys()
         identity |= _told(parse({key: identity[key] for key in keys}, f"{where}identity"))
         changed = [key for key, value in self._identity().items() if identity.get(key) != value]
         if changed:
             raise FileError(
-                f"{path}: expected a run of this configuration and data, got another's {', '.join(changed)}"
+                f"{path}: expected a run of this configuration and data, got one that differs in {', '.join(changed)}"
             )
         self.turn = number(field(training, "turn", int, where), f"{where}turn", most=len(self.turns))
         steps = self._steps(self.turns[self.turn][0]) if self.turn < len(self.turns) else 0
@@ -199,7 +202,7 @@ class Trainer:
             restore(self.optimizers[n], saved, f"{where}optimizers.{n}.")
 
     def _new_optimizer(self, n: int) -> torch.optim.Optimizer:
-        """For what a phase learns, whose gradients are on from here."""
+        """The optimizer of a phase; enables the gradients of the parameters that it trains."""
         phase = self.config.phases[n]
         assert phase.optimizer is not None
         select(self.model, phase)
@@ -218,18 +221,18 @@ class Trainer:
     # The loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """All that is left of the run."""
+        """Do the rest of the run."""
         shown = self.world.rank == 0
         total, done = self.before[-1], self.before[self.turn] + self.step
         hidden = None if shown else True
         with self.lock, tqdm(total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True) as bar:
             if not self.rows and not self.step:
-                self._checkpoint()  # a kill before the first epoch's end finds the start again
+                self._checkpoint()  # so that a run killed in the first epoch can resume
             while self.turn < len(self.turns):
                 self._epoch(*self.turns[self.turn], bar)
 
     def _steps(self, n: int) -> int:
-        """Steps in an epoch of a phase."""
+        """The number of steps in an epoch of a phase."""
         phase = self.config.phases[n]
         return len(self.splits[phase.split]) // phase.batch
 
@@ -242,7 +245,7 @@ class Trainer:
         return self.loaders[n]
 
     def _load(self, images: data.Images, batch: int, shuffle: bool) -> DataLoader[data.Item]:
-        """This rank's part of the images."""
+        """Load this rank's part of the images."""
         rank, ranks = self.world.rank, self.world.size
         batches = data.Batches(len(images), batch, self.config.seed, shuffle=shuffle, rank=rank, ranks=ranks)
         return data.loader(images, batches, self.config.data.workers)
@@ -296,7 +299,8 @@ class Trainer:
         self._finish_epoch({**row, "seconds": round(self.seconds, 1)}, bar)
 
     def _finish_epoch(self, row: Row, bar: tqdm) -> None:
-        """Count the epoch as done. The checkpoint comes last: a kill before it does the epoch's end once more."""
+        """Finish an epoch. The checkpoint is written last, so that a run killed before it repeats the end of the
+        epoch."""
         self.rows.append({name: row.get(name) for name in COLUMNS})
         self.turn, self.step = self.turn + 1, 0
         self.loss.zero_()
@@ -324,7 +328,7 @@ class Trainer:
         self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, phase: Phase,
         optimizer: torch.optim.Optimizer,
     ) -> torch.Tensor:  # fmt: skip
-        """One step; the mean loss over the pixels that count, of all ranks."""
+        """One step; returns the mean loss over the pixels that count, on all ranks."""
         step = self.before[self.turn] + self.step  # of the run
         torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + self.world.rank)
         n, epoch = self.turns[self.turn]
@@ -362,7 +366,7 @@ class Trainer:
         )
 
     def _finite_loss(self) -> float:
-        """The mean over the epoch's steps so far; an error if it is not finite, before that is written anywhere."""
+        """The mean over the epoch's steps so far; if it is not finite, raise an error before anything is written."""
         loss = self.loss.item() / max(self.step, 1)
         if not math.isfinite(loss):
             raise self._diverged()
@@ -370,7 +374,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _diverged_if_not_finite(self) -> Iterator[None]:
-        """A CRF refuses logits that are not finite; the error is then the one of this run."""
+        """A CRF does not accept logits that are not finite; raise the error about the loss instead."""
         try:
             yield
         except ValueError as error:
@@ -381,11 +385,11 @@ class Trainer:
     def _diverged(self) -> ValueError:
         phase = self.config.phases[self.turns[self.turn][0]]
         return ValueError(
-            f"phases.{phase.name}: the loss is no longer finite, at step {self.step} of its epoch; a new run with a "
-            f"smaller optimizer.lr may help, --weights {self.folder / 'last.pt'} starts it from before"
+            f"phases.{phase.name}: the loss is not finite at step {self.step} of the epoch; start a new run with a "
+            f"smaller optimizer.lr, from --weights {self.folder / 'last.pt'} to keep earlier progress"
         )
 
-    # What is seen of a run -------------------------------------------------------------------------------------
+    # Progress of a run -------------------------------------------------------------------------------------
 
     def _validate(self) -> Row:
         self.model.eval()
@@ -428,14 +432,14 @@ class Trainer:
 
 
 def _told(config: Config) -> dict[str, Any]:
-    """A configuration without where and how images are read."""
+    """A configuration without the keys for where and how images are read."""
     table = config.table()
     table["data"] = {key: value for key, value in table["data"].items() if key not in ("root", "workers")}
     return table
 
 
 def _expect_rows(rows: list[Any], phases: list[str], where: str) -> None:
-    """An error unless these are the rows of a log, of epochs of these phases."""
+    """Raise an error unless these are the rows of a log with epochs of these phases."""
     checkpoints.expect_plain(rows, where)
     if len(rows) != len(phases):
         raise FileError(f"{where}: expected one for each of {len(phases)} epochs, got {len(rows)}")

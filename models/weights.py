@@ -18,7 +18,7 @@ from tritoncrf.types import Array
 
 SHOWN = 3
 UPSAMPLINGS = {"upscore2": ("weight", "bias"), "upscore_pool4": ("weight",), "upscore8": ("weight",)}
-# The names that the Caffe and the Keras network have for them.
+# Their names in the Caffe and the Keras network.
 ALIASES = {"score2": "upscore2", "score4": "upscore_pool4", "upsample": "upscore8"}
 
 DTYPES = {
@@ -26,29 +26,29 @@ DTYPES = {
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
 }  # fmt: skip
 
-# The CRF's parameters as `crfrnn_parameters` takes them, and all others by (layer, "weight" or "bias").
+# The CRF's parameters in the form that `crfrnn_parameters` takes, and all others by (layer, "weight" or "bias").
 Read: TypeAlias = tuple[Mapping[str, Array] | Sequence[Array], dict[tuple[str, str], torch.Tensor]]
 
 
 @torch.no_grad()
 def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Take torchvision's weights of a VGG-16 or ResNet, MXNet's of a pre-activation ResNet, or timm's, as they are.
+    """Load torchvision's weights of a VGG-16 or ResNet, MXNet's of a pre-activation ResNet, or timm's weights.
 
-    All of them, or none and an error.
+    If any does not fit, it raises an error and loads none.
 
-    Fully connected layers of VGG become convolutions; its classifier.6 and ResNet's fc are passed over, and so is what
-    is NaN throughout, as the classifier is in torchvision's copy of the features of VGG's authors. The weights
-    expect images as they were trained on: pixels="imagenet" for torchvision's own, "caffe" for those of VGG's authors,
-    "raw" for MXNet's. Of timm's weights, those behind the features that are used are passed over.
+    Fully connected layers of VGG become convolutions. VGG's classifier.6 and ResNet's fc are skipped, and so are arrays
+    that are all NaN, as the classifier is in torchvision's copy of the VGG authors' features. The weights expect images
+    as in their training: pixels="imagenet" for torchvision's own, "caffe" for those of VGG's authors, "raw" for
+    MXNet's. Of timm's weights, those after the features in use are skipped.
 
     Args:
-        model: `FCN32s`, `FCN16s`, `FCN8s`, `ResNetFCN`, `SegModel`, `TimmFCN`, one of these with a CRF; or a `ResNet`
+        model: `FCN32s`, `FCN16s`, `FCN8s`, `ResNetFCN`, `SegModel` or `TimmFCN`, with or without a CRF; or a `ResNet`
             or `PreActivationResNet`.
-        state: a state dict, such as torch.load(file, weights_only=True) gives, MXNet's with names as "arg:bn0_gamma".
+        state: a state dict, as from torch.load(file, weights_only=True); MXNet's with names such as "arg:bn0_gamma".
 
     Raises:
-        TypeError: a model without such a backbone.
-        ValueError: parameters that are missing, unknown, not finite, or of another shape: another depth or width.
+        TypeError: the model has no such backbone.
+        ValueError: parameters are missing, unknown, not finite, or have another shape, as with another depth or width.
 
     Example:
         >>> import torch
@@ -63,7 +63,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     backbone = network if isinstance(network, FCN) else getattr(network, "backbone", network)
     if not isinstance(network, TimmFCN) and not isinstance(backbone, (FCN, ResNet, PreActivationResNet)):
         got = checks.kind_of(model) if backbone is model else f"{type(network).__name__} on {type(backbone).__name__}"
-        raise TypeError(f"model: expected a network on a VGG-16 or a ResNet as torchvision has them, got {got}")
+        raise TypeError(f"model: expected a network on a VGG-16 or a ResNet of torchvision's form, got {got}")
     if not isinstance(state, Mapping):
         raise ValueError(f"state: expected a state dict, got {checks.kind_of(state)}")
     own: dict[str, torch.Tensor] = backbone.state_dict()
@@ -81,7 +81,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     for name, value in own.items():
         given = state.get(name)
         if given is None:
-            # Weights of 2016 do not count batches.
+            # Old weights (2016) have no counts of batches.
             wrong += [f"{name} missing"] * (not name.endswith("num_batches_tracked"))
         elif (kind := unusual(given)) is not None:
             wrong.append(f"{name} as {kind}")
@@ -95,7 +95,9 @@ def load_backbone(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
             found[name] = given
     wrong += [f"{name} unknown" for name in state if name not in own and not str(name).startswith(unused)]
     if wrong:
-        raise ValueError(f"state: expected the parameters of this backbone, its depth and width, got {some(wrong)}")
+        raise ValueError(
+            f"state: expected the parameters of this backbone, with its depth and width, got {some(wrong)}"
+        )
     for name, given in found.items():
         own[name].copy_(given.reshape(own[name].shape))
 
@@ -105,21 +107,22 @@ def published_crfrnn(
 ) -> dict[str, torch.Tensor]:
     """The state dict of a `FCN8sCRFRNN` with crf={"preset": preset} that computes what a published network does.
 
-    These networks take images as blue, green and red minus a mean; the first convolution is turned round to take red
-    first. With the preset, network and CRF take off the code's mean. Beside the Caffe network there are scripts with
-    others: crf={"preset": "released", "mean": "vgg"} computes what the Matlab script does, "demo" what the Python
-    script does. All pad images to 500 x 500 with the mean, which is left to the caller.
+    These networks take images as blue, green and red minus a mean; the channels of the first convolution are reversed,
+    so that red comes first. With the preset, the network and the CRF subtract the code's mean. The scripts beside the
+    Caffe network use other means: crf={"preset": "released", "mean": "vgg"} computes what the Matlab script does, and
+    "demo" what the Python script does. All pad images to 500 x 500 with the mean; do this yourself.
 
     Args:
-        parameters: for "released", the Caffe network, a dict of layers' names to their arrays, [weight, bias] or
-            [weight], and the three of the CRF's layer, whatever its name; for "released-pytorch" a state dict; for
-            "released-keras" a mapping of "layer/kernel:0", "layer/bias:0" and the CRF's names to arrays, perhaps behind
-            the name of a group. A layer may be called score-fr or score_fr, upscore2, upscore_pool4 and upscore8 may be
-            score2, score4 and upsample.
-        preset: the code they are of, see `CRFRNN`.
+        parameters: for "released", the Caffe network: a dict from names of layers to their arrays, [weight, bias] or
+            [weight], and the three arrays of the CRF's layer under any name. For "released-pytorch": a state dict. For
+            "released-keras": a mapping from "layer/kernel:0", "layer/bias:0" and the CRF's names to arrays, optionally
+            with the name of a group in front. A layer may be called score-fr or score_fr, and upscore2, upscore_pool4
+            and upscore8 may be called score2, score4 and upsample.
+        preset: the code that they come from, see `CRFRNN`.
 
     Raises:
-        TypeError, ValueError: not a mapping; layers that are missing or unknown; what `CRFRNN.load_published` refuses.
+        TypeError, ValueError: not a mapping, missing or unknown layers, or parameters that `CRFRNN.load_published`
+            rejects.
     """
     code = CRFRNN_CODES[checks.expect_choice("preset", preset, CRFRNN_CODES)]
     if not isinstance(parameters, Mapping):
@@ -129,7 +132,7 @@ def published_crfrnn(
     wrong = [f"{layer}.{kind} missing" for layer, kind in names if (layer, kind) not in found]
     wrong += [f"{layer}.{kind} unknown" for layer, kind in found if (layer, kind) not in names]
     if wrong:
-        raise ValueError(f"parameters: expected those of an FCN-8s with a CRF-RNN, got {some(wrong)}")
+        raise ValueError(f"parameters: expected the parameters of an FCN-8s with a CRF-RNN, got {some(wrong)}")
     found["conv1_1", "weight"] = found["conv1_1", "weight"].flip(1)
     state = {f"network.{own}": found[published] for published, own in names.items()}
     matrices = crfrnn_parameters(crf, len(found["score_fr", "weight"]), code)
@@ -139,11 +142,11 @@ def published_crfrnn(
 
 
 def _names() -> dict[tuple[str, str], str]:
-    """(layer, "weight" or "bias") of a published FCN-8s to the name in `FCN8s`."""
+    """A dict from (layer, "weight" or "bias") of a published FCN-8s to the name in `FCN8s`."""
     layers = {"fc6": "classifier.0", "fc7": "classifier.3"}
     for group, (channels, end) in enumerate(zip(VGG16, POOLS), 1):
         for index in range(len(channels)):
-            # Before the pooling of a group, at end - 1, every convolution has its ReLU.
+            # In a group, which ends with the pooling at end - 1, a ReLU follows every convolution.
             layers[f"conv{group}_{index + 1}"] = f"features.{end - 1 - 2 * (len(channels) - index)}"
     layers |= {name: name for name in ("score_fr", "score_pool4", "score_pool3")}
     names = {(layer, kind): f"{own}.{kind}" for layer, own in layers.items() for kind in ("weight", "bias")}
@@ -175,7 +178,7 @@ def _keras(parameters: Mapping[str, Array]) -> Read:
     split = {name: name.removesuffix(":0").split("/")[-2:] for name in parameters}
     kernels = {(_layer(s[0]), "weight"): _tensor(parameters[n]) for n, s in split.items() if s[-1] == "kernel"}
     biases = {(_layer(s[0]), "bias"): _tensor(parameters[n]) for n, s in split.items() if s[-1] == "bias"}
-    # [height, width, in, out], and [height, width, out, in] of a transposed convolution, whose order here is reversed.
+    # [height, width, in, out], or [height, width, out, in] for a transposed convolution; the order here is reversed.
     return parameters, {key: kernel.permute(3, 2, 0, 1) for key, kernel in kernels.items()} | biases
 
 
@@ -196,7 +199,7 @@ def _tensor(value: Array) -> torch.Tensor:
 
 
 def unusual(value: object) -> str | None:
-    """What `value` is, in words, if no plain tensor of real numbers."""
+    """A description of `value` if it is not a plain tensor of real numbers."""
     if not isinstance(value, torch.Tensor):
         return checks.kind_of(value)
     if value.is_nested or value.layout is not torch.strided or value.device.type == "meta":
@@ -205,6 +208,6 @@ def unusual(value: object) -> str | None:
 
 
 def some(wrong: list[str]) -> str:
-    """The first of a list of faults, and how many others there are."""
+    """The first of a list of errors, and the number of others."""
     others = f" and {len(wrong) - SHOWN} others" if len(wrong) > SHOWN else ""
     return ", ".join(wrong[:SHOWN]) + others

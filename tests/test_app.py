@@ -278,7 +278,7 @@ def test_without_gradio(folder, capsys, monkeypatch):
         (["photo.png", "--logits", "p.npy", "--theta-space", "x%"], "--theta-space: expected numbers above 0"),
         (["photo.png", "--logits", "p.npy", "--parameters", "best"], "--parameters: expected densecrf"),
         (["photo.png", "--logits", "p.npy", "--parameters", "two.toml"], "--parameters: theta_space: expected one number"),
-        (["--method", "exact"], f"--method: exact sees all pairs of pixels, on a CPU of {MOST_EXACT:,} pixels, got 307,200"),
+        (["--method", "exact"], f"--method: expected at most {MOST_EXACT:,} pixels for exact on a CPU, got 307,200"),
         (["--port", "70000"], "--port: expected 0 to 65535, got 70000"),
         (["--port", "x"], "argument --port: invalid int value: 'x'"),
         (["--host", "192.0.2.1"], "--host, --port: 192.0.2.1 port 7860: Cannot assign"),
@@ -295,7 +295,7 @@ def test_a_port_in_use(folder, capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         said = error_of(capsys, monkeypatch, "photo.png", "--mask", "mask.png", "--port", port)
-    assert said == f"--port: {port} of 127.0.0.1 is in use; another, or 0 for any that is free"
+    assert said == f"--port: expected a free port of 127.0.0.1, or 0 for any, got {port}, which is in use"
 
 
 def test_exact_is_offered_where_it_answers_soon(folder):

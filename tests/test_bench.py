@@ -162,7 +162,7 @@ def test_what_waits_for_the_device_is_not_captured(work, builds, learns, monkeyp
 def test_a_training_step_gives_every_gradient(kind, learns, count):
     inputs = Inputs(kind(size=SIZE, classes=3), CPU, learns=learns)
     gradients = runner("tritoncrf", inputs)()
-    assert len(gradients) == len(inputs.learnt) == count
+    assert len(gradients) == len(inputs.learned) == count
     assert all(g.abs().sum() > 0 for g in gradients)
 
 

@@ -39,7 +39,7 @@ def test_without_pydensecrf_it_says_so(monkeypatch, capsys):
         densecrf, "importlib", types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None))
     )
     assert main(["densecrf"]) == 2
-    assert "pydensecrf: expected it to be installed" in capsys.readouterr().err
+    assert "pydensecrf: expected an installed package" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rounds", ["0", "-1"])

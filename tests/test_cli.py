@@ -104,7 +104,7 @@ def test_the_help_tells_the_defaults(capsys):
         default = cli.ABSENT.get(name, str(argument.default))
         if argument.gentle is not None:
             default += f"; {argument.gentle} for the scores of a network, unless guided"
-        assert text.endswith(f"({default}"), name
+        assert text.endswith(f"(default: {default}"), name
 
 
 @pytest.mark.parametrize("method", ["lattice", "exact", "guided", None])
@@ -255,7 +255,7 @@ def test_what_looks_wrong_is_told(folder, capsys):
     out, err = capsys.readouterr()
     assert ", class 3 from 1.67% to 0.00%, " in out
     assert (
-        err.startswith("tritoncrf: warning: class 3 had 1.67% of the pixels and keeps 0.00%; ") and err.count("\n") == 1
+        err.startswith("tritoncrf: warning: class 3 went from 1.67% to 0.00% of the pixels; ") and err.count("\n") == 1
     )
     assert run(*given, "--iterations", "0") == 0
     assert ": 0.00% of the pixels changed, " in said(capsys)
@@ -274,7 +274,7 @@ def test_a_foreground(folder, name):
 def test_an_output_that_nobody_named_replaces_nothing(folder, capsys):
     command = ["image.png", "--labels", "labels.png", *SMALL]
     (folder / "image_refined.png").write_text("mine")
-    assert "got image_refined.png, which exists; or --force" in error_of(capsys, *command)
+    assert "got image_refined.png, which exists; --force replaces it" in error_of(capsys, *command)
     assert (folder / "image_refined.png").read_text() == "mine"
     assert run(*command, "--force") == 0
     assert (folder / "image_refined.png").read_bytes()[1:4] == b"PNG"
@@ -422,7 +422,10 @@ def test_networks_have_their_commands_here_too(capsys):
             "one of the arguments --logits --probabilities --energies --labels --mask --foreground is required",
         ),
         ("refine image.png --logits logits.npy --labels labels.png -o out.png", "not allowed with argument"),
-        ("refine image.png --labels labels.png --unknown x", "--unknown: expected numbers with commas between"),
+        (
+            "refine image.png --labels labels.png --unknown x",
+            "--unknown: expected auto, none, or labels separated by commas",
+        ),
         ("refine image.png --logits logits.npy --device mps", "device: expected a device of torch"),
         (
             "refine image.png --logits logits.npy -o out.png --method x",
@@ -431,7 +434,7 @@ def test_networks_have_their_commands_here_too(capsys):
         ("refine image.png --logits logits.npy -o out.png --parameters x", "cutler or a .toml file, got 'x'"),
         (
             "refine image.png --logits logits.npy -o out.png --method guided --theta-color 5",
-            "--theta-color: expected none with --method='guided', where it plays no part, got 5.0",
+            "--theta-color: expected none with --method='guided', which does not use it, got 5.0",
         ),
         (
             "refine image.png --logits logits.npy -o out.png --label-confidence 0.6",
@@ -511,7 +514,11 @@ def broken(source, target):
         ("--labels", "labels.jpg", "labels.jpg: expected a file ending in .png or .npy or .npz"),
         ("--labels", "nan.npy", "--labels: expected integers"),
         ("--labels", "small.png", "--labels: expected the size of image.png, 24 x 30, got 23 x 30; --resize"),
-        ("--labels", "negative.npy", "--labels: expected 0 or more, or 255 where unknown, got -1 to 1; --unknown=-1"),
+        (
+            "--labels",
+            "negative.npy",
+            "--labels: expected 0 or more, or 255 where unknown, got -1 to 1; pass --unknown=-1",
+        ),
     ],
 )
 def test_bad_scores(folder, capsys, option, name, message):
@@ -541,7 +548,7 @@ def test_bad_scores(folder, capsys, option, name, message):
         ("gone.png", "gone.png: expected a picture, got no such file"),
         ("logits.npy", "logits.npy: expected a picture, unreadable: "),
         ("broken.png", "broken.png: expected a picture, unreadable: "),
-        ("deep.png", "deep.png: expected 8 bits a channel, got a picture of mode 'I;16'"),
+        ("deep.png", "deep.png: expected 8 bits per channel, got a picture of mode 'I;16'"),
         ("small.png", "--logits: expected the size of small.png, 23 x 30, got 24 x 30"),
     ],
 )
@@ -581,7 +588,7 @@ def test_bad_outputs_are_refused_before_any_work(folder, capsys, monkeypatch, ou
 def test_more_classes_than_a_png_holds(folder, capsys, monkeypatch):
     monkeypatch.setattr(actions, "refine", None)  # before any work
     np.save("many.npy", np.zeros((256, H, W), np.float32))
-    message = "--out: a .png holds 255 classes, got 256; write an .npy"
+    message = "--out: expected at most 255 classes in a .png, got 256; write an .npy"
     for scores in ["--logits", "many.npy"], ["--labels", "labels.png", "--num-classes", "256"]:
         assert error_of(capsys, "refine", "image.png", *scores, "-o", "out.png", *SMALL) == message
 

@@ -722,7 +722,7 @@ def marginals(q):
         (lambda: crf2d().setUnaryEnergy(U.tolist()), TypeError, "u: .*got a list; np.asarray"),
         (lambda: crf2d().setUnaryEnergy(tensor(U)), TypeError, r"u: .*got a Tensor; x.detach\(\).cpu\(\).numpy\(\)"),
         (lambda: crf2d().setUnaryEnergy(U * math.nan), ValueError, "u: .*NaN"),
-        (lambda: crf2d().setUnaryEnergy(-U / 0.0), ValueError, "u: .*-inf; of logits the energy is -logits"),
+        (lambda: crf2d().setUnaryEnergy(-U / 0.0), ValueError, "u: .*-inf; for logits pass -logits"),
         (lambda: crf2d().setUnaryEnergy(U * math.inf), ValueError, "u: expected a finite energy in every column"),
         (lambda: crf2d().setUnaryEnergy(U, F), ValueError, "f: expected 192 rows"),
         (lambda: crf2d().setUnary(U), TypeError, "u: expected a ConstUnary"),

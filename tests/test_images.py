@@ -127,7 +127,7 @@ def test_an_opacity_is_refused_unless_a_range_says_that_it_is_a_band(channels):
     z = scores_of((11, 13))
     hints = {np.uint8: r"\(0, 255\)", np.float32: r"\(0, 1\)", np.uint16: r"\(low, high\)"}
     for dtype, ends in hints.items():
-        with pytest.raises(ValueError, match=rf"^image: .*; image\[..., :-1\] leaves out .*, value_range={ends} says"):
+        with pytest.raises(ValueError, match=rf"^image: .*; image\[..., :-1\] drops .*, value_range={ends} means"):
             tc.refine(image.astype(dtype), logits=z)
     assert tc.refine(image, logits=z, value_range=(0, 255)).shape == z.shape
 
@@ -145,7 +145,7 @@ def test_a_picture_with_transparency_is_refused():
         ((5, 6, 7, 2), (3, 5, 7, 6), r"^image: expected the size of logits, \[5, 7, 6\], got \[5, 6, 7\]"),
         ((11, 13, 3), (1, 3, 11, 13), r"remove the batch axis: l\[0\]"),
         ((1, 11, 13, 3), (1, 3, 11, 13), r"remove the batch axis, l\[0\]"),
-        ((11, 13), (11, 13), "one object's probability goes in as foreground="),
+        ((11, 13), (11, 13), "pass one object's probability as foreground="),
         ((24,), (3, 23), r"^image: expected the size of logits, \[23\], got \[24\]"),
     ],
 )
@@ -215,7 +215,7 @@ def test_percentiles_are_of_pixels_that_are_there():
     values[:, :100], valid[:100] = -9999, False
     expected = levels(("0%", "100%"), torch.float64, 1, one_part(values[:, 100:]))
     assert levels(("0%", "100%"), torch.float64, 1, one_part(values, valid)) == expected
-    with pytest.raises(ValueError, match="^value_range: expected numbers where no pixel is valid, got percentiles"):
+    with pytest.raises(ValueError, match="^value_range: expected numbers if no pixel is valid, got percentiles"):
         levels(("0%", "100%"), torch.float64, 1, one_part(values, ~valid & valid))
 
 

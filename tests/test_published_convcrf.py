@@ -124,7 +124,7 @@ def test_what_learns_is_what_learns_there(trainable):
 
 REFUSED = [
     ({"softmax": False}, "conf['softmax']: expected True,"),
-    ({"final_softmax": True}, "conf['final_softmax']: expected False, got True; crf(..., output='probabilities')"),
+    ({"final_softmax": True}, "conf['final_softmax']: expected False, got True; use crf(..., output='probabilities')"),
     ({"norm": "sym"}, "conf['merge']: expected False with norm='sym',"),
     ({"norm": "before"}, "conf['norm']: expected one of 'none', 'sym', got 'before'"),
     ({"weight": "matrix"}, "conf['weight']: expected None, 'scalar' or 'vector', got 'matrix'"),

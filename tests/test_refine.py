@@ -158,9 +158,9 @@ def test_the_method_where_none_is_given(method, given):
 
 
 def test_arguments_of_two_methods_are_refused_though_none_is_named():
-    with pytest.raises(ValueError, match="^radius: expected none with method='lattice', where it plays no part, got 2"):
+    with pytest.raises(ValueError, match="^radius: expected none with method='lattice', which does not use it, got 2"):
         refine(IMAGE, logits=LOGITS, theta_color=9, radius=2)
-    with pytest.raises(ValueError, match="^blur: expected none with method='lattice', where it plays no part, got 2"):
+    with pytest.raises(ValueError, match="^blur: expected none with method='lattice', which does not use it, got 2"):
         refine(IMAGE, logits=LOGITS, blur=2)
 
 
@@ -463,7 +463,7 @@ def test_arrays_and_tensors_agree_wherever_they_are(device):
     [
         ("gpu", ValueError, "^device: expected a device of torch, such as 'cuda' or 'cpu', got 'gpu'"),
         (0, TypeError, "^device: expected a device of torch, .* got 0"),
-        ("cuda:99", ValueError, "^device: expected one that is here, got 'cuda:99' where there are "),
+        ("cuda:99", ValueError, "^device: expected one that exists, got 'cuda:99' with "),
     ],
 )
 def test_devices_that_are_not_here(bad, error, message):
@@ -622,7 +622,7 @@ SCORES = ["logits", "probabilities", "energies"]
     [
         (HALF.astype(int), TypeError, "floating-point"),
         (HALF.tolist(), TypeError, "a NumPy array or a torch.Tensor"),
-        (HALF.astype(str), TypeError, "dtype that torch knows"),
+        (HALF.astype(str), TypeError, "dtype that torch supports"),
         (HALF[0, 0], ValueError, r"expected \[C, H, W\]"),
         (HALF[None, None], ValueError, r"expected \[C, H, W\]"),
         (HALF[:0], ValueError, r"expected \[C, H, W\]"),
@@ -682,7 +682,7 @@ def test_unknown_labels_alone_need_the_number_of_classes():
         (tensor(IMAGE).permute(2, 0, 1)[None], ValueError, r"torch tensor \[3, H, W\]"),
         (IMAGE.astype(np.int32), TypeError, "uint8"),
         (IMAGE.astype(np.uint16), TypeError, "uint8"),
-        (Image.fromarray(IMAGE[..., 0].astype(np.int32)), TypeError, "8 bits a channel"),
+        (Image.fromarray(IMAGE[..., 0].astype(np.int32)), TypeError, "8 bits per channel"),
         (IMAGE.astype(np.float32), ValueError, "from 0 to 1"),
         (IMAGE * math.nan, ValueError, "NaN"),
         (IMAGE.tolist(), TypeError, "a PIL image"),

@@ -128,15 +128,15 @@ def test_a_trace_of_a_mask():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"mask": LABELS}, "^mask: expected 0 and 1, or grey .*, got 0 to 2; labels go in as labels="),
+        ({"mask": LABELS}, "^mask: expected 0 and 1, or grey .*, got 0 to 2; pass labels as labels="),
         ({"mask": LABELS - 1}, "^mask: expected 0 and 1, or grey .*, got -1 to 1"),
-        ({"mask": BYTES.astype(np.uint16) * 65535}, "^mask: .* got 0 to 65535; and what is weak as floats from 0 to 1"),
+        ({"mask": BYTES.astype(np.uint16) * 65535}, "^mask: .* got 0 to 65535; pass weak masks as floats from 0 to 1"),
         ({"mask": BYTES * 255.0}, "^mask: expected 0 to 1, got 0 to 255; pass mask / 255"),
         ({"mask": np.where(BOX, np.nan, 0)}, "^mask: .*NaN"),
         ({"mask": IMAGE}, "^mask: expected one channel, or a grey picture, got colours"),
-        ({"mask": np.where(BOX, 1, 255)}, "^mask: .* labels go in as labels=, with unknown="),
-        ({"mask": BYTES * 140}, "^mask: .* got 0 to 140; .*weak as floats"),
-        ({"mask": BYTES * 100}, "^mask: .* that passes 127, got 0 to 100"),
+        ({"mask": np.where(BOX, 1, 255)}, "^mask: .* pass labels as labels= with unknown="),
+        ({"mask": BYTES * 140}, "^mask: .* got 0 to 140; .*weak masks as floats"),
+        ({"mask": BYTES * 100}, "^mask: .* some exceed 127, got 0 to 100"),
         ({"mask": np.stack([~BOX, BOX, BOX], -1)}, "^mask: .*colours"),
         ({"mask": tensor(np.stack([BYTES, 1 - BYTES, BYTES]))}, "^mask: .*colours"),
         ({"mask": np.dstack([np.full((H, W, 3), 255, np.uint8), BYTES * 255])}, "^mask: expected no transparency"),
@@ -208,7 +208,7 @@ def test_the_two_logits_of_one_give_its_sigmoid():
 @pytest.mark.parametrize("value", [0, 1, 7])
 def test_labels_that_are_a_mask_are_refused(value):
     labels = np.where(BOX, 255, value)
-    with pytest.raises(ValueError, match=f"^labels: .*got {value} and 255 alone; .* mask="):
+    with pytest.raises(ValueError, match=f"^labels: .*got only {value} and 255; .* mask="):
         refined(labels=labels)
     q = refined(labels=labels, num_classes=8, iterations=0)
     assert_close("unknown", tensor(q[:, BOX]), torch.full((8, BOX.sum()), 1 / 8))
@@ -234,7 +234,7 @@ def test_unknown_counts_no_class():
 
 def test_a_class_255_is_asked_about():
     labels = np.where(BOX, 255, 299)
-    with pytest.raises(ValueError, match="^unknown: expected 255 or None where num_classes=300 makes a class of 255"):
+    with pytest.raises(ValueError, match="^unknown: expected 255 or None, since num_classes=300 makes 255 a class"):
         refined(labels=labels, num_classes=300)
     assert (refined(labels=labels, num_classes=300, unknown=None, iterations=0).argmax(0)[BOX] == 255).all()
     q = refined(labels=labels, num_classes=300, unknown=255, iterations=0)
@@ -259,7 +259,7 @@ def test_labels_that_are_no_classes_are_refused(labels):
 
 @pytest.mark.parametrize("labels, got", [(LABELS - 1, "-1 to 1"), (np.full((H, W), -1), "-1 to -1")])
 def test_negative_labels_name_unknown(labels, got):
-    with pytest.raises(ValueError, match=f"^labels: expected 0 or more, .*got {got}; unknown=-1"):
+    with pytest.raises(ValueError, match=f"^labels: expected 0 or more, .*got {got}; pass unknown=-1"):
         refined(labels=labels)
 
 
@@ -347,7 +347,7 @@ def test_a_pixel_without_a_class_is_refused(name, infinity):
         ({"logits": LOGITS[None]}, r"remove the batch axis: l\[0\]"),
         ({"probabilities": LOGITS[None]}, r"remove the batch axis: p\[0\]"),
         ({"logits": LOGITS.transpose(1, 2, 0)}, r"classes come first: l.permute\(2, 0, 1\)"),
-        ({"logits": LOGITS[None].repeat(2, 0)}, "one image a call"),
+        ({"logits": LOGITS[None].repeat(2, 0)}, "one image per call"),
         ({"labels": LABELS[None]}, "remove the axis of 1: labels.squeeze"),
         ({"labels": IMAGE}, "a palette's indices are labels"),
         ({"logits": LOGITS, "image": IMAGE[None]}, r"remove the batch axis: image\[0\]"),
@@ -357,7 +357,7 @@ def test_a_pixel_without_a_class_is_refused(name, infinity):
         ({"logits": LOGITS, "image": np.dstack([IMAGE, IMAGE[..., :1]])}, r"image\[..., :-1\]"),
         (
             {"logits": LOGITS, "image": np.zeros((4, 5, 6), np.uint8)},
-            r"volumes, \[\*S\] or .*\[\*S, M\], go with scores",
+            r"volumes, \[\*S\] or .*\[\*S, M\], need scores",
         ),
     ],
 )
@@ -372,7 +372,7 @@ def test_an_image_of_one_channel():
 
 @pytest.mark.parametrize("image", [IMAGE.astype(np.uint16) * 257, IMAGE.astype(int)], ids=["uint16", "int64"])
 def test_images_of_other_integers(image):
-    with pytest.raises(TypeError, match="^image: expected uint8, or floats from 0 to 1, got .*; value_range=.* says"):
+    with pytest.raises(TypeError, match="^image: expected uint8, or floats from 0 to 1, got .*; value_range=.* sets"):
         refined(image, logits=LOGITS)
 
 
@@ -411,7 +411,9 @@ def test_masks_and_labels_are_turned_as_the_photo_is():
 
 
 def test_a_size_that_does_not_fit_mentions_the_orientation():
-    with pytest.raises(ValueError, match=r"^image: expected the size of logits, \[10, 12\], got \[12, 10\]; its EXIF"):
+    with pytest.raises(
+        ValueError, match=r"^image: expected the size of logits, \[10, 12\], got \[12, 10\]; it was rotated by its EXIF"
+    ):
         refined(turned(IMAGE, 6), logits=LOGITS)
 
 

@@ -1,4 +1,5 @@
-"""Dense conditional random fields on segmentation scores, as Triton kernels with a PyTorch twin."""
+"""Dense conditional random fields on segmentation scores, with Triton kernels and an equivalent PyTorch
+implementation."""
 
 import os
 import sys
@@ -6,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tritoncrf.lazy import load_lazily
 
-if TYPE_CHECKING:  # what `load_lazily` is told below
+if TYPE_CHECKING:  # the same names as in `load_lazily` below
     from tritoncrf import densecrf as densecrf
     from tritoncrf import diagnostics as diagnostics
     from tritoncrf import features, filters
@@ -86,13 +87,13 @@ load_lazily(
         "types": "types",
     },
 )
-# In a checkout `tritoncrf.models` lies beside this folder; where the package is installed, in it.
+# In a checkout, `tritoncrf.models` is beside this folder; in an installed package, it is inside.
 if not os.path.isdir(os.path.join(__path__[0], "models")):
     __path__.append(os.path.dirname(__path__[0]))
 
 
 def _one_thread() -> None:
-    """A fork has not inherited OpenMP's threads, for which what ran on them before would wait forever."""
+    """A fork does not inherit OpenMP's threads, and code that used them before would wait for them forever."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""`python -m tritoncrf` is the command `tritoncrf`."""
+"""`python -m tritoncrf` is the same as the command `tritoncrf`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the commands of `cli` do."""
+"""The actions behind the commands of `cli`."""
 
 import argparse
 import contextlib
@@ -46,8 +46,8 @@ __all__ = [
 ]  # fmt: skip
 
 FIGURES = (".png", ".pdf", ".svg")
-NOTICEABLE = 0.005  # the share of the pixels from which on a class is missed
-VANISHED = 0.05  # and what is left of such a class
+NOTICEABLE = 0.005  # the share of the pixels above which the loss of a class is reported
+VANISHED = 0.05  # the remaining fraction below which it counts as lost
 
 
 def draw_demo(options: argparse.Namespace) -> None:
@@ -69,7 +69,7 @@ def draw_demo(options: argparse.Namespace) -> None:
 
 
 def _write_inputs(folder: Path) -> None:
-    """The demo's photo and scores, as files."""
+    """Write the demo's photo and scores to files."""
     make_folder("--inputs", folder)
     photo, scores = folder / "photo.png", folder / "probabilities.npy"
     with replacing(photo) as file:
@@ -126,19 +126,19 @@ def refine_file(options: argparse.Namespace) -> None:
 
 
 def _shares(before: np.ndarray, after: np.ndarray) -> dict[int, tuple[float, float]]:
-    """Each class's share of all pixels before and after; of none where a label is unknown, -1."""
+    """Each class's share of all pixels before and after; unknown pixels, -1, belong to no class."""
     classes = np.union1d(before, after)
     return {int(c): (float(np.mean(before == c)), float(np.mean(after == c))) for c in classes if c >= 0}
 
 
 def class_name(label: int, kind: str, names: Sequence[str] = ()) -> str:
-    """Of `names` where there are any."""
+    """The name of a class, from `names` if there are any."""
     names = names or (("background", "foreground") if kind in BINARY else ())
     return names[label] if names else f"class {label}"
 
 
 def moved(shares: dict[int, tuple[float, float]], kind: str, names: Sequence[str] = ()) -> str:
-    """The object, or the class whose share has changed most; of two that have changed alike the one that lost."""
+    """The change of the object, or of the class whose share changed most; of two equal changes, the decrease."""
 
     def change(label: int) -> tuple[float, bool]:
         old, new = shares[label]
@@ -153,16 +153,16 @@ def doubts(
     shares: dict[int, tuple[float, float]], kind: str, settings: Mapping[str, Any], size: Sequence[int],
     names: Sequence[str] = (),
 ) -> Iterator[str]:  # fmt: skip
-    """What looks as if the settings do not fit the picture, a line each."""
+    """Warnings that the settings may not suit the picture, one line each."""
     for label, (old, new) in shares.items():
         if old > NOTICEABLE and new < VANISHED * old:
             yield (
-                f"{class_name(label, kind, names)} had {old:.2%} of the pixels and keeps {new:.2%}; a lower "
+                f"{class_name(label, kind, names)} went from {old:.2%} to {new:.2%} of the pixels; a lower "
                 "--weight-appearance or --theta-color keeps more"
             )
     theta, longest = settings.get("theta_space"), max(size)
     if theta is not None and bandwidths("theta_space", theta, size)[0] > longest / 2:
-        yield f"--theta-space {theta} is more than half of the image's {longest} pixels: positions hardly count"
+        yield f"--theta-space {theta} is more than half of the image's {longest} pixels, so positions hardly matter"
 
 
 def source_of(options: argparse.Namespace) -> tuple[str, Path]:
@@ -172,7 +172,7 @@ def source_of(options: argparse.Namespace) -> tuple[str, Path]:
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `refine` that are given, those of --parameters among them."""
+    """The given arguments of `refine`, including those of --parameters."""
     given = {name: getattr(options, name) for name in ("method", *ARGUMENTS) if getattr(options, name) is not None}
     if isinstance(given.get("compatibility"), Path):
         given["compatibility"] = read_array(given["compatibility"])
@@ -180,7 +180,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parameters(name: str | None) -> Mapping[str, Any]:
-    """Those of a known pipeline, or of a file."""
+    """The settings of a published pipeline, or of a file."""
     if name is None:
         return {}
     if name.endswith(".toml"):
@@ -193,25 +193,25 @@ def _parameters(name: str | None) -> Mapping[str, Any]:
 
 
 def _output(options: argparse.Namespace) -> Path:
-    """The file to write; what nobody named must not be there yet."""
+    """The file to write; a default name must not exist yet."""
     if options.out is not None:
         out: Path = options.out
         return out
     out = options.image.with_name(f"{options.image.stem}_refined.png")
     if os.path.lexists(out) and not options.force:
-        raise CommandError(f"--out: expected a new file where none is named, got {out}, which exists; or --force")
+        raise CommandError(f"--out: expected a new file by default, got {out}, which exists; --force replaces it")
     return out
 
 
 def _check_png(out: Path, kind: str, scores: np.ndarray, settings: dict[str, Any]) -> None:
-    """An error where the classes are more than a .png holds beside 255, for unknown; before any work."""
+    """Raise an error, before any work, if there are too many classes for a .png, in which 255 is unknown."""
     classes = len(scores) if kind in SCORES[:3] else settings.get("num_classes") or 2
     if out.suffix.lower() == ".png" and UNKNOWN < classes <= MOST_CLASSES:
-        raise CommandError(f"--out: a .png holds {UNKNOWN} classes, got {classes}; write an .npy")
+        raise CommandError(f"--out: expected at most {UNKNOWN} classes in a .png, got {classes}; write an .npy")
 
 
 def table(records: Sequence[Record]) -> str:
-    """The records of a trace, a line each."""
+    """The records of a trace, one per line."""
     lines = [f"{'iteration':>9}  {'energy':>16}  {'free energy':>16}  {'entropy':>8}  {'changed':>8}"]
     for r in records:
         lines.append(f"{r.iteration:9}  {r.energy:16,.2f}  {r.free_energy:16,.2f}  {r.entropy:8.4f}  {r.changed:8.2%}")
@@ -234,7 +234,7 @@ def print_info(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def progress(*names: str) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, once the work has taken two seconds; call the result after each step."""
+    """A progress bar on a terminal, shown after two seconds; call the result after each step."""
     bar = tqdm(total=len(names), desc=names[0], unit="step", delay=2, leave=False, disable=None)
     left = iter([*names[1:], ""])
 

@@ -1,7 +1,7 @@
-"""`tritoncrf app`: a page on this machine that shows what each setting of `refine` does to one image.
+"""`tritoncrf app`: a local web page that shows the effect of each setting of `refine` on one image.
 
-The page refines whenever a control has moved, and shows the lines of Python and of the command line that give the same
-bits. It needs no network: all that the browser loads comes from this process.
+The page refines whenever a control changes, and shows the Python code and the command that give exactly the same
+result. It needs no network: everything that the browser loads comes from this process.
 """
 
 import argparse
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-THETAS = ("theta_space", "theta_smooth")  # which may be a share of the image
+THETAS = ("theta_space", "theta_smooth")  # these may be a share of the image's diagonal
 PIXELS, SHARE = "pixels", "% of the diagonal"
-KEPT = 60, 600  # seconds: how often pictures that are no longer shown are deleted, and from which age on
+KEPT = 60, 600  # seconds: how often old pictures are deleted, and from which age
 MOST_ROWS = 24  # classes in the table
 STYLE = """
 .gradio-container {max-width: 1680px !important; margin: 0 auto}
@@ -63,7 +63,7 @@ h3 {margin: 0 !important}
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Shows the page until it is interrupted; what does not work is an error before the server starts."""
+    """Serve the page until it is interrupted; bad input is an error before the server starts."""
     _expect_gradio()
     session = Session(problem_of(options))
     given = {name: value for name, value in settings_of(options).items() if name not in READING}
@@ -72,9 +72,9 @@ def serve(options: argparse.Namespace) -> None:
     start = session.problem.start(given)
     if start["method"] not in session.methods:
         got = f"{math.prod(session.problem.image.shape[:2]):,}"
-        raise CommandError(f"--method: exact sees all pairs of pixels, on a CPU of {MOST_EXACT:,} pixels, got {got}")
+        raise CommandError(f"--method: expected at most {MOST_EXACT:,} pixels for exact on a CPU, got {got}")
     session.outcome(tuple(start.items()))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end as by Ctrl-C, which removes the pictures
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as with Ctrl-C, which removes the pictures
     with tempfile.TemporaryDirectory() as pictures_shown, _listening(options.host, options.port) as listener:
         os.environ["GRADIO_TEMP_DIR"] = pictures_shown
         host, port = listener.getsockname()[:2]
@@ -100,14 +100,16 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise CommandError(f"--host: expected an address of this machine, got {host}: {error.strerror}") from None
     try:
-        if os.name == "posix":  # a port whose server has just ended is free; elsewhere this would share ports
+        if os.name == "posix":  # reuse the port of a server that has just ended; elsewhere this would share ports
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise CommandError(f"--port: {port} of {host} is in use; another, or 0 for any that is free") from None
+            raise CommandError(
+                f"--port: expected a free port of {host}, or 0 for any, got {port}, which is in use"
+            ) from None
         raise CommandError(f"--host, --port: {host} port {port}: {error.strerror}") from None
     return listener
 
@@ -124,11 +126,11 @@ def _server(blocks: "gradio.Blocks") -> Any:
     return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
 
 
-# What is shown ----------------------------------------------------------------------------------------------------
+# Results -------------------------------------------------------------------------------------------------------
 
 
 def pictures(image: np.ndarray, *maps: np.ndarray) -> Iterator[np.ndarray]:
-    """The photo, and labels over it, as uint8 [h, w, 3], no larger than a screen."""
+    """The photo, then the labels over it, as uint8 [h, w, 3], no larger than a screen."""
     step = -(-max(image.shape[:2]) // MOST_PIXELS)
     small = image[::step, ::step]
     yield small if small.ndim == 3 else np.repeat(small[..., None], 3, axis=2)
@@ -161,7 +163,7 @@ def report(outcome: Outcome, kind: str, names: Sequence[str] = ()) -> str:
 
 
 def _by_arguments(text: str) -> str:
-    """What is said of options, in the words of the controls."""
+    """A message with the names of the controls in place of the options."""
     return re.sub(r"--([a-z-]+)", lambda option: option[1].replace("-", "_"), text)
 
 
@@ -169,7 +171,7 @@ def _by_arguments(text: str) -> str:
 
 
 def slider(name: str, value: float | str) -> dict[str, Any]:
-    """The state of an argument's slider, or number where it has none: a range that its value lies in."""
+    """The state of an argument's slider, or of its number field: a value, and a range that contains it."""
     share = isinstance(value, str)
     number = float(value.removesuffix("%")) if isinstance(value, str) else value
     numbers = SHARES if share else TEXTS[name].numbers
@@ -180,7 +182,7 @@ def slider(name: str, value: float | str) -> dict[str, Any]:
 
 
 def value_of(number: float, unit: str = PIXELS) -> int | float | str:
-    """What `refine` is given for a control's number, without the dust of a browser's sums."""
+    """The argument of `refine` for a control's number, without the rounding errors of the browser."""
     found = plain(float(f"{number:.10g}"))
     return f"{found}%" if unit == SHARE else found
 
@@ -190,13 +192,13 @@ def unit_of(value: object) -> str:
 
 
 def converted(number: float, unit: str, diagonal: float) -> float | str:
-    """A bandwidth that was in the other unit."""
+    """A bandwidth converted from the other unit."""
     other = number / diagonal * 100 if unit == SHARE else number * diagonal / 100
     return value_of(float(f"{other:.3g}"), unit)
 
 
 def page(session: Session, start: Settings) -> "gradio.Blocks":
-    """The page, as it is before a control has moved."""
+    """The page in its initial state."""
     import gradio as gr
 
     problem = session.problem
@@ -208,7 +210,7 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
     one_at_a_time = threading.Lock()
 
     def settings(method: str, *values: Any) -> dict[str, Any]:
-        """Of the method's control, and the others in their order."""
+        """The settings from the method's control and the others, in their order."""
         numbers, chosen = dict(zip(knobs, values)), dict(zip(units, values[len(knobs) :]))
         if empty := [n for n in problem.knobs(method) if numbers[n] is None]:
             raise ValueError(f"{', '.join(empty)}: expected a number, got none")
@@ -220,7 +222,7 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
         return [(before, after), report(outcome, problem.kind, problem.names), *problem.lines(given)]
 
     def named(given: Settings) -> str | None:
-        """The preset that these are."""
+        """The name of the preset that these settings are."""
         return next((name for name, preset in session.presets(given["method"], start).items() if preset == given), None)
 
     def run(*values: Any) -> list[Any]:
@@ -230,11 +232,11 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
                 return [*shown(given), named(given)]
         except (ValueError, TypeError, MemoryError) as error:
             text = " ".join(_by_arguments(str(error)).split())
-            # The picture stays, and no lines beside it that would give another.
+            # Keep the picture, and remove the code that would give another.
             return [gr.skip(), f'<p class="doubt">{html.escape(text)}</p>', *[f"# {text}"] * 2, None]
 
     def moved_to(given: Settings) -> list[Any]:
-        """Each control, with the settings where they say something of it."""
+        """An update of each control to the given settings."""
         visible = problem.knobs(given["method"])
         return [
             *(gr.update(visible=n in visible, **(slider(n, given[n]) if n in given else {})) for n in knobs),
@@ -242,7 +244,7 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
         ]
 
     def switch(method: str) -> list[Any]:
-        """The method's own defaults: a weight that suits one may be far too large for another."""
+        """Switch to the method's own defaults: a weight that suits one method may be far too large for another."""
         presets = session.presets(method, start)
         return [gr.update(choices=list(presets), value="defaults"), *moved_to(presets["defaults"])]
 
@@ -298,13 +300,13 @@ def page(session: Session, start: Settings) -> "gradio.Blocks":
                             elem_id=f"{name}_unit",
                         )  # fmt: skip
 
-        moves = gr.Number(0, visible="hidden")  # of several controls at once, or of one to the same number
+        moves = gr.Number(0, visible="hidden")  # counts changes of several controls, or of one to the same number
 
-        # Gradio's queue sometimes loses an answer where two events are close, and then a control is dead.
+        # Gradio's queue sometimes loses an answer if two events are close, and a control then stops working.
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "preprocess": False}
         inputs = [method, *knobs.values(), *units.values()]
-        # One event for all, so that answers keep their order: of the moves while one refinement runs, the last is the
-        # next to be answered.
+        # One event for all controls, so that answers keep their order: of the changes during a refinement, only the
+        # last is answered next.
         gr.on(
             [control.change for control in (method, *knobs.values(), moves)], run, inputs,
             [wipe, words, python, command, preset], trigger_mode="always_last", **quick,

@@ -1,4 +1,4 @@
-"""Which backend computes, and in which dtype: decided here and nowhere else."""
+"""Choose the backend and the dtype of every computation. No other module does."""
 
 import contextlib
 import functools
@@ -16,20 +16,20 @@ import torch
 from tritoncrf import graph, kernels, reference
 
 TRITON_NEEDED = 3, 6
-LAUNCHERS_BUILT = 3, 6  # the last Triton that needs a C compiler for every new kernel, not for its driver alone
-CAPABILITY_NEEDED = 8, 0  # of NVIDIA: below, tiles of `Exact` do not fit in shared memory
-AMD_SERVED = ("gfx942",)  # what the kernels are compiled for in the tests
+LAUNCHERS_BUILT = 3, 6  # the last Triton that needs a C compiler for every new kernel, not only for its driver
+CAPABILITY_NEEDED = 8, 0  # of NVIDIA GPUs; below it, tiles of `Exact` do not fit in shared memory
+AMD_SERVED = ("gfx942",)  # the tests compile the kernels for it
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read once, as triton does
 
 
 def modules(backend: str) -> ModuleType:
-    """The package that computes by a resolved backend: `kernels`, `reference` or `graph`, with a module of one name for
+    """The package of a resolved backend: `kernels`, `reference` or `graph`, which have modules of the same names for
     each filter."""
     return {"triton": kernels, "torch": reference, "graph": graph}[backend]
 
 
 def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """ "triton" or "torch" for tensors of this device and dtype; an error where "triton" cannot run."""
+    """ "triton" or "torch" for tensors of this device and dtype; raises an error if "triton" cannot run."""
     if backend == "auto":
         wanted = device.type == "cuda" and dtype != torch.float64
         return "triton" if wanted and _refusal(backend, device) is None else "torch"
@@ -48,11 +48,11 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def written_out(backend: str, resolved: str) -> bool:
-    """Whether an exporter wants standard operators in place of the library's: of what is to run in PyTorch by name, and
-    of all in ONNX, which knows no others.
+    """Whether an exporter needs standard operators instead of the library's: for "torch" by name, and always for ONNX,
+    which has no others.
 
-    Those of this file's caller are then "graph". The tracer of `torch.export(..., strict=True)` sees through less, and
-    gets the library's operators.
+    The backend is then "graph". The tracer of `torch.export(..., strict=True)` supports less, and gets the library's
+    operators.
     """
     if resolved != "torch" or not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling():
         return False
@@ -60,13 +60,13 @@ def written_out(backend: str, resolved: str) -> bool:
 
 
 def to_onnx() -> bool:
-    """Whether ONNX is being exported to."""
+    """Whether an export to ONNX is running."""
     return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 @functools.cache
 def _triton_version() -> str | None:
-    """None where Triton is not installed."""
+    """The version of Triton, or None if it is not installed."""
     if importlib.util.find_spec("triton") is None:
         return None
     found: str = importlib.import_module("triton").__version__
@@ -78,7 +78,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _triton_refusal() -> str | None:
-    """Why the kernels cannot be compiled here; None where they can."""
+    """Why the kernels cannot be compiled here, or None."""
     found = _triton_version()
     if found is None:
         return "needs Triton from 3.6 on, and it is not installed here"
@@ -89,14 +89,14 @@ def _triton_refusal() -> str | None:
 
 @functools.cache
 def _driver_refusal() -> str | None:
-    """Why Triton cannot launch on the GPUs here; None where it can.
+    """Why Triton cannot launch on the GPUs here, or None.
 
-    Triton builds its driver from C when it is first used, and keeps it on disk: so the driver itself is asked for, for
-    an image without a compiler may hold one that is built.
+    Triton compiles its driver from C on first use and caches it on disk. So this loads the driver itself, since a
+    container without a compiler may have a compiled one.
     """
     try:
         importlib.import_module("triton.runtime").driver.active  # noqa: B018
-    except Exception as error:  # of the compiler, the linker, the system or Triton
+    except Exception as error:  # from the compiler, the linker, the system or Triton
         words = " ".join(f"{type(error).__name__}: {error}".split())
         return f"cannot start ({words if len(words) <= 200 else words[:200] + '...'})"
     compilers = os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang")
@@ -107,7 +107,7 @@ def _driver_refusal() -> str | None:
 
 @functools.cache
 def _device_refusal(device: torch.device) -> str | None:
-    """Why "auto" passes this GPU over; None where it does not. Nothing here synchronises."""
+    """Why "auto" does not use this GPU, or None. Nothing here synchronises."""
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
         architecture = properties.gcnArchName.split(":")[0]
@@ -121,8 +121,8 @@ def _device_refusal(device: torch.device) -> str | None:
 
 
 def _refusal(backend: str, device: torch.device) -> str | None:
-    """Why tensors of this device are not for Triton; None where they are. "triton" by name tries any GPU; what "auto"
-    passes over is announced once, but that there is no Triton is not."""
+    """Why Triton cannot serve tensors of this device, or None. "triton" by name tries any GPU; if "auto" does not use a
+    GPU, it warns once, except if Triton is not installed."""
     reason = _triton_refusal()
     if backend == "auto":
         reason = reason or _device_refusal(device)
@@ -133,7 +133,7 @@ def _refusal(backend: str, device: torch.device) -> str | None:
     return reason
 
 
-# As torch.compiler.assume_constant_result does, which imports the compiler: called while tracing, never traced.
+# Like torch.compiler.assume_constant_result, which would import the compiler: called while tracing, never traced.
 _refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -143,22 +143,22 @@ def _announce(message: str) -> None:
 
 
 def launches_run() -> bool:
-    """False where launches are only recorded, and leave what they should write unwritten."""
-    common = sys.modules.get("tritoncrf.kernels.common")  # not imported: nobody records
+    """False if launches are only recorded, and their outputs are not written."""
+    common = sys.modules.get("tritoncrf.kernels.common")  # if it is not imported, nothing is recorded
     return common is None or bool(common.launches_run())
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """float64 for float64, float32 for everything else: half precision is stored, never accumulated in."""
+    """float64 for float64, float32 for everything else: half precision is only for storage, never for accumulation."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 @contextlib.contextmanager
 def without_autocast(x: torch.Tensor) -> Iterator[None]:
-    """Run a block in the dtypes of its tensors, whatever autocast says outside."""
+    """Run a block in the dtypes of its tensors, ignoring autocast outside."""
     kind = x.device.type if x.device.type in ("cuda", "xpu", "mps") else "cpu"
     if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled(kind):
-        yield  # an exported graph keeps the block as a graph of its own
+        yield  # an exported graph keeps the block as a subgraph
         return
     with torch.autocast("cpu", enabled=False), torch.autocast(kind, enabled=False):
         yield

@@ -23,26 +23,26 @@ Result = TypeVar("Result")
 
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 MOST_CLASSES = 1 << 16
-RULED_OUT = 1e30  # stands for an infinite score: the same probability of 0, and no infinity minus infinity
+RULED_OUT = 1e30  # replaces an infinite score: gives a probability of 0 too, but no infinity minus infinity
 MOST_ITERATIONS = 10_000
 LEAST, GREATEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 MOST_SHOWN = 100  # characters of a value in a message
 
-_SHORT = reprlib.Repr()  # which does not build the whole of a long one
+_SHORT = reprlib.Repr()  # does not build the whole text of a long value
 _SHORT.maxlong = _SHORT.maxstring = _SHORT.maxother = MOST_SHOWN
 
 _value_checks = contextvars.ContextVar("value_checks", default=False)
 
 
 class check_values:
-    """Also check values of CUDA tensors (NaN, image range, thetas, labels) in this thread; a call or a `with` block.
+    """Also check values of CUDA tensors (NaN, image range, thetas, labels) in this thread, by a call or a `with` block.
 
-    By default values are looked at for CPU tensors in eager mode only: on CUDA a look costs a
-    synchronisation. Never looked at while compiling, exporting or capturing a CUDA graph.
+    By default only values of CPU tensors in eager mode are checked, because a check on CUDA costs a synchronisation.
+    Values are never checked while compiling, exporting or capturing a CUDA graph.
 
     Args:
-        enabled: whether they are, from here on, or within the block.
+        enabled: whether they are checked, from now on or within the block.
 
     Example:
         >>> import tritoncrf as tc
@@ -62,8 +62,8 @@ class check_values:
 
 
 def values_checked(x: torch.Tensor) -> bool:
-    """Whether the values of `x` may be looked at here."""
-    if torch.compiler.is_compiling():  # exporting too
+    """Whether the values of `x` may be read here."""
+    if torch.compiler.is_compiling():  # or exporting
         return False
     if isinstance(x, torch._subclasses.FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
@@ -76,7 +76,8 @@ def values_checked(x: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def renamed(name: str, to: str) -> Iterator[None]:
-    """Errors about the argument `name` of what is called inside name `to` instead, which `name` was made of."""
+    """Make errors about the argument `name` of a call inside the block name `to` instead, from which `name` was
+    made."""
     try:
         yield
     except ValueError as error:
@@ -86,7 +87,7 @@ def renamed(name: str, to: str) -> Iterator[None]:
 
 
 def old_names(**new: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """A call with an argument's old name is a TypeError that says what took its place."""
+    """A call with an argument's old name raises a TypeError that gives the new name."""
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         @functools.wraps(function)
@@ -107,12 +108,12 @@ def shown(value: object) -> str:
     try:
         words = " ".join(_SHORT.repr(value).split())
         return words if len(words) <= MOST_SHOWN else f"{words[:MOST_SHOWN]}..."
-    except Exception:  # whatever a stranger's repr raises
+    except Exception:  # a foreign repr may raise anything
         return f"<{type(value).__name__}>"
 
 
 def kind_of(value: object) -> str:
-    """What came, in the words of an error message."""
+    """A description of a value for an error message."""
     if isinstance(value, torch.Tensor):
         form = "nested " if value.is_nested else "masked " if _is_masked(value) else ""
         kind = f"{form}{str(value.dtype).removeprefix('torch.')} tensor"
@@ -126,7 +127,7 @@ def kind_of(value: object) -> str:
 
 
 def expect_tensor(name: str, value: object, what: str = "a floating-point torch.Tensor") -> torch.Tensor:
-    """`value` itself if it is a dense tensor of 16 to 64 bit floats, else a TypeError naming the argument."""
+    """`value` itself if it is a dense tensor of 16 to 64 bit floats, else a TypeError that names the argument."""
     if not isinstance(value, torch.Tensor):
         hint = "; torch.from_numpy(x) makes one" if type(value).__module__ == "numpy" else ""
         raise TypeError(f"{name}: expected {what}, got {kind_of(value)}{hint}")
@@ -136,7 +137,7 @@ def expect_tensor(name: str, value: object, what: str = "a floating-point torch.
 
 
 def _is_masked(value: torch.Tensor) -> bool:
-    """Whether it is torch.masked's; that module need not be there."""
+    """Whether it is a tensor of torch.masked, which may not be imported."""
     return type(value).__name__ == "MaskedTensor"
 
 
@@ -150,8 +151,8 @@ def expect_dense(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def expect_no_tangents(*tensors: torch.Tensor) -> None:
-    """An error where a tensor carries a tangent of forward-mode differentiation, which PyTorch's operators would drop
-    without a word."""
+    """Raise an error if a tensor has a tangent of forward-mode differentiation, which PyTorch's operators would drop
+    silently."""
     if torch.compiler.is_compiling():
         return
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
@@ -188,7 +189,7 @@ def expect_int(name: str, value: Any, least: int, most: int | None = None, odd: 
     if not isinstance(value, (int, torch.SymInt)):  # kept symbolic in a compiled or exported graph
         try:
             value = _no_bool(value).__index__()
-        except Exception:  # whatever a stranger's __index__ raises
+        except Exception:  # a foreign __index__ may raise anything
             raise TypeError(f"{name}: expected {wanted}, got {kind_of(value)}") from None
     elif isinstance(value, bool):
         raise TypeError(f"{name}: expected {wanted}, got {kind_of(value)}")
@@ -205,7 +206,7 @@ def _no_bool(value: Any) -> Any:
 
 
 def expect_num_classes(name: str, value: Any) -> int:
-    """`value` as a number of classes, of which a softmax needs two."""
+    """`value` as a number of classes; a softmax needs at least two."""
     try:
         return expect_int(name, value, 2, MOST_CLASSES)
     except ValueError as error:
@@ -223,7 +224,7 @@ def expect_bool(name: str, value: object) -> bool:
 def expect_number(name: str, value: Any, positive: bool = False) -> float:
     """`value` as a float that float32 can hold (above zero if `positive`), else an error."""
     wanted = "a finite number above 0" if positive else "a finite number"
-    if not isinstance(value, (int, float)):  # asked first: a compiled graph's symbolic float has no dtype
+    if not isinstance(value, (int, float)):  # first, since the symbolic float of a compiled graph has no dtype
         kind = getattr(value, "dtype", None)
         complex_or_bool = isinstance(value, complex) or str(kind).removeprefix("torch.").startswith(("complex", "bool"))
         single = hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
@@ -235,7 +236,7 @@ def expect_number(name: str, value: Any, positive: bool = False) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    except Exception:  # whatever a stranger's __float__ raises
+    except Exception:  # a foreign __float__ may raise anything
         raise TypeError(f"{name}: expected {wanted}, got {kind_of(value)}") from None
     if not (0 if positive else -math.inf) < number < math.inf:
         raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
@@ -245,20 +246,21 @@ def expect_number(name: str, value: Any, positive: bool = False) -> float:
 
 
 def all_finite(value: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; a look at it, so only where `values_checked`."""
-    # A sum, much quicker, clears nearly all; of finite values it may overflow.
+    """Whether no value is NaN or infinite; it reads the values, so call it only where `values_checked`."""
+    # A sum is much quicker and settles nearly all cases, but may overflow for finite values.
     return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def expect_finite(name: str, value: torch.Tensor) -> None:
-    """A ValueError if a value that may be looked at is NaN or infinite."""
+    """Raise a ValueError if a value that may be read is NaN or infinite."""
     if values_checked(value) and not all_finite(value):
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")
 
 
 def expect_probabilities(name: str, value: torch.Tensor, hint: str) -> None:
-    """A ValueError if a value is NaN or not from 0 to 1, but for rounding; `hint` says what else it may be."""
+    """Raise a ValueError if a value is NaN or, beyond rounding, not from 0 to 1; `hint` suggests what to pass
+    instead."""
     expect_finite(name, value)
     if not value.numel():
         return
@@ -268,10 +270,11 @@ def expect_probabilities(name: str, value: torch.Tensor, hint: str) -> None:
 
 
 def expect_logits(name: str, value: torch.Tensor, axis: int, sign: int = 1) -> bool:
-    """A ValueError if scores that may be looked at are neither finite nor rule a class out, or rule out all of a pixel.
+    """Raise a ValueError if scores that may be read are neither finite nor rule a class out, or rule out all classes of
+    a pixel.
 
-    A class is ruled out by a logit of minus infinity; with sign = -1 by an energy of infinity. Returns False where all
-    are seen to be finite: no class is ruled out.
+    A class is ruled out by a logit of minus infinity; with sign = -1 by an energy of infinity. Returns False if all are
+    known to be finite, so that no class is ruled out.
     """
     if not values_checked(value):
         return True
@@ -290,7 +293,7 @@ def expect_logits(name: str, value: torch.Tensor, axis: int, sign: int = 1) -> b
 
 
 def expect_classes(name: str, value: torch.Tensor, axis: int = 1) -> None:
-    """A ValueError unless `value` has two classes or more on an axis."""
+    """Raise a ValueError unless `value` has two classes or more on an axis."""
     if value.shape[axis] < 2:
         raise ValueError(
             f"{name}: expected at least 2 classes on axis {axis}, got shape {list(value.shape)}; a softmax of one "
@@ -299,7 +302,7 @@ def expect_classes(name: str, value: torch.Tensor, axis: int = 1) -> None:
 
 
 def expect_spatial(name: str, value: torch.Tensor, axes: str = "[B, C, *S]") -> None:
-    """A ValueError unless `value` has batch, classes (or channels) and 1 to 3 spatial axes."""
+    """Raise a ValueError unless `value` has a batch axis, a class (or channel) axis and 1 to 3 spatial axes."""
     if not 3 <= value.ndim <= 5:
         raise ValueError(f"{name}: expected {axes} with 1, 2 or 3 spatial axes, got shape {list(value.shape)}")
     if 0 in value.shape[2:]:

@@ -1,7 +1,7 @@
 """The command line: tritoncrf refine | train | evaluate | predict | tune | experiments | app | demo | info.
 
-Every bad input ends with exit code 2 and one line on stderr. Output files are written whole or not at all. What a
-command does is in `actions` and `app`, which are imported once its arguments are understood.
+Every bad input ends with exit code 2 and one line on stderr. Output files are written whole or not at all. The commands
+are implemented in `actions` and `app`, which are imported after the arguments are parsed.
 """
 
 import argparse
@@ -28,11 +28,11 @@ def _unknown(text: str) -> tuple[int, ...] | str:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, none or auto, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected auto, none, or labels separated by commas, got {text!r}") from None
 
 
 def _theta(text: str) -> float | str:
-    """A bandwidth of positions: a number, or a share of the image, which `refine` looks at."""
+    """A bandwidth of positions: a number, or a share of the image's diagonal, which `refine` checks."""
     try:
         return text if text.endswith("%") else float(text)
     except ValueError:
@@ -56,7 +56,7 @@ def _devices(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers of GPUs with commas between, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected GPU numbers separated by commas, got {text!r}") from None
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -73,12 +73,12 @@ def _costs(text: str) -> str | Path:
 
 
 def _range(text: str) -> tuple[Any, ...]:
-    """The pair of an option --value-range, or several one behind the other."""
+    """The pair of an option --value-range, or one pair for each channel."""
     ends: list[float | str] = []
     with contextlib.suppress(ValueError):
         ends = [end if end.endswith("%") else float(end) for end in text.split(",")]
     if not ends or len(ends) % 2:
-        wanted = "two numbers or percentiles, such as 0,4095 or 1%,99%, or two for each channel"
+        wanted = "two numbers or percentiles, such as 0,4095 or 1%,99%, or a pair for each channel"
         raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
     pairs = tuple(zip(ends[::2], ends[1::2]))
     return pairs[0] if len(pairs) == 1 else pairs
@@ -89,7 +89,7 @@ def _spacing(text: str) -> tuple[float, ...] | float:
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
     return found[0] if len(found) == 1 else found
 
 
@@ -98,29 +98,39 @@ def _bands(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers of bands with commas between, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected band numbers separated by commas, got {text!r}") from None
 
 
-ONE_IMAGE = (  # options that play no part for data sets
+ONE_IMAGE = (  # options for one image only
     "force", "figure", "trace", "trace_figure", "bands", "modality", "valid", "features", "max_memory", "scratch",
 )  # fmt: skip
-DATA_SET = (  # and those that do for nothing else
+DATA_SET = (  # options for data sets only
     "images_dir", "recursive", "skip_missing", "ground_truth", "jobs", "devices", "shard", "retry_failed",
     "confidence", "overlay", "upsample", "cams", "background_power", "background_score", "cam_offset", "scores_key",
     "allow_pickle", "engine", "address",
 )  # fmt: skip
 MANY = (".h5", ".hdf5", ".zarr")  # scores of many images in one file
+_FLOATS = (
+    "as floats [C, H, W], or [C, D, H, W] for a volume: .npy, .npz with one array, .tif, or .nii.gz with axes "
+    "[x, y, z, C]"
+)
 FILES = {
-    "labels": "label indices, 255 unknown; .png, .npy, .npz, .tif or .nii.gz",
-    "mask": "one object: 0 and 255, or grey for how sure; a picture, .npy, .npz or .nii.gz",
-    "foreground": "one object's probability, [H, W] floats or grey; .npy, .npz, a picture or .nii.gz",
-    "scores": "[C, H, W] floats, or [C, D, H, W] of a volume; .npy, .npz of one array, .tif, or .nii.gz [x, y, z, C]",
+    "logits": f"a network's scores before the softmax, {_FLOATS}",
+    "probabilities": f"probabilities of the classes, {_FLOATS}",
+    "energies": f"costs of the classes, that is, minus their logits, {_FLOATS}",
+    "labels": "a label map of class indices, 255 for unknown pixels: .png, .npy, .npz, .tif or .nii.gz",
+    "mask": "a mask of one object, 0 and 255, or grey levels for its certainty: a picture, .npy, .npz or .nii.gz",
+    "foreground": "the probability of one object, as floats [H, W] or grey levels: .npy, .npz, a picture or .nii.gz",
 }
 ABSENT = {
-    "num_classes": "the largest label + 1", "spacing": "1, or what a NIfTI says",
-    "value_range": "0,255 of bytes, 0,1 of floats",
+    "num_classes": "the largest label + 1", "spacing": "1, or the spacing of a NIfTI file",
+    "value_range": "0,255 for bytes and 0,1 for floats",
 }  # fmt: skip
-METAVARS = {"spacing": "2.5,0.8,0.8", "value_range": "LOW,HIGH"}
+METAVARS = {
+    "theta_space": "PIXELS", "theta_smooth": "PIXELS", "spacing": "N,N", "value_range": "LOW,HIGH",
+    "compatibility": "FILE", "window_size": "PIXELS", "blur": "PIXELS", "radius": "PIXELS", "label_confidence": "P",
+    "unknown": "LABELS",
+}  # fmt: skip
 NUMBERS: dict[str, Callable[[str], Any]] = {
     "theta_space": _theta,
     "theta_color": float,
@@ -154,40 +164,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _may_begin(word: str) -> bool:
-    """Whether a first argument is an option or a file's name, and no command's that is mistyped."""
+    """Whether a first argument is an option or a file name, rather than a mistyped command."""
     return word.startswith("-") or Path(word).suffix != "" or Path(word).is_file()
 
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="tritoncrf", description="Refine segmentation scores against the image, by a dense CRF.",
+        prog="tritoncrf", description="Refine segmentation scores with a dense CRF, guided by the image.",
         epilog="tritoncrf IMAGE --mask FILE is short for tritoncrf refine IMAGE --mask FILE.",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tritoncrf {tritoncrf.__version__}")
     commands = parser.add_subparsers(required=True, metavar=" | ".join(COMMANDS))
 
-    command = commands.add_parser("refine", help="refine the scores or labels of one image, or of a data set")
+    command = commands.add_parser("refine", help="refine the scores or labels of one image or of a data set")
     command.add_argument(
         "images", nargs="*", metavar="IMAGE",
-        help="a photo, in any format that Pillow reads; a GeoTIFF, a NIfTI or a TIFF stack; of a data set several, a "
-        "folder, a glob, or a .txt of names",
+        help="a photo in any format that Pillow reads, a GeoTIFF, a NIfTI file or a TIFF stack; for a data set: "
+        "several images, a folder, a glob pattern, or a .txt file of names",
     )  # fmt: skip
     _add_scores(command, required=False)
     command.add_argument(
-        "-o", "--out", type=_path,
-        help="labels as an indexed .png, a mask as a .png of 0 and 255, or float32 probabilities as .npy "
-        "(IMAGE_refined.png, if there is none); of a GeoTIFF or NIfTI one more; of a data set a folder",
+        "-o", "--out", type=_path, metavar="OUT",
+        help="the output file: .png for labels or a mask, .npy for float32 probabilities, or the format of a GeoTIFF "
+        "or NIfTI image; for a data set, the output folder (default: IMAGE_refined.png, or in the raster's format)",
     )  # fmt: skip
     command.add_argument(
         "--save", choices=("labels", "probabilities"),
-        help="what is written (labels, but probabilities as .npy); probabilities of a data set are float16 in an .npz",
+        help="what to write; for a data set, probabilities are stored as float16 in .npz files (default: probabilities "
+        "in an .npy, otherwise labels)",
     )  # fmt: skip
-    command.add_argument("--force", action="store_true", help="replace an IMAGE_refined.png")
-    command.add_argument("--figure", type=Path, metavar="FILE", help="also draw before and after: .png, .pdf or .svg")
+    command.add_argument("--force", action="store_true", help="replace IMAGE_refined.png if it exists")
     command.add_argument(
-        "--trace", action="store_true", help="print energy, entropy and changed labels per iteration, and what changed"
+        "--figure", type=Path, metavar="FILE", help="draw the labels before and after: .png, .pdf or .svg"
     )
-    command.add_argument("--trace-figure", type=Path, metavar="FILE", help="draw the iterations: .png, .pdf or .svg")
+    command.add_argument(
+        "--trace", action="store_true",
+        help="print the energy, the entropy and the share of changed labels at each iteration, and a summary",
+    )  # fmt: skip
+    command.add_argument(
+        "--trace-figure", type=Path, metavar="FILE", help="draw the trace of the iterations: .png, .pdf or .svg"
+    )
     _add_settings(command)
     _add_rasters(command)
     _add_data_set(command)
@@ -195,128 +211,150 @@ def _parser() -> Parser:
 
     add_commands(commands)
 
-    command = commands.add_parser("demo", help="refine noisy labels of a photo and draw a figure")
-    command.add_argument("-o", "--out", type=Path, default="demo.png", help="the figure: .png, .pdf or .svg (demo.png)")
+    command = commands.add_parser("demo", help="refine the noisy labels of a sample photo and draw a figure")
     command.add_argument(
-        "--inputs", type=Path, metavar="FOLDER", help="write photo.png and probabilities.npy there instead, and stop"
-    )
+        "-o", "--out", type=Path, default="demo.png", metavar="FILE",
+        help="the figure: .png, .pdf or .svg (default: demo.png)",
+    )  # fmt: skip
+    command.add_argument(
+        "--inputs", type=Path, metavar="FOLDER",
+        help="instead of drawing, write the demo's inputs, photo.png and probabilities.npy, to this folder",
+    )  # fmt: skip
     add_device(command)
     command.set_defaults(run=_run, action="draw_demo")
 
-    command = commands.add_parser("app", help="a page on this machine to see what each setting of refine does")
+    command = commands.add_parser("app", help="try the settings of refine interactively in the browser")
     command.add_argument(
         "image", type=Path, nargs="?", metavar="IMAGE",
-        help="a photo, in any format that Pillow reads; the demo's, if there is none",
+        help="a photo in any format that Pillow reads (default: the demo's photo)",
     )  # fmt: skip
     _add_scores(command, required=False)
     _add_settings(command)
-    command.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (127.0.0.1)")
-    command.add_argument("--port", type=int, default=7860, metavar="N", help="0 for any that is free (7860)")
+    command.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to serve at (default: 127.0.0.1)")
+    command.add_argument(
+        "--port", type=int, default=7860, metavar="N", help="port to serve at; 0 for any free port (default: 7860)"
+    )
     command.set_defaults(run=_run_app)
 
-    command = commands.add_parser("info", help="versions, devices and the backend that would run")
+    command = commands.add_parser("info", help="print versions, devices and the default backend")
     command.set_defaults(run=_run, action="print_info")
     return parser
 
 
 def _add_scores(command: argparse.ArgumentParser, required: bool = True) -> None:
-    """The files of scores, and how they are read."""
+    """The options for the file of scores, and how it is read."""
     scores = command.add_mutually_exclusive_group(required=required)
     for kind in SCORES:
-        scores.add_argument(f"--{kind}", type=_path, metavar="FILE", help=FILES.get(kind, FILES["scores"]))
+        scores.add_argument(f"--{kind}", type=_path, metavar="FILE", help=FILES[kind])
     command.add_argument(
-        "--resize", action="store_true", help="bring scores to the image's size: bilinear, labels the nearest"
-    )
+        "--resize", action="store_true",
+        help="resize scores to the image's size: labels to the nearest neighbour, all else bilinearly",
+    )  # fmt: skip
     command.add_argument(
-        "--as-stored", action="store_true", help="leave pictures as stored, whatever their EXIF orientation"
+        "--as-stored", action="store_true", help="read pictures as stored, ignoring their EXIF orientation"
     )
 
 
 def _add_rasters(command: argparse.ArgumentParser) -> None:
-    """What belongs to one image whose files are read by windows."""
-    group = command.add_argument_group("large images, volumes, and images of other channels than a photo's")
+    """The options for one image that is a raster or a volume, or that is read in windows."""
+    group = command.add_argument_group("large images, volumes and multi-channel images")
     add = group.add_argument
-    add("--bands", type=_bands, metavar="1,2,3", help="these bands of IMAGE, from 1 (all but opacity)")
+    add("--bands", type=_bands, metavar="N,N", help="bands of IMAGE to use, counted from 1 (default: all but opacity)")
     add(
-        "--modality",
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help="more channels of IMAGE, as T2 beside T1; again for each",
-    )
+        "--modality", type=Path, action="append", metavar="FILE",
+        help="another image whose channels are added to IMAGE's, such as T2 beside T1; may be given several times",
+    )  # fmt: skip
     add(
-        "--valid",
-        type=Path,
-        metavar="FILE",
-        help="a mask, 0 where there are no pixels (the nodata and the mask of IMAGE)",
-    )
+        "--valid", type=Path, metavar="FILE",
+        help="a mask that is 0 where IMAGE has no data (default: IMAGE's own nodata value and mask)",
+    )  # fmt: skip
     add(
-        "--features",
-        type=Path,
-        metavar="FILE",
-        help="[D, H, W], divided by bandwidths, in place of IMAGE's colours; .npy",
-    )
-    add("--max-memory", metavar="SIZE", help="such as 4GB: go through IMAGE block by block, and keep the process below")
-    add("--scratch", type=Path, metavar="FOLDER", help="with --max-memory: keep tables there, which saves time")
+        "--features", type=Path, metavar="FILE",
+        help="an .npy of features [D, H, W], already divided by their bandwidths, to use instead of IMAGE's colours",
+    )  # fmt: skip
+    add("--max-memory", metavar="SIZE", help="process IMAGE block by block within this much memory, such as 4GB")
+    add(
+        "--scratch", type=Path, metavar="FOLDER",
+        help="with --max-memory: keep intermediate tables on disk there, which saves time",
+    )  # fmt: skip
 
 
 def _add_data_set(command: argparse.ArgumentParser) -> None:
-    """What belongs to data sets alone; None, or False, where it is not given."""
+    """The options for data sets only; None, or False, where one is not given."""
     group = command.add_argument_group(
-        "data sets", "IMAGES matched by name with a folder of scores, or an .h5 or .zarr; OUT is a folder, in which "
-        "the same command goes on after a stop",
+        "data sets", "The images are matched by name with a folder of scores, or with an .h5 or .zarr file. OUT is a "
+        "folder; to resume after an interruption, run the same command again.",
     )  # fmt: skip
     add = group.add_argument
-    add("--images-dir", type=_path, metavar="FOLDER", help="where the names of a .txt are looked for")
-    add("--recursive", action="store_true", help="subfolders too, which become part of the names")
-    add("--skip-missing", action="store_true", help="leave out images without scores, and names without images")
-    add("--ground-truth", type=_path, metavar="FOLDER", help="label maps, 255 unknown: print IoU before and after")
-    add("--jobs", type=int, metavar="N", help="processes of one thread each; 0: none beside this one (all cores)")
-    add("--devices", type=_devices, metavar="0,1", help="these GPUs, a process each (the first)")
-    add("--shard", type=_shard, metavar="I/N", help="only the I-th of N parts, for job arrays; I from 1")
-    add("--retry-failed", action="store_true", help="try images again that have failed in an earlier run")
-    add("--confidence", type=float, metavar="P", help="write unknown, 255, where the best class is less probable")
-    add("--overlay", action="store_true", help="also draw the labels over the picture")
-    add("--upsample", choices=("bilinear",), help="bring smaller scores to the image's size, logits before the softmax")
-    add("--cams", action="store_true", help="the files hold class activation maps")
-    add("--background-power", type=float, metavar="N", help="their background: 1 - the highest map, to this power")
-    add("--background-score", type=float, metavar="S", help="their background: this score")
-    add("--cam-offset", type=int, metavar="N", help="the label of a map's key k is k + N (1)")
-    add("--scores-key", metavar="NAME", help="the array, of files that hold several")
-    add("--allow-pickle", action="store_true", help="read pickled .npy; only arrays, nothing in them is run")
-    add("--engine", choices=("ray",), help="spread over a cluster by Ray Data")
-    add("--address", metavar="NAME", help="with --engine ray: of the cluster (the one that runs, or a local one)")
+    add("--images-dir", type=_path, metavar="FOLDER", help="the folder of the images that a .txt file names")
+    add("--recursive", action="store_true", help="include subfolders; their paths become part of the image names")
+    add("--skip-missing", action="store_true", help="skip images without scores, and names without images")
+    add(
+        "--ground-truth", type=_path, metavar="FOLDER",
+        help="correct label maps, 255 for unknown pixels; the IoU before and after is printed",
+    )  # fmt: skip
+    add(
+        "--jobs", type=int, metavar="N",
+        help="number of worker processes, one thread each; 0 for none (default: one per core, or 0 on a GPU)",
+    )  # fmt: skip
+    add("--devices", type=_devices, metavar="N,N", help="GPUs to use, one process for each (default: the first)")
+    add("--shard", type=_shard, metavar="I/N", help="process only part I of N, counted from 1, for job arrays")
+    add("--retry-failed", action="store_true", help="retry images that failed in an earlier run")
+    add(
+        "--confidence", type=float, metavar="P",
+        help="write 255, for unknown, where the most probable class has a probability below P",
+    )  # fmt: skip
+    add("--overlay", action="store_true", help="also draw the labels over the photo")
+    add(
+        "--upsample", choices=("bilinear",),
+        help="enlarge scores that are smaller than the image; logits before the softmax",
+    )  # fmt: skip
+    add("--cams", action="store_true", help="the score files hold class activation maps")
+    add(
+        "--background-power", type=float, metavar="N",
+        help="with --cams: the background's score is (1 - the highest map) to this power",
+    )  # fmt: skip
+    add("--background-score", type=float, metavar="S", help="with --cams: the background has this score everywhere")
+    add("--cam-offset", type=int, metavar="N", help="with --cams: the map of key k has the label k + N (default: 1)")
+    add("--scores-key", metavar="NAME", help="which array to read from score files that hold several")
+    add("--allow-pickle", action="store_true", help="read pickled .npy files; only arrays are read, no code is run")
+    add("--engine", choices=("ray",), help="spread the work over a cluster with Ray Data")
+    add(
+        "--address", metavar="NAME",
+        help="with --engine ray: the cluster's address (default: the running cluster, or a local one)",
+    )  # fmt: skip
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
-    """The arguments of `refine`, and where it computes."""
+    """The arguments of `refine`, and the device."""
     command.add_argument(
-        "--method",
-        help=f"which pixels see each other: {', '.join(METHODS)} (guided for a network's scores alone, else lattice)",
-    )
+        "--method", metavar="NAME",
+        help=f"the CRF's filter: {', '.join(METHODS)} (default: guided for the scores of a network, lattice for labels "
+        "and masks or where another option needs it)",
+    )  # fmt: skip
     command.add_argument(
         "--parameters", metavar="NAME",
-        help=f"what a known pipeline passes: {', '.join(PARAMETERS)}; or a .toml file of `tritoncrf tune`; what else "
-        "is given wins",
+        help=f"the settings of a published pipeline, {', '.join(PARAMETERS)}, or a .toml file from `tritoncrf tune`; "
+        "other options override them",
     )  # fmt: skip
     for name, number in NUMBERS.items():
         entry = ARGUMENTS[name]
         default = ABSENT.get(name, f"{entry.default}")
         if entry.gentle is not None:
             default += f"; {entry.gentle} for the scores of a network, unless guided"
-        text = f"{_where(name)}{TEXTS[name].meaning} ({default})"
+        text = f"{_where(name)}{TEXTS[name].meaning} (default: {default})"
         metavar = METAVARS.get(name, "N")
         command.add_argument(f"--{name.replace('_', '-')}", type=number, metavar=metavar, help=text.replace("%", "%%"))
     add_device(command)
 
 
 def _where(name: str) -> str:
-    """Beside which option an argument plays a part, if not beside all."""
+    """The options that an argument requires, if any."""
     methods, scores = ARGUMENTS[name].methods, ARGUMENTS[name].scores
     if len(methods) == 1:
         return f"with --method {methods[0]}: "
     *others, last = (f"--{kind}" for kind in scores)
-    return "" if scores == SCORES else f"with {' and '.join([', '.join(others), last] if others else [last])}: "
+    return "" if scores == SCORES else f"with {' or '.join([', '.join(others), last] if others else [last])}: "
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -326,7 +364,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _run_refine(options: argparse.Namespace) -> int:
-    """One image, or a data set; an error for options of the other."""
+    """Refine one image or a data set; an option for the other is an error."""
     if not options.images and options.features is None:
         raise CommandError("the following arguments are required: IMAGE")
     if all(getattr(options, kind) is None for kind in SCORES):
@@ -340,7 +378,7 @@ def _run_refine(options: argparse.Namespace) -> int:
         from tritoncrf.datasets import processes
 
         if options.engine is None and options.jobs != 0:
-            processes.begin()  # they import what this process is about to import
+            processes.begin()  # they import in parallel with this process
         from tritoncrf.datasets import command
 
         return command.refine_set(options)
@@ -357,7 +395,7 @@ def _run_refine(options: argparse.Namespace) -> int:
 
 
 def _is_data_set(options: argparse.Namespace) -> bool:
-    """Whether images or their scores are more than a file each."""
+    """Whether there is more than one image, or more than one file of scores."""
     [scores] = [source for kind in SCORES if (source := getattr(options, kind)) is not None]
     if not options.images:
         return False

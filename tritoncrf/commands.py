@@ -1,4 +1,4 @@
-"""What the command lines share: every bad input ends with exit code 2 and one line on stderr."""
+"""What the command lines share. Every bad input ends with exit code 2 and one line on stderr."""
 
 import argparse
 import contextlib
@@ -13,16 +13,16 @@ from typing import NoReturn
 
 __all__ = ["CommandError", "Parser", "add_device", "check_output", "make_folder", "run", "stderr_closed"]
 
-# What torch says, in errors of no type of their own, where memory or a disk is full.
+# What PyTorch says where memory or a disk is full, in errors that have no type of their own.
 FULL = re.compile(r"DefaultCPUAllocator: [^.]*|not enough memory[^.]*|[^:]*: No space left on device")
 
 
 class CommandError(Exception):
-    """What the user gave does not work; the message is the one line to print."""
+    """The user's input is wrong; the message is the one line to print."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, without the usage, and name what may have been meant."""
+    """argparse with errors of one line, without the usage, that suggest what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         words = re.findall(r"(?:unrecognized arguments: |invalid choice: ')([^\s'=]+)", message)
@@ -41,14 +41,14 @@ def _names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _refusal(error: Exception, parser: Parser) -> str | None:
-    """The line that tells of bad input, or of too small a machine; None for a bug, which shows its traceback."""
+    """The line that reports bad input or a lack of memory; None for a bug, which shows its traceback."""
     said = " ".join(str(error).split())
-    torch = sys.modules.get("torch")  # which a command that only parses does not import
+    torch = sys.modules.get("torch")  # a command that only parses does not import it
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return f"out of memory: {said}" if said else "out of memory"
     if isinstance(error, (ValueError, TypeError)):
         said = _by_options(said, _names(parser))
-    missing = isinstance(error, ImportError) and error.name is None  # what says which extra brings it, and no bug
+    missing = isinstance(error, ImportError) and error.name is None  # names the extra to install: not a bug
     if missing or isinstance(error, (CommandError, ValueError, TypeError, OSError)):
         return said or type(error).__name__
     full = FULL.search(said) if isinstance(error, RuntimeError) else None
@@ -56,7 +56,7 @@ def _refusal(error: Exception, parser: Parser) -> str | None:
 
 
 def _by_options(message: str, names: Sequence[str]) -> str:
-    """What a function says of its arguments, "name, other: ..." or "name=value", in the words of the command line."""
+    """A function's message about its arguments, "name, other: ..." or "name=value", with the names of the options."""
 
     def option(match: re.Match[str]) -> str:
         found = f"--{match[1].replace('_', '-')}"
@@ -67,11 +67,11 @@ def _by_options(message: str, names: Sequence[str]) -> str:
 
 
 def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
-    """Parse, and call `options.run(options)`; its status, 0 if it gives none, and 2 if what was asked does not work."""
+    """Parse and call `options.run(options)`; returns its status, 0 if it returns none, and 2 for bad input."""
     try:
         options = parser.parse_args(arguments)
         with warnings.catch_warnings():
-            # Of Pillow, for photos of 90 megapixels and more; those of twice as many it refuses.
+            # Pillow warns of photos of 90 megapixels and more, and refuses those of twice as many.
             warnings.filterwarnings("ignore", "Image size .* exceeds limit")
             return options.run(options) or 0
     except KeyboardInterrupt:
@@ -86,7 +86,7 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def stderr_closed() -> Iterator[None]:
-    """Without what libraries in C, or their threads, write to stderr."""
+    """Discard what C libraries, or their threads, write to stderr."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -99,19 +99,21 @@ def stderr_closed() -> Iterator[None]:
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
-    """The option of a command that computes."""
-    command.add_argument("--device", metavar="NAME", help="where: cuda, cuda:1, cpu (the GPU if there is one)")
+    """Add --device, the option of a command that computes."""
+    command.add_argument(
+        "--device", metavar="NAME", help="where to compute: cpu, cuda or cuda:1 (default: the GPU if there is one)"
+    )
 
 
 def check_output(option: str, path: Path, extensions: Sequence[str]) -> None:
-    """An error unless `path` can be written, before any work is done for it."""
+    """Raise an error unless `path` can be written, before any work is done."""
     if path.suffix.lower() not in extensions:
         raise CommandError(f"{option}: expected a file name ending in {' or '.join(extensions)}, got {path}")
     if not path.parent.is_dir():
         raise CommandError(f"{option}: expected a file in a folder that exists, got {path}")
     if path.is_dir():
         raise CommandError(f"{option}: expected a file, got the folder {path}")
-    special = path.exists() and not path.is_file()  # a device or a pipe, which is written itself
+    special = path.exists() and not path.is_file()  # a device or a pipe, which is written in place
     if not os.access(path if special else path.parent, os.W_OK):
         raise CommandError(f"{option}: expected a folder that can be written to, got {path}")
     try:
@@ -119,14 +121,14 @@ def check_output(option: str, path: Path, extensions: Sequence[str]) -> None:
     except FileNotFoundError:
         return
     except OSError as error:  # links in a circle, a name that is too long
-        raise CommandError(f"{option}: expected a file name that can be used, got {path}: {error.strerror}") from error
+        raise CommandError(f"{option}: expected a usable file name, got {path}: {error.strerror}") from error
 
 
 def make_folder(option: str, path: Path) -> None:
-    """Make a folder for outputs unless it is there."""
+    """Create a folder for outputs unless it exists."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CommandError(f"{option}: expected a folder that can be made, got {path}: {error.strerror}") from error
+        raise CommandError(f"{option}: expected a folder that can be created, got {path}: {error.strerror}") from error
     if not os.access(path, os.W_OK):
         raise CommandError(f"{option}: expected a folder that can be written to, got {path}")

@@ -1,4 +1,4 @@
-"""The demo: a photo, a rough mask of it drawn by hand, noise, and what the CRF makes of the noise."""
+"""The demo: a photo with a rough hand-drawn mask, noisy scores of the mask, and their refinement."""
 
 import time
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ __all__ = ["CLASSES", "SETTINGS", "Outcome", "mask", "photo", "run", "scores"]
 
 CLASSES = ("backdrop", "flag", "hair", "skin", "hat", "uniform", "shirt")
 
-# Noise as rough as that of labels takes their settings. Blur 2 keeps the thin collar; the weight is twice theirs, for a
-# noise cell outvotes its own pixels.
+# The noise is as coarse as that of labels, and uses their settings. Blur 2 keeps the thin collar; the weight is
+# doubled, because a noise cell outvotes its own pixels.
 SETTINGS: RefineOptions = {**PARAMETERS["densecrf"], "method": "window", "blur": 2, "weight_appearance": 20}
 
 # Outlines in pixels (x, y) of the photo, painted in this order.
@@ -75,7 +75,7 @@ def photo() -> np.ndarray:
 
 
 def mask() -> np.ndarray:
-    """[600, 512] uint8: which of `CLASSES` is where in the photo, drawn by hand."""
+    """[600, 512] uint8: the class of each pixel of the photo, an index into `CLASSES`, drawn by hand."""
     from PIL import Image, ImageDraw
 
     labels = Image.new("L", (512, 600))
@@ -93,7 +93,7 @@ def scores() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `run` found: label maps [H, W], and the seconds of the CRF."""
+    """The result of `run`: label maps [H, W], and the time of the CRF in seconds."""
 
     image: np.ndarray
     truth: np.ndarray

@@ -1,4 +1,4 @@
-"""Where things are computed."""
+"""The device to compute on."""
 
 import torch
 
@@ -8,12 +8,12 @@ __all__ = ["device_found", "expect_device"]
 
 
 def device_found(device: torch.device | str | None = None) -> torch.device:
-    """The device that is asked for; by default the GPU if this process can use one, else the CPU.
+    """The requested device; by default the GPU if this process can use one, otherwise the CPU.
 
-    In the forked workers of a pool the default works too: a fork cannot use CUDA again.
+    The default also works in forked workers of a pool, which cannot use CUDA.
 
     Raises:
-        TypeError, ValueError: no device, or one that is not here.
+        TypeError, ValueError: not a device, or one that does not exist here.
     """
     if device is not None:
         return expect_device(device)
@@ -22,7 +22,7 @@ def device_found(device: torch.device | str | None = None) -> torch.device:
 
 
 def expect_device(device: torch.device | str) -> torch.device:
-    """`device` as a torch.device if it is one that is here, else an error."""
+    """`device` as a torch.device if it exists here, else an error."""
     wanted = "device: expected a device of torch, such as 'cuda' or 'cpu'"
     if not isinstance(device, (torch.device, str)):
         raise TypeError(f"{wanted}, got {checks.shown(device)}")
@@ -31,7 +31,7 @@ def expect_device(device: torch.device | str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"{wanted}, got {checks.shown(device)}") from None
     if found.type not in ("cpu", "cuda", "meta"):
-        raise ValueError(f"{wanted}, got {str(found)!r}, on which nothing here is tested")
+        raise ValueError(f"{wanted}, got {str(found)!r}, on which this library is not tested")
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(f"device: expected one that is here, got {str(found)!r} where there are {count} GPUs")
+        raise ValueError(f"device: expected one that exists, got {str(found)!r} with {count} GPUs")
     return found

@@ -1,13 +1,13 @@
-r"""What mean field minimises, iteration by iteration.
+r"""What mean field minimises, at each iteration.
 
 With logits U, mixing A_m = -mu W_m and messages F_m = K_m Q, the field Q of independent pixels has
 
     energy       <E>  = -sum_i Q_i . a U_i - 1/2 sum_i Q_i . sum_m A_m F_m,i
     free energy  F    = <E> + tau sum_i Q_i . log Q_i,      tau KL(Q || P) = F + tau log Z,   P = exp(-E / tau) / Z
 
-at the temperature tau; the half because every pair of pixels is met from both ends (Krähenbühl and Koltun 2011, section
-3; CRF-as-RNN, section 4). log Z does not depend on Q and is not known, so F is tau times the KL divergence up to a
-constant.
+at the temperature tau; the half because every pair of pixels is counted from both sides (Krähenbühl and Koltun 2011,
+section 3; CRF-as-RNN, section 4). log Z does not depend on Q and is not known, so F is tau times the KL divergence up
+to a constant.
 """
 
 from collections.abc import Sequence

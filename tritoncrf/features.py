@@ -5,8 +5,8 @@ theta (as in Krähenbühl and Koltun 2011, ConvCRF and CRF-RNN), the colour divi
 Positions are in (row, column) order, in pixels or in the unit of `spacing`; colours are in 0..255 units.
 
 A theta is a float, a 0-d tensor, or one per axis or channel (a sequence or a 1-d tensor). Tensors may require
-gradients, which then flow from the features to them. One of positions may also be a share of the image, "16%" of its
-diagonal, so that what suits a picture suits a smaller copy of it.
+gradients, which then flow from the features to them. A bandwidth of positions may also be a share of the image's
+diagonal, "16%", so that it also suits a smaller copy of the picture.
 """
 
 import math
@@ -124,10 +124,10 @@ def bandwidths(
     """A bandwidth of positions, one for each axis, or an error that names it.
 
     Args:
-        name: of the argument.
-        theta: in pixels, or in the unit of `spacings`; or a share of the diagonal, "16%".
-        size: of the image.
-        spacings: distances of two neighbours, one for each axis; 1 if left out.
+        name: the name of the argument.
+        theta: the bandwidth in pixels, or in the unit of `spacings`; or a share of the diagonal, "16%".
+        size: the size of the image.
+        spacings: distances between neighbours, one for each axis; 1 by default.
     """
     if not isinstance(theta, str):
         return checks.expect_positive(name, theta, len(size))
@@ -143,9 +143,10 @@ def bandwidths(
 
 
 def evenly_spaced(positions: torch.Tensor, may_change: bool = False) -> torch.Tensor:
-    """[1, D, *S], said to be positions: channel a counts along axis a, in even steps. A window need not read those.
+    """[1, D, *S], marked as positions: channel a increases along axis a in even steps. A window need not read those.
 
-    The tensor itself carries that, as long as it does not change. Tensors of inference mode do not tell when they do.
+    The mark is an attribute of the tensor, valid until the tensor changes. Tensors of inference mode do not track
+    changes.
     """
     if not torch.compiler.is_compiling() and not (may_change and positions.is_inference()):
         positions._evenly_spaced = _identity(positions)  # type: ignore[attr-defined]
@@ -153,7 +154,7 @@ def evenly_spaced(positions: torch.Tensor, may_change: bool = False) -> torch.Te
 
 
 def are_evenly_spaced(features: torch.Tensor) -> bool:
-    """Whether these are positions that `evenly_spaced` has seen, unchanged since."""
+    """Whether these are positions that `evenly_spaced` has marked, unchanged since."""
     if torch.compiler.is_compiling():
         return False
     seen = getattr(features, "_evenly_spaced", None)
@@ -168,7 +169,7 @@ def positions(
     size: Sequence[int], theta: Theta, spacing: Theta | None, *, device: torch.device | str | None,
     dtype: torch.dtype, start: Sequence[int] = (0, 0, 0), name: str = "theta",
 ) -> torch.Tensor:  # fmt: skip
-    """Those of `spatial`, of the part of an image that begins at `start`."""
+    """The positions of `spatial` for the part of an image that begins at `start`."""
     spacings = checks.expect_positive("spacing", 1.0 if spacing is None else spacing, len(size))
     thetas = bandwidths(name, theta, size, spacings)
     if device is None:
@@ -204,7 +205,7 @@ def _photo(image: torch.Tensor) -> torch.Tensor:
 
 
 def _on_device(name: str, thetas: list[float | torch.Tensor], like: torch.Tensor) -> list[float | torch.Tensor]:
-    """Tensors among `thetas` in the dtype of `like`; a 0-d tensor on the CPU goes with any device."""
+    """Convert tensors among `thetas` to the dtype of `like`; a 0-d tensor on the CPU is accepted for any device."""
     for t in thetas:
         if isinstance(t, torch.Tensor) and t.device.type != "cpu" and t.device != like.device:
             raise ValueError(f"{name}: expected a tensor on {like.device} or the CPU, got one on {t.device}")

@@ -28,8 +28,8 @@ __all__ = [
     "voc_palette",
 ]
 
-# A grey for class 0, usually the background; then the seven colours of Okabe and Ito (2008); then 13 chosen
-# one by one, each farthest in OKLab from those before it, as seen with normal, protanope and deuteranope eyes.
+# A grey for class 0, usually the background; then the seven colours of Okabe and Ito (2008); then 13 chosen one by one,
+# each farthest in OKLab from the earlier ones for normal, protanopic and deuteranopic vision.
 DISTINCT = (
     "5B6066 E69F00 56B4E9 009E73 F0E442 0072B2 D55E00 CC79A7 222255 FFFFFF 2F4BFF "
     "99DDFF 5B3A1E 5D2E8C FFD9B3 EE99AA DDCC77 666633 AA4499 6699CC EE6677"
@@ -37,11 +37,11 @@ DISTINCT = (
 REPAIRED, BROKEN, STILL_WRONG = "#0072B2", "#D55E00", "#F0E442"
 INK, MUTED = "#1F2328", "#6B7280"
 GAP, TITLE_HEIGHT = 0.12, 0.62  # inches
-MOST_PIXELS = 1200  # a side; a panel shows no more
+MOST_PIXELS = 1200  # a side; the most that a panel shows
 MOST_NAMES = 24
-OUTSIDE = -2  # of a label map: no pixel of the picture
+OUTSIDE = -2  # in a label map: not a pixel of the picture
 
-Entry: TypeAlias = tuple[Any, str]  # of a legend: a colour as matplotlib takes them, and the text
+Entry: TypeAlias = tuple[Any, str]  # of a legend: a colour in matplotlib's form, and the text
 
 
 def palette() -> npt.NDArray[np.uint8]:
@@ -69,8 +69,8 @@ def comparison(
     """Image, input labels, refined labels and what changed, side by side.
 
     Args:
-        image: [H, W, 3] or [H, W]; uint8, or floating from 0 to 1.
-        before, after: [H, W] integer labels; negative where unknown, OUTSIDE where there is no picture.
+        image: [H, W, 3] or [H, W]; uint8, or floating-point from 0 to 1.
+        before, after: integer labels [H, W]; negative where unknown, OUTSIDE where there is no picture.
         truth: [H, W] integer labels, if known: the last panel then distinguishes repaired from broken
             pixels, and the titles give the accuracies.
         names: class names in order; numbers by default.
@@ -161,7 +161,7 @@ def trace(records: Sequence["Record"]) -> "Figure":
     from matplotlib.ticker import EngFormatter, ScalarFormatter
 
     iterations = [r.iteration for r in records]
-    changes = records[1:]  # nothing came before the first
+    changes = records[1:]  # nothing precedes the first
     total = {
         "energy": (MUTED, [r.energy for r in records]),
         "free energy": (REPAIRED, [r.free_energy for r in records]),
@@ -170,7 +170,7 @@ def trace(records: Sequence["Record"]) -> "Figure":
         ("Free energy", "KL divergence up to a constant, nats", iterations, total),
         ("Entropy", "nats per pixel", iterations, {"": (REPAIRED, [r.entropy for r in records])}),
         (
-            "Labels changed", "% of the pixels, since the iteration before", [r.iteration for r in changes],
+            "Labels changed", "% of the pixels, since the previous iteration", [r.iteration for r in changes],
             {"": (REPAIRED, [100 * r.changed for r in changes])},
         ),
     ]  # fmt: skip
@@ -189,7 +189,7 @@ def trace(records: Sequence["Record"]) -> "Figure":
 
 
 def plain(axes: "Axes", xlabel: str) -> None:
-    """Axes of curves over whole numbers."""
+    """Format axes for curves over integers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(xlabel, color=MUTED)
@@ -200,7 +200,7 @@ def plain(axes: "Axes", xlabel: str) -> None:
 
 
 def head(axes: "Axes", title: str, subtitle: str) -> None:
-    """Two lines above a panel."""
+    """Write two lines above a panel."""
     above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "left", "va": "baseline"}
     axes.annotate(title, (0, 1), (0, 21), fontsize=13, fontweight="bold", color=INK, **above)
     axes.annotate(subtitle, (0, 1), (0, 7), fontsize=10, color=MUTED, **above)
@@ -215,12 +215,13 @@ def _rgb(image: npt.ArrayLike) -> np.ndarray:
 
 
 def grey_of(image: npt.ArrayLike) -> np.ndarray:
-    """[H, W, 3] floats from 0 to 1, the three alike; of an image [H, W, 3] or [H, W], uint8 or floating from 0 to 1."""
+    """The grey levels of an image [H, W, 3] or [H, W], uint8 or floating-point from 0 to 1: [H, W, 3] floats from 0 to
+    1, equal in all channels."""
     return np.repeat((_rgb(image) @ [0.299, 0.587, 0.114])[..., None], 3, axis=2)
 
 
 def overlay(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The colours of the labels, none where negative, over the grey image; a light line along their borders."""
+    """The colours of the labels over the grey image, none where negative, with a light line along borders."""
     colors = palette()[labels % 256] / 255
     mixed = np.where((labels < 0)[..., None], grey, 0.35 * grey + 0.65 * colors)
     edge = np.zeros(labels.shape, bool)
@@ -232,7 +233,7 @@ def overlay(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _changes(
     grey: np.ndarray, before: np.ndarray, after: np.ndarray, truth: npt.ArrayLike | None
 ) -> tuple[str, np.ndarray]:
-    """A subtitle and the picture of what changed, over a pale image."""
+    """A subtitle, and the picture of the changes over a pale image."""
     from matplotlib.colors import to_rgb
 
     pale = 0.72 + 0.28 * grey
@@ -260,7 +261,8 @@ def _join(*parts: str) -> str:
 
 
 def legend_entries(maps: Sequence[np.ndarray], names: Sequence[str] | None) -> list[Entry]:
-    """(color, text) of the classes present, by their share of the last map; of several, with the share of each."""
+    """(colour, text) of the classes present, sorted by their share in the last map; with several maps, the text has the
+    share in each."""
     shares = [{c: n / (x > OUTSIDE).sum() for c, n in zip(*np.unique(x, return_counts=True)) if c >= 0} for x in maps]
     present = sorted(set().union(*shares), key=lambda c: -shares[-1].get(c, 0))
     entries = []
@@ -280,7 +282,7 @@ def _key(truth: npt.ArrayLike | None) -> list[Entry]:
 
 
 def legend(figure: "Figure", entries: Sequence[Entry], columns: int, corner: str, at: tuple[float, float]) -> None:
-    """Rows of squares with their names, from the given corner of theirs at a place of the figure."""
+    """Rows of coloured squares with names, with the given corner at a place in the figure."""
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=color, edgecolor="#9CA3AF", linewidth=0.5, label=text) for color, text in entries]

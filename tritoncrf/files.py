@@ -1,6 +1,6 @@
 """Pictures and arrays on disk: errors name the file, and files are written completely or not at all.
 
-A path is a `pathlib.Path`, or what `address` makes of "s3://bucket/name" and its like.
+A path is a `pathlib.Path`, or the result of `address` for URLs such as "s3://bucket/name".
 """
 
 import contextlib
@@ -31,19 +31,19 @@ __all__ = [
 
 SAMPLES_PER_PIXEL = 277  # a tag of TIFF
 VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".mgz")
-SHOWN = 50  # characters of a file's name in its temporary one: at most 200 bytes of the 255 that a name may have
+SHOWN = 50  # characters of a file's name in the name of its temporary file: at most 200 bytes of the 255 in a name
 
 
 class FileError(ValueError):
-    """A file that is not what was expected; the message begins with its name."""
+    """A file is not what was expected; the message begins with its name."""
 
 
 def address(text: str) -> Path:
     """A local path, also for "file:///x"; for any other "scheme://..." a `upath.UPath`, which is used like a path.
 
     Raises:
-        ImportError: an address, and no universal-pathlib, or not what its scheme needs beside it.
-        ValueError: a scheme that fsspec does not know.
+        ImportError: universal-pathlib, or another package that the scheme needs, is not installed.
+        ValueError: fsspec does not know the scheme.
     """
     scheme = re.match("([a-z][a-z0-9+.-]+)://", text)
     if scheme is None:
@@ -53,10 +53,10 @@ def address(text: str) -> Path:
     try:
         from upath import UPath
     except ImportError as error:
-        raise ImportError(f"{text}: universal-pathlib opens addresses; `pip install 'tritoncrf[data]'`") from error
+        raise ImportError(f"{text}: opening it needs universal-pathlib; `pip install 'tritoncrf[data]'`") from error
     try:
         path = UPath(text)
-        # Made now, of a package that may be missing.
+        # Create the file system now, since its package may be missing.
         path.fs  # noqa: B018
     except ImportError as error:
         raise ImportError(f"{text}: {_reason(error)}") from error
@@ -71,9 +71,9 @@ def is_local(path: Path) -> bool:
 
 
 def decoded(path: Path, what: str, read: Callable[[Path], Content]) -> Content:
-    """The result of `read(path)`; all errors of decoders become one error that names the file."""
+    """The result of `read(path)`; any error of a decoder becomes one error that names the file."""
     if is_local(path) and not path.is_file():
-        kind = "a folder" if path.is_dir() else "a link that leads nowhere" if path.is_symlink() else "no such file"
+        kind = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no such file"
         raise FileError(f"{path}: expected {what}, got {kind}")
     with explained(path, what):
         return read(path)
@@ -81,58 +81,60 @@ def decoded(path: Path, what: str, read: Callable[[Path], Content]) -> Content:
 
 @contextlib.contextmanager
 def explained(path: Path, what: str) -> Iterator[None]:
-    """All errors of decoders become one error that names the file."""
+    """Turn any error of a decoder into one error that names the file."""
     try:
         yield
     except (FileError, ImportError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise FileError(f"{path}: expected {what}, got no such file") from error
-    except Exception as error:  # broken files make decoders raise nearly anything, SyntaxError included
+    except Exception as error:  # broken files make decoders raise nearly anything, even SyntaxError
         raise FileError(f"{path}: expected {what}, unreadable: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """What a decoder says, in one line of sensible length."""
+    """A decoder's message, in one line of limited length."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 200 else f"{words[:200]}..."
 
 
 @contextlib.contextmanager
 def _picture(path: Path) -> "Iterator[PIL.Image.Image]":
-    """A picture, its pixels read."""
+    """A picture with its pixels loaded."""
     from PIL import Image, UnidentifiedImageError
 
     with path.open("rb") as file:
         try:
             image = Image.open(file)
         except UnidentifiedImageError:
-            raise ValueError("no format that Pillow reads") from None  # its own names the open file
+            raise ValueError("no format that Pillow reads") from None  # Pillow's message has the open file object
         with image:
             deep = any(str(tile[3]).endswith(";16B") for tile in image.tile)  # as they are stored
             if image.format == "PNG" and deep and not image.mode.startswith("I"):
                 raise FileError(
-                    f"{path}: expected 8 bits a channel, got 16 in a picture of mode {image.mode!r}, of which Pillow "
-                    "keeps 8; of a TIFF by itself --value-range LOW,HIGH says which values are black and white"
+                    f"{path}: expected 8 bits per channel, got 16 in a picture of mode {image.mode!r}, of which Pillow "
+                    "keeps 8; for a single TIFF, --value-range LOW,HIGH sets the values for black and white"
                 )
             image.load()
             yield image
 
 
 def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
-    """A PIL image, RGB or grey ("L"); its pixels as they are stored, or turned as a viewer shows them."""
+    """A PIL image, RGB or grey ("L"), either as stored or rotated by its EXIF orientation."""
     from PIL import Image, ImageOps
     from PIL.TiffImagePlugin import TiffImageFile
 
     def read(path: Path) -> Image.Image:
         if path.name.lower().endswith(VOLUMES):
-            raise FileError(f"{path}: expected a picture, got a volume; of such files refine takes one .nii or .nii.gz")
+            raise FileError(f"{path}: expected a picture, got a volume; refine takes a single .nii or .nii.gz")
         with _picture(path) as image:
             if image.mode.startswith(("I", "F")):
-                hint = "; of one by itself --value-range LOW,HIGH says which values are black and white"
-                raise FileError(f"{path}: expected 8 bits a channel, got a picture of mode {image.mode!r}{hint}")
+                hint = "; for a single image, --value-range LOW,HIGH sets the values for black and white"
+                raise FileError(f"{path}: expected 8 bits per channel, got a picture of mode {image.mode!r}{hint}")
             if isinstance(image, TiffImageFile) and (channels := _further_channels(image)):
-                raise FileError(f"{path}: expected 1 or 3 channels, got {channels}; of one --bands says which")
+                raise FileError(
+                    f"{path}: expected 1 or 3 channels, got {channels}; for a single image, --bands selects them"
+                )
             turned = ImageOps.exif_transpose(image) if upright else image
             return turned.convert("L" if turned.mode in ("1", "L", "LA") else "RGB")
 
@@ -140,8 +142,8 @@ def read_image(path: Path, upright: bool = False) -> "PIL.Image.Image":
 
 
 def _further_channels(image: "PIL.TiffImagePlugin.TiffImageFile") -> int:
-    """How many channels a TIFF has where some are neither grey nor colours: Pillow passes over them, or takes near
-    infrared for opacity, and only of opacity that hides nothing it is right."""
+    """The number of channels of a TIFF if some are neither grey nor colours. Pillow ignores these, or treats near
+    infrared as opacity, which is right only for an opacity that is 255 everywhere."""
     bands, channels = image.getbands(), int(image.tag_v2.get(SAMPLES_PER_PIXEL, 1))
     opaque = bands[-1] != "A" or image.getchannel("A").getextrema() == (255, 255)
     return 0 if opaque and channels == len(bands) else channels
@@ -163,7 +165,7 @@ def read_labels(path: Path, upright: bool = False) -> np.ndarray:
 
 
 def read_picture(path: Path) -> "PIL.Image.Image":
-    """A PIL image of any mode, as it is stored."""
+    """A PIL image of any mode, as stored."""
 
     def read(path: Path) -> "PIL.Image.Image":
         with _picture(path) as image:
@@ -175,13 +177,13 @@ def read_picture(path: Path) -> "PIL.Image.Image":
 def read_array(path: Path, extensions: Sequence[str] = (".npy", ".npz")) -> np.ndarray:
     """The only array of a file, in this machine's byte order."""
     if path.suffix.lower() not in extensions:
-        hint = "; of a volume .nii and .nii.gz too, of one at a time" if path.name.lower().endswith(VOLUMES) else ""
+        hint = "; a single volume may also be .nii or .nii.gz" if path.name.lower().endswith(VOLUMES) else ""
         raise FileError(f"{path}: expected a file ending in {' or '.join(extensions)}{hint}")
     return read_arrays(path, lambda arrays: one_array(path, arrays))
 
 
 def read_arrays(path: Path, choose: Callable[[Arrays], Content]) -> Content:
-    """What `choose` selects from an .npy or .npz. Only that is read, and no pickled objects."""
+    """What `choose` selects from an .npy or .npz. Nothing else is read, and no pickled objects."""
 
     def read(path: Path) -> Content:
         with path.open("rb") as file:
@@ -191,7 +193,7 @@ def read_arrays(path: Path, choose: Callable[[Arrays], Content]) -> Content:
 
 
 def one_array(source: object, arrays: Arrays, key: str | None = None) -> np.ndarray:
-    """The only array of a source, or the one of that name, in this machine's byte order."""
+    """The only array of a source, or the one with the given name, in this machine's byte order."""
     if isinstance(arrays, np.ndarray):
         if key is not None:
             raise FileError(f"{source}: expected an array named {key!r}, got one without a name")
@@ -203,14 +205,14 @@ def one_array(source: object, arrays: Arrays, key: str | None = None) -> np.ndar
         name = next(iter(arrays)) if key is None else key
         array = arrays[name]
         if not isinstance(array, np.ndarray):
-            raise FileError(f"{source}: expected one array, got a file {name!r} that is none")
+            raise FileError(f"{source}: expected one array, got a file {name!r} that is not an array")
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise FileError(f"{source}: expected numbers of at most 64 bits, got dtype {array.dtype}")
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def write_labels(file: IO[bytes], labels: np.ndarray) -> None:
-    """[H, W] labels from 0 to 255 into an open file, as a PNG with a palette."""
+    """Write labels [H, W] from 0 to 255 into an open file, as a PNG with a palette."""
     from PIL import Image
 
     from tritoncrf.figures import palette
@@ -221,14 +223,14 @@ def write_labels(file: IO[bytes], labels: np.ndarray) -> None:
 
 
 def write_mask(file: IO[bytes], mask: np.ndarray) -> None:
-    """[H, W] of 0 and 1 into an open file, as a PNG of 0 and 255."""
+    """Write a mask [H, W] of 0 and 1 into an open file, as a PNG of 0 and 255."""
     from PIL import Image
 
     Image.fromarray((mask * 255).astype(np.uint8), mode="L").save(file, format="png")
 
 
 def expect_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """An error if an output would be in a folder of inputs, where it could replace one of them."""
+    """Raise an error if an output would be in a folder of inputs, where it could replace one of them."""
     folders = {folder for path in inputs for folder in (path.parent.resolve(), _target(path).parent)}
     for path in outputs:
         if _target(path).parent in folders:
@@ -237,9 +239,10 @@ def expect_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that replaces `path` when the block ends without an error, and is otherwise removed.
+    """A file that replaces `path` if the block ends without an error, and is otherwise removed.
 
-    What is no file, such as a device or a pipe, is written at the end of the block; an address too, in one request.
+    A path that is not a regular file, such as a device or a pipe, is written at the end of the block; so is a remote
+    path, in one request.
     """
     if not is_local(path):
         buffer = io.BytesIO()
@@ -259,7 +262,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def placed(path: Path) -> Iterator[Path]:
-    """The name of a new file that replaces `path` when the block ends without an error, and is otherwise removed."""
+    """The name of a new file that replaces `path` if the block ends without an error, and is otherwise removed."""
     path = _target(path)
     temporary = path.with_name(f".{path.name[:SHOWN]}.{secrets.token_hex(8)}.part")
     try:
@@ -274,7 +277,7 @@ def placed(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Make system errors that name no file, or the temporary one, name `path`."""
+    """Make system errors without a file name, or with the temporary one, name `path`."""
     try:
         yield
     except OSError as error:
@@ -284,13 +287,13 @@ def errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def temporaries(folder: Path, names: str) -> list[Path]:
-    """What `replacing` left in a folder where its process was killed, of files of these names, a regular expression."""
+    """The temporary files that killed processes left in a folder, for file names that match a regular expression."""
     pattern = re.compile(rf"\.{names}\.[0-9a-f]{{16}}\.part")
     return [path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_file()]
 
 
 def _target(path: Path) -> Path:
-    """Where a path leads through all symbolic links; an OSError where they lead in a circle."""
+    """The target of a path through all symbolic links; an OSError if they form a cycle."""
     with contextlib.suppress(FileNotFoundError):
         os.stat(path)
     return Path(os.path.realpath(path))
@@ -314,7 +317,7 @@ def save_small_figure(path: Path, figure: "Figure", dpi: float, colors: int) -> 
 
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi)
-    # This way to choose the colours keeps a legend's few pixels in theirs.
+    # This method keeps the colours of a legend, which has few pixels.
     how, plain = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
     with Image.open(drawn) as picture, replacing(path) as file:
         picture.convert("RGB").quantize(colors, method=how, kmeans=1, dither=plain).save(

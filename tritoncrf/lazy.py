@@ -22,8 +22,8 @@ class LazyPackage(ModuleType):
         return vars(self)[name]
 
     def __setattr__(self, name: str, value: object) -> None:
-        # Python sets a module in its package once it is imported. Where something in it has the module's name, as the
-        # function `refine` in refine.py has, that is what the package shows, whoever imports what first.
+        # Python makes an imported module an attribute of its package. If something in the module has the module's name,
+        # like the function `refine` in refine.py, the attribute must be that, in any order of imports.
         if isinstance(value, ModuleType) and name in self._modules:
             value = getattr(value, name, value)
         super().__setattr__(name, value)
@@ -33,11 +33,11 @@ class LazyPackage(ModuleType):
 
 
 def load_lazily(package: str, modules: Mapping[str, str]) -> None:
-    """Makes the names of `package` those of the table.
+    """Make the names in the table attributes of `package`.
 
     Args:
         package: its `__name__`.
-        modules: the module of the package that each name is in, or that it is the name of.
+        modules: for each name, the module of the package that contains it, or that has this name.
     """
     module = sys.modules[package]
     module.__class__ = LazyPackage

@@ -1,4 +1,4 @@
-"""What the values of an image count as: which of them is 0 and which 255, for each of its channels."""
+"""The values of an image that count as 0 and as 255, for each of its channels."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
@@ -13,7 +13,7 @@ __all__ = ["Levels", "Parts", "levels"]
 
 #: (low, high) of each channel: a value v counts as 255 (v - low) / (high - low).
 Levels: TypeAlias = tuple[tuple[float, float], ...]
-#: An image part by part, as often as it is asked for: [M, *s] and, where some pixels are not there, which are, [*s].
+#: Iterates over the parts of an image, repeatedly: [M, *s], and the mask of valid pixels [*s] if some are not.
 Parts: TypeAlias = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor | None]]]
 
 BINS = 1 << 16
@@ -21,11 +21,11 @@ WANTED = 'two numbers (low, high) or percentiles ("1%", "99%"), or such a pair f
 
 
 def levels(value_range: ValueRange, dtype: torch.dtype, channels: int, parts: Parts) -> Levels:
-    """The levels of an image of so many channels.
+    """The levels of an image with this number of channels.
 
     Raises:
-        TypeError: no pair.
-        ValueError: pairs for another number of channels, a low that is not below its high, a percentile beyond 100.
+        TypeError: not a pair.
+        ValueError: pairs for another number of channels, a low that is not below its high, or a percentile above 100.
     """
     pairs = _pairs(value_range, channels)
     if not any(isinstance(end, str) for pair in pairs for end in pair):
@@ -73,7 +73,7 @@ def _share(text: str) -> float:
 
 
 class _Histogram:
-    """How often each value of a channel occurs, or each of BINS equal intervals from the least to the most."""
+    """The count of each value of a channel, or of each of BINS equal intervals from the smallest to the largest."""
 
     def __init__(self, least: float, most: float, exact: bool) -> None:
         self.least, self.width = least, 1.0 if exact else (most - least) / BINS
@@ -84,7 +84,7 @@ class _Histogram:
         self.counts += torch.bincount(bins, minlength=BINS).cpu()
 
     def percentile(self, share: float) -> float:
-        """The least value that so many are at most: itself, or the middle of its interval."""
+        """The smallest value that this share does not exceed, or the middle of its interval."""
         total = self.counts.cumsum(0)
         wanted = max(1, -int(-share * int(total[-1]) // 1))
         place = int(torch.searchsorted(total, wanted))
@@ -92,7 +92,7 @@ class _Histogram:
 
 
 def _histograms(dtype: torch.dtype, channels: int, parts: Parts) -> Sequence[_Histogram]:
-    """One for each channel, of the pixels that are there; integers of at most 16 bits are counted one by one."""
+    """A histogram of the valid pixels for each channel; integers of at most 16 bits are counted exactly."""
     if dtype in (torch.uint8, torch.int8, torch.uint16, torch.int16):
         least = float(torch.iinfo(dtype).min)
         found = [_Histogram(least, least + BINS, exact=True) for _ in range(channels)]
@@ -109,15 +109,15 @@ def _histograms(dtype: torch.dtype, channels: int, parts: Parts) -> Sequence[_Hi
         for histogram, channel in zip(found, values):
             histogram.add(channel)
     if empty:
-        raise ValueError("value_range: expected numbers where no pixel is valid, got percentiles")
+        raise ValueError("value_range: expected numbers if no pixel is valid, got percentiles")
     return found
 
 
 def _values(parts: Parts) -> Iterable[torch.Tensor]:
-    """The values [M, N] of each part, of the pixels that are there; of those parts that have some."""
+    """The values [M, N] of the valid pixels of each part that has any."""
     for image, valid in parts():
         values = image.flatten(1) if valid is None else image[:, valid]
         if values.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            values = values.to(torch.float64)  # PyTorch computes with few unsigned dtypes
+            values = values.to(torch.float64)  # PyTorch supports few operations on unsigned dtypes
         if values.shape[1]:
             yield values

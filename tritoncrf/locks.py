@@ -1,4 +1,4 @@
-"""Folders and files for one run at a time."""
+"""Locks of folders and files, for one run at a time."""
 
 import contextlib
 import os
@@ -18,12 +18,11 @@ _held: set[int] = set()  # descriptors
 
 @contextlib.contextmanager
 def locked(path: Path, shared: bool = False) -> Iterator[None]:
-    """Holds the lock of a folder or a file, to the end of this process at the latest; without one where a file system
-    has none.
+    """Hold the lock of a folder or a file, at the latest until this process ends; no lock if the file system has none.
 
     Args:
         path: a folder, or a file that exists.
-        shared: beside others that share it; otherwise alone.
+        shared: share the lock with others that do too; otherwise it is exclusive.
 
     Raises:
         FileError: another process holds it.
@@ -38,7 +37,7 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             what = "folder" if path.is_dir() else "file"
-            raise FileError(f"{path}: expected a {what} for this run alone, got one in use by another") from None
+            raise FileError(f"{path}: expected a {what} for this run alone, got one in use by another run") from None
         except OSError:
             pass
         yield
@@ -48,7 +47,7 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
 
 
 def _let_go() -> None:
-    """A fork shares its parent's locks, and a loader's worker may outlive a run that is killed."""
+    """Release inherited locks: a fork shares its parent's, and a loader's worker may outlive a killed run."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

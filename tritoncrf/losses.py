@@ -94,7 +94,7 @@ def dense_crf_loss(
 
 
 def _weight(name: str, value: float | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
-    """A weight as a number, or a tensor [] beside the probabilities."""
+    """A weight as a number, or as a tensor [] on the device of the probabilities."""
     if not isinstance(value, torch.Tensor):
         return checks.expect_number(name, value)
     wanted = "a number or a floating-point 0-d tensor"
@@ -107,7 +107,7 @@ def _weight(name: str, value: float | torch.Tensor, like: torch.Tensor) -> float
 
 
 def _mask(name: str, value: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    """Weights of pixels [B, 1, *S] for the batch and in the dtype of the probabilities; None for all alike."""
+    """Weights of pixels [B, 1, *S] in the dtype of the probabilities; None if all are equal."""
     if value is None:
         return None
     if isinstance(value, torch.Tensor) and value.dtype == torch.bool:
@@ -132,7 +132,7 @@ def _expect_device(name: str, value: torch.Tensor, like: torch.Tensor) -> None:
 
 
 def _both(region: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Their product, where either may be all pixels."""
+    """The product of two masks, each of which may be None for all pixels."""
     if region is None or mask is None:
         return mask if region is None else region
     return region * mask
@@ -146,15 +146,15 @@ def _pixels(s: torch.Tensor, sends: torch.Tensor | None, receives: torch.Tensor 
 
 @dataclass(frozen=True)
 class Loss:
-    """Published settings of a loss, which is weight * dense_crf_loss(..., form=form) beside a partial cross-entropy.
+    """Published settings of a loss, weight * dense_crf_loss(..., form=form), which is added to a partial cross-entropy.
 
     Attributes:
-        form: of `dense_crf_loss`.
+        form: the form of `dense_crf_loss`.
         theta_space: bandwidth of positions in pixels, at the resolution of the loss.
         theta_color: bandwidth of colours in 0..255 units, one number or one per channel.
         window_size: side of the window, which leaves out the pixel itself; None for all pixels, by a lattice.
-        scale: resolution of the loss, of the image's.
-        weight: of the loss.
+        scale: resolution of the loss / that of the image.
+        weight: weight of the loss.
     """
 
     form: LossForm
@@ -170,7 +170,7 @@ class Loss:
         return Lattice(f) if self.window_size is None else Window(f, self.window_size, include_self=False)
 
 
-# Of the gated loss, colours are in standard deviations of ImageNet's channels, of which the bandwidth is a tenth.
+# In the gated loss, the bandwidth of colours is a tenth of the standard deviations of ImageNet's channels.
 DEVIATIONS = 0.229, 0.224, 0.225
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {

@@ -1,4 +1,4 @@
-"""The mean-field loop and its backward, over any filters.
+"""The mean-field loop and its backward pass, for any filters.
 
     S_0 = U,  Q_0 = softmax(S_0);   S_{t+1} = a U + sum_m A_m K_m Q_t,  Q_t = softmax(S_t)     T times
 
@@ -14,9 +14,9 @@ A temperature divides a and all A_m. Damped by d, with P_t = softmax(S_t),
 
     Q_t = (1 - d) P_t + d Q_{t-1} ;   dS_t = (1 - d) P_t (dQ_t - <P_t, dQ_t>) ,   dQ_{t-1} = sum_m A_m^T G_m + d dQ_t
 
-and P_t is what Q_t and Q_{t-1}, which are kept, leave it: to rounding, also where it is next to nothing.
+and P_t is recovered from Q_t and Q_{t-1}, which are kept, up to rounding, even where it is almost 0.
 
-With another activation than the softmax, or a filter that only a function knows, autograd records every operation.
+With another activation than the softmax, or a filter given by a function, autograd records every operation.
 """
 
 import functools
@@ -45,8 +45,8 @@ from tritoncrf.step import KEPT_STATES, State, Step, mix, outer, rectified, soft
 from tritoncrf.types import Activation, Compatibility, Initial, Output
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
-LEAST_LOGARITHM = -1e5  # of probabilities that the first messages are made of
-LEAST_PROBABILITY = 1e-30  # of which a damped loop gives the logarithm: the gradient is then at most 1e30
+LEAST_LOGARITHM = -1e5  # of the probabilities in the first messages
+LEAST_PROBABILITY = 1e-30  # whose logarithm a damped loop returns; it limits the gradient to 1e30
 INITIALS: tuple[Initial, ...] = get_args(Initial)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 NOT_FINITE = "logits, filters, weights: expected values whose sums float32 holds, got NaN or infinity"
@@ -144,7 +144,8 @@ def checked(
     logits: torch.Tensor, filters: Sequence[Filter], weights: Sequence[float | torch.Tensor],
     compatibility: Compatibility, iterations: int, unary_weight: float | torch.Tensor, initial: Initial,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:  # fmt: skip
-    """The A_m = -mu W_m and a as tensors beside the logits, or an error for whatever the loop cannot take."""
+    """The A_m = -mu W_m and a as tensors on the device of the logits; raises an error for arguments that the loop
+    cannot take."""
     checks.expect_tensor("logits", logits)
     checks.expect_spatial("logits", logits)
     checks.expect_classes("logits", logits)
@@ -158,12 +159,12 @@ def algebra(
     logits: torch.Tensor, weights: Sequence[float | torch.Tensor], compatibility: Compatibility,
     unary_weight: float | torch.Tensor,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:  # fmt: skip
-    """The A_m = -mu W_m and a as tensors beside the logits, [B, C, *S]."""
+    """The A_m = -mu W_m and a as tensors on the device of the logits, [B, C, *S]."""
     mixing = [_class_weight(f"weights[{m}]", w, logits, ndim=2) for m, w in enumerate(weights)]
     scale = _class_weight("unary_weight", unary_weight, logits, ndim=1)
     if not (isinstance(compatibility, str) and compatibility == "potts"):
         mu = _compatibility(compatibility, logits)
-        # In float64, which autocast leaves alone, in the backward too.
+        # In float64, which autocast does not change, nor in the backward pass.
         mixing = [(-mu.double() @ w.double()).to(mu.dtype) if w.ndim == 2 else -mu * w for w in mixing]
         for a in mixing:
             checks.expect_finite("compatibility times weights", a)
@@ -182,10 +183,12 @@ def expect_damping(damping: float) -> float:
 def expect_update(
     damping: float, temperature: float | torch.Tensor, logits: torch.Tensor, initial: Initial
 ) -> tuple[float, torch.Tensor | None]:
-    """A loop's damping, and its temperature [] beside the logits, None for 1; or an error."""
+    """A loop's damping, and its temperature [] on the device of the logits, None for 1; or an error."""
     damping = expect_damping(damping)
     if damping and initial != "softmax":
-        raise ValueError(f"damping: expected 0 with initial={initial!r}, whose first messages are no Q, got {damping}")
+        raise ValueError(
+            f"damping: expected 0 with initial={initial!r}, whose first messages are not probabilities, got {damping}"
+        )
     checks.expect_positive_number("temperature", temperature)
     if not isinstance(temperature, torch.Tensor) and temperature == 1:
         return damping, None
@@ -195,17 +198,18 @@ def expect_update(
 def _expect_activation(activation: Activation, initial: Initial, tau: torch.Tensor | None) -> None:
     checks.expect_choice("activation", activation, ACTIVATIONS)
     if activation == "relu" and initial != "softmax":
-        raise ValueError(f"initial: expected 'softmax' with activation='relu', which takes its place, got {initial!r}")
+        raise ValueError(f"initial: expected 'softmax' with activation='relu', which replaces it, got {initial!r}")
     if activation == "relu" and tau is not None:
         raise ValueError(
-            f"temperature: expected 1 with activation='relu', whose Q it leaves as it is, got {tau.item()}"
+            f"temperature: expected 1 with activation='relu', whose Q it does not change, got {tau.item()}"
         )
 
 
 def expect_filters(
     filters: Sequence[Filter], weights: Sequence[float | torch.Tensor], values: torch.Tensor, name: str = "logits"
 ) -> None:
-    """An error unless these are filters of values [B, C, *S], which the error calls `name`, and as many weights."""
+    """Raise an error unless these are filters for values [B, C, *S], called `name` in the message, and as many
+    weights."""
     for argument, value in ("filters", filters), ("weights", weights):
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"{argument}: expected a list, one per filter, got {checks.kind_of(value)}")
@@ -220,7 +224,7 @@ def expect_filters(
 
 
 def _class_weight(name: str, value: float | torch.Tensor, logits: torch.Tensor, ndim: int) -> torch.Tensor:
-    """A weight on the class axis as a tensor [], [C] or, for ndim 2, [C, C] beside the logits."""
+    """A weight on the class axis as a tensor [], [C] or, for ndim 2, [C, C] on the device of the logits."""
     classes, dtype = logits.shape[1], compute_dtype(logits)
     if not isinstance(value, torch.Tensor):
         return torch.full((), checks.expect_number(name, value), dtype=dtype, device=logits.device)
@@ -253,19 +257,19 @@ def _check_device(name: str, value: torch.Tensor, logits: torch.Tensor) -> None:
 
 
 def possible(logits: torch.Tensor) -> torch.Tensor:
-    """Logits, checked, in the dtype of the loop; those of classes that are ruled out large instead of infinite."""
+    """Checked logits in the dtype of the loop, with large instead of infinite ones for classes that are ruled out."""
     ruled_out = checks.expect_logits("logits", logits, axis=1)
     found = logits.to(compute_dtype(logits))
     return torch.where(found == -math.inf, -checks.RULED_OUT, found) if ruled_out else found
 
 
 def started(unary: torch.Tensor, initial: str) -> torch.Tensor:
-    """What the first messages are computed from."""
+    """The probabilities from which the first messages are computed."""
     return softmax(unary) if initial == "softmax" else torch.log_softmax(unary, 1).clamp_min(LEAST_LOGARITHM)
 
 
 def resolved(filters: Sequence[Filter], values: torch.Tensor) -> list[Plan]:
-    """Their plans with the backends that will serve `values`; all of them in a graph of standard operators, or none."""
+    """The plans of filters with the backends for `values`; either all or none are graphs of standard operators."""
     plans = [f.resolved(values) for f in filters]
     if all(p.backend == "graph" for p in plans):
         return plans
@@ -276,7 +280,7 @@ def _unrolled(
     unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], filters: Sequence[Filter],
     iterations: int, initial: Initial, damping: float, normalized: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:  # fmt: skip
-    """What `iterate` gives first, by operations that autograd records, with this in place of the softmax."""
+    """The first result of `iterate`, by operations that autograd records, with another activation than the softmax."""
     with without_autocast(unary):
         q = normalized(unary) if initial == "softmax" else started(unary, initial)
         weighted = mix(unary_weight, unary)
@@ -295,7 +299,7 @@ def _start(
     plans: Sequence[Plan], tensors: list[torch.Tensor], mixing: list[torch.Tensor], unary: torch.Tensor,
     unary_weight: torch.Tensor,
 ) -> Step:  # fmt: skip
-    """The step that runs these filters, each made ready with its own tensors."""
+    """The step that runs these filters, each prepared with its own tensors."""
     budget = KEPT_STATES * unary.shape[1] / len(plans)
     operators = [p.operator(own, budget) for p, own in zip(plans, _by_filter(plans, tensors), strict=True)]
     return plans[0].step(plans, mixing, unary)(operators, mixing, unary, unary_weight)
@@ -311,7 +315,7 @@ def iterate(
     unary: torch.Tensor, unary_weight: torch.Tensor, mixing: list[torch.Tensor], tensors: list[torch.Tensor],
     plans: str, iterations: int, initial: str, damping: float, keep: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """[S_T], or Q_T if it is damped; and Q_0 .. Q_{T-1} after it, in the step's layout, if `keep`."""
+    """[S_T], or [Q_T] if damped, followed by Q_0 .. Q_{T-1} in the step's layout if `keep`."""
     unary = unary.contiguous()
     with without_autocast(unary):
         step = _start(decode(plans), tensors, mixing, unary, unary_weight)
@@ -323,7 +327,7 @@ def iterate(
             if keep:
                 kept.append(step.probabilities(state))
         last = step.image(step.probabilities(_next(step, state, damping))) if damping else step.scores(state)
-        del step, state  # their memory, before that of a copy
+        del step, state  # free their memory before that of a copy is allocated
         return [last.contiguous(), *kept]
 
 
@@ -345,9 +349,9 @@ def iterate_backward(
     tensors: list[torch.Tensor], states: list[torch.Tensor], plans: str, initial: str, damping: float,
     needs: list[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
-    """Gradients of unary, unary_weight, each of mixing and of tensors; empty where `needs` says no.
+    """Gradients of unary, unary_weight, each of mixing and of tensors; empty where `needs` is false.
 
-    states: Q_0 .. Q_{T-1} as `iterate` gives them, and Q_T [B, C, *S] after them if it is damped.
+    states: Q_0 .. Q_{T-1} from `iterate`, followed by Q_T [B, C, *S] if damped.
     needs: unary, unary_weight, any of mixing; then each filter, whether any of its tensors.
     """
     needs_unary, needs_unary_weight, needs_mixing, *needs_filters = needs
@@ -397,7 +401,7 @@ def iterate_backward(
 
 
 def _by_filter(plans: Sequence[Plan], items: Sequence[Any]) -> list[list[Any]]:
-    """What there is one of for each tensor, in a list for each filter."""
+    """Group a list with one entry per tensor into one list per filter."""
     left = iter(items)
     return [[next(left) for _ in range(p.tensor_count)] for p in plans]
 

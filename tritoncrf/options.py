@@ -1,4 +1,4 @@
-"""The arguments of `refine`: what they are by default, which methods use them, and what known pipelines pass."""
+"""The arguments of `refine`: their defaults, the methods that use them, and the settings of published pipelines."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -14,16 +14,16 @@ __all__ = [
 METHODS: tuple[Method, ...] = get_args(Method)
 GAUSSIAN: tuple[Method, ...] = ("lattice", "exact", "window")
 SCORES = ("logits", "probabilities", "energies", "labels", "mask", "foreground")
-BINARY = SCORES[4:]  # of one object, [H, W]
-HARD = SCORES[3:5]  # of which no network said how sure it is
-UNKNOWN = 255  # of labels
+BINARY = SCORES[4:]  # for one object, [H, W]
+HARD = SCORES[3:5]  # labels without a network's certainty
+UNKNOWN = 255  # the label of unknown pixels
 
 
 class Argument(NamedTuple):
-    """What an argument is where it is not given, and the methods and the kinds of scores that use it.
+    """The default of an argument, and the methods and the kinds of scores that use it.
 
-    gentle: what it is for GAUSSIAN methods and the scores of a network, where that is something else: these methods
-        level small regions whose scores are low, which a label map has none of.
+    gentle: the default for GAUSSIAN methods on the scores of a network, if it is another. These methods remove small
+        regions whose scores are low, which a label map does not have.
     """
 
     default: Any
@@ -32,7 +32,7 @@ class Argument(NamedTuple):
     gentle: Any = None
 
     def value(self, method: Method, scores: str) -> Any:
-        """Where it is not given."""
+        """The value where it is not given."""
         gentle = self.gentle is not None and method in GAUSSIAN and scores not in HARD
         return self.gentle if gentle else self.default
 
@@ -62,7 +62,7 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
 
 
 class Text(NamedTuple):
-    """What an argument means, and where a slider makes sense, its numbers: from, to, in steps of."""
+    """What an argument means, and for a slider its minimum, maximum and step."""
 
     meaning: str
     numbers: tuple[float, float, float] | None = None
@@ -71,32 +71,40 @@ class Text(NamedTuple):
 TEXTS: Mapping[str, Text] = MappingProxyType(
     {
         "theta_space": Text(
-            "bandwidth of positions in the appearance kernel, in pixels, or 16% of the diagonal", (1, 200, 1)
+            "bandwidth of positions in the appearance kernel, in pixels or as a share of the diagonal, such as 16%",
+            (1, 200, 1),
         ),
-        "theta_color": Text("bandwidth of colours, in 0..255 units", (1, 60, 0.5)),
+        "theta_color": Text("bandwidth of colours in the appearance kernel, in 0..255 units", (1, 60, 0.5)),
         "weight_appearance": Text("weight of the appearance kernel, or of the guided filter", (0, 30, 0.1)),
-        "theta_smooth": Text("bandwidth of the smoothness kernel, in pixels, or 1% of the diagonal", (0.5, 20, 0.5)),
+        "theta_smooth": Text(
+            "bandwidth of the smoothness kernel, in pixels or as a share of the diagonal, such as 1%", (0.5, 20, 0.5)
+        ),
         "weight_smooth": Text("weight of the smoothness kernel", (0, 10, 0.1)),
-        "spacing": Text("distance of two neighbours along each axis, in the unit of the bandwidths of positions"),
-        "value_range": Text("the values that count as 0 and as 255, numbers or percentiles"),
-        "compatibility": Text("potts, or a file, .npy or .npz: what a row's class costs near a column's, [C, C]"),
-        "iterations": Text("mean-field steps", (0, 20, 1)),
-        "damping": Text("share of the old probabilities that each step keeps, from 0 to below 1", (0, 0.95, 0.05)),
-        "temperature": Text("above 1 the result is less certain, below 1 more", (0.1, 5, 0.1)),
-        "window_size": Text("side of the neighbourhood, odd, in blurred pixels", (3, 31, 2)),
-        "blur": Text("blur x blur pixels are averaged for the messages", (1, 8, 1)),
+        "spacing": Text(
+            "distance between neighbouring pixels along each axis, such as 2.5,0.8,0.8 in mm; the bandwidths of "
+            "positions are then in the same unit"
+        ),
+        "value_range": Text("the pixel values that count as 0 and as 255, as numbers or as percentiles such as 1%,99%"),
+        "compatibility": Text("potts, or an .npy or .npz file with the cost [C, C] of a row's class near a column's"),
+        "iterations": Text("number of mean-field iterations", (0, 20, 1)),
+        "damping": Text(
+            "share of the previous probabilities that each iteration keeps, from 0 to below 1", (0, 0.95, 0.05)
+        ),
+        "temperature": Text("above 1 makes the result less certain, below 1 more certain", (0.1, 5, 0.1)),
+        "window_size": Text("side of the window, an odd number of pixels after blurring", (3, 31, 2)),
+        "blur": Text("messages are computed on averages of blocks of this many pixels a side", (1, 8, 1)),
         "radius": Text("radius of the filter's windows, in pixels", (1, 50, 1)),
-        "eps": Text("what counts as an edge, in 0..255 units squared"),
-        "label_confidence": Text("probability that they are right", (0.5, 0.99, 0.01)),
+        "eps": Text("colour variance in a window above which edges are kept, in 0..255 units squared"),
+        "label_confidence": Text("probability that an input label is right", (0.5, 0.99, 0.01)),
         "num_classes": Text("number of classes"),
-        "unknown": Text("the label of unknown pixels, several as in --unknown=-1,255, or none"),
+        "unknown": Text("labels that mark unknown pixels, such as 255 or --unknown=-1,255; none for no such label"),
     }
 )
-SHARES = (0.1, 40, 0.1)  # of a bandwidth of positions, in percent of the diagonal
+SHARES = (0.1, 40, 0.1)  # the slider of a bandwidth of positions in percent of the diagonal
 
 
 def method_for(scores: str, features: bool, given: Mapping[str, Any]) -> Method:
-    """The method where none is given, see `refine`; the arguments are those of `settings`."""
+    """The method if none is given, see `refine`; the arguments are those of `settings`."""
     asked = [ARGUMENTS[name].methods for name, value in given.items() if value is not None]
     if not all("guided" in methods for methods in asked):
         return "lattice"
@@ -105,16 +113,16 @@ def method_for(scores: str, features: bool, given: Mapping[str, Any]) -> Method:
 
 
 def settings(method: Method, scores: str, features: bool, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every argument as it is given, or else its default.
+    """Every argument: its value in `given`, or else its default.
 
     Args:
-        method: that of `refine`.
+        method: the method of `refine`.
         scores: the name of the scores, such as "logits".
-        features: whether they take the place of the image.
+        features: whether features replace the image.
         given: arguments by name; None where one is not given.
 
     Raises:
-        ValueError: one that is given where it plays no part.
+        ValueError: an argument is given that the method, the features or the kind of scores does not use.
     """
     for name, value in given.items():
         if value is None:
@@ -128,7 +136,7 @@ def settings(method: Method, scores: str, features: bool, given: Mapping[str, An
             unused = f"{scores}="
         if unused is not None:
             got = value if isinstance(value, (int, float, str, tuple)) else f"a {type(value).__name__}"
-            raise ValueError(f"{name}: expected none with {unused}, where it plays no part, got {got}")
+            raise ValueError(f"{name}: expected none with {unused}, which does not use it, got {got}")
     return {
         name: entry.value(method, scores) if given[name] is None else given[name] for name, entry in ARGUMENTS.items()
     }
@@ -138,7 +146,7 @@ def _set(iterations: int, smooth: tuple[float, float], appearance: tuple[float, 
     """(theta, weight) of smoothness; (theta_space, theta_color, weight) of appearance."""
     names = "theta_smooth", "weight_smooth", "theta_space", "theta_color", "weight_appearance"
     found = {**dict(zip(names, (*smooth, *appearance))), "iterations": iterations}
-    return cast(RefineOptions, MappingProxyType(found))  # read like one, but not to be changed
+    return cast(RefineOptions, MappingProxyType(found))  # a dict that cannot be changed
 
 
 PARAMETERS: Mapping[str, RefineOptions] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""The CRF that a call of `refine` describes, of an image or of a part of one, and those of several solved together."""
+"""The CRF that a call of `refine` describes, for an image or a part of one, and the joint solution of several."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,20 +26,19 @@ __all__ = [
 ]  # fmt: skip
 
 REPLAYED: tuple[Method, ...] = "window", "guided"
-EVERYWHERE: tuple[Method, ...] = "lattice", "exact"  # whose pixels all see each other, wherever they are
+EVERYWHERE: tuple[Method, ...] = "lattice", "exact"  # methods with messages between all pixels
 
 
 @dataclass(frozen=True)
 class Whole:
-    """What belongs to a whole image, whichever part of it is looked at.
+    """The part of a problem that is the same for all parts of an image.
 
     Attributes:
-        method: that of `refine`.
+        method: the method of `refine`.
         name: the kind of scores.
-        size: of the image, S.
-        chosen: every argument of `refine` with its value; the bandwidths of positions and the spacing one for each
-            axis.
-        levels: of the image's channels, where `value_range` is given.
+        size: the size of the image, S.
+        chosen: every argument of `refine` with its value; bandwidths of positions and spacing have one value per axis.
+        levels: the levels of the image's channels, if `value_range` is given.
     """
 
     method: Method
@@ -52,7 +51,7 @@ class Whole:
 def whole_of(
     method: Method, name: str, size: Sequence[int], chosen: Mapping[str, Any], levels: Levels | None
 ) -> Whole:  # fmt: skip
-    """The whole of an image of a size, from the arguments as they are given or by default."""
+    """The `Whole` of an image of a given size, from the arguments or their defaults."""
     spacing = 1.0 if chosen["spacing"] is None else chosen["spacing"]
     own = {**chosen, "spacing": checks.expect_positive("spacing", spacing, len(size))}
     own["iterations"] = checks.expect_int("iterations", chosen["iterations"], 0, checks.MOST_ITERATIONS)
@@ -64,15 +63,15 @@ def whole_of(
 
 @dataclass(frozen=True)
 class Problem:
-    """A CRF, on the device where it is solved: of an image, or of a part of one.
+    """A CRF of an image or of a part of one, on the device where it is solved.
 
     Attributes:
         whole: what belongs to the whole image.
         start: where the part begins.
-        photo: [M, *s], of any real dtype; None where there are features alone.
-        appearance: features [D, *s] in the photo's place, or None.
+        photo: [M, *s], of any real dtype; None if there are only features.
+        appearance: features [D, *s] instead of the photo, or None.
         unary: logits [C, *s].
-        valid: bool [*s], which pixels are there; None where all are.
+        valid: bool [*s], the valid pixels; None if all are.
     """
 
     whole: Whole
@@ -83,8 +82,8 @@ class Problem:
     valid: torch.Tensor | None = None
 
     def key(self) -> Hashable:
-        """Problems of one key differ in the values of photo and unary alone; None where the others are no plain
-        values, or there are features or pixels that are not there."""
+        """Problems with the same key differ only in the values of photo and unary; None if other arguments are not
+        plain values, or there are features or invalid pixels."""
         whole, plain = self.whole, all(map(_is_plain, self.whole.chosen.values()))
         if self.photo is None or self.appearance is not None or self.valid is not None or not plain:
             return None
@@ -93,7 +92,7 @@ class Problem:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a number or a word, or several of them."""
+    """Whether it is a number or a word, or a sequence of them."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (int, float, str))
@@ -104,7 +103,7 @@ def _hashable(value: Any) -> Hashable:
 
 
 def one_kind(scores: Mapping[str, Any]) -> tuple[str, Any]:
-    """The kind of scores that is given, and them; an error unless it is exactly one."""
+    """The given kind of scores and the scores; an error unless exactly one is given."""
     kinds = {name: value for name, value in scores.items() if value is not None}
     if len(kinds) != 1:
         got = " and ".join(kinds) or "none"
@@ -113,15 +112,15 @@ def one_kind(scores: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def chosen_for(scores: str, features: bool, given: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
-    """The method and every other argument of `refine`, as they are given or by default.
+    """The method and every other argument of `refine`, with defaults filled in.
 
     Args:
         scores: the kind of scores.
-        features: whether they take the place of the image.
-        given: arguments by name; None, or left out, where they are not given.
+        features: whether features replace the image.
+        given: arguments by name; None or missing if not given.
 
     Raises:
-        TypeError, ValueError: one that is not known, or plays no part beside the others.
+        TypeError, ValueError: an argument is unknown, or is not used with the others.
     """
     method = given.get("method")
     if method is not None:
@@ -137,10 +136,10 @@ def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Ma
     """The problem of an image.
 
     Args:
-        image: as `refine` takes it.
-        scores: one of the kinds of scores by name; None for those that are not given.
-        device: of `refine`.
-        given: its other arguments; None, or left out, where they are not given.
+        image: an image as for `refine`.
+        scores: the kinds of scores by name; None for those that are not given.
+        device: the device of `refine`.
+        given: the other arguments; None or missing if not given.
 
     Raises:
         TypeError, ValueError: as `refine`.
@@ -178,7 +177,7 @@ def posed(image: Image | None, scores: Mapping[str, Any], device: Any, given: Ma
 
 
 def expect_an_image(image: Any, features: Any) -> None:
-    """An error where there is neither an image nor features."""
+    """Raise an error if there is neither an image nor features."""
     if image is None and features is None:
         raise TypeError("image: expected a PIL image, a NumPy array or a torch tensor (or pass features=), got None")
 
@@ -188,16 +187,16 @@ def part(
     whole: Whole, start: Sequence[int], image: Array | None, scores: Array, features: Array | None, valid: Array | None,
     device: torch.device,
 ) -> Problem:  # fmt: skip
-    """The problem of a part of an image, of slices of what `refine` takes.
+    """The problem of a part of an image, from slices of the arguments of `refine`.
 
     Args:
         whole: what belongs to the whole image.
         start: where the part begins.
-        image, scores, features, valid: slices; None where there are no such.
-        device: where it is solved.
+        image, scores, features, valid: slices, or None.
+        device: the device to compute on.
 
     Raises:
-        TypeError, ValueError: as `refine`, about values of the slices.
+        TypeError, ValueError: as `refine`, for the values of the slices.
     """
     axes, chosen, name = len(whole.size), whole.chosen, whole.name
     with checks.check_values(True):
@@ -215,8 +214,9 @@ def part(
 
 
 def features(problem: Problem) -> list[torch.Tensor]:
-    """What the filters are made of, [1, D, *s], in the order of their weights in `loop`: the guide; or positions over
-    theta_smooth, and positions and colours, each over its bandwidth. Those of a part are slices of the whole's."""
+    """The features of the filters, [1, D, *s], in the order of their weights in `loop`: the guide; or positions over
+    theta_smooth, and positions and colours over their bandwidths. Features of a part are slices of those of the
+    whole."""
     whole, start, unary = problem.whole, problem.start, problem.unary[None]
     look = _appearance(whole, start, _batch(problem.photo), _batch(problem.appearance), unary)
     return [look] if whole.method == "guided" else [_positions(whole, start, unary), look]
@@ -227,7 +227,7 @@ def _batch(x: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _positions(whole: Whole, start: Sequence[int], unary: torch.Tensor) -> torch.Tensor:
-    """Positions over theta_smooth, beside a unary [B, C, *s]."""
+    """Positions over theta_smooth, for a unary [B, C, *s]."""
     theta, spacing = whole.chosen["theta_smooth"], whole.chosen["spacing"]
     return evenly_spaced(
         positions(unary.shape[2:], theta, spacing, device=unary.device, dtype=unary.dtype, start=start)
@@ -237,8 +237,8 @@ def _positions(whole: Whole, start: Sequence[int], unary: torch.Tensor) -> torch
 def _appearance(
     whole: Whole, start: Sequence[int], photo: torch.Tensor | None, appearance: torch.Tensor | None, unary: torch.Tensor
 ) -> torch.Tensor:
-    """The guide, or the features of the appearance kernel, [B, D, *s], of photos [B, M, *s] or of features in their
-    place."""
+    """The guide, or the features of the appearance kernel, [B, D, *s], from photos [B, M, *s] or from given
+    features."""
     if appearance is not None:
         return appearance
     assert photo is not None
@@ -264,8 +264,8 @@ def _colors(photo: torch.Tensor, levels: Levels | None, theta: Any) -> torch.Ten
 
 @torch.no_grad()
 def solved(problems: Sequence[Problem]) -> torch.Tensor:
-    """Q, [B, C, *s], of problems of one key, or of a single one; replayed unless values are looked at on the way: those
-    of photos of floats, and of features where what is made of them is as large as they say, such as a lattice."""
+    """Q, [B, C, *s], of problems with the same key, or of a single one. It is replayed as a CUDA graph unless values
+    are read on the way: those of floating-point photos, and of features that determine sizes, as for a lattice."""
     first = problems[0]
     whole, start = first.whole, first.start
     with checks.check_values(True):
@@ -281,28 +281,28 @@ def solved(problems: Sequence[Problem]) -> torch.Tensor:
         if whole.method not in REPLAYED or key is None or photo is None or photo.dtype != torch.uint8:
             return solve(photo, unary)
         q = replayed((key, len(problems)), solve, photo, unary)
-        if q.is_cuda and not checks.all_finite(q):  # replayed, the loop has looked at nothing
+        if q.is_cuda and not checks.all_finite(q):  # a replayed loop has not checked any values
             raise ValueError(NOT_FINITE)
         return q
 
 
 def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """[B, ...]; one without a copy."""
+    """Stack to [B, ...], without a copy for a single one."""
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 @torch.no_grad()
 def traced(problem: Problem) -> tuple[torch.Tensor, list[diagnostics.Record]]:
-    """Q, [C, *s], and how the loop went, among the pixels that are there."""
+    """Q, [C, *s], and the records of the loop, for the valid pixels."""
     with checks.check_values(True):
         if problem.valid is not None and not problem.valid.any():
-            raise ValueError("return_trace: expected a pixel that is valid, got none")
+            raise ValueError("return_trace: expected at least one valid pixel, got none")
         q, records = diagnostics.trace(*_for_loop(problem), **_loop_of(problem))
         return _placed(problem, q)[0], records
 
 
 def _for_loop(problem: Problem) -> tuple[torch.Tensor, list[Filter]]:
-    """A unary [1, C, *s] and its filters; those of valid pixels alone, [1, C, N], where distance alone decides."""
+    """A unary [1, C, *s] and its filters; or only the valid pixels, [1, C, N], if only distances matter."""
     unary, valid = problem.unary[None], problem.valid
     if valid is not None and problem.whole.method in EVERYWHERE:
         unary = unary[..., valid]
@@ -310,7 +310,7 @@ def _for_loop(problem: Problem) -> tuple[torch.Tensor, list[Filter]]:
 
 
 def _placed(problem: Problem, q: torch.Tensor | None) -> torch.Tensor:
-    """Q of `_for_loop`, of no pixels None, as [1, C, *s]: pixels that are not there keep their scores."""
+    """Q from `_for_loop`, or None for no pixels, as [1, C, *s]; invalid pixels keep their scores."""
     if problem.valid is None and q is not None:
         return q
     found = softmax(problem.unary[None])
@@ -324,7 +324,7 @@ def _loop_of(problem: Problem) -> dict[str, Any]:
 
 
 def loop(method: Method, chosen: Mapping[str, Any], unary: torch.Tensor) -> dict[str, Any]:
-    """What else `mean_field` takes, beside a unary."""
+    """The other arguments of `mean_field` for a unary."""
     names = ("weight_appearance",) if method == "guided" else ("weight_smooth", "weight_appearance")
     return {
         "weights": [checks.expect_number(name, chosen[name]) for name in names],
@@ -336,7 +336,7 @@ def loop(method: Method, chosen: Mapping[str, Any], unary: torch.Tensor) -> dict
 
 
 def _costs(value: Costs, unary: torch.Tensor) -> Compatibility:
-    """A compatibility beside the unary; its shape `mean_field` looks at."""
+    """A compatibility on the device of the unary; `mean_field` checks its shape."""
     if isinstance(value, str):
         checks.expect_choice("compatibility", value, ("potts",))
         return "potts"
@@ -348,7 +348,7 @@ def _costs(value: Costs, unary: torch.Tensor) -> Compatibility:
 
 
 def kernels_of(problem: Problem) -> list[Filter]:
-    """The filters of a problem by itself."""
+    """The filters of a single problem."""
     photo, appearance = _batch(problem.photo), _batch(problem.appearance)
     return kernels(problem.whole, problem.start, photo, appearance, problem.unary[None], problem.valid)
 
@@ -357,8 +357,8 @@ def kernels(
     whole: Whole, start: Sequence[int], photo: torch.Tensor | None, appearance: torch.Tensor | None,
     unary: torch.Tensor, valid: torch.Tensor | None = None,
 ) -> list[Filter]:  # fmt: skip
-    """The method's filters of photos [B, M, *s], or of features [B, D, *s] in their place, beside a unary [B, C, *s];
-    bandwidths may be tensors. Among the pixels of `valid`, [*s], if that is given."""
+    """The method's filters for photos [B, M, *s], or for features [B, D, *s] instead, and a unary [B, C, *s];
+    bandwidths may be tensors. Only between the pixels of `valid`, [*s], if given."""
     chosen, look = whole.chosen, _appearance(whole, start, photo, appearance, unary)
     if whole.method == "guided":
         with checks.renamed("guide", "features" if appearance is not None else "image"):
@@ -376,7 +376,7 @@ def kernels(
 
 
 def _gaussian(whole: Whole, made_of: torch.Tensor, valid: torch.Tensor | None) -> Filter:
-    """The method's filter of features."""
+    """The method's filter for features."""
     if whole.method == "window":
         size, blur = whole.chosen["window_size"], whole.chosen["blur"]
         return filters.Window(made_of, size, blur=blur, normalization="symmetric", valid=_batch(valid))
@@ -385,17 +385,17 @@ def _gaussian(whole: Whole, made_of: torch.Tensor, valid: torch.Tensor | None) -
 
 
 def valid_from(value: Array, device: torch.device, size: Sequence[int]) -> torch.Tensor:
-    """Which pixels are there, bool [*S] on `device`."""
+    """The valid pixels, bool [*S] on `device`."""
     valid = as_tensor("valid", value)
     if valid.is_floating_point() or valid.is_complex():
-        raise TypeError(f"valid: expected bool, or integers where 0 is not there, got {checks.kind_of(value)}")
+        raise TypeError(f"valid: expected bool, or integers where 0 means not valid, got {checks.kind_of(value)}")
     if tuple(valid.shape) != tuple(size):
         raise ValueError(f"valid: expected the size of the scores, {list(size)}, got {checks.kind_of(value)}")
     return valid.to(device) != 0
 
 
 def cleared(photo: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """A photo whose values that are no numbers are 0 where no pixel is."""
+    """A photo with 0 in place of NaN and infinity at invalid pixels."""
     if valid is None or not photo.is_floating_point():
         return photo
     return torch.where(valid | photo.isfinite(), photo, 0)

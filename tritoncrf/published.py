@@ -40,17 +40,17 @@ Numbers: TypeAlias = Array | Sequence[float]
 
 @dataclass(frozen=True)
 class Code:
-    """One of the published CRF-RNN codes: S = U + sign mu sum_m W_m F_m, with mu = sign I at the start."""
+    """A published CRF-RNN code: S = U + sign mu sum_m W_m F_m, with mu = sign I initially."""
 
-    weights: tuple[float, float]  # at the start, times I: smoothness, appearance
+    weights: tuple[float, float]  # initial weights, times I: smoothness, appearance
     sign: int
-    mean: Mean  # which it takes off the image
-    separator: str | None  # between a layer's name and its parameter's; Caffe names neither
+    mean: Mean  # subtracted from the image
+    separator: str | None  # between the names of a layer and its parameter; Caffe has no names
 
 
-# Of red, green and blue in 0..255: the mean that CRF-RNN's notes name for the Caffe network, as other networks of Caffe
-# have it; that of VGG's authors, and of the Matlab script beside the network; and that of the Python script beside it,
-# which takes VGG's of red off blue and of blue off red.
+# Means of red, green and blue in 0..255: the mean that CRF-RNN's notes give for the Caffe network, as in other Caffe
+# networks; that of VGG's authors, also in the network's Matlab script; and that of its Python script, which subtracts
+# VGG's mean of red from blue and that of blue from red.
 MEANS: Mapping[Mean, tuple[float, float, float]] = MappingProxyType(
     {
         "caffe": (122.67891434, 116.66876762, 104.00698793),
@@ -77,7 +77,7 @@ def crfrnn_parameters(
     Args:
         parameters: see `CRFRNN.load_published`.
         num_classes: C.
-        code: whose they are, from CRFRNN_CODES.
+        code: the code that saved them, from CRFRNN_CODES.
 
     Raises:
         TypeError, ValueError: see `CRFRNN.load_published`.
@@ -99,7 +99,7 @@ def crfrnn_parameters(
 
 
 def _keys(parameters: Mapping[str, Numbers], separator: str) -> dict[str, str]:
-    """The key of each of NAMES: they may stand behind their layer's name, and among other layers."""
+    """The key of each of NAMES, which may have the layer's name in front and be mixed with other layers."""
     layers: dict[str, dict[str, str]] = {}
     for key in parameters:
         layer, _, name = str(key).rpartition(separator)
@@ -121,7 +121,7 @@ def _expect_names(found: Collection[str], names: Sequence[str]) -> None:
 
 
 def _numbers(name: str, value: Numbers, shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
-    """An array or tensor of one of these shapes, finite, as float64 on the CPU."""
+    """A finite array or tensor of one of these shapes, as float64 on the CPU."""
     if isinstance(value, torch.Tensor):
         value = checks.expect_values(name, value).detach().cpu()
         value = value if value.is_complex() else value.double().numpy()
@@ -129,7 +129,7 @@ def _numbers(name: str, value: Numbers, shapes: Sequence[tuple[int, ...]]) -> to
         given = np.asarray(value)
         if given.dtype.kind not in "iuf":
             raise ValueError
-    except ValueError:  # rows of different lengths too
+    except ValueError:  # also for rows of different lengths
         raise TypeError(f"{name}: expected an array or tensor of numbers, got {checks.kind_of(value)}") from None
     array = torch.from_numpy(given.astype(np.float64))
     if tuple(array.shape) not in shapes:
@@ -167,7 +167,7 @@ MIXTURES = {None: "none", "scalar": "scalar", "vector": "class"}
 
 
 def convcrf_arguments(conf: Mapping[str, Any], size: Sequence[int] | None = None) -> tuple[dict[str, Any], bool]:
-    """Arguments of `ConvCRF`, and whether its thetas and weights learn, from a configuration of the authors' code.
+    """Arguments of `ConvCRF` from a configuration of the authors' code, and whether the thetas and weights are trained.
 
     Args:
         conf: see `ConvCRF.from_published`.
@@ -187,11 +187,11 @@ def convcrf_arguments(conf: Mapping[str, Any], size: Sequence[int] | None = None
         raise ValueError(f"conf['weight']: expected None, 'scalar' or 'vector', got {checks.shown(weight)}")
     mixture = MIXTURES[weight]
     if conf["merge"] and norm != "none":
-        raise ValueError("conf['merge']: expected False with norm='sym', for merged kernels have no norm, got True")
+        raise ValueError("conf['merge']: expected False with norm='sym', since merged kernels have no norm, got True")
     if not conf["softmax"]:
-        raise ValueError("conf['softmax']: expected True, as messages are sent of probabilities here, got False")
+        raise ValueError("conf['softmax']: expected True, since messages are computed from probabilities, got False")
     if conf["final_softmax"]:
-        raise ValueError("conf['final_softmax']: expected False, got True; crf(..., output='probabilities')")
+        raise ValueError("conf['final_softmax']: expected False, got True; use crf(..., output='probabilities')")
     if conf["trainable_bias"] and size is None:
         raise ValueError("size: expected H and W of the images for trainable_bias=True, got None")
 
@@ -221,7 +221,7 @@ def convcrf_arguments(conf: Mapping[str, Any], size: Sequence[int] | None = None
 
 
 def _filled(name: str, given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration, what it leaves out as by default; an error for keys that are none of it."""
+    """A configuration with defaults for missing keys; an error for unknown keys."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{name}: expected a dict, got {checks.kind_of(given)}")
     if unknown := [str(key) for key in given if key not in default]:
@@ -236,7 +236,7 @@ def convcrf_parameters(
 
     Args:
         parameters: see `ConvCRF.load_published`.
-        shapes: of the layer's parameters, by their names in it.
+        shapes: shapes of the layer's parameters, by name.
 
     Raises:
         TypeError, ValueError: see `ConvCRF.load_published`.
@@ -259,18 +259,18 @@ def convcrf_parameters(
 
 
 def _saved(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The shapes in which the authors' code saves a parameter of this shape, and its own."""
+    """The shapes that a saved parameter may have: those of the authors' code, and its own."""
     theirs = {0: (1,), 1: (1, *shape, 1, 1), 2: (*shape, 1, 1)}
     return [theirs.get(len(shape), shape), shape]
 
 
 def _expect_pixels(key: str, mesh: Numbers | None) -> None:
-    """An error unless a saved mesh is the pixels' own, which a layer has that learns no coordinates."""
+    """Raise an error unless a saved mesh is the pixel grid; a layer that does not learn coordinates has no other."""
     if mesh is None:
         return
     given = np.asarray(mesh.detach().cpu() if isinstance(mesh, torch.Tensor) else mesh)
     if given.ndim != 3 or not np.array_equal(given, np.indices(given.shape[1:])):
         raise ValueError(
-            f"parameters[{key!r}]: expected the pixels' coordinates, as the layer learns none, got others; "
+            f"parameters[{key!r}]: expected the pixels' coordinates, since the layer learns none, got others; use "
             "ConvCRF(learn_positions=(H, W))"
         )

@@ -1,8 +1,8 @@
-"""Calls of one shape as CUDA graphs: the second is captured, those that follow are replayed.
+"""Calls of the same shape as CUDA graphs: the second call is captured, later ones are replayed.
 
-A call of `refine` on a GPU makes tens of launches, each of which takes Python's time; a replay is one. A graph reads
-its inputs where they were when it was captured, so a call copies its own there, and its result out of the way of the
-next.
+A call of `refine` on a GPU makes tens of launches, each of which costs time in Python; a replay is a single one. A
+graph reads its inputs from the memory of the capture, so a call copies its own inputs there, and copies the result
+before the next call overwrites it.
 """
 
 import threading
@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["clear", "replayed"]
 
-MOST = 32  # graphs on one device, of as many sizes of images
+MOST = 32  # graphs per device, one for each size of image
 
 _devices: dict[torch.device, "_Graphs"] = {}
 _lock = threading.Lock()
@@ -25,9 +25,9 @@ def replayed(key: Hashable, function: Callable[..., torch.Tensor], *tensors: tor
     """function(*tensors), without autograd.
 
     Args:
-        key: calls with one key differ in the values of their tensors alone, not in shapes, dtypes, device or in
-            anything else that `function` looks at.
-        function: of tensors on one device, whose values it never waits for.
+        key: calls with the same key differ only in the values of their tensors, not in shapes, dtypes, device or
+            anything else that `function` uses.
+        function: a function of tensors on one device that never synchronises.
     """
     device = tensors[0].device
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
@@ -40,7 +40,7 @@ def replayed(key: Hashable, function: Callable[..., torch.Tensor], *tensors: tor
 
 
 def clear() -> None:
-    """Let go of all graphs and their memory."""
+    """Free all graphs and their memory."""
     with _lock:
         for graphs in _devices.values():
             graphs.done.synchronize()
@@ -48,8 +48,8 @@ def clear() -> None:
 
 
 class _Graphs:
-    """Those of one device. One is replayed at a time, so all share the memory of what lies between inputs and results:
-    each waits for the one before, whatever stream that was on."""
+    """The graphs of one device. Only one is replayed at a time, so all share the memory of intermediate results: each
+    waits for the previous one on any stream."""
 
     def __init__(self) -> None:
         self.captured: OrderedDict[Hashable, _Graph | None] = OrderedDict()  # None: called once
@@ -73,7 +73,7 @@ class _Graphs:
     def _graph(
         self, key: Hashable, function: Callable[..., torch.Tensor], tensors: tuple[torch.Tensor, ...]
     ) -> "_Graph | None":
-        """The graph of a key, captured now if it was called once; that call compiled its kernels."""
+        """The graph of a key, captured now if it was called once before; that call compiled its kernels."""
         graph = self.captured.get(key)
         if graph is None and key in self.captured and self.works:
             torch.cuda.current_stream().wait_event(self.done)
@@ -81,7 +81,7 @@ class _Graphs:
                 graph = _Graph(function, tensors, self.pool)
             except RuntimeError as error:
                 self.works = False
-                warnings.warn(f"tritoncrf captures no CUDA graph, and goes on without: {error}", stacklevel=2)
+                warnings.warn(f"tritoncrf could not capture a CUDA graph and continues without: {error}", stacklevel=2)
         self.captured[key] = graph
         self.captured.move_to_end(key)
         if len(self.captured) > MOST:
@@ -91,12 +91,12 @@ class _Graphs:
 
 
 class _Graph:
-    """One call, captured."""
+    """A captured call."""
 
     def __init__(self, function: Callable[..., torch.Tensor], tensors: tuple[torch.Tensor, ...], pool: Any) -> None:
         self.inputs = [t.clone() for t in tensors]
         self.graph = torch.cuda.CUDAGraph()
-        # Of this thread: others may allocate meanwhile.
+        # Only this thread's errors matter: others may allocate meanwhile.
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.result = function(*self.inputs)
 

@@ -1,4 +1,4 @@
-"""Reports of measurements: where and with what they were made, their tables as Markdown and CSV, and their files."""
+"""Reports of measurements: their environment, tables as Markdown and CSV, and files."""
 
 import csv
 import io
@@ -27,8 +27,8 @@ def environment(commit: str | None = None) -> dict[str, str | None]:
     """Device, date, commit and versions.
 
     Args:
-        commit: by default what TRITONCRF_COMMIT says in the environment, or git of the checkout that this package lies
-            in; "unknown" without both.
+        commit: by default from TRITONCRF_COMMIT in the environment, or from git if this package is in a checkout;
+            "unknown" otherwise.
     """
     cuda = torch.cuda.is_available()
     return {
@@ -67,24 +67,24 @@ def _commit() -> str:
 
 
 def versions(environment: dict[str, str | None]) -> str:
-    """Commit and versions, in a line."""
+    """Commit and versions in one line."""
     return ", ".join(f"{name} {environment[name]}" for name in ("commit", "torch", "triton", "cuda", "python"))
 
 
 def slug(environment: dict[str, Any]) -> str:
-    """Device and date, for the name of a file."""
+    """Device and date for a file name."""
     name = re.sub(r"\((R|TM)\)|@.*", "", environment["device"].split(",")[0])
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + "-" + environment["date"]
 
 
 def head(title: str, command: str) -> str:
-    """Title, where and with what it was made, and the command that makes it again."""
+    """The title, the environment, and the command that reproduces the report."""
     made = environment()
     return f"# {title}\n\n{made['device']}, {made['date']}, {versions(made)}. Made by\n\n    {command}\n"
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Markdown, aligned so that it also reads on a terminal."""
+    """A Markdown table, aligned so that it is also readable in a terminal."""
     rows = [header, *lines]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
@@ -92,14 +92,14 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, scale: float = 1.0) -> str:
-    """Three digits; empty for None."""
+    """A number with three digits; empty for None."""
     return "" if value is None else f"{value * scale:.3g}" if abs(value * scale) < 999.5 else f"{value * scale:.0f}"
 
 
 def write(
     out: Path, name: str, text: str, rows: Sequence[Mapping[str, Any]], figures: "Mapping[str, Figure] | None" = None
 ) -> None:
-    """out/name.md, out/name.csv with a column for each key of the rows, and the figures by their names."""
+    """Write out/name.md, out/name.csv with a column for each key of the rows, and the figures by name."""
     lines = io.StringIO()
     writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,5 @@
-"""What `refine` takes as scores, in six kinds: each read as logits, and the result given in the kind of what came."""
+"""The six kinds of scores that `refine` takes: each is converted to logits, and results are returned in the form of the
+input."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
     import PIL.Image
 
 CLIP = 1e-5
-MOST_INFERRED = 200  # classes of labels that come without num_classes; beyond are grey levels, identities, colours
+MOST_INFERRED = 200  # classes of labels without num_classes; more are probably grey levels, instances or colours
 AXES = {1: "W", 2: "H, W", 3: "D, H, W"}
-COUNTED = 1 << 16  # distinct labels below are found by counting
-GREY = 8  # by how much the channels of a grey picture differ where JPEG has rounded them
-MAPS = {  # what to do about maps that are not [*S]
+COUNTED = 1 << 16  # distinct labels below this are found by counting
+GREY = 8  # the largest difference between the channels of a grey picture after JPEG's rounding
+MAPS = {  # hints for maps that are not [*S]
     "labels": "; a palette's indices are labels, its colours are not",
-    "mask": "; one of masks, mask[0]",
-    "foreground": "; probabilities of several classes go in as probabilities=",
+    "mask": "; pass one mask, mask[0]",
+    "foreground": "; pass probabilities of several classes as probabilities=",
 }
 TENSOR = "a floating-point NumPy array or torch.Tensor"
 
@@ -34,9 +35,9 @@ def unary_from(
 
     Args:
         name: the kind of scores.
-        value: what came.
-        size: of the image that they belong to; None where there are features instead.
-        device: where the logits go.
+        value: the scores.
+        size: the size of the image; None if there are features instead.
+        device: the device of the logits.
         chosen: the arguments of `refine`.
     """
     if name == "labels":
@@ -50,7 +51,7 @@ def unary_from(
 
 
 def replaced(name: str, value: Image, valid: torch.Tensor) -> Image:
-    """The scores with those that are none, such as NaN, replaced where no pixel is: all classes alike."""
+    """The scores with equal values for all classes in place of NaN and infinity at invalid pixels."""
     if is_pil(value):
         return value
     scores = as_tensor(name, value).to(valid.device)
@@ -68,8 +69,8 @@ def replaced(name: str, value: Image, valid: torch.Tensor) -> Image:
 
 
 def like(refined: torch.Tensor, name: str, value: Image) -> Array:
-    """Probabilities [C, *S] in the kind, the dtype and on the device of what they were made from; of one object the
-    foreground's [*S]."""
+    """Probabilities [C, *S] in the type and dtype and on the device of the input; for one object the foreground's
+    [*S]."""
     if name in BINARY:
         refined = refined[1].float()
     scores = name not in (*BINARY, "labels")
@@ -95,7 +96,7 @@ def _from_scores(
 
 
 def expect_axes(name: str, value: Any, size: Sequence[int] | None, num_classes: int | None) -> None:
-    """An error unless scores, of a known shape, have the axes of `unary_from`."""
+    """Raise an error unless scores with a known shape have the axes of `unary_from`."""
     if name in SCORES[:3]:
         _expect_classes(name, value, size, num_classes)
     else:
@@ -103,11 +104,11 @@ def expect_axes(name: str, value: Any, size: Sequence[int] | None, num_classes: 
 
 
 def _expect_classes(name: str, value: Any, size: Sequence[int] | None, num_classes: int | None) -> None:
-    """A ValueError unless `value` is [C, *S], C at least 2 and as it is said."""
+    """Raise a ValueError unless `value` is [C, *S] with C at least 2 and equal to num_classes."""
     shape = tuple(value.shape)
     if size is None:
         axes, fits = "[C, *S]", 2 <= len(shape) <= 4
-    else:  # classes last are told by the image
+    else:  # the image shows whether classes are last
         axes = f"[C, {AXES[len(size)]}]"
         fits = len(shape) == len(size) + 1 and not shape[1:] != tuple(size) == shape[:-1]
     if not fits or 0 in shape:
@@ -118,23 +119,23 @@ def _expect_classes(name: str, value: Any, size: Sequence[int] | None, num_class
         one = {"probabilities": "p[0]", "logits": "torch.sigmoid(z[0])", "energies": "torch.sigmoid(-e[0])"}[name]
         batch = f"remove the batch axis, {name[0]}[0]; or " if len(shape) == 4 else ""
         raise ValueError(
-            f"{name}: expected at least 2 classes, got shape {list(shape)}; {batch}one object's probability goes in as "
+            f"{name}: expected at least 2 classes, got shape {list(shape)}; {batch}pass one object's probability as "
             f"foreground={one}"
         )
 
 
 def _axes_hint(name: str, shape: Sequence[int], size: Sequence[int] | None) -> str:
-    """What to do about scores that are not [C, *S], where a guess is safe."""
+    """A hint for scores that are not [C, *S], if a guess is safe."""
     shape, x = tuple(shape), name[0]
     if size is None or len(shape) not in (2, 3, 4):
         return f"; remove the batch axis: {x}[0]" if len(shape) > 1 and shape[0] == 1 else ""
     if shape == tuple(size):
         given = {"probabilities": "p", "logits": "torch.sigmoid(z)"}.get(name, "torch.sigmoid(-e)")
-        return f"; one object's probability goes in as foreground={given}"
+        return f"; pass one object's probability as foreground={given}"
     if len(shape) == 4 and shape[0] == 1:
         return f"; remove the batch axis: {x}[0]"
     if len(shape) == 4:
-        return "; one image a call, and volumes with scores of their own size"
+        return "; pass one image per call, and volumes with scores of the same size"
     if shape[:-1] == tuple(size):
         order = ", ".join(map(str, (len(size), *range(len(size)))))
         return f"; classes come first: {x}.permute({order}) of a tensor, {x}.transpose({order}) of an array"
@@ -161,17 +162,17 @@ def _integers(name: str, value: Image) -> torch.Tensor:
     found = as_tensor(name, value)
     if found.is_floating_point() or found.is_complex():
         raise TypeError(
-            f"{name}: expected integers, got {checks.kind_of(value)}; {name}.astype(int), or logits= for scores"
+            f"{name}: expected integers, got {checks.kind_of(value)}; pass {name}.astype(int), or logits= for scores"
         )
     return found
 
 
 def settled(name: str, parts: Iterable[Array], chosen: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """What follows from all values of scores that are read in parts: the arguments of `refine` with the number of
-    classes of labels, and what the integers of a mask are to be divided by.
+    """What all values of scores that are read in parts determine: the arguments of `refine` with the number of classes
+    of labels, and the divisor for the integers of a mask.
 
     Raises:
-        ValueError: as `unary_from`, about values that are no labels or no mask.
+        ValueError: as `unary_from`, for values that are not labels or not a mask.
     """
     found = torch.zeros(0, dtype=torch.long)
     for part in parts:
@@ -192,34 +193,34 @@ def distinct(name: str, values: torch.Tensor) -> torch.Tensor:
 
 
 def _marks(chosen: Mapping[str, Any]) -> list[int]:
-    """The labels of pixels whose class is not known."""
+    """The labels that mark unknown pixels."""
     unknown = chosen["unknown"]
     return [UNKNOWN] if unknown == "auto" else list(unknown)
 
 
 def classes_of(values: torch.Tensor, chosen: Mapping[str, Any]) -> int:
-    """The number of classes of labels with these distinct values, or an error where they are none."""
+    """The number of classes of labels with these distinct values, or an error if they are not labels."""
     marks, default, asked = _marks(chosen), chosen["unknown"] == "auto", chosen["num_classes"]
     known = values[~torch.isin(values, torch.tensor(marks, dtype=torch.long))]
     low, high = (int(known[0]), int(known[-1])) if len(known) else (0, -1)
     all_known = len(known) == len(values)
     words = f", or {' or '.join(map(str, marks))} where unknown" if marks else ""
     if low < 0:
-        hint = f"; unknown={low} where it marks unknown pixels"
+        hint = f"; pass unknown={low} if it marks unknown pixels"
         raise ValueError(f"labels: expected 0 or more{words}, got {low} to {high}{hint}")
     if asked is None:
         if high < 0:
-            raise ValueError("num_classes: expected the number of classes where every label is unknown, got none")
+            raise ValueError("num_classes: expected the number of classes if every label is unknown, got none")
         if default and not all_known and low == high:
             raise ValueError(
-                f"labels: expected classes{words}, got {low} and {UNKNOWN} alone; a mask of one object goes in as "
-                f"mask=, and these are labels with num_classes= or unknown={UNKNOWN}"
+                f"labels: expected classes{words}, got only {low} and {UNKNOWN}; pass a mask of one object as "
+                f"mask=, or labels with num_classes= or unknown={UNKNOWN}"
             )
         if high >= MOST_INFERRED:
             raise ValueError(
                 f"labels: expected 0 to {MOST_INFERRED - 1}{words}, got {low} to {high}, {len(values)} of them "
-                "distinct; say num_classes= if they are classes, unknown= for one that marks unknown pixels, mask= "
-                "for grey levels, and np.unique(labels, return_inverse=True) numbers what occurs"
+                "distinct; pass num_classes= if they are classes, unknown= if one marks unknown pixels, mask= "
+                "for grey levels, or np.unique(labels, return_inverse=True)[1] to number them"
             )
         asked = max(high + 1, 2)
     num_classes = checks.expect_num_classes("num_classes", asked)
@@ -227,13 +228,13 @@ def classes_of(values: torch.Tensor, chosen: Mapping[str, Any]) -> int:
         raise ValueError(f"labels: expected 0 to {num_classes - 1}{words}, got {low} to {high}")
     if default and num_classes > UNKNOWN and not all_known:
         raise ValueError(
-            f"unknown: expected {UNKNOWN} or None where num_classes={num_classes} makes a class of {UNKNOWN}, got none"
+            f"unknown: expected {UNKNOWN} or None, since num_classes={num_classes} makes {UNKNOWN} a class, got none"
         )
     return num_classes
 
 
 def expect_unknown(value: object) -> tuple[int, ...] | None:
-    """The argument `unknown` of refine as the labels that it names; None, in `options`, where it is not given."""
+    """The argument `unknown` of refine as a tuple of labels; None in `options` if it is not given."""
     if isinstance(value, str):
         checks.expect_choice("unknown", value, ("auto",))
         return None
@@ -255,8 +256,8 @@ def expect_confidence(value: Any) -> float:
 def mask_values(
     name: str, value: Image, size: Sequence[int] | None, device: torch.device | None = None
 ) -> torch.Tensor:
-    """[*S] float32 from 0 to 1, of a mask: bool, integers 0 and 1 or up to 255, floats from 0 to 1; a grey picture's
-    channels are one."""
+    """A mask as float32 [*S] from 0 to 1: it may be bool, integers 0 and 1 or up to 255, or floats from 0 to 1; a grey
+    picture may have several equal channels."""
     found = as_tensor(name, value).to(device)
     if found.is_complex():
         raise TypeError(f"{name}: expected bool, integers or floats, got {checks.kind_of(value)}")
@@ -272,27 +273,27 @@ def mask_values(
 
 
 def mask_unit(name: str, values: torch.Tensor) -> int:
-    """What counts as all of an object in a mask of integers with these distinct values: 1 or 255, or an error."""
+    """The value of the object in a mask of integers with these distinct values: 1 or 255, or an error."""
     low, high = int(values[0]), int(values[-1])
     others = values[(values > 0) & (values < high)]
     are_labels = high > 1 and (bool((others == 1).all()) if len(others) else high < 250)
-    if low < 0 or high > 255 or 1 < high < 128 or are_labels:  # labels: an object of 1 with a border, or one of 200
-        hint = "labels go in as labels=, with unknown=, " if high <= 255 else ""
+    if low < 0 or high > 255 or 1 < high < 128 or are_labels:  # labels: an object 1 with a border 255, or an object 200
+        hint = "pass labels as labels= with unknown=; " if high <= 255 else ""
         raise ValueError(
-            f"{name}: expected 0 and 1, or grey from 0 to 255 that passes 127, got {low} to {high}; {hint}and what is "
-            "weak as floats from 0 to 1"
+            f"{name}: expected 0 and 1, or grey levels of which some exceed 127, got {low} to {high}; {hint}pass "
+            "weak masks as floats from 0 to 1"
         )
     return 255 if high > 1 else 1
 
 
 def grey(name: str, mask: torch.Tensor, value: Image) -> torch.Tensor:
-    """The one channel of a mask that came with several, such as a picture [H, W, 3]."""
+    """The channel of a mask with several equal ones, such as a picture [H, W, 3]."""
     channels = mask if isinstance(value, torch.Tensor) else mask.movedim(-1, 0)
     if len(channels) not in (1, 2, 3, 4) or not channels.numel():
         return mask
     if len(channels) in (2, 4):
         if (channels[-1] != channels[-1].flatten()[0]).any():
-            raise ValueError(f"{name}: expected no transparency, got some that varies; pass that channel as the {name}")
+            raise ValueError(f"{name}: expected no transparency, got a varying one; pass that channel as the {name}")
         channels = channels[:-1]
     channels = channels.double() * (255 if channels.is_floating_point() else 1)
     spread = (channels.amax(0) - channels.amin(0)).max()
@@ -317,7 +318,7 @@ def _binary(p: torch.Tensor) -> torch.Tensor:
 
 
 def _expect_map(name: str, found: Any, value: Any, size: Sequence[int] | None, hint: str) -> None:
-    """A ValueError unless `found`, made of `value`, is [H, W], or [*S] with features."""
+    """Raise a ValueError unless `found`, made from `value`, is [H, W], or [*S] with features."""
     axes, fits = ("[*S]", 1 <= len(found.shape) <= 3)
     if size is not None:
         axes, fits = f"[{AXES[len(size)]}]", len(found.shape) == len(size)
@@ -329,7 +330,7 @@ def _expect_map(name: str, found: Any, value: Any, size: Sequence[int] | None, h
 
 
 def labels_of(kind: str, scores: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
-    """The labels that came: the best class of scores, -1 where a label is unknown."""
+    """The input labels: the best class of scores, -1 where a label is unknown."""
     if kind in BINARY:
         return (scores > 0.5) * 1
     if kind == "labels":
@@ -339,7 +340,7 @@ def labels_of(kind: str, scores: np.ndarray, settings: Mapping[str, Any]) -> np.
 
 
 def resized(name: str, scores: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Scores [C, h, w], or a map [h, w], at another size: bilinear, of labels the nearest."""
+    """Scores [C, h, w], or a map [h, w], resized: labels to the nearest neighbour, all else bilinearly."""
     planes = torch.from_numpy(scores)[None] if scores.ndim == 3 else torch.from_numpy(scores)[None, None]
     if name == "labels":
         planes = F.interpolate(planes.double(), tuple(size), mode="nearest-exact")
@@ -352,7 +353,7 @@ def resized(name: str, scores: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def as_tensor(name: str, value: Image) -> torch.Tensor:
-    """`value` as a dense tensor; NumPy memory is shared where it can be."""
+    """`value` as a dense tensor; NumPy memory is shared if possible."""
     if isinstance(value, torch.Tensor):
         return checks.expect_values(name, value).detach()
     if name in ("labels", *BINARY) and is_pil(value):
@@ -365,19 +366,21 @@ def as_tensor(name: str, value: Image) -> torch.Tensor:
     try:
         return torch.from_numpy(np.ascontiguousarray(native))
     except TypeError:
-        raise TypeError(f"{name}: expected numbers of a dtype that torch knows, got {checks.kind_of(value)}") from None
+        raise TypeError(
+            f"{name}: expected numbers of a dtype that torch supports, got {checks.kind_of(value)}"
+        ) from None
 
 
 def upright(picture: "PIL.Image.Image") -> "PIL.Image.Image":
-    """A picture as a viewer shows it: turned as its EXIF orientation says."""
+    """A picture rotated by its EXIF orientation, as a viewer shows it."""
     from PIL import ImageOps
 
     return ImageOps.exif_transpose(picture)
 
 
 def as_stored(name: str, picture: "PIL.Image.Image") -> np.ndarray:
-    """The numbers of a picture of labels or of one object. A palette's are its indices, but where it is grey those of
-    a mask are its colours."""
+    """The values of a picture of labels or of one object. For a palette these are its indices, except for a mask with a
+    grey palette, where they are its colours."""
     if name != "labels" and picture.mode == "P":
         colors = np.asarray(picture.convert("RGB"))
         return colors if (colors == colors[..., :1]).all() else np.asarray(picture)

@@ -1,4 +1,4 @@
-"""One image with its scores, refined again and again with other settings; each result with the lines that give it."""
+"""One image with its scores, refined repeatedly with various settings; each result has the code that reproduces it."""
 
 import argparse
 import functools
@@ -31,27 +31,27 @@ __all__ = ["Outcome", "Problem", "Session", "problem_of"]
 
 Settings = Mapping[str, Any]
 
-READING = ("num_classes", "unknown")  # arguments that say what labels mean: the command line's alone
+READING = ("num_classes", "unknown")  # arguments for the meaning of labels, only from the command line
 UNSEEN = (*READING, "compatibility", "spacing", "value_range")  # without a control
-MOST_EXACT = 128 * 128  # pixels, for which a CPU takes a few seconds
+MOST_EXACT = 128 * 128  # pixels for which a CPU needs a few seconds
 LINE = 80  # characters of a line of Python
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An image with its scores, and how to write down where they come from.
+    """An image with its scores, and the code that loads them.
 
     Attributes:
         image: [H, W, 3] or [H, W], uint8.
-        kind: of the scores, such as "logits".
+        kind: the kind of scores, such as "logits".
         scores: as `refine` takes them.
-        reading: those of READING that are given.
+        reading: the given arguments among READING.
         python: lines before the call of `refine`, and its first arguments.
-        commands: lines of the command line; the last one is the beginning of a `tritoncrf refine`.
-        stem: of the photo's file.
-        device: as it was given.
-        names: of the classes, if they have any.
-        truth: [H, W] labels, where they are known.
+        commands: commands; the last one is the beginning of a `tritoncrf refine`.
+        stem: the stem of the photo's file name.
+        device: the device as given.
+        names: names of the classes, if any.
+        truth: [H, W] labels, if known.
     """
 
     image: np.ndarray
@@ -66,16 +66,16 @@ class Problem:
     truth: np.ndarray | None = None
 
     def knobs(self, method: str) -> list[str]:
-        """The arguments that a method uses with these scores, each of which has a control."""
+        """The arguments with a control that a method uses with these scores."""
         return [
             name for name, entry in ARGUMENTS.items()
             if name not in UNSEEN and method in entry.methods and self.kind in entry.scores
         ]  # fmt: skip
 
     def start(self, given: Settings) -> dict[str, Any]:
-        """The method and all that it uses: as given, or else the default."""
+        """The method and all its arguments, as given or by default."""
         if not isinstance(given.get("compatibility", "potts"), str):
-            raise CommandError("--compatibility: expected potts; there is no control for costs")
+            raise CommandError("--compatibility: expected potts, got costs, which have no control")
         rest = {name: value for name, value in given.items() if name != "method"}
         method = given.get("method") or method_for(self.kind, False, rest)
         checks.expect_choice("method", method, METHODS)
@@ -83,11 +83,11 @@ class Problem:
         for name in self.knobs(method):
             if not isinstance(values[name], (int, float, str)):
                 got = checks.shown(values[name])
-                raise CommandError(f"--parameters: {name}: expected one number, which a slider shows, got {got}")
+                raise CommandError(f"--parameters: {name}: expected one number for its slider, got {got}")
         return {"method": method, **{name: plain(values[name]) for name in self.knobs(method)}}
 
     def lines(self, settings: Settings) -> tuple[str, str]:
-        """What gives the result of these settings in Python, and on the command line."""
+        """The Python code and the command that give the result of these settings."""
         given = {**settings, **self.reading, **({} if self.device is None else {"device": self.device})}
         before, first = self.python
         body = [f"    {first},"]
@@ -118,12 +118,12 @@ def _word(value: Any) -> str:
 
 
 def _name(path: Path) -> str:
-    """A path that is not taken for an option."""
+    """A path that is not mistaken for an option."""
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def problem_of(options: argparse.Namespace) -> Problem:
-    """What the command line names, or the demo."""
+    """The problem that the command line describes, or the demo."""
     kinds = [kind for kind in SCORES if getattr(options, kind) is not None]
     names = ", ".join(f"--{kind}" for kind in SCORES)
     if options.image is None and kinds:
@@ -155,7 +155,7 @@ def problem_of(options: argparse.Namespace) -> Problem:
 def _python_of(
     options: argparse.Namespace, kind: str, source: Path, size: tuple[int, ...]
 ) -> tuple[Sequence[str], str]:  # fmt: skip
-    """Python that reads the files as the command line does: by NumPy and Pillow where these read the same."""
+    """Python code that reads the files like the command line, with NumPy and Pillow where they give the same."""
     photo, file = _quoted(options.image), _quoted(source)
     imports = ["import tritoncrf as tc"]
     if source.suffix.lower() in (".npy", ".npz"):
@@ -188,13 +188,13 @@ def _quoted(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the page shows of a refinement.
+    """The parts of a refinement that the page shows.
 
     Attributes:
         after: [H, W] labels.
-        summary: as of a `Trace`.
-        notes: what is worth a word, first what changed in all.
-        doubts: what looks as if the settings did not fit.
+        summary: the summary of a `Trace`.
+        notes: short messages, first the total change.
+        doubts: warnings that the settings may not suit the image.
     """
 
     after: np.ndarray
@@ -204,7 +204,7 @@ class Outcome:
 
 
 class Session:
-    """A problem, and what came out for the settings that were tried last."""
+    """A problem, and the results of recent settings."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -219,7 +219,7 @@ class Session:
 
     @property
     def methods(self) -> Sequence[Method]:
-        """Those that answer while one waits."""
+        """The methods that are fast enough to wait for."""
         pixels = math.prod(self.problem.image.shape[:2])
         return [m for m in METHODS if m != "exact" or self.device.type != "cpu" or pixels <= MOST_EXACT]
 
@@ -229,14 +229,14 @@ class Session:
         return refine(problem.image, **scores, **problem.reading, **settings)  # type: ignore[call-overload]
 
     def _softmax(self, **settings: Any) -> torch.Tensor:
-        """What a refinement starts from."""
+        """The probabilities from which a refinement starts."""
         return self._classes(self.refined({"method": "guided", "iterations": 0, **settings}))
 
     def _classes(self, q: torch.Tensor) -> torch.Tensor:
         return torch.stack([1 - q, q]) if self.problem.kind in BINARY else q  # [C, H, W]
 
     def _outcome(self, settings: tuple[tuple[str, Any], ...]) -> Outcome:
-        """Of the settings' items."""
+        """The outcome for the settings, given as items."""
         problem, given = self.problem, dict(settings)
         first = self._started(**{k: v for k, v in settings if k == "label_confidence"})
         start = time.perf_counter()
@@ -258,7 +258,7 @@ class Session:
         return Outcome(after, summary, notes, list(warned))
 
     def presets(self, method: str, start: Settings) -> dict[str, dict[str, Any]]:
-        """A method's settings with a name; with the start, where it is of this method and none of the others."""
+        """The named settings of a method, including the start if it has this method and differs from the others."""
         sets: dict[str, Settings] = {"defaults": {}, **(PARAMETERS if method in GAUSSIAN else {})}
         found = {name: self.problem.start({"method": method, **values}) for name, values in sets.items()}
         if start["method"] == method and start not in found.values():

@@ -13,15 +13,15 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-FEW_NUMBERS = 1 << 21  # of pixels times classes, or of pixels times lattice vertices
-KEPT_STATES = 3  # what a loop's filters may keep between iterations, in states Q
-PART = 1 << 19  # numbers that are in float64 at a time: few calls, and 4 MB
+FEW_NUMBERS = 1 << 21  # pixels times classes, or pixels times lattice vertices
+KEPT_STATES = 3  # memory that a loop's filters may keep between iterations, in states Q
+PART = 1 << 19  # numbers in float64 at a time: few calls, and 4 MB
 
-State: TypeAlias = Any  # what a step hands to the next one, of a type of its own
+State: TypeAlias = Any  # what a step passes to the next one, of any type
 
 
 class Operator(Protocol):
-    """A filter made ready for one image: the linear map K, the same for every class."""
+    """A filter prepared for one image: the linear map K, the same for every class."""
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """K x for x [B, C, *S]."""
@@ -34,15 +34,15 @@ class Operator(Protocol):
 
 
 class Step:
-    """The step in separate passes, which serves any filters; the base of the fused steps, which are tested against it.
+    """The step in separate passes, for any filters; the base class of the fused steps, which are tested against it.
 
-    The loop calls `start` once, then `next`, and the last time `scores`. A state carries all that one step leaves for
-    the next, so that the answer depends on the state alone, whoever called before. Of each state the loop may keep
-    `probabilities`, in a layout of the step's own: `arrange` and `image` convert from and to [B, C, *S], and
-    `backward` and `gradients` take and give that layout.
+    The loop calls `start` once, then `next`, and finally `scores`. A state has everything that one step passes to the
+    next, so the result depends only on the state, not on earlier calls. The loop may keep the `probabilities` of each
+    state, in the step's own layout: `arrange` and `image` convert from and to [B, C, *S], and `backward` and
+    `gradients` use that layout.
 
-    keeps: whether anybody asks for `probabilities` of the states that `next` gives; a loop that never does says so.
-    operators: an `Operator` for each filter; a fused step asks more of them, which those of its own filter have.
+    keeps: whether the loop reads `probabilities` of the states that `next` returns.
+    operators: an `Operator` for each filter; a fused step also uses further methods of its own filter's operators.
     """
 
     keeps = True
@@ -55,7 +55,7 @@ class Step:
 
     @staticmethod
     def kept_shape(unary: torch.Tensor) -> Sequence[int]:
-        """The shape of what `arrange` and `probabilities` give."""
+        """The shape of the results of `arrange` and `probabilities`."""
         return unary.shape
 
     def arrange(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ class Step:
         return softmax(self.scores(state))
 
     def damped(self, new: State, old: State, share: float) -> State:
-        """The state of (1 - share) Q' + share Q, of the states of Q' and Q; `new` is used up."""
+        """The state of (1 - share) Q' + share Q from the states of Q' and Q; `new` is overwritten."""
         return torch.lerp(new, old, share)
 
     def scores(self, state: State) -> torch.Tensor:
@@ -86,29 +86,31 @@ class Step:
 
     @functools.cached_property
     def weighted_unary(self) -> torch.Tensor:
-        """a U; the backward never needs it."""
+        """a U; the backward pass does not need it."""
         return mix(self.unary_weight, self.unary)
 
     def probabilities(self, state: State) -> torch.Tensor:
-        """Q of a state, contiguous, in the step's layout."""
+        """The Q of a state, contiguous, in the step's layout."""
         q: torch.Tensor = state
         return q.contiguous()
 
     def backward(
         self, q: torch.Tensor, g: torch.Tensor, through_softmax: bool, messages: bool
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
-        """dS of Q (dQ unless `through_softmax`) from g = dL/dS of the next S; and, if `messages`, the G_m, or whatever
-        `mixing_gradients` takes in their place."""
+        """dS for Q (dQ unless `through_softmax`) from g = dL/dS of the next S; and, if `messages`, the G_m or what
+        `mixing_gradients` takes instead."""
         back = [K.adjoint(g) for K in self.operators]
         gradient: torch.Tensor = sum(mix_adjoint(a, b) for a, b in zip(self.mixing, back, strict=True))  # type: ignore[assignment]
         return softmax_adjoint(q, gradient) if through_softmax else gradient, back if messages else None
 
     def mixing_gradients(self, q: torch.Tensor, messages: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """What this step adds to the gradients of the A_m: of <A_m^T g, K_m Q>, from `backward`'s messages."""
+        """The contribution of this step to the gradients of the A_m: those of <A_m^T g, K_m Q>, from the messages of
+        `backward`."""
         return [outer(self.image(b), self.image(q), a.ndim) for a, b in zip(self.mixing, messages, strict=True)]
 
     def gradients(self, q: torch.Tensor, g: torch.Tensor, needs: Sequence[bool]) -> list[list[torch.Tensor]]:
-        """What this step adds to the gradients of the tensors of each filter that `needs` them: of <A_m^T g, K_m Q>."""
+        """The contribution of this step to the gradients of the tensors of each filter that `needs` them: those of
+        <A_m^T g, K_m Q>."""
         q, g = self.image(q), self.image(g)
         return [
             K.gradients(q, mix_adjoint(a, g)) if needed else []
@@ -117,16 +119,17 @@ class Step:
 
 
 def _parts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """x [B, C, *S] as [B, C, N] cut along its pixels into parts of at most PART numbers; whole for compilers, where
-    sizes may be symbols."""
+    """x [B, C, *S] as [B, C, N], cut along its pixels into parts of at most PART numbers; in one piece for compilers,
+    where sizes may be symbolic."""
     if torch.compiler.is_compiling():
         return (x.flatten(2),)
     return x.flatten(2).split(max(1, PART // max(1, x.shape[0] * x.shape[1])), 2)
 
 
 def softmax(x: torch.Tensor) -> torch.Tensor:
-    """The softmax over the classes of x [B, C, *S]. On a CPU a pixel's bits follow from its own scores, wherever it
-    lies: PyTorch takes the last pixels of an image, and of each thread's share, by another exponential."""
+    """The softmax over the classes of x [B, C, *S]. On a CPU, the exact result of a pixel depends only on its own
+    scores, not on its position: PyTorch uses another exponential for the last pixels of an image and of each thread's
+    share."""
     recorded = torch.is_grad_enabled() and x.requires_grad
     if x.device.type != "cpu" or recorded or torch.compiler.is_compiling():
         return torch.softmax(x, 1)
@@ -138,7 +141,8 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
 
 
 def rectified(x: torch.Tensor, open: torch.Tensor) -> torch.Tensor:
-    """max(x, 0) over its sum over the classes of x [B, C, *S]; where that is 0, the same for all classes of `open`."""
+    """max(x, 0) divided by its sum over the classes of x [B, C, *S]; where that is 0, equal for all classes in
+    `open`."""
     found, possible = x.relu(), open.to(x.dtype)
     total = found.sum(1, keepdim=True)
     some = total > 0
@@ -146,7 +150,7 @@ def rectified(x: torch.Tensor, open: torch.Tensor) -> torch.Tensor:
 
 
 def _class_sum(x: torch.Tensor) -> torch.Tensor:
-    """[B, 1, N], in one order for every pixel, which PyTorch's sum has not."""
+    """The sum over classes, [B, 1, N], in the same order for every pixel, unlike PyTorch's sum."""
     while x.shape[1] > 1:
         half = x.shape[1] // 2
         total = x[:, :half] + x[:, half : 2 * half]
@@ -158,11 +162,11 @@ def _class_sum(x: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def few_threads(device: torch.device, numbers: int) -> Iterator[None]:
-    """Run a block of many small operations, on so many numbers, in one thread of a CPU.
+    """Run a block of many small operations, on this many numbers, in one thread of a CPU.
 
-    PyTorch's threads wait for each other at each operation, for milliseconds where another process is on one's core.
-    The size alone decides, never the load: another number of threads may give other last bits. Only this thread's
-    count changes, and that of threads that first use PyTorch meanwhile.
+    PyTorch's threads wait for each other at each operation, for milliseconds if another process uses one of their
+    cores. Only the size decides, never the load, because another number of threads may change the last bits. Only this
+    thread's count changes, and that of threads that first use PyTorch meanwhile.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or numbers > FEW_NUMBERS or threads == 1:
@@ -176,8 +180,8 @@ def few_threads(device: torch.device, numbers: int) -> Iterator[None]:
 
 
 def mix(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A x on the class axis of x [B, C, *S], for A of shape [], [C] or [C, C]. A matrix multiplies in float64, where no
-    switch for TF32 reaches it."""
+    """A x on the class axis of x [B, C, *S], for A of shape [], [C] or [C, C]. A matrix multiplies in float64, which
+    the TF32 setting does not affect."""
     if a.ndim == 2:
         return torch.cat([(a.double() @ part.double()).to(x.dtype) for part in _parts(x)], 2).view(x.shape)
     return x * a.view(-1, *(1,) * (x.ndim - 2))
@@ -189,8 +193,8 @@ def mix_adjoint(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def outer(b: torch.Tensor, q: torch.Tensor, ndim: int) -> torch.Tensor:
-    """b q^T [C, C], its diagonal [C] or its trace [], over batch and pixels: dL/dA for A of `ndim` axes. A matrix is
-    summed in float64, as `mix` is."""
+    """b q^T [C, C], its diagonal [C] or its trace [], over batch and pixels: dL/dA for A with `ndim` axes. A matrix is
+    summed in float64, as in `mix`."""
     if ndim == 2:
         products = (one.double() @ other.double().mT for one, other in zip(_parts(b), _parts(q), strict=True))
         return sum(product.sum(0) for product in products).to(b.dtype)  # type: ignore[union-attr]
@@ -221,19 +225,19 @@ def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def to_3d(x: torch.Tensor) -> torch.Tensor:
-    """[B, C, *S] as [B, C, Z, Y, X], missing axes of extent 1."""
+    """[B, C, *S] as [B, C, Z, Y, X], with missing axes of extent 1."""
     for _ in range(5 - x.ndim):
         x = x.unsqueeze(2)
     return x
 
 
 def from_3d(x: torch.Tensor, axes: int) -> torch.Tensor:
-    """[B, C, Z, Y, X] with its last `axes` axes alone, the others being of extent 1."""
+    """[B, C, Z, Y, X] with only its last `axes` axes; the others have extent 1."""
     for _ in range(3 - axes):
         x = x.select(2, 0)
     return x
 
 
 def per_axis(value: int, axes: int, missing: int) -> tuple[int, ...]:
-    """`value` for each of the last `axes` axes of three, `missing` for the others."""
+    """`value` for each of the last `axes` of three axes, `missing` for the others."""
     return (missing,) * (3 - axes) + (value,) * axes

@@ -1,1 +1,1 @@
-"""What a GPU that need not be here has for the kernels: registers, spills, occupancy and the instruction mix."""
+"""The kernels compiled for GPUs that need not be present: registers, spills, occupancy and the instruction mix."""

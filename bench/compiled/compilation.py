@@ -1,6 +1,6 @@
-"""Compile launches for GPUs this machine does not have, and read what came out.
+"""Compile launches for GPUs that this machine does not have, and read the binaries.
 
-`compile_launch` specialises a launch as Triton would have (with Triton's own binder) and compiles it for a named
+`compile_launch` specialises a launch as Triton would (with Triton's own binder) and compiles it for a named
 target; `Binary` holds registers, stack, shared memory and the instruction mix, read with the tools of Triton's wheel.
 """
 
@@ -33,7 +33,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
-# Columns of the instruction mix: what a line of SASS does, by its opcode before the first dot.
+# Columns of the instruction mix: the kind of a SASS instruction by its opcode before the first dot.
 MIX = {
     "matrix": {"HMMA", "HGMMA", "QGMMA", "IMMA", "UTCHMMA", "UTCQMMA"},
     "ffma": {"FFMA", "FFMA2"},
@@ -54,7 +54,7 @@ _COLUMN = {opcode: column for column, opcodes in MIX.items() for opcode in opcod
 
 
 def column(opcode: str) -> str:
-    """Of `MIX`, or "other"."""
+    """The column of `MIX`, or "other"."""
     return _COLUMN.get(opcode, "other")
 
 
@@ -84,7 +84,7 @@ class Binary:
 
     @property
     def options(self) -> str:
-        """The constants that say something: strides and pointers that became constants are left out."""
+        """The informative constants; strides and pointers that became constants are left out."""
         return " ".join(f"{name}={value}" for name, value in self.constants.items() if name.isupper())
 
     @cached_property
@@ -94,7 +94,7 @@ class Binary:
 
     @cached_property
     def program(self) -> Program:
-        """Its PTX, for the emulator; each statement's line is its number."""
+        """The PTX for the emulator, in which the line of each statement is its number."""
         return Program(self.ptx, self.shared)
 
     def __str__(self):
@@ -120,7 +120,7 @@ def signature(launch: Launch, target: str) -> dict:
 
 
 def identity(launch: Launch) -> tuple:
-    """Equal for two launches that Triton would serve with one binary."""
+    """Equal for two launches for which Triton would use one binary."""
     source, _ = specialise(launch, TARGETS["sm_90"])
     return source.hash(), *launch.options(TARGETS["sm_80"]).items(), *launch.options(TARGETS["sm_90"]).items()
 
@@ -134,7 +134,7 @@ def unique(launches: Iterable[Launch]) -> list[Launch]:
 
 
 class _Pretended:
-    """The driver of a GPU that is not there: kernels that ask for their target get the right one."""
+    """The driver of an absent GPU, which gives kernels the right target."""
 
     def __init__(self, target: GPUTarget):
         self.target = target
@@ -145,8 +145,8 @@ class _Pretended:
 
 @contextlib.contextmanager
 def pretended(target: GPUTarget):
-    """For all threads alike: one target at a time. What is compiled inside has the numbers of its PTX's statements as
-    its lines."""
+    """Pretend to have a GPU, for all threads, one target at a time. Code compiled inside has the numbers of its PTX
+    statements as lines."""
     before, hook = driver._active, triton.knobs.runtime.add_stages_inspection_hook
     driver.set_active(_Pretended(target))
     triton.knobs.runtime.add_stages_inspection_hook = _marking
@@ -158,7 +158,7 @@ def pretended(target: GPUTarget):
 
 
 def _marking(*arguments):
-    """Triton's hook on its stages of compilation: a name for its cache, and `marked` between PTX and ptxas."""
+    """Triton's hook for compilation stages: a name for its cache, and `marked` between PTX and ptxas."""
     if not arguments:
         return "marked", "marked"
     stages = arguments[1]
@@ -192,7 +192,7 @@ def _named(launch: Launch, path: tuple[int, ...]) -> str:
 
 
 def _one_at_a_time(parse):
-    """Python 3.11 miscounts the depth of what it parses where several threads parse, and raises a SystemError."""
+    """Python 3.11 miscounts the parser's depth if several threads parse, and raises a SystemError."""
     lock = threading.Lock()
 
     def locked(self):
@@ -203,13 +203,13 @@ def _one_at_a_time(parse):
 
 
 def compile_all(launches: Iterable[Launch], target: str, mixes: bool = False) -> list[Binary]:
-    """Compile every launch, and with `mixes` disassemble it as well; Triton lets go of the interpreter lock while LLVM
+    """Compile every launch, and with `mixes` disassemble it as well; Triton releases the interpreter lock while LLVM
     and ptxas run, and so do the tools."""
     parsing = mock.patch.object(JITCallable, "parse", _one_at_a_time(JITCallable.parse))
     with pretended(TARGETS[target]), parsing, ThreadPoolExecutor() as pool:
         compiled = list(pool.map(lambda launch: _compile(launch, target), launches))
         if mixes:
-            list(pool.map(lambda binary: binary.mix, compiled))  # cached: a report reads them one by one
+            list(pool.map(lambda binary: binary.mix, compiled))  # cached for reports, which read them one by one
     return compiled
 
 

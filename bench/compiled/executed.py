@@ -1,9 +1,9 @@
-"""What a launch executes: instructions of SASS, loops and branches included, and wavefronts of the L1 cache.
+"""Count what a launch executes: SASS instructions, including loops and branches, and wavefronts of the L1 cache.
 
-A share of its programs, spread over the grid, runs as PTX in the tests' emulator, on the launch's own arguments; how
-often each block of PTX runs there gives how often each block of SASS does (`sass.py`), and the share is scaled to the
-whole grid. So loops have the trips that the tables of a lattice or of an exact filter give them, and programs at a
-border count for as many as there are.
+A share of the programs, spread over the grid, runs as PTX in the tests' emulator with the launch's own arguments. From
+how often each block of PTX runs follows how often each block of SASS does (`sass.py`), and the share is scaled to the
+whole grid. So loops have the right numbers of iterations for the tables of a lattice or an exact filter, and programs
+at a border have the right weight.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from tritoncrf.kernels.common import Launch
 WARP = 32
 LANES = 8192  # threads side by side in the emulator
 FIRST_LANES = 1024
-WORK = 1.6e8  # instructions of threads after which no further programs are run
-VISITS = 4, 12  # of a block of an exact filter: from what two short lists execute, what the whole one does
+WORK = 1.6e8  # thread instructions after which no more programs are run
+VISITS = 4, 12  # of a block of an exact filter: counts for two short lists give that for the whole list
 GOLDEN = (math.sqrt(5) - 1) / 2
 BANKS = 32
-TAGS = 4  # lines of 128 bytes that one wavefront reads from: assumed, not measured
+TAGS = 4  # lines of 128 bytes per wavefront: assumed, not measured
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Executed:
 
 
 class Counting(Run):
-    """A run that counts and checks bounds, and leaves out what finds races."""
+    """A run that counts and checks bounds, but does not look for races."""
 
     wavefronts = 0
 
@@ -82,7 +82,7 @@ class Counting(Run):
         self.wavefronts += self._wavefronts(a, lanes, width)[0]
 
     def _wavefronts(self, a, lanes, width) -> tuple[int, int]:
-        """How many an access takes, and its sectors. A wavefront serves 32, 16 or 8 threads of at most 4, 8 or 16
+        """The wavefronts and sectors of an access. A wavefront serves 32, 16 or 8 threads of at most 4, 8 or 16
         bytes each; it reads each bank of 4 bytes once, and from at most `TAGS` lines."""
         each = max(1, width // 4)
         together = max(WARP // each, 8)
@@ -100,7 +100,7 @@ class Counting(Run):
         return int(np.maximum(turns.reshape(-1, BANKS).max(1), -(-lines // TAGS)).sum()), int(new(words // 8).sum())
 
     def _width(self) -> int:
-        """Bytes that each thread moves by the instruction that runs."""
+        """Bytes that each thread moves by the current instruction."""
         parts = self.program.instructions[self.at].op.split(".")
         vector = next((int(p[1]) for p in parts if p in ("v2", "v4", "v8")), 1)
         return min(16, vector * WIDTH[parts[-1]] // 8) if parts[0] in ("ld", "st") else 4
@@ -122,7 +122,7 @@ def run_programs(launch: Launch, binary: Binary, work: float = math.inf) -> tupl
     warps, done, taken = np.zeros(len(lengths)), 0, 0.0
     with np.errstate(all="ignore"):
         while done < total and taken < work:
-            lanes = LANES if done or work == math.inf else FIRST_LANES  # few, since programs may be long
+            lanes = LANES if done or work == math.inf else FIRST_LANES  # few at first, since programs may be long
             some = np.sort(order[done : done + max(1, lanes // program.threads)])
             run._begin(some)
             found = run._execute()
@@ -135,8 +135,8 @@ def run_programs(launch: Launch, binary: Binary, work: float = math.inf) -> tupl
 
 
 def executed(launch: Launch, binary: Binary, work: float = WORK) -> Executed:
-    """Of an exact filter whose blocks visit many others, by two launches that visit few: what is executed grows
-    linearly with the pairs of blocks visited."""
+    """Count an exact filter whose blocks visit many others from two launches that visit few: the counts grow linearly
+    with the pairs of blocks."""
     pairs = visited_pairs(launch)
     few, more = (shortened(launch, visits) for visits in VISITS) if pairs else (launch, launch)
     if visited_pairs(more) == pairs:
@@ -177,7 +177,7 @@ def _executed(launch: Launch, binary: Binary, work: float) -> Executed:
 
 
 def count_all(pairs: list[tuple[Launch, Binary]], jobs: int, work: float = WORK) -> list[Executed]:
-    """`executed` of each, by `jobs` processes."""
+    """`executed` for each launch, with `jobs` processes."""
     if jobs == 1 or len(pairs) < 2:
         return [executed(*pair, work) for pair in pairs]
     # A fork has the launches' tensors, and only numbers come back.
@@ -185,7 +185,7 @@ def count_all(pairs: list[tuple[Launch, Binary]], jobs: int, work: float = WORK)
         return list(pool.map(functools.partial(_count, work), range(len(pairs))))
 
 
-_TO_COUNT: list[tuple[Launch, Binary]] = []  # of a process that counts
+_TO_COUNT: list[tuple[Launch, Binary]] = []  # in a counting process
 
 
 def _count(work: float, index: int) -> Executed:
@@ -194,7 +194,7 @@ def _count(work: float, index: int) -> Executed:
 
 @contextlib.contextmanager
 def launches_emulated(target: str, but=()):
-    """Launches on CPU tensors run, all their programs, in the emulator; those of the modules `but` do not."""
+    """Run all programs of launches on CPU tensors in the emulator, except those of the modules `but`."""
 
     def run(launch: Launch):
         if launch.kernel.fn.__module__.rpartition(".")[2] not in but:

@@ -1,8 +1,8 @@
-"""How many programs of a kernel a streaming multiprocessor holds at once, and what keeps it from holding more.
+"""The number of programs of a kernel that a streaming multiprocessor holds at once, and its limit.
 
-Registers are given out to whole warps, 256 at a time, and live in four files, one for each scheduler's warps; shared
-memory is given out 128 bytes at a time, 1 KB of it to the system for each program (CUDA programming guide, compute
-capabilities 8.0, 9.0 and 10.0).
+Registers are allocated per warp in units of 256, in four files, one for each scheduler; shared memory is allocated in
+units of 128 bytes, and the system takes 1 KB per program (CUDA programming guide, compute capabilities 8.0, 9.0 and
+10.0).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SHARED_OF_SYSTEM = 1024
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What there is to share. `shared` in bytes; `registers` of 32 bits."""
+    """The resources of a multiprocessor. `shared` in bytes; `registers` of 32 bits."""
 
     shared: int
     registers: int = 65536
@@ -33,7 +33,7 @@ MULTIPROCESSORS = {
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Resident programs and warps, and the limits that allow no more: some of "registers", "shared", "warps" and
+    """Resident programs and warps, and the limiting resources: some of "registers", "shared", "warps" and
     "programs"."""
 
     programs: int
@@ -42,7 +42,7 @@ class Occupancy:
 
 
 def occupancy(of: Multiprocessor, num_warps: int, registers: int, shared: int) -> Occupancy:
-    """Of programs of `num_warps` warps with `registers` a thread and `shared` bytes a program."""
+    """The occupancy for programs of `num_warps` warps with `registers` per thread and `shared` bytes per program."""
     per_warp = _rounded(registers * WARP, REGISTER_UNIT)
     per_program = _rounded(shared + SHARED_OF_SYSTEM, SHARED_UNIT)
     allowed = {

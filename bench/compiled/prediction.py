@@ -1,7 +1,7 @@
-"""How long a launch takes at least by what it executes: predictions, never measurements.
+"""The least time of a launch, from what it executes: predictions, never measurements.
 
-A launch keeps each part of the machine busy for as long as it has work for it; the longest of these times is predicted.
-No program waits for another in it, nothing for memory, and all multiprocessors are busy from beginning to end.
+A launch keeps each part of the machine busy for some time; the longest of these times is the prediction. It assumes
+that no program waits for another or for memory, and that all multiprocessors are busy all the time.
 """
 
 import re
@@ -12,7 +12,7 @@ from bench import floors
 from bench.compiled.compilation import MIX
 from bench.compiled.executed import WARP, Executed
 
-# Instructions by the unit that takes them, which is why FADD is not with FMNMX.
+# Instructions by the unit that executes them; hence FADD is not with FMNMX.
 FMA = {"FFMA", "FFMA2", "FADD", "FMUL", "FADD2", "FMUL2", "IMAD", "HFMA2", "HADD2", "HMUL2"}
 SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "FRND", "POPC", "FLO", "BREV"}
 ALU = (MIX["fp32"] | MIX["int"] | MIX["convert"] | {"MOV", "PLOP3", "VIADDMNMX", "IADD32I"}) - FMA - SPECIAL
@@ -20,8 +20,8 @@ ALU = (MIX["fp32"] | MIX["int"] | MIX["convert"] | {"MOV", "PLOP3", "VIADDMNMX",
 
 @dataclass(frozen=True)
 class Machine:
-    """Multiprocessors, their clock in Hz, and what one of them takes in a clock: instructions of warps at all, those of
-    each unit, and wavefronts of the L1 cache (128 bytes; shared memory's and shuffles are among them)."""
+    """Multiprocessors, their clock in Hz, and what one of them executes per clock: warp instructions in total and for
+    each unit, and wavefronts of the L1 cache (128 bytes; including shared memory and shuffles)."""
 
     name: str
     multiprocessors: int
@@ -43,7 +43,7 @@ class Machine:
         )
 
 
-# The H200's as in floors.py, the A100's the vendor's; what a multiprocessor takes in a clock: CUDA programming guide.
+# The H200 as in floors.py, the A100 from the vendor's data; rates per clock from the CUDA programming guide.
 MACHINES = {
     "sm_80": Machine("A100", 108, 1.41e9, floors.Rates(2.0e12, 19.5e12, 2.4e12, 312e12), fma=2),
     "sm_90": Machine("H200", 132, 1.9e9, floors.H200),
@@ -66,7 +66,7 @@ class Prediction:
 
 
 def predicted(executed: Executed, moved: int, machine: Machine) -> Prediction:
-    """`moved`: bytes of the launch's tensors, each once."""
+    """The prediction; `moved` is the bytes of the launch's tensors, each once."""
     units = Counter()
     for opcode, count in executed.opcodes.items():
         head = opcode.split(".")[0]

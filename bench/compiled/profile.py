@@ -1,8 +1,7 @@
-"""The kernels that the training steps of W1 to W4 launch: what each is for, what it executes, what a multiprocessor can
-hold of it, and how long it is predicted to take.
+"""The kernels of the training steps of W1 to W4: their use, executed instructions, occupancy and predicted times.
 
-On a GPU the stage `profile` of `make gpu` times them. Anywhere, `python -m bench profile` compiles them for a GPU that
-need not be here, and runs a share of each launch in the tests' emulator.
+On a GPU, the stage `profile` of `make gpu` times them. On any machine, `python -m bench profile` compiles them for a
+GPU that need not be present, and runs a share of each launch in the tests' emulator.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ from tritoncrf.files import write
 from tritoncrf.kernels.common import Launch, record_launches
 
 SIZE = (500, 500)
-# And what learns in their training step, W5.
+# And what is trained in their training step, W5.
 WORKS = {
     "W1 k=7": (ConvCRFWork(7, size=SIZE), "features"),
     "W1 k=11": (ConvCRFWork(11, size=SIZE), "features"),
@@ -42,14 +41,13 @@ WORKS = {
 }
 RESOURCES = ["warps", "registers", "spills", "shared", "programs", "resident", "limit"]
 PHASES = ("build", "loop", "backward")
-# Their filters are built from tables that PyTorch makes: what their kernels do there is to apply them to ones.
+# PyTorch builds the tables of their filters; while building, their kernels only apply the filters to ones.
 WITHOUT_TABLES = ("exact",)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One of a step's kernels, as Triton compiles it once and for one shape: its first launch, and how often each pass
-    launches it."""
+    """A kernel of a step, compiled once for one shape: its first launch, and how often each pass launches it."""
 
     launch: Launch
     launches: Counter
@@ -64,15 +62,15 @@ class Kernel:
 
 
 def kernels(inputs: Inputs, run: bool = True, building=contextlib.nullcontext) -> list[Kernel]:
-    """Of one training step, in the order of their first launches. Without `run` nothing is launched, but while the
-    filters are built if `building` launches."""
+    """The kernels of one training step, in the order of their first launches. Without `run` nothing is launched, except
+    while building the filters if `building` launches."""
     provider = Tritoncrf(inputs)
     with building() as launching, record_launches(run or launching) as build:
         filters = provider.build()
     with record_launches(run) as loop:
         scores = provider.loop(filters)
     with record_launches(run) as backward:
-        torch.autograd.grad(scores, inputs.learnt, inputs.cotangent)
+        torch.autograd.grad(scores, inputs.learned, inputs.cotangent)
     found = {}
     for name, launches in zip(PHASES, (build, loop, backward)):
         for launch in launches:
@@ -87,8 +85,8 @@ def _shapes(launch: Launch) -> tuple:
 
 
 def compiled_kernels(work: CRFWork, learns: str) -> list[Kernel]:
-    """Of a work on a GPU that is not here. What follows the picture is built in the emulator, so that the tables are
-    those of the picture; no other launch runs."""
+    """The kernels of a work on a GPU that is not present. Tables that depend on the picture are built in the emulator;
+    no other launch runs."""
 
     @contextlib.contextmanager
     def building():
@@ -102,7 +100,7 @@ def compiled_kernels(work: CRFWork, learns: str) -> list[Kernel]:
 
 
 def names(chosen: list[Kernel]) -> list[str]:
-    """Their names, with the sizes and constants in which those of one name differ, and else a number."""
+    """The names of kernels, with the sizes and constants in which kernels of one name differ, or otherwise a number."""
     found = []
     for kernel in chosen:
         alike = [other.launch.arguments for other in chosen if other.name == kernel.name]
@@ -118,8 +116,8 @@ def names(chosen: list[Kernel]) -> list[str]:
 
 
 def unit(kernel: Kernel, work: CRFWork) -> tuple[str, int]:
-    """What a launch's instructions are told by: a name, and how many of it there are. A lattice's rows lie across
-    threads, so pairs of pixel and vertex, and vertices, are told by instructions of warps."""
+    """The unit for the instructions of a launch: a name, and the number of units. A lattice's rows are spread over
+    threads, so pairs of pixel and vertex, and vertices, are counted by warp instructions."""
     launch, pixels = kernel.launch, work.batch * math.prod(work.size)
     arguments, name = launch.arguments, launch.kernel.__name__
     if work.filter == "window" and "window" in name:
@@ -138,7 +136,7 @@ def unit(kernel: Kernel, work: CRFWork) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the report."""
+    """A row of the report."""
 
     work: str
     title: str
@@ -151,7 +149,7 @@ class Row:
     units: int
 
     def per_unit(self, warps: float) -> float:
-        """Instructions of threads, from those of warps."""
+        """Thread instructions, from warp instructions."""
         return warps * WARP / self.units
 
     @property
@@ -165,7 +163,7 @@ class Row:
 
 
 def predictions(folder: Path, target: str, triton: str) -> dict[str, list[dict]]:
-    """The rows of each work that `run` wrote last for this target and Triton; else none."""
+    """The rows of each work in the last report of `run` for this target and Triton, if any."""
     written = sorted(folder.glob(f"compiled-{target}-triton-{triton}-*.json"))
     found: dict[str, list[dict]] = {}
     for row in json.loads(written[-1].read_text())["rows"] if written else ():
@@ -174,8 +172,8 @@ def predictions(folder: Path, target: str, triton: str) -> dict[str, list[dict]]
 
 
 def predicted_of(rows: list[dict], found: list[Kernel]) -> list[float | None]:
-    """Seconds predicted of each kernel, where the same kernels were counted: what numbers of vertices are in their
-    names may differ a little."""
+    """The predicted seconds of each kernel, if the same kernels were counted; numbers of vertices in names may differ
+    slightly."""
     counted = [row["kernel"].split()[0] for row in rows]
     if counted != [kernel.launch.kernel.__name__ for kernel in found]:
         return [None] * len(found)
@@ -183,7 +181,7 @@ def predicted_of(rows: list[dict], found: list[Kernel]) -> list[float | None]:
 
 
 def resources(target: str, num_warps: int, registers: int, spills: int, shared: int) -> list[str]:
-    """Cells of the columns `RESOURCES`; no occupancy of a multiprocessor that is not in the table."""
+    """Cells of the columns `RESOURCES`; without the occupancy for a multiprocessor that is not in the table."""
     cells = [str(n) for n in (num_warps, registers, spills, shared)]
     if target not in MULTIPROCESSORS:
         return [*cells, "", "", ""]
@@ -203,8 +201,8 @@ def spilled(binary: Binary) -> int:
 
 
 def run(targets: list[str], out: Path | None, works: str = "", chosen: str = "", jobs: int = 1) -> int:
-    """Print the reports, and write them into the folder `out`. `works`, `chosen`: patterns of the works' names and of
-    the kernels'."""
+    """Print the reports, and write them into the folder `out`. `works` and `chosen` are patterns for the names of works
+    and kernels."""
     if unknown := set(targets) - set(MACHINES):
         raise CommandError(f"--targets: expected some of {', '.join(MACHINES)}, got {', '.join(unknown)}")
     environment, started = reports.environment(), time.monotonic()
@@ -223,7 +221,7 @@ def run(targets: list[str], out: Path | None, works: str = "", chosen: str = "",
 
 
 def counted(found: dict[str, list[Kernel]], target: str, chosen: str = "", jobs: int = 1) -> list[Row]:
-    """A row for each kernel whose name has the pattern `chosen`; `jobs` processes count."""
+    """A row for each kernel whose name matches `chosen`, counted by `jobs` processes."""
     named = [
         (work, title, kernel)
         for work, some in found.items()
@@ -245,9 +243,10 @@ def counted(found: dict[str, list[Kernel]], target: str, chosen: str = "", jobs:
 
 
 def markdown(target: str, environment: dict, rows: list[Row]) -> str:
-    """Two tables for each work: what its kernels execute and are predicted to take, and the instructions' kinds."""
+    """Two tables for each work: executed instructions and predicted times of its kernels, and the kinds of
+    instructions."""
     lines = [f"# Kernels compiled for {target}, {environment['date']}", "", reports.versions(environment), ""]
-    lines += [f"Times are predicted from what is executed, not measured, for {MACHINES[target]}."]
+    lines += [f"Times are predicted from the executed instructions, not measured, for {MACHINES[target]}."]
     for work in dict.fromkeys(row.work for row in rows):
         some = [row for row in rows if row.work == work]
         lines += ["", f"## {work}", "", executed_table(some), "", mix_table(some), "", sums(some)]
@@ -268,8 +267,8 @@ def executed_table(rows: list[Row]) -> str:
 
 
 def mix_table(rows: list[Row]) -> str:
-    """Of each unit of work, instructions by kind, wavefronts and sectors of a warp's worth of units; microseconds that
-    each part of the machine is busy; the share of the programs that ran in the emulator."""
+    """For each unit of work: instructions by kind, and wavefronts and sectors for a warp's worth of units; microseconds
+    for which each part of the machine is busy; the share of the programs that ran in the emulator."""
     kinds = [{name: 0.0 for name in (*MIX, "other")} for _ in rows]
     for row, found in zip(rows, kinds):
         for opcode, count in row.executed.opcodes.items():
@@ -289,12 +288,12 @@ def mix_table(rows: list[Row]) -> str:
 
 
 def sums(rows: list[Row]) -> str:
-    """The predicted times of all launches of each pass, one after the other, and the floor of their work."""
+    """The sums of the predicted times of all launches of each pass, and the floor of their work."""
     work, _ = WORKS[rows[0].work]
     passes = {phase: sum(row.prediction.seconds * row.kernel.launches[phase] for row in rows) * 1e6 for phase in PHASES}
     told = ", ".join(f"{phase} {reports.number(seconds)}" for phase, seconds in passes.items())
     iteration = reports.number(passes["loop"] / work.iterations)
-    return f"Predicted, all launches one after the other: {told} us; an iteration {iteration} us."
+    return f"Predicted for all launches in sequence: {told} us; one iteration: {iteration} us."
 
 
 def resources_of(binary: Binary) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reads out of the L1 cache, aligned and not: how many clocks a multiprocessor takes for one by a warp."""
+"""Aligned and unaligned reads from the L1 cache: the clocks of a multiprocessor for one read by a warp."""
 
 import torch
 import triton
@@ -7,9 +7,9 @@ import triton.language as tl
 from tritoncrf.kernels.common import launch
 
 WARPS = 4
-PROGRAMS = 16  # of each multiprocessor: 64 warps, which hide what a read waits for
+PROGRAMS = 16  # per multiprocessor: 64 warps, which hide the latency of reads
 TRIPS = 1000
-ROWS = 8  # reads of a trip, of 16 KB in all at most
+ROWS = 8  # reads per iteration, at most 16 KB in total
 # (dtype, shift, step): a warp's threads read `step` elements apart, from element `shift` on.
 FORMS = {
     "4 bytes a thread, from 0": (torch.float32, 0, 1),
@@ -29,7 +29,7 @@ FORMS = {
 
 @triton.jit(do_not_specialize=["shift", "step", "n"])
 def reads_kernel(x_ptr, y_ptr, shift, step, n, ROWS: tl.constexpr, B: tl.constexpr):
-    """The same lines in every trip, by addresses that the compiler cannot know to be the same."""
+    """Read the same lines in every iteration, from addresses that the compiler cannot know to be equal."""
     o = shift + (tl.arange(0, B) % 32) * step
     total = tl.zeros((B,), x_ptr.dtype.element_ty)
     for i in range(n):
@@ -39,7 +39,7 @@ def reads_kernel(x_ptr, y_ptr, shift, step, n, ROWS: tl.constexpr, B: tl.constex
 
 
 def launch_reads(device, dtype, shift: int, step: int):
-    """A call, and how many reads by warps each multiprocessor makes in it."""
+    """A call, and the number of warp reads that each multiprocessor makes in it."""
     cuda = torch.device(device).type == "cuda"
     programs = PROGRAMS * (torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
     x = torch.zeros(32 * max(step, 1) + shift + 32 + 128 * ROWS, dtype=dtype, device=device)

@@ -1,9 +1,9 @@
-"""What ptxas made of a kernel's PTX, instruction by instruction, and how often each block of it runs.
+"""The SASS that ptxas makes from a kernel's PTX, instruction by instruction, and how often each block of it runs.
 
-A `.loc` before every statement of the PTX (`marked`) makes its own numbers the lines of the source, which ptxas keeps
-through all that it does and nvdisasm prints: each SASS instruction tells the statement that it comes from. Code is the
-same with other lines. So what the statements' blocks were seen to run, in the emulator, becomes what the blocks of SASS
-run (`weights`), though ptxas moves instructions out of loops, drops and doubles them.
+A `.loc` before every statement of the PTX (`marked`) makes its number the source line, which ptxas preserves and
+nvdisasm prints, so each SASS instruction names the statement that it comes from. The generated code does not depend on
+the lines. So the counts of the statements' blocks in the emulator give those of the blocks of SASS (`weights`),
+although ptxas moves, drops and duplicates instructions.
 """
 
 import re
@@ -21,8 +21,8 @@ LINE = re.compile(r"\s*\.loc\s")
 STATEMENT = re.compile(r"\s*(@!?%\w+\s+)?[a-z][\w.:]*\s")
 INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?(U?P\w+)\s+)?([A-Z][A-Z0-9]*)([\w.]*)\s*(.*?);")
 TARGET = re.compile(r"`\((\.L[\w]*)\)")
-# Statements that SASS has one instruction for, which is neither dropped nor moved out of a loop: where a loop has none
-# of the first, the second serve, and then any.
+# Statements with exactly one SASS instruction, which is neither dropped nor moved out of a loop: if a loop has none of
+# the first, the second are used, and then any.
 KEPT = [
     (re.compile(r"(ld|st|red|atom)\.(\w+\.)*(global|shared)|bar\.sync|mma"),
      {"LDG", "STG", "LDS", "STS", "RED", "ATOM", "ATOMG", "REDG", "BAR", "HMMA"}),
@@ -91,7 +91,7 @@ class Graph:
         return found
 
     def _loops(self) -> dict[int, tuple[set[int], set[int]]]:
-        """Of each natural loop, by its header: its blocks, and those that go back."""
+        """For each natural loop, by its header: its blocks, and those that jump back."""
         dominators, found = self._dominators(), {}
         for a in self.reached:
             for header in self.edges[a]:
@@ -178,11 +178,12 @@ def disassembled(cubin: bytes) -> str:
 
 
 def weights(sass: Sass, program: Program, executed: list[float]) -> list[float]:
-    """How many warps run each block of SASS, where `executed` says it of the blocks of `program`, from marked PTX.
+    """The number of warps that run each block of SASS, from the numbers `executed` for the blocks of `program`, marked
+    PTX.
 
-    A block of SASS runs as often as that block of PTX from which most of its instructions come, of those blocks that
-    stand in the same loop: what was moved there out of deeper loops says nothing. A loop of SASS is that of PTX whose
-    jump back it has. Where ptxas unrolled a loop, its copies share what the loop of PTX runs.
+    A block of SASS runs as often as the block of PTX in the same loop from which most of its instructions come;
+    instructions that were moved there from deeper loops do not count. A loop of SASS corresponds to the loop of PTX
+    whose back jump it contains. If ptxas unrolled a loop, its copies share the count of the loop of PTX.
     """
     return _Weights(sass, program, executed).found
 
@@ -200,7 +201,7 @@ class _Weights:
         self.found = [0.0] * len(sass.blocks)
         self.filled: set[int] = set()
 
-        loops = {None: [None]}  # of PTX: those of SASS, the outer ones first
+        loops = {None: [None]}  # from loops of PTX to loops of SASS, outer ones first
         for header in sorted(sass.graph.loops, key=lambda header: -len(sass.graph.loops[header][0])):
             loops.setdefault(self._loop(header), []).append(header)
         for loop, headers in loops.items():
@@ -210,7 +211,7 @@ class _Weights:
                 self._share(loop, members)
 
     def _loop(self, header: int) -> int | None:
-        """The loop of PTX that a loop of SASS is."""
+        """The loop of PTX that corresponds to a loop of SASS."""
         blocks, latches = self.sass.graph.loops[header]
         back = [self.sass.blocks[b][-1] for b in latches]
         own = [i for b in blocks if self.places[b] == header for i in self.sass.blocks[b]]
@@ -222,8 +223,8 @@ class _Weights:
         return None
 
     def _vote(self, loop: int | None, members: list[int]):
-        """What the blocks of a loop run if it is not unrolled. Those that ptxas made, or that are copies of a deeper
-        loop, run as often as what comes before them."""
+        """The counts of the blocks of a loop that is not unrolled. Blocks that ptxas added, or that are copies of a
+        deeper loop, run as often as their predecessors."""
         silent = set()
         for b in members:
             lines = [i.line for i in self.sass.blocks[b] if i.line in self.block_of]
@@ -241,8 +242,8 @@ class _Weights:
             silent -= ready
 
     def _share(self, loop: int, members: list[int]):
-        """What of the trips of a loop of PTX each of its copies takes. Copies that ptxas put outside loops, for what
-        the unrolled trips leave, take theirs first, all of them as far as there are as many."""
+        """The share of a PTX loop's iterations that each of its copies executes. Copies that ptxas put outside loops,
+        for the remainder of the unrolled iterations, come first, as far as there are enough iterations."""
         for lines, opcodes in self.kept:
             inner, outer = Counter(), Counter()
             for b in self.sass.graph.reached:

@@ -23,20 +23,20 @@ from tritoncrf.commands import CommandError
 from tritoncrf.files import write
 from tritoncrf.kernels.common import Launch, record_launches
 
-WORK = 2e6  # instructions of threads that a launch is counted by
+WORK = 2e6  # thread instructions from which a launch is counted
 
 
 @dataclass(frozen=True)
 class Configuration:
     """One way to use a filter and the loop. `weights`: "scalar", "class", "matrix" or "compatibility". A guided filter
-    is alone in its loop; `features` are its guide's channels."""
+    is the only one in its loop; `features` are its guide's channels."""
 
     kind: str = "window"
     classes: int = 21
     window_size: int = 7
     radius: int = 3
     box: str = "count"
-    size: tuple = (37, 41)  # no multiples of 16, so nothing may be assumed of strides
+    size: tuple = (37, 41)  # not multiples of 16, so nothing can be assumed about strides
     filters: int = 2
     weights: str = "scalar"
     normalization: str = "none"
@@ -48,11 +48,11 @@ class Configuration:
     precision: str = "default"
 
     def run(self, device) -> None:
-        """A filter alone and a loop of three steps, forward and backward to everything."""
+        """Run a filter alone and a loop of three steps, forward and backward to everything."""
         self.apply(*self.build(device))
 
     def build(self, device) -> tuple[list, list]:
-        """Features, and filters of them: one to be alone, and those of the loop."""
+        """Features and filters: a single filter, and those of the loop."""
         features = [
             torch.rand(b, d, *self.size, device=device, requires_grad=True) for b, d in self._batches_and_channels()
         ]
@@ -64,18 +64,19 @@ class Configuration:
         shape = {"scalar": (), "class": (self.classes,), "matrix": (self.classes, self.classes)}
         shape["compatibility"] = ()
         weights = [torch.rand(shape[self.weights], device=device, requires_grad=True) for _ in features]
-        compatibility, learnt = "potts", [scores, *weights, *features]
+        compatibility, learned = "potts", [scores, *weights, *features]
         if self.weights == "compatibility":
             compatibility = torch.rand(self.classes, self.classes, device=device, requires_grad=True)
-            learnt.append(compatibility)
+            learned.append(compatibility)
         alone, *filters = filters
         messages = alone(scores)
         torch.autograd.grad(messages, [scores, features[0]], torch.rand_like(messages))
         refined = tc.mean_field(scores, filters, weights, compatibility, iterations=3, output="logits")
-        torch.autograd.grad(refined, learnt, torch.rand_like(refined))
+        torch.autograd.grad(refined, learned, torch.rand_like(refined))
 
     def _batches_and_channels(self) -> list[tuple[int, int]]:
-        """Of each filter's features. The first filter's serve the whole batch, as positions do."""
+        """The batch and channels of each filter's features. The first filter's are shared by the batch, like
+        positions."""
         own = self.batch, self.features
         return [own] if self.kind == "guided" else [(1, len(self.size)), own][: self.filters]
 
@@ -92,11 +93,11 @@ class Configuration:
 
 
 def configurations(thorough: bool = False) -> list[Configuration]:
-    """What is launched, as far as registers can tell: everything varied one at a time.
+    """The launched configurations, as far as registers depend on them: every option varied one at a time.
 
-    Classes, weights and the number of filters decide which sums a kernel holds and how its tile is cut, so
-    `thorough` takes all their combinations, each with every variation: hundreds of kernels, many minutes. How many
-    vertices a lattice has is nothing that a kernel is compiled for.
+    Classes, weights and the number of filters decide which sums a kernel holds and how its tile is cut, so `thorough`
+    uses all their combinations, each with every variation: hundreds of kernels, many minutes. Kernels are not
+    specialised on the number of a lattice's vertices.
     """
     sums = [(c, "scalar", 2) for c in (2, 21, 64, 150, 256)]
     sums += [(21, "class", 2), (21, "matrix", 2), (64, "matrix", 2), (256, "class", 2), (21, "scalar", 1)]
@@ -145,7 +146,7 @@ def configurations(thorough: bool = False) -> list[Configuration]:
         for v in (
             {"radius": 1},
             {"radius": 5},
-            {"radius": 8},  # the first to be summed along one axis after the other
+            {"radius": 8},  # the smallest radius that is summed along one axis after the other
             {"radius": 16, "box": "constant"},
             {"radius": 64, "size": (131, 133)},
             {"radius": 200, "size": (401, 403), "classes": 2},
@@ -162,7 +163,7 @@ def configurations(thorough: bool = False) -> list[Configuration]:
         )
     ]
     windows = [Configuration(classes=c, weights=w, filters=f) for c, w, f in sums]
-    # As at 500 x 512: of sizes and strides that are multiples of 16 Triton makes other kernels.
+    # As at 500 x 512: Triton makes other kernels for sizes and strides that are multiples of 16.
     aligned = [Configuration(window_size=11), *lattices[: len(sums)], *exacts[:5], *guideds[: len(sums)]]
     aligned += [Configuration("guided", radius=16), Configuration("guided", features=8), *windows]
     aligned = [replace(c, size=(36, 64)) for c in aligned]
@@ -190,7 +191,8 @@ def configurations(thorough: bool = False) -> list[Configuration]:
 
 
 def launches_of(configuration: Configuration, tables: bool = False) -> list[Launch]:
-    """None is run; with `tables` lattices are built in the emulator, which fills theirs."""
+    """The recorded launches, which do not run; with `tables`, lattices are built in the emulator, which fills their
+    tables."""
     tables = tables and configuration.kind == "lattice"
     building = launches_emulated("sm_90") if tables else contextlib.nullcontext()
     with building, record_launches(run=tables) as build:
@@ -206,7 +208,8 @@ def sweep(thorough: bool = False, tables: bool = False) -> list[Launch]:
 
 
 def counted(launches: list[Launch], binaries: list[Binary], target: str) -> list[Counter]:
-    """Of each, by column of `MIX`: what a thread executes, on average, where the emulator runs the target's PTX."""
+    """For each binary, the average instructions of a thread by column of `MIX`, if the emulator runs the target's
+    PTX."""
     if target not in MACHINES:
         return [binary.mix for binary in binaries]
     found = []
@@ -242,7 +245,7 @@ def markdown(environment: dict, binaries: dict[str, list[Binary]], kinds: dict[s
     for target, compiled in binaries.items():
         spilled = sum(b.spills for b in compiled)
         lines += ["", f"## {target}: {len(compiled)} configurations, {spilled} with spills", ""]
-        whole = "the whole kernel, a loop's body counted once"
+        whole = "the whole kernel, with the body of a loop counted once"
         lines += [f"Instructions: {'executed by a thread, on average' if target in MACHINES else whole}.", ""]
         columns = [*MIX, "other"] if compiled and compiled[0].mix else []
         header = ["kernel", "constants", "warps", "registers", "stack", "local", "shared", "instructions", *columns]

@@ -1,1 +1,2 @@
-"""Whole data sets: what an image costs, what machines would do by that, and the memory of a process over many."""
+"""Whole data sets: the cost of an image, the predicted throughput of machines, and the memory of a process over many
+images."""

@@ -1,7 +1,8 @@
-"""`tritoncrf refine FOLDER` beside pydensecrf in a pool: the same photos, scores, settings and number of processes.
+"""Compare `tritoncrf refine FOLDER` with pydensecrf in a pool: the same photos, scores, settings and number of
+processes.
 
-Wall time is of the whole command. Memory is the most that a process has had resident (VmHWM), a command's or a
-worker's. Linux only.
+Wall time is for the whole command. Memory is the peak resident memory (VmHWM) of any process, parent or worker. Linux
+only.
 """
 
 import csv
@@ -33,7 +34,7 @@ KINDS = {
     "21 classes": ["--probabilities"],
 }
 WORDS = {
-    "maps": "maps made from the labels, of the classes that are there: 2 to 5 with the background",
+    "maps": "maps made from the labels, for the classes present: 2 to 5 with the background",
     "foreground": "probabilities of a person by a network",
     "21 classes": "probabilities made from the labels, float32",
 }
@@ -42,8 +43,8 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """Of a command: seconds in all and until the first image was written, and the most that any process had resident,
-    in bytes."""
+    """For a command: total seconds, seconds until the first image was written, and the peak resident memory of any
+    process in bytes."""
 
     seconds: float
     first: float
@@ -65,7 +66,7 @@ def run(out: Path, data: Path) -> int:
 
 
 def measured(kind: str, folder: Path, data: Path) -> list[dict[str, Finding]]:
-    """One after the other, several times."""
+    """Measure the commands in turn, several times."""
     images, scores = folder / "images", folder / "scores"
     write(kind, images, scores, data)
     command, *more = KINDS[kind]
@@ -80,7 +81,7 @@ def measured(kind: str, folder: Path, data: Path) -> list[dict[str, Finding]]:
 
 
 def write(kind: str, images: Path, scores: Path, data: Path) -> None:
-    """The photos and their scores, as files."""
+    """Write the photos and their scores to files."""
     images.mkdir(parents=True)
     scores.mkdir()
     with open(data / "voc" / "index.csv", newline="") as file:
@@ -103,7 +104,7 @@ def write(kind: str, images: Path, scores: Path, data: Path) -> None:
 
 
 def watched(command: list[object], out: Path) -> Finding:
-    """A command of Python's, with one thread a process, watched until it ends."""
+    """Run a Python command with one thread per process, and watch it until it ends."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -125,7 +126,7 @@ def watched(command: list[object], out: Path) -> Finding:
 
 
 def resident(pid: int) -> int:
-    """The most that a process, or one that it started, has had so far."""
+    """The peak resident memory so far of a process or its children."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -145,8 +146,8 @@ def in_words(found: dict[str, list[dict[str, Finding]]]) -> str:
     header = ["scores", "by", "seconds", "first image s", "MB of a process", "time to pydensecrf's"]
     return "\n".join([
         reports.head("Data sets beside pydensecrf", "python -m bench datasets --data DATA --beside"),
-        f"The 32 VOC photos, {JOBS} processes, DeepLab's settings, 10 iterations; {ROUNDS} rounds in turn:",
-        "medians, the most memory of any process in any round.\n",
+        f"The 32 VOC photos, {JOBS} processes, DeepLab's settings, 10 iterations; {ROUNDS} alternating rounds:",
+        "median times, and the peak memory of any process in any round.\n",
         reports.table(header, lines),
         *(f"- {kind}: {words}" for kind, words in WORDS.items()), "",
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""What reading, refining and writing an image cost on one core, from files in the system's cache."""
+"""The cost of reading, refining and writing an image on one core, with files in the system's cache."""
 
 import importlib.util
 import os
@@ -31,7 +31,7 @@ CPU = [torch.device("cpu")]
 
 @dataclass(frozen=True)
 class Kind:
-    """Scores as a data set has them: so many images are measured, the first of which only begins."""
+    """A kind of scores in a data set, and the number of images to measure; the first one only warms up."""
 
     words: str
     classes: int
@@ -48,8 +48,8 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one kind of scores: the costs of its images after the first, the seconds of their stages, and until the first
-    has begun."""
+    """For one kind of scores: the costs of images after the first, the seconds of their stages, and the start-up
+    time."""
 
     costs: list[Cost]
     stages: list[tuple[float, float, float]]
@@ -57,7 +57,7 @@ class Measured:
 
 
 class Nothing:
-    """Stages that do nothing: what is left is what handing over an item and its outcome takes."""
+    """Stages that do nothing, to measure the transfer of an item and its outcome."""
 
     def read(self, item: Any, device: torch.device) -> Any:
         return item
@@ -73,7 +73,7 @@ class Nothing:
 
 
 def measure(folder: Path, kind: Kind, size: Sequence[int], photos: Sequence[Path]) -> Measured:
-    """An image after the other, in a process of one thread."""
+    """Measure images one after another in a process with one thread."""
     stages, tasks = prepared(folder, kind, size, photos)
     begun = time.perf_counter()
     outcomes, first = [], 0.0
@@ -90,7 +90,7 @@ def measure(folder: Path, kind: Kind, size: Sequence[int], photos: Sequence[Path
 def prepared(
     folder: Path, kind: Kind, size: Sequence[int], photos: Sequence[Path]
 ) -> tuple[FileStages, list[Task]]:  # fmt: skip
-    """The stages of files, and the images, in `folder`."""
+    """The stages for files, and the images, in `folder`."""
     folder.mkdir()
     tasks = []
     for n in range(kind.images):
@@ -112,40 +112,40 @@ def prepared(
 
 
 def done(outcome: Outcome) -> Outcome:
-    """An outcome, unless it is an error."""
+    """The outcome; raises its error, if any."""
     if outcome.error is not None:
         raise outcome.error
     return outcome
 
 
 def traffic(stages: FileStages, task: Task) -> tuple[int, int]:
-    """Bytes that were fetched for an image and stored of it."""
+    """The bytes read and written for an image."""
     read = (task.entry.image, task.entry.scores)
     return sum(path.stat().st_size for path in read), stages.outputs.paths(task.entry.name)[-1].stat().st_size
 
 
 def rate(stages: FileStages, tasks: Sequence[Task], jobs: int) -> float:
-    """Images a second of processes, from their first outcome on to the last."""
+    """Images per second of processes, from the first outcome to the last."""
     times = [time.perf_counter() for outcome in workers.run(stages, tasks, jobs=jobs, devices=CPU) if done(outcome)]
     return (len(times) - 1) / (times[-1] - times[0])
 
 
 def reporting(run: Callable[..., Iterator[Outcome]], items: int, **options: Any) -> float:
-    """Seconds an item of handing over nothing but it and its outcome."""
+    """Seconds per item for the transfer of an item and its outcome alone."""
     times = [time.perf_counter() for _ in run(Nothing(), range(items), **options)]
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
 def reporting_by_ray(items: int) -> float | None:
-    """The same through Ray on this machine; None without Ray."""
+    """The same with Ray on this machine; None without Ray."""
     if importlib.util.find_spec("ray") is None:
         return None
-    os.environ["PYTHONPATH"] = str(ROOT)  # the processes that Ray starts find `bench` by it
+    os.environ["PYTHONPATH"] = str(ROOT)  # so that the processes of Ray find `bench`
     return reporting(cluster.run, items)
 
 
 def noting(folder: Path, items: int) -> float:
-    """Seconds a line of the manifest."""
+    """Seconds per line of the manifest."""
     with manifest.opened(folder, {}) as lines:
         begun = time.perf_counter()
         for n in range(items):

@@ -1,4 +1,4 @@
-"""The figures beside the report, tied to no window."""
+"""The figures of the report, without a window."""
 
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 COLORS = dict(zip(KINDS, figures.palette()[[1, 2, 3]] / 255))
 SHARED = "#9CA3AF"
-EACH = 100  # images of a process
+EACH = 100  # images per process
 DPI, COLORS_OF_A_FILE = 100, 64
 
 
 def scaling(findings: "Findings") -> Figure:
-    """Images a second against the processes of one machine, and against machines."""
+    """Images per second against the number of processes of one machine, and of machines."""
     figure = Figure(figsize=(9.6, 4.1), facecolor="white")
     left, right = (figure.add_axes((place, 0.24, 0.4, 0.56)) for place in (0.075, 0.575))
     processes, machines = ([2**n for n in range(most.bit_length())] for most in (2 * CORES, COUNTS[-1]))
@@ -31,15 +31,15 @@ def scaling(findings: "Findings") -> Figure:
         ends = [findings.predicted(name, n) for n in machines]
         _line(right, machines, [COCO / run.seconds for run in ends], name)
     left.plot([*findings.rates], [*findings.rates.values()], "s", ms=9, mfc="none", mec=figures.INK, zorder=3)
-    _dress(left, "One machine", f"predicted, of {CORES} cores; squares: maps, measured", "processes")
-    _dress(right, "Several", f"predicted, {CORES} processes each, the start included", "machines")
+    _dress(left, "One machine", f"predicted for {CORES} cores; squares: measured, maps", "processes")
+    _dress(right, "Several", f"predicted, {CORES} processes each, including the start", "machines")
     for axes in left, right:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         for axis in axes.xaxis, axes.yaxis:
             axis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_minor_formatter(lambda value, _: "")
-        axes.set_ylabel("images a second", color=figures.MUTED)
+        axes.set_ylabel("images per second", color=figures.MUTED)
     figures.legend(
         figure, [(COLORS[name], KINDS[name].words) for name in findings.kinds], 3, "lower left", (0.03, 0.02)
     )
@@ -47,7 +47,7 @@ def scaling(findings: "Findings") -> Figure:
 
 
 def memory(memory: np.ndarray, few: tuple[int, int]) -> Figure:
-    """That of a process after each image."""
+    """The memory of a process after each image."""
     figure = Figure(figsize=(6.4, 3.3), facecolor="white")
     axes = figure.add_axes((0.11, 0.27, 0.86, 0.47))
     entries = [(figures.REPAIRED, "its own (RssAnon)"), (SHARED, "with shared code (VmRSS)")]

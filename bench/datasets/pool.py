@@ -1,4 +1,4 @@
-"""A data set by pydensecrf in a pool of processes, as its users write it: read, refine, write labels.
+"""A data set with pydensecrf in a pool of processes, as its users write it: read, refine, write labels.
 
 `python bench/datasets/pool.py KIND IMAGES SCORES OUT JOBS`, with nothing imported that pydensecrf does not need.
 """
@@ -15,7 +15,7 @@ from pydensecrf.utils import unary_from_softmax
 
 
 def scores_of(kind: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """[C, H, W], and the label of each."""
+    """The scores [C, H, W], and the label of each channel."""
     with np.load(path) as file:
         if kind == "maps":
             maps = file["cam"]
@@ -26,8 +26,8 @@ def scores_of(kind: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def refine(kind: str, scores: Path, out: Path, path: Path) -> str:
-    """One image, by DeepLab's settings."""
-    photo = np.array(Image.open(path).convert("RGB"))  # which may be written to, as pydensecrf demands
+    """Refine one image with DeepLab's settings."""
+    photo = np.array(Image.open(path).convert("RGB"))  # writable, as pydensecrf requires
     p, labels = scores_of(kind, scores / f"{path.stem}.npz")
     crf = dcrf.DenseCRF2D(photo.shape[1], photo.shape[0], len(p))
     crf.setUnaryEnergy(unary_from_softmax(np.ascontiguousarray(p, np.float32)))

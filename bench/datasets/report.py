@@ -1,4 +1,4 @@
-"""The report: measured costs, what machines would do by them, and memory."""
+"""The report: measured costs, predictions for machines, and memory."""
 
 import math
 import tempfile
@@ -31,16 +31,16 @@ from tritoncrf.datasets import workers
 from tritoncrf.files import save_small_figure
 from tritoncrf.reports import number
 
-FEW = 1000, 50  # small images, and sizes of theirs
-GROWTH = 2 << 20  # bytes that memory may grow by in the second half
-HANDED = 2000  # items that nothing is done with
-SIMULATED = 200  # images beside those that are measured here
+FEW = 1000, 50  # number of small images, and of their sizes
+GROWTH = 2 << 20  # bytes by which memory may grow in the second half
+HANDED = 2000  # items for the measurement of transfers
+SIMULATED = 200  # images in the simulation of this machine
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured: each kind's costs; images a second of so many processes; seconds an image of handing it over
-    and writing its line in the manifest, and by Ray, if it is installed; and memory after each small image."""
+    """The measurements: costs of each kind; images per second by number of processes; seconds per image for its
+    transfer and its line in the manifest, and with Ray, if installed; and memory after each small image."""
 
     kinds: dict[str, Measured]
     rates: dict[int, float]
@@ -49,13 +49,13 @@ class Findings:
     memory: np.ndarray
 
     def predicted(self, kind: str, count: int) -> Run:
-        """The data set on assumed machines; several are a cluster of Ray."""
+        """The data set on assumed machines; several form a Ray cluster."""
         report = self.report if count == 1 or self.by_ray is None else self.by_ray
         return predicted(self.kinds[kind], count, CORES, COCO, report)
 
 
 def run(out: Path, data: Path | None) -> int:
-    """Measure, simulate and write the report; 1 where memory grows."""
+    """Measure, simulate and write the report; returns 1 if memory grows."""
     photos = photographs(None if data is None else data / "coco_stuff") or [GRACE_HOPPER]
     findings = survey(SIZE, photos, FEW, HANDED)
     name = f"{reports.slug(reports.environment())}-datasets"
@@ -75,7 +75,7 @@ def run(out: Path, data: Path | None) -> int:
 
 
 def survey(size: Sequence[int], photos: Sequence[Path], few: tuple[int, int], handed: int) -> Findings:
-    """Everything that is measured."""
+    """Do all measurements."""
     with tempfile.TemporaryDirectory() as place:
         kinds = {name: measure(Path(place, name), kind, size, photos) for name, kind in KINDS.items()}
         stages, tasks = prepared(Path(place, "again"), KINDS["maps"], size, photos)
@@ -96,24 +96,24 @@ def costs_in_words(findings: Findings, size: Sequence[int]) -> str:
     return "\n".join([
         "## Measured: an image on one core\n",
         f"Photos of {size[0]} x {size[1]}, DeepLab's settings, 10 iterations; medians, without the first image.",
-        "Start: what the first outcome takes more than an image.\n",
+        "Start: the additional time of the first outcome.\n",
         reports.table(header, lines),
         *(f"- {name}: {KINDS[name].words}" for name in findings.kinds), "",
     ])  # fmt: skip
 
 
 def here_in_words(findings: Findings) -> str:
-    """Processes of this machine beside their simulation: as many cores, and files in memory."""
+    """Processes on this machine and their simulation, with as many cores and files in memory."""
     lines = []
     for jobs, found in findings.rates.items():
         here = Machines(1, jobs, jobs, math.inf, math.inf, 0.0, 0.0, findings.report)
         simulated = SIMULATED / simulate(findings.kinds["maps"].costs, SIMULATED, here).seconds
         lines.append([str(jobs), number(found), number(simulated)])
-    by_ray = "" if findings.by_ray is None else f", by Ray at most {number(findings.by_ray, 1e3)} ms"
+    by_ray = "" if findings.by_ray is None else f", with Ray at most {number(findings.by_ray, 1e3)} ms"
     return "\n".join([
-        "## Measured beside the simulation: maps on this machine\n",
+        "## Measured and simulated: maps on this machine\n",
         reports.table(["processes", "images/s", "simulated"], lines),
-        f"Handing over an image and noting its outcome takes {number(findings.report, 1e3)} ms{by_ray}.\n",
+        f"Sending an image and recording its outcome takes {number(findings.report, 1e3)} ms{by_ray}.\n",
     ])  # fmt: skip
 
 
@@ -125,10 +125,10 @@ def predictions_in_words(findings: Findings) -> str:
         lines.append([row["scores"], str(row["machines"]), *ends])
     return "\n".join([
         f"## Predicted: {COCO:,} images of COCO\n",
-        f"Assumed: machines of {CORES} cores with a process each, every core as fast as the one measured; a link of",
-        f"{LINK * 8e-9:.0f} Gbit/s for each machine; storage that gives {STORAGE / 1e9:.0f} GB/s to all together, and "
-        f"begins to answer after {LATENCY * 1e3:.0f} ms.",
-        "The parent process takes every outcome: on several machines from Ray.\n",
+        f"Assumed: machines with {CORES} cores, each with a process and as fast as the measured one; links of",
+        f"{LINK * 8e-9:.0f} Gbit/s per machine; storage with a total of {STORAGE / 1e9:.0f} GB/s and "
+        f"a latency of {LATENCY * 1e3:.0f} ms.",
+        "The parent process receives every outcome, from Ray in the case of several machines.\n",
         reports.table(["scores", "machines", "images/s", "time", "bound by", "busy"], lines),
     ])  # fmt: skip
 
@@ -150,15 +150,15 @@ def hours(seconds: float) -> str:
 
 
 def memory_in_words(memory: np.ndarray, few: tuple[int, int]) -> tuple[str, bool]:
-    """How it went with the memory after each image, and whether it is flat."""
+    """A description of the memory after each image, and whether it is constant."""
     images, sizes = few
     later = memory[images // 2 :, 0]
     grown = later[-sizes:].mean() - later[:sizes].mean()
     text = "\n".join([
         "## Measured: memory\n",
         f"{images} images of {sizes} sizes in a process of `refine_many`. In the second half it had",
-        f"{later.min() / 1e6:.0f} to {later.max() / 1e6:.0f} MB of its own, the mean of the last {sizes} images "
-        f"{grown / 1e6:+.1f} MB from that of the first {sizes}.",
-        f"With shared code it had {memory[:, 1].max() / 1e6:.0f} MB at most.\n",
+        f"{later.min() / 1e6:.0f} to {later.max() / 1e6:.0f} MB of private memory. The mean of the last {sizes} images "
+        f"differs by {grown / 1e6:+.1f} MB from that of the first {sizes}.",
+        f"Including shared code it had at most {memory[:, 1].max() / 1e6:.0f} MB.\n",
     ])  # fmt: skip
     return text, bool(grown <= GROWTH)

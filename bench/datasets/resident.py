@@ -1,7 +1,7 @@
-"""Resident memory of a process that refines many images, after each of them.
+"""The resident memory of a process that refines many images, after each image.
 
-The process is one of `refine_many`'s own, with its cache and its reading ahead; what it sends back of an image is how
-much memory it has. Linux only.
+The process is a worker of `refine_many`, with its cache and reading ahead; for each image it returns its memory. Linux
+only.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ CLASSES = 5
 
 @dataclass(frozen=True)
 class Small(Dataset[tuple[str, np.ndarray, np.ndarray]]):
-    """Images of so many sizes, one after the other, none like another."""
+    """Different images of a given number of sizes."""
 
     images: int
     sizes: int
@@ -40,16 +40,16 @@ class Small(Dataset[tuple[str, np.ndarray, np.ndarray]]):
 
 @dataclass(frozen=True)
 class Weighed(Many):
-    """The stages of `refine_many`, which give the memory in place of the image."""
+    """The stages of `refine_many`, which return the memory instead of the result."""
 
     def write(self, item: Any, refined: Any) -> tuple[int, int]:
-        """Bytes of memory of its own, and with what it shares, such as the libraries' code."""
+        """The private memory in bytes, and the memory including shared parts, such as the libraries' code."""
         super().write(item, refined)
         return status("RssAnon"), status("VmRSS")
 
 
 def weigh(images: int, sizes: int) -> Iterator[tuple[int, int]]:
-    """After each image."""
+    """The memory after each image."""
     stages = Weighed(Refining("probabilities", {"method": "lattice"}), Small(images, sizes))
     for outcome in workers.run(stages, range(images), jobs=1, devices=[torch.device("cpu")]):
         if outcome.error is not None:

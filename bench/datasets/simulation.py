@@ -1,11 +1,10 @@
-"""What machines would do with a data set, by simulation of events: a prediction from the measured costs of images.
+"""A discrete-event simulation of a data set on machines: a prediction from the measured costs of images.
 
     every process:  fetch the scores -> compute (read, refine, write) -> store the labels -> report, and the next image
 
 While a process computes, the scores of its next image are fetched. The storage, each machine's link and the parent
-process, which takes all reports, serve who comes first, one at a time; a core serves one process until its image is
-computed. What is not modelled: cores that slow each other down in memory, machines that fail, and storage that has slow
-moments.
+process, which receives all reports, serve requests one at a time in order of arrival; a core serves one process until
+its image is computed. Not modelled: contention of cores for memory, failing machines, and storage with varying speed.
 """
 
 import heapq
@@ -18,7 +17,7 @@ NAMES = {"cores": "the cores", "links": "the network", "storage": "the storage",
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image: seconds of a core, and the bytes that are fetched and stored."""
+    """The cost of one image: seconds of a core, and the bytes that are read and written."""
 
     seconds: float
     fetched: int
@@ -27,9 +26,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Machines:
-    """Where it runs: so many machines of so many cores and processes each, bytes a second of each one's link and of the
-    storage that they share, seconds until a request to it begins to be answered, until a process has begun, and of a
-    report."""
+    """The machines: their number, cores and processes per machine, bytes per second of each link and of the shared
+    storage, and seconds for the latency of the storage, the start of a process, and a report."""
 
     count: int
     cores: int
@@ -43,25 +41,25 @@ class Machines:
 
 @dataclass(frozen=True)
 class Run:
-    """How long it takes, and which share of that time the cores, links, storage and parent process are busy."""
+    """The total time, and the share of it for which the cores, links, storage and parent process are busy."""
 
     seconds: float
     busy: dict[str, float]
 
     @property
     def bound(self) -> str:
-        """By what, in words: what is busiest."""
+        """The busiest resource, in words."""
         return NAMES[max(self.busy, key=lambda name: self.busy[name])]
 
 
 class _Servers:
-    """Some that are alike: each serves one at a time, and who comes takes the one that is free first."""
+    """Equal servers, each of which serves one request at a time; a request takes the server that is free first."""
 
     def __init__(self, count: int) -> None:
         self.free, self.busy = [0.0] * count, 0.0
 
     def serve(self, now: float, seconds: float) -> float:
-        """When it is done."""
+        """The time when a request is done."""
         done = max(now, heapq.heappop(self.free)) + seconds
         heapq.heappush(self.free, done)
         self.busy += seconds
@@ -69,16 +67,16 @@ class _Servers:
 
 
 def simulate(costs: Sequence[Cost], images: int, machines: Machines, seed: int = 0) -> Run:
-    """So many images, each of a cost drawn from those measured."""
+    """Simulate a number of images, each with a cost drawn from the measured ones."""
     drawn = random.Random(seed).choices(costs, k=images)[::-1]
     cores = [_Servers(machines.cores) for _ in range(machines.count)]
     links = [_Servers(1) for _ in range(machines.count)]
     storage, reports = _Servers(1), _Servers(1)
-    # (when, order of coming, what, process, cost); of one time the first to come
+    # (time, order of arrival, event, process, cost); of equal times the first to arrive
     events: list[tuple[float, int, str, int, Cost]] = []
     coming = iter(range(1 << 62))
     idle: dict[int, float] = {}  # processes that wait for a fetch
-    fetched: dict[int, Cost] = {}  # and what waits for a process
+    fetched: dict[int, Cost] = {}  # and images that wait for a process
     end = 0.0
 
     def later(when: float, what: str, process: int, cost: Cost) -> None:

@@ -1,4 +1,4 @@
-"""What the forms share: the softmax, and the layers of networks, on [B, C, H, W], real or complex.
+"""The common functions of the forms: the softmax, and the layers of networks, on [B, C, H, W], real or complex.
 
 Sums over a kernel's taps are loops over its offsets, each a product of matrices; gathering and scattering are slices.
 """
@@ -61,7 +61,7 @@ def deconv(
 
 
 def max_pool(x: np.ndarray, side: int, stride: int, padding: int = 0, ceil: bool = False) -> np.ndarray:
-    """The largest of side x side cells, of those that there are; with `ceil` also of a last window with fewer."""
+    """The maximum over side x side cells inside the map; with `ceil` also over a smaller last window."""
     spare = [n + 2 * padding - side for n in x.shape[2:]]
     counts = [(-(-n // stride) if ceil else n // stride) + 1 for n in spare]
     needed = [(count - 1) * stride + side - n - padding for count, n in zip(counts, x.shape[2:])]
@@ -76,12 +76,13 @@ def max_pool(x: np.ndarray, side: int, stride: int, padding: int = 0, ceil: bool
 
 
 def along_axes(matrices: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
-    """One matrix on the rows, one on the columns of x."""
+    """Apply one matrix to the rows and one to the columns of x."""
     rows, columns = matrices
     return rows @ x @ columns.T
 
 
 def linear(length: int, size: int) -> np.ndarray:
-    """[size, length]: between the centres of `length` cells at those of `size`, beyond the outermost their own."""
+    """The matrix [size, length] of linear interpolation from the centres of `length` cells to those of `size`, constant
+    beyond the outermost ones."""
     at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(length)))

@@ -1,7 +1,7 @@
-"""A system of the library beside its form in NumPy, on one problem, and how far apart they are.
+"""A system of the library and its form in NumPy on one problem, and their differences.
 
-Errors are relative: |a - b| / |b| of all elements together, b the form's, in float64. What goes in is the same in every
-precision: float32's numbers.
+Errors are relative, |a - b| / |b| over all elements, where b is the form's result in float64. The inputs are the same
+in every precision: float32 numbers.
 """
 
 import copy
@@ -28,12 +28,12 @@ class Case:
     Attributes:
         system: its name.
         size: H and W of the image.
-        iterations: T, or None where nothing is iterated.
-        module: of the library, in float32; its parameters are what it starts from.
-        inputs: what it is called with, in order and by name; bytes, or floating numbers, of which there are gradients.
-        form: gives S [B, C, H, W] of the inputs and the module's parameters by name.
-        adjoint: gives the gradients of <cotangent, S>, called with the cotangent and like `form`; without it they are
-            complex steps of `form`.
+        iterations: T, or None if nothing is iterated.
+        module: the library's module in float32, with its initial parameters.
+        inputs: its inputs, in order and by name: bytes, or floats, for which there are gradients.
+        form: computes S [B, C, H, W] from the inputs and the module's parameters by name.
+        adjoint: computes the gradients of <cotangent, S>, called with the cotangent and the arguments of `form`; by
+            default they are complex steps of `form`.
     """
 
     system: str
@@ -46,7 +46,7 @@ class Case:
 
     @cached_property
     def arguments(self) -> dict[str, np.ndarray]:
-        """What there are gradients of: floating inputs, and the parameters."""
+        """The arguments with gradients: floating-point inputs, and the parameters."""
         inputs = {name: value for name, value in self.inputs.items() if value.dtype != np.uint8}
         return inputs | {name: p.detach().double().numpy() for name, p in self.module.named_parameters()}
 
@@ -66,7 +66,7 @@ class Case:
 
     @cached_property
     def cotangent(self) -> np.ndarray:
-        """One image's: a batch of moved images shares it."""
+        """The cotangent of one image, shared by a batch of perturbed images."""
         shape = self.form(**self.arguments, **self.constants).shape
         return float32(np.random.default_rng(1).standard_normal(shape))
 
@@ -86,7 +86,7 @@ class Case:
         return {name: value.double().numpy() for name, value in found.items()}
 
     def errors(self, dtype: torch.dtype) -> dict[str, float]:
-        """By quantity: "scores", and each argument whose gradient is meant."""
+        """The errors by quantity: "scores", and each argument for its gradient."""
         found = self.found(dtype)
         return {name: relative(found[name], expected) for name, expected in self.expected.items()}
 
@@ -94,8 +94,8 @@ class Case:
 class Network(Case):
     """A whole network, whose gradients are compared along random directions in all parameters and inputs at once.
 
-    A direction is scaled, in each of them, by the length of its gradient. Then the sum of what they contribute to the
-    error has the size of their relative errors together, and none is too small to count.
+    In each argument, a direction is scaled by the length of its gradient. Then each argument contributes its relative
+    error to the sum, and none is too small to count.
     """
 
     def errors(self, dtype: torch.dtype) -> dict[str, float]:
@@ -117,17 +117,17 @@ class Network(Case):
         draws, gradients = np.random.default_rng(2), self.found(torch.float64)
         lengths = {name: np.linalg.norm(gradients[name]) for name in self.arguments}
         return [
-            # An argument whose gradient is 0 takes part too: the form may find another.
+            # Arguments with a gradient of 0 are included too: the form may find another gradient.
             {name: draws.standard_normal(gradients[name].shape) / (length or 1.0) for name, length in lengths.items()}
             for _ in range(DIRECTIONS)
         ]
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """|found - expected| / |expected|; NaN where either has one."""
+    """|found - expected| / |expected|; NaN if either has a NaN."""
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def float32(values: np.ndarray) -> np.ndarray:
-    """float64 of float32's numbers."""
+    """Round to float32, in float64."""
     return values.astype(np.float32).astype(np.float64)

@@ -1,6 +1,6 @@
 """`python -m docs.gallery [FIGURE ...] [--out FOLDER]`: draws the pictures of the README and the documents.
 
-`network` needs the scores of a network for the demo's photo, which are no part of the project: `--scores FILE`.
+`network` needs the scores of a network for the demo's photo, which are not part of the project: `--scores FILE`.
 """
 
 import sys
@@ -30,9 +30,9 @@ FIGURES = {
 def main(arguments=None) -> int:
     parser = commands.Parser(prog="python -m docs.gallery", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="FIGURE", help=f"all, or some of {', '.join(FIGURES)}")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent, help="a folder that exists")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent, help="an existing folder (docs)")
     parser.add_argument(
-        "--scores", type=Path, metavar="FILE", help="of `network`: an .npz with a foreground [600, 512]"
+        "--scores", type=Path, metavar="FILE", help="for `network`: an .npz with a foreground [600, 512]"
     )
     parser.set_defaults(run=draw)
     return commands.run(parser, arguments)

@@ -1,4 +1,4 @@
-"""Where each method fails: a row each, its failure in the middle."""
+"""How each method fails: one row per method, with its failure in the middle."""
 
 import numpy as np
 from matplotlib.colors import to_rgb

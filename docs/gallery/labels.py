@@ -1,4 +1,4 @@
-"""Labels that cover little, or are coarse, and the masks that `refine` makes of them."""
+"""Sparse or coarse labels, and the masks that `refine` makes from them."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from docs.gallery import pictures
 from docs.gallery.pictures import Picture
 from docs.gallery.sheet import labelled, sheet
 
-UNKNOWN = 255  # as `refine` has it; figures leave negative labels out
+UNKNOWN = 255  # as in `refine`; figures leave negative labels out
 BLOCK = 16
 # Lines through pixels (x, y) of the astronaut, 9 pixels wide.
 SCRIBBLES = (
@@ -59,7 +59,7 @@ def labels() -> Figure:
 
 
 def scribbled(picture: Picture) -> np.ndarray:
-    """[H, W] uint8, unknown but where a line runs."""
+    """Labels [H, W] uint8, unknown except on the lines."""
     canvas = Image.new("L", picture.truth.shape[::-1], UNKNOWN)
     draw = ImageDraw.Draw(canvas)
     for name, line in SCRIBBLES:
@@ -69,6 +69,6 @@ def scribbled(picture: Picture) -> np.ndarray:
 
 
 def coarsened(picture: Picture) -> np.ndarray:
-    """[H, W]: blocks of the label in their middle, as a network gives that sees patches."""
+    """Labels [H, W] in blocks with the label of their centre, like those of a network for patches."""
     middle = slice(BLOCK // 2, None, BLOCK)
     return picture.truth[middle, middle].repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)

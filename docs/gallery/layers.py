@@ -1,4 +1,4 @@
-"""The layers before any training, and with the presets of the codes that were published with their papers."""
+"""The layers before training, and with the presets of the codes that were published with their papers."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from docs.gallery import pictures
 from docs.gallery.sheet import labelled, sheet
 from tritoncrf.synthetic import noisy_scores
 
-# As published: for noise as rough as this the layers' own starts are too gentle.
+# As published: the layers' own initial parameters are too weak for such coarse noise.
 CONV = {"theta_space": 80, "theta_color": 13, "weight_smooth": 3, "weight_appearance": 10}
 RECURRENT = {"theta_space": 160, "theta_color": 3, "weight_smooth": 3, "weight_appearance": 5}
 

@@ -1,6 +1,6 @@
-"""Before and after, by every method of `refine`: noisy scores of masks that were drawn by hand, and what comes of them.
+"""Before and after, by every method of `refine`: noisy scores of masks that were drawn by hand, and their refinement.
 
-All take the settings of `pictures`, but for the guided filter's radius.
+All use the settings of `pictures`, except for the guided filter's radius.
 """
 
 import time

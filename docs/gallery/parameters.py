@@ -1,4 +1,4 @@
-"""What each parameter of `refine` does: a small value, that of `pictures` and a large one, all else as there."""
+"""The effect of each parameter of `refine`: a small value, that of `pictures` and a large one, with all else equal."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,7 +8,7 @@ from docs.gallery.sheet import labelled, sheet
 from tritoncrf.synthetic import noisy_scores
 
 DETAIL = np.s_[100:200, 40:215]  # of Hopper at half its size; all of it is refined
-# Of each parameter a small value, the usual and a large one, and in words what the first and the last do.
+# For each parameter a small, the usual and a large value, and the effects of the first and the last.
 GAUSSIAN = {
     "theta_color": ((3, 13, 100), "like colours only", "unlike ones too"),
     "theta_space": ((5, 80, 400), "near pixels only", "far ones too"),
@@ -28,12 +28,12 @@ GUIDED = {
 
 
 def parameters() -> Figure:
-    """Those of the Gaussian kernels, by the lattice."""
+    """The parameters of the Gaussian kernels, with the lattice."""
     return drawn({"lattice": GAUSSIAN})
 
 
 def parameters_local() -> Figure:
-    """Those of the window and of the guided filter."""
+    """The parameters of the window and of the guided filter."""
     return drawn({"window": WINDOW, "guided": GUIDED})
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from tritoncrf import PARAMETERS, demo, refine
 
-# The scores are noise as rough as that of pseudo-labels: the settings are those that pipelines have for these.
+# The scores have noise as coarse as that of pseudo-labels, so the settings are those of pipelines for these.
 SETTINGS = {
     "lattice": PARAMETERS["densecrf"],
     "exact": PARAMETERS["densecrf"],
@@ -23,7 +23,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image [H, W, 3] or [H, W] in uint8, and which of its classes is where, [H, W]."""
+    """An image [H, W, 3] or [H, W] in uint8, and its classes, [H, W]."""
 
     image: np.ndarray
     truth: np.ndarray
@@ -136,7 +136,7 @@ def coffee() -> Picture:
 
 
 def scan() -> Picture:
-    """A slice of a head, by magnetic resonance."""
+    """A magnetic resonance slice of a head."""
     with get_sample_data("s1045.ima.gz") as file:
         values = np.frombuffer(file.read(), np.uint16).reshape(256, 256)
     return Picture((values >> 8).astype(np.uint8), painted((256, 256), SCAN, SCAN_OUTLINES), SCAN)

@@ -47,7 +47,7 @@ def photographed(title: str, subtitle: str, picture: Picture) -> Panel:
 
 
 def labelled(title: str, picture: Picture, labels: np.ndarray, remark: str = "") -> Panel:
-    """Labels over the picture in grey, and the share of them that is right."""
+    """Labels over the grey picture, and the share of right ones."""
     right = f"{(labels == picture.truth).mean():.1%} right"
     drawn = overlay(enlarged(grey_of(picture.image)), enlarged(labels.astype(int)))
     return Panel(title, f"{right}, {remark}" if remark else right, drawn)

@@ -46,7 +46,7 @@ def volume() -> Figure:
 
 
 def phantom() -> tuple[np.ndarray, np.ndarray]:
-    """The scan and which class is where, [Z, Y, X] in uint8."""
+    """The scan and the classes, [Z, Y, X] in uint8."""
     axes = [(np.arange(n) - (n - 1) / 2) * spacing for n, spacing in zip(SIZE, SPACING)]
     position = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)  # [Z, Y, X, 3]
     truth, grey = np.zeros(SIZE, np.uint8), np.full(SIZE, 20.0)

@@ -1,4 +1,4 @@
-"""Labelled photos for training and evaluation: where they lie, whether they are sound, and batches of them."""
+"""Labelled photos for training and evaluation: finding them, checking them, and loading batches."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +30,11 @@ FORMATS: dict[str, Callable[..., Examples]] = {
 
 
 def examples(format: str, root: str | Path, split: str, **options: Any) -> Examples:
-    """The split of a data set in one of FORMATS; `options` are those of the format.
+    """A split of a data set in one of FORMATS; `options` are the options of the format.
 
     Raises:
         FileError: folders, lists or files that are missing, or names that do not match.
-        ImportError: a package that a format needs, and is not there.
-        ValueError: another format, or what the format refuses.
+        ImportError: a package that the format needs is not installed.
+        ValueError: an unknown format, or an argument that the format does not accept.
     """
     return FORMATS[expect_choice("format", format, FORMATS)](root, split, **options)

@@ -10,7 +10,7 @@ from tritoncrf.models.data.folder import folder
 from tritoncrf.models.data.labelled import Examples
 from tritoncrf.models.data.listing import IMAGES, MASKS, expect_folder, files_of, paired
 
-# The first of the names that objectInfo150.txt has for each.
+# For each class, the first of its names in objectInfo150.txt.
 ADE20K = (
     "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, "
     "table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, "
@@ -31,16 +31,16 @@ ADE20K_SPLITS = {"train": "training", "val": "validation"}
 
 
 def ade20k(root: str | Path, split: str) -> Examples:
-    """ADE20K with the 150 classes of scene parsing; what its masks mark by 0 is void, and 1 is the first class.
+    """ADE20K with the 150 classes of scene parsing; 0 in its masks is void, and 1 is the first class.
 
     Args:
         root: the folder `ADEChallengeData2016`, with `images/training`, `annotations/training` and the same of
             `validation`; or photos and such masks as `folder` reads them.
-        split: "train" (20,210 photos) or "val" (2,000); of plain folders any.
+        split: "train" (20,210 photos) or "val" (2,000); for plain folders, any name.
     """
     root = expect_folder(Path(root))
     if any(root.glob("index_ade20k.*")):
-        raise FileError(f"{root}: expected ADEChallengeData2016, got the whole ADE20K, whose masks are of another form")
+        raise FileError(f"{root}: expected ADEChallengeData2016, got the full ADE20K, whose masks have another format")
     if not (root / "annotations").is_dir():
         plain = folder(root, split, ADE20K_CLASSES, ())
         return replace(plain, table=ADE20K_TABLE)

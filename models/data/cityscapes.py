@@ -22,13 +22,13 @@ PHOTOS = "leftImg8bit"
 
 
 def cityscapes(root: str | Path, split: str) -> Examples:
-    """Cityscapes with 19 classes; all that its benchmark does not evaluate is void.
+    """Cityscapes with 19 classes; the classes that its benchmark does not evaluate are void.
 
     Args:
         root: the folder with `leftImg8bit/<split>` and `gtFine/<split>` (`gtCoarse/<split>` for "train_extra"), or with
-            `leftImg8bit_trainvaltest`, `gtFine_trainvaltest` and so on, as the archives are called, and these inside.
-            Photos and masks lie in folders of the cities or in one. The masks are `*_labelIds.png`, as they are
-            published, or else `*_labelTrainIds.png`, as cityscapesScripts makes them.
+            these inside `leftImg8bit_trainvaltest`, `gtFine_trainvaltest` and so on, as the archives unpack.
+            Photos and masks lie in one folder per city or in a single folder. The masks are the published
+            `*_labelIds.png` or otherwise `*_labelTrainIds.png`, which cityscapesScripts writes.
         split: "train" (2,975 photos), "val" (500), "test" (1,525, whose masks are void throughout: their labels are not
             public) or "train_extra" (19,998, coarsely labelled).
     """
@@ -50,7 +50,7 @@ def cityscapes(root: str | Path, split: str) -> Examples:
 
 
 def _folder(root: Path, kind: str, split: str) -> Path:
-    """Of one kind of files, there or in the folder of its archive."""
+    """The folder of one kind of files, directly in the root or in the folder of its archive."""
     places = [root / kind / split, *sorted(root.glob(f"{kind}*/{kind}/{split}"))]
     found = [place for place in places if place.is_dir()]
     if len(found) != 1:
@@ -60,7 +60,7 @@ def _folder(root: Path, kind: str, split: str) -> Path:
 
 
 def _files(folder: Path, ending: str, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files by "city_sequence_frame", in order of it, from a folder and those of its cities."""
+    """Files by "city_sequence_frame", sorted, from a folder and its subfolders for cities."""
     found: dict[str, Path] = {}
     for path in sorted((*folder.glob("*"), *folder.glob("*/*")), key=lambda path: path.name):
         if path.stem.endswith(ending) and path.suffix.lower() in suffixes and not path.name.startswith("."):

@@ -16,31 +16,31 @@ from tritoncrf.models.data.masks import Regions, coco_masks
 from tritoncrf.models.data.voc_classes import COCO_NAMES, VOC_CLASSES
 
 COCO_SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val")}
-LEAST_PIXELS = 200  # of VOC's classes, in every photo that is taken
+LEAST_PIXELS = 200  # of VOC's classes, in every photo that is used
 LISTS = ("images", "annotations", "categories")
 
 
 def coco(root: str | Path, split: str) -> Examples:
-    """The photos of COCO 2014 that show enough of VOC's 20 classes, with VOC's 21 classes.
+    """The photos of COCO 2014 that show enough of VOC's 20 classes, labelled with VOC's 21 classes.
 
-    Those with at least 200 pixels of these classes are taken, as for CRF-RNN (Zheng et al. 2015, in its experiments;
-    66,099 of train). The paper does not say which of two overlapping objects counts: here it is the smaller one. A
-    crowd is labelled as its class, and what COCO does not annotate is background.
+    Photos with at least 200 pixels of these classes are used, as in CRF-RNN (Zheng et al. 2015, experiments; 66,099 of
+    train). The paper does not say which of two overlapping objects counts: here it is the smaller one. A crowd is
+    labelled as its class, and what COCO does not annotate is background.
 
     Args:
-        root: a folder with `train2014` and `val2014`, or `images` and these in it, and with
+        root: a folder with `train2014` and `val2014`, possibly inside `images`, and with
             `annotations/instances_train2014.json` and `instances_val2014.json`. COCO's own file of train needs about
             4 GB of memory while it is read.
         split: "train", "val" or "trainval".
 
     Raises:
-        ImportError: no pycocotools.
+        ImportError: pycocotools is not installed.
     """
     return Examples(coco_entries(root, split), VOC_CLASSES, void=())
 
 
 def coco_entries(root: str | Path, split: str) -> tuple[Entry, ...]:
-    """What `coco` takes, in order of name in each part of the split."""
+    """The entries of `coco`, sorted by name in each part of the split."""
     expect_choice("split", split, COCO_SPLITS)
     root = expect_folder(Path(root))
     coco_masks()
@@ -71,7 +71,7 @@ def _lists(source: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _regions(source: Path, content: dict[str, list[dict[str, Any]]]) -> dict[str, Regions]:
-    """By name of the photo, where it has enough pixels of VOC's classes."""
+    """The regions by name of the photo, for photos with enough pixels of VOC's classes."""
     categories = {entry["name"]: entry["id"] for entry in content["categories"]}
     if absent := [name for name in COCO_NAMES if name not in categories]:
         raise FileError(f"{source}: expected COCO's categories, got none named {absent[0]!r}")

@@ -16,13 +16,13 @@ def folder(
     """Photos and masks in two folders, matched by name.
 
     Args:
-        root: has `<split>/images` or else `images`, with `labels` or `masks` beside it. Which images, in which order:
+        root: a folder with `<split>/images` or `images`, and `labels` or `masks` beside it. The images and their order:
             `splits/<split>.txt` or `<split>.txt`, one name or path a line; without a list all of `<split>/images`, or
             all of `images` if the split is "all".
         split: its name.
         classes: names in order of index; by default from `classes.csv` in `root` (columns index and name) or
             `classes.txt` (one name a line).
-        void: the value, or values, of the masks that mean unknown.
+        void: the value or values in the masks that mark unknown pixels.
     """
     root = expect_folder(Path(root))
     own = (root / split / "images").is_dir()
@@ -40,7 +40,7 @@ def folder(
 
 
 def _read_classes(root: Path, void: Sequence[int]) -> tuple[str, ...]:
-    """Class names in order of index; a name for a void value may stand among them."""
+    """Class names in order of index; they may include a name for a void value."""
     path = root / "classes.csv"
     if not path.is_file():
         path = root / "classes.txt"

@@ -1,4 +1,4 @@
-"""Labelled photos of one split: which there are, and reading them."""
+"""The labelled photos of one split, and reading them."""
 
 import os
 from collections import Counter
@@ -28,12 +28,12 @@ class Examples:
     Args:
         entries: (name, image path, mask) of each, in order; a mask is a path, or `Regions` that are drawn.
         classes: the C class names.
-        void: the values of the masks that mean unknown, none of them a class.
+        void: the values in the masks that mark unknown pixels; no class may have one of them.
         table: the class of each value of the masks from 0 on, 255 for unknown; None where they are classes.
 
     Raises:
-        ValueError: no entries, more than 255 classes, two of one name, a void value that is a class, or a table of
-            something else.
+        ValueError: no entries, more than 255 classes, two classes of one name, a void value that is a class, or an
+            invalid table.
     """
 
     entries: tuple[Entry, ...]
@@ -53,25 +53,25 @@ class Examples:
                 expect_int("table", label, 0, count - 1)
         for value in self.void:
             if 0 <= expect_int("void", value, -(2**31), 2**31 - 1) < self._values:
-                raise ValueError(f"void: expected a value that is no class, got {value} of {self._values} classes")
+                raise ValueError(f"void: expected a value that is not a class, got {value} with {self._values} classes")
 
     @property
     def _values(self) -> int:
-        """How many values of the masks are classes, or have a place in the table."""
+        """The number of mask values that are classes or have an entry in the table."""
         return len(self.classes if self.table is None else self.table)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def files(self) -> list[Path]:
-        """All that is read."""
+        """All files that are read."""
         return list(dict.fromkeys(path for _, image, mask in self.entries for path in (image, file_of(mask))))
 
     def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """A photo, RGB, and its labels, uint8 [H, W]: classes, and 255 where unknown.
 
         Raises:
-            FileError: a file that is missing or broken, sizes that differ, or a label that is neither class nor void.
+            FileError: a file is missing or damaged, sizes differ, or a label is neither a class nor void.
         """
         _, image_path, mask = self.entries[index]
         image, values, source = read_image(image_path).convert("RGB"), read_mask(mask), file_of(mask)
@@ -93,7 +93,7 @@ class Examples:
         return image, labels
 
     def check(self, progress: bool = False) -> "Contents":
-        """Reads every photo and mask once; FileError, as `read` raises it, for the first in order that is not sound.
+        """Read every photo and mask once; raise the FileError of `read` for the first one that is not valid.
 
         Args:
             progress: show a bar.
@@ -110,14 +110,14 @@ class Examples:
 
 
 class Contents(NamedTuple):
-    """What occurs in a split."""
+    """The labels and sizes that occur in a split."""
 
     sizes: set[tuple[int, int]]  # (H, W)
     labels: set[int]  # classes, and 255 where unknown
 
 
 def held_out(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
-    """Splits off `count` images chosen at random, the same ones every time: (rest, held out), both in order."""
+    """Split off `count` images chosen at random, always the same ones: (rest, held out), both in order."""
     count = expect_int("count", count, 1, len(examples) - 1)
     chosen = set(np.random.default_rng(expect_seed(seed)).permutation(len(examples))[:count].tolist())
     parts: tuple[list[Entry], list[Entry]] = [], []

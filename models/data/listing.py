@@ -1,4 +1,4 @@
-"""Which files a folder holds and which names a list, matched: each fault is one error that names the file."""
+"""Match the files of a folder with the names of a list; each error names the file."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,12 +31,12 @@ def files_of(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
 
 def names_in(path: Path) -> list[str]:
-    """The names in a list of names or of paths, the first of each line; they hold no spaces."""
+    """The names in a list: the first name or path of each line; names contain no spaces."""
     lines = decoded(path, "a list of image names", lambda path: path.read_text(encoding="utf-8").splitlines())
     firsts = [Path(line.split()[0]) for line in lines if line.strip()]
     names = [first.stem if first.suffix.lower() in IMAGES else first.name for first in firsts]
     if not names:
-        raise FileError(f"{path}: expected one image name a line, got none")
+        raise FileError(f"{path}: expected one image name per line, got none")
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise FileError(f"{path}: expected every name once, got {name} {times} times")
@@ -46,7 +46,7 @@ def names_in(path: Path) -> list[str]:
 def matched(
     names: Sequence[str], images: Mapping[str, Path], masks: Mapping[str, Path], image_folder: Path, mask_folder: Path
 ) -> tuple[Entry, ...]:
-    """The entries of `names`; the folders are what errors name."""
+    """The entries of `names`; the folders are only for error messages."""
     for name in names:
         if name not in images:
             raise FileError(f"{image_folder / name}: expected an image of this name, got none")
@@ -58,11 +58,11 @@ def matched(
 def paired(
     images: Mapping[str, Path], masks: Mapping[str, Path], image_folder: Path, mask_folder: Path
 ) -> tuple[Entry, ...]:
-    """The entries of all images and masks, where every mask has its image too."""
+    """The entries of all images and masks; every mask must have an image too."""
     return matched(list({**images, **masks}), images, masks, image_folder, mask_folder)
 
 
 def without(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Each of `names` once, less `others`."""
+    """Each of `names` once, without `others`."""
     taken = set(others)
     return [name for name in dict.fromkeys(names) if name not in taken]

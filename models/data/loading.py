@@ -1,7 +1,7 @@
 """Batches of labelled photos.
 
-What is drawn depends on (seed, epoch, index) alone: any number of workers, and a run resumed in the middle of an
-epoch, gives the same bits.
+Random numbers depend only on (seed, epoch, index), so results are identical for any number of workers and for a run
+that is resumed in the middle of an epoch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ Key: TypeAlias = tuple[int, int]  # epoch, index
 
 
 class Item(TypedDict):
-    """A photo and its labels: uint8 [3, H, W], or float32 from `Augment`; and int64 [H, W] with 255 where unknown."""
+    """A photo, uint8 [3, H, W] or float32 from `Augment`, and its labels, int64 [H, W] with 255 where unknown."""
 
     image: torch.Tensor
     labels: torch.Tensor
@@ -28,7 +28,7 @@ class Item(TypedDict):
 
 
 class Batch(TypedDict):
-    """Several of one size: uint8 [B, 3, H, W] and int64 [B, H, W]."""
+    """Several items of one size: uint8 [B, 3, H, W] and int64 [B, H, W]."""
 
     image: torch.Tensor
     labels: torch.Tensor
@@ -36,13 +36,13 @@ class Batch(TypedDict):
 
 
 class Images(Dataset[Item]):
-    """Photos and labels as tensors; an item is a function of (seed, epoch, index) alone.
+    """Photos and labels as tensors; an item depends only on (seed, epoch, index).
 
     Args:
         examples: what to read.
-        resize: (H, W) that every image is brought to first, smoothed against aliasing; labels take the nearest.
+        resize: (H, W) to which every image is resized first, with antialiasing; labels take the nearest neighbour.
         augment: changes drawn anew for every (epoch, index), or None.
-        seed: of these draws.
+        seed: the seed of these changes.
 
     `images[epoch, index]` (or `images[index]`, of epoch 0) is {"image": uint8 [3, H, W], "labels": int64 [H, W] with
     255 where unknown, "name": str}.
@@ -85,17 +85,17 @@ class Images(Dataset[Item]):
 class Batches(Sampler[list[Key]]):
     """Batches of keys (epoch, index) of one epoch; `set_epoch` chooses the next.
 
-    A step's images are the same whatever the number of ranks: two ranks with batches of n see together what one rank
-    with batches of 2 n sees, in that order.
+    The images of a step do not depend on the number of ranks: two ranks with batches of n together get the images of
+    one rank with batches of 2 n, in the same order.
 
     Args:
         length: number of images.
-        batch: images of a batch on each rank.
-        seed: of the order.
-        epoch: which epoch.
-        shuffle: in a new order every epoch, without the last batch where it is incomplete; or in order, to the end.
-        start: steps of the epoch to skip: where a run is resumed.
-        rank, ranks: which of how many processes this is.
+        batch: images per batch on each rank.
+        seed: the seed of the order.
+        epoch: the first epoch.
+        shuffle: use a new order every epoch and drop an incomplete last batch; otherwise keep the order and all images.
+        start: number of steps of the epoch to skip, to resume a run.
+        rank, ranks: the index of this process and the number of processes.
 
     Raises:
         ValueError: an argument out of bounds, or too few images for one batch.
@@ -117,7 +117,7 @@ class Batches(Sampler[list[Key]]):
         self.rank = expect_int("rank", rank, 0, ranks - 1)
         self.seed, self.shuffle = expect_seed(seed), expect_bool("shuffle", shuffle)
         if shuffle and length < batch * ranks:
-            raise ValueError(f"batch: expected at most the {length} images there are, got {batch} on {ranks} rank(s)")
+            raise ValueError(f"batch: expected at most {length}, the number of images, got {batch} on {ranks} rank(s)")
         self.set_epoch(epoch, start)
 
     @property
@@ -127,7 +127,7 @@ class Batches(Sampler[list[Key]]):
         return whole + (not self.shuffle and left > self.rank * self.batch)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """What the next `iter` goes through: `epoch`, without its first `start` steps."""
+        """Choose what the next `iter` yields: `epoch`, without its first `start` steps."""
         self.epoch, self.start = expect_int("epoch", epoch, 0, MOST_SEED), expect_int("start", start, 0, self.steps)
 
     def __len__(self) -> int:
@@ -142,10 +142,10 @@ class Batches(Sampler[list[Key]]):
 
 
 def loader(images: Images, batches: Batches, workers: int = 0) -> DataLoader[Item]:
-    """Batches of `images`, read ahead by `workers` processes, or by this one if 0.
+    """Batches of `images`, loaded in advance by `workers` processes, or in this process if 0.
 
-    Gives {"image": uint8 [B, 3, H, W], "labels": int64 [B, H, W], "name": list of B}, in pinned memory where there is
-    a CUDA device. The workers stay from one epoch to the next: call `batches.set_epoch` between them.
+    Yields {"image": uint8 [B, 3, H, W], "labels": int64 [B, H, W], "name": list of B}, in pinned memory where there is
+    a CUDA device. The workers persist between epochs; call `batches.set_epoch` before each epoch.
     """
     return DataLoader(
         images,
@@ -154,7 +154,7 @@ def loader(images: Images, batches: Batches, workers: int = 0) -> DataLoader[Ite
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # or every epoch would draw from the global one, and change what dropout draws
+        generator=torch.Generator(),  # otherwise every epoch would use the global generator and change dropout
     )
 
 
@@ -163,7 +163,7 @@ def collate(items: Sequence[Item]) -> Batch:
     sizes = {item["name"]: tuple(item["labels"].shape) for item in items}
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name} of {height} x {width}" for name, (height, width) in sizes.items())
-        raise ValueError(f"batch: expected images of one size (resize, or a crop, makes them so), got {shown}")
+        raise ValueError(f"batch: expected images of one size (use resize or a crop), got {shown}")
     return {
         "image": torch.stack([item["image"] for item in items]),
         "labels": torch.stack([item["labels"] for item in items]),
@@ -172,5 +172,5 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 def _rng(seed: int, *key: int) -> np.random.Generator:
-    """Independent numbers for every (seed, key), whatever the length of the key."""
+    """Independent random numbers for every (seed, key), for keys of any length."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -1,4 +1,4 @@
-"""Masks in their several forms, as the values that they hold."""
+"""Read masks in their various formats."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from tritoncrf.files import FileError, decoded, read_labels
 
 @dataclass(frozen=True)
 class Regions:
-    """Labels that are drawn: regions of a photo over a background of 0, later ones over earlier ones.
+    """Labels given by regions of a photo on a background of 0; later regions cover earlier ones.
 
     Attributes:
-        source: the file of annotations that they are from.
+        source: the file of annotations that they come from.
         size: (H, W).
         regions: (value, run lengths as pycocotools packs them) of each.
     """
@@ -37,12 +37,12 @@ Mask: TypeAlias = Path | Regions
 
 
 def file_of(mask: Mask) -> Path:
-    """Where a mask is from."""
+    """The file that a mask comes from."""
     return mask.source if isinstance(mask, Regions) else mask
 
 
 def read_mask(mask: Mask) -> np.ndarray:
-    """The values of a mask; of a .mat those of SBD's or of Pascal Context's."""
+    """The values of a mask; a .mat file may be SBD's or Pascal Context's."""
     if isinstance(mask, Regions):
         return mask.draw()
     if mask.suffix != ".mat":
@@ -54,7 +54,7 @@ def read_mask(mask: Mask) -> np.ndarray:
             return np.asarray(content["LabelMap"])
         if "GTcls" in content:
             return np.asarray(content["GTcls"][0, 0]["Segmentation"])
-        raise FileError(f"{path}: expected the GTcls of SBD or the LabelMap of Pascal Context in it, got neither")
+        raise FileError(f"{path}: expected SBD's GTcls or Pascal Context's LabelMap, got neither")
 
     return decoded(mask, "a .mat of SBD or of Pascal Context", read)
 

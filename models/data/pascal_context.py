@@ -8,8 +8,8 @@ from tritoncrf.models.data.labelled import Examples
 from tritoncrf.models.data.listing import IMAGES, expect_folder, files_of, matched, names_in
 from tritoncrf.models.data.masks import loadmat
 
-# As 59_labels.txt lists them, each with its number among the 459 of labels.txt, which has "cloth" for clothes and
-# "bedclothes" for bedcloth.
+# As in 59_labels.txt, each with its number in labels.txt, whose 459 names include "cloth" for clothes and "bedclothes"
+# for bedcloth.
 IN_459 = {
     "aeroplane": 2, "bicycle": 23, "bird": 25, "boat": 31, "bottle": 34, "bus": 45, "car": 59, "cat": 65, "chair": 72,
     "cow": 98, "diningtable": 397, "dog": 113, "horse": 207, "motorbike": 258, "person": 284, "pottedplant": 308,
@@ -24,7 +24,7 @@ CONTEXT_CLASSES = ("background", *IN_459)
 NUMBERS = (0, *IN_459.values())  # of each class, background's first
 ALL_NUMBERS = 459
 
-# The class of every value of a mask, by the folder that it lies in.
+# The class of every mask value, by the folder of the masks.
 TABLES = {
     "59_context_labels": tuple(range(len(NUMBERS))),  # as published
     "SegmentationClassContext": tuple(NUMBERS.index(n) for n in sorted(NUMBERS)),  # of mmsegmentation's converter
@@ -35,18 +35,18 @@ OTHER_FORMS = ("33_context_labels", "trainval_merged.json")
 
 
 def pascal_context(root: str | Path, split: str) -> Examples:
-    """Pascal Context with 60 classes: background, which is all that none of the 59 names, and these.
+    """Pascal Context with 60 classes: background, and the 59 named classes.
 
     Args:
-        root: the folder `VOC2010`, with JPEGImages, ImageSets and the masks, the first of these that is there:
+        root: the folder `VOC2010`, with JPEGImages, ImageSets and the masks, which are the first of these that exists:
             `59_context_labels/*.png` as published, `SegmentationClassContext/*.png` as mmsegmentation's converter
-            makes them of trainval_merged.json, or the published `trainval/*.mat` of all 459 classes, which scipy reads.
-            Whichever it is, the classes are those of 59_labels.txt in its order, after background.
+            writes them from trainval_merged.json, or the published `trainval/*.mat` of all 459 classes, read with
+            scipy. The classes are always those of 59_labels.txt in that order, after background.
         split: "train" (4,998 photos) or "val" (5,105), listed in `ImageSets/SegmentationContext` or else
             `ImageSets/Main`.
 
     Raises:
-        ImportError: .mat files, and no scipy.
+        ImportError: the masks are .mat files and scipy is not installed.
     """
     expect_choice("split", split, ("train", "val"))
     root = expect_folder(Path(root))

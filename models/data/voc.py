@@ -19,16 +19,18 @@ def voc(root: str | Path, split: str, sbd: str | Path | None = None, coco: str |
 
     Args:
         root: the folder `VOC2012`, with JPEGImages, SegmentationClass and ImageSets.
-        split: "train", "val" or "trainval", VOC's own lists; or with `sbd` "train_aug", train and SBD without val
-            (10,582 images), "train_sbd", train and SBD (11,685), or "val_reduced", val without SBD (346); or with
-            `coco` too "train_coco", train_sbd and after it what `data.coco` takes of COCO's train (11,685 + 66,099).
-        sbd: a folder with `SegmentationClassAug/*.png`, or with SBD's own `cls/*.mat`, which scipy reads, and perhaps
-            `img/*.jpg`. Its images are those that its `train.txt` and `val.txt` list; without these lists, all. A
-            mask of VOC's own goes before one of SBD's.
-        coco: a folder as of `data.coco`.
+        split: "train", "val" or "trainval", VOC's own lists. With `sbd`, also "train_aug", train and SBD without val
+            (10,582 images), "train_sbd", train and SBD (11,685), and "val_reduced", val without SBD (346). With `sbd`
+            and `coco`, also "train_coco", train_sbd followed by the photos of `data.coco` from COCO's train (11,685 +
+            66,099).
+        sbd: a folder with `SegmentationClassAug/*.png` or SBD's own `cls/*.mat`, read with scipy, and optionally
+            `img/*.jpg`. Its images are those listed in `train.txt` and `val.txt`, or all if there are no lists. A mask
+            of VOC takes precedence over one of SBD.
+        coco: the folder of COCO, see `data.coco`.
 
     Raises:
-        ImportError: masks of SBD's in .mat files, and no scipy; or COCO's, and no pycocotools.
+        ImportError: SBD's masks are .mat files and scipy is not installed, or COCO is used and pycocotools is not
+            installed.
     """
     expect_choice("split", split, VOC_LISTS + VOC_WITH_SBD)
     root = expect_folder(Path(root))
@@ -50,8 +52,8 @@ def voc(root: str | Path, split: str, sbd: str | Path | None = None, coco: str |
     sbd_names = [name for path in lists_of_sbd for name in names_in(path)] if listed else list(sbd_masks)
     train, val = names_in(lists / "train.txt"), names_in(lists / "val.txt")
     if split != "train_aug" and set(val) <= set(sbd_names):
-        # The SegmentationClassAug that goes around has VOC's own masks mixed in, val's too.
-        raise FileError(f"{sbd}: expected SBD's train.txt and val.txt: its masks cover all of val and SBD's do not")
+        # The usual copies of SegmentationClassAug also contain VOC's own masks, including those of val.
+        raise FileError(f"{sbd}: expected SBD's train.txt and val.txt, as these masks cover all of val, unlike SBD's")
 
     names = {
         "train_aug": without(train + sbd_names, val),
@@ -72,4 +74,4 @@ def _sbd_masks(sbd: Path) -> dict[str, Path]:
     for name, suffix in (("SegmentationClassAug", ".png"), ("cls", ".mat")):
         if (sbd / name).is_dir():
             return files_of(sbd / name, (suffix,))
-    raise FileError(f"{sbd}: expected a folder SegmentationClassAug or cls in it")
+    raise FileError(f"{sbd}: expected a folder SegmentationClassAug or cls, got neither")

@@ -1,8 +1,8 @@
-"""What `refine` and the layers do to scores as they come, with settings that nobody chose for them.
+"""The effect of `refine` and the layers on typical scores, with default settings.
 
-Score sets of real networks, and label maps with noise; `refine` with its defaults, its methods with theirs, the
-settings of known pipelines and the layers as they start, each against no CRF on the same images. Defaults were chosen
-on the first half of every set: the table is of the second.
+Sets of scores from real networks, and noisy label maps. `refine` with its defaults, each method with its defaults, the
+settings of published pipelines, and the layers with their initial parameters are each compared with no CRF on the same
+images. The defaults were chosen on the first half of every set; the table is for the second half.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from tritoncrf.types import RefineOptions
 
 __all__ = ["run"]
 
-# Arguments of `refine`, or a layer of this many classes, as it starts.
+# Arguments of `refine`, or a function that makes an untrained layer for this many classes.
 Way: TypeAlias = RefineOptions | Callable[[int], Layer]
 
 NONE, DEFAULTS = "no CRF", "refine, defaults"
@@ -52,16 +52,16 @@ WAYS: dict[str, Way] = {
 }
 DRAWN = DEFAULTS, "lattice", "densecrf, lattice", "deeplab"
 STRIDES = 8, 16, 32
-COARSE = "unary_180_18"  # whose scores are made coarse
+COARSE = "unary_180_18"  # the run whose scores are made coarse
 PERSON = 15  # of Pascal VOC's classes
-LEAST = 0.03  # of a photo, that a person must cover
+LEAST = 0.03  # the share of a photo that a person must cover
 BLOCK, WRONG = 8, 0.25  # pixels a side of a block of noisy labels, and the share of blocks whose label is wrong
 EVERY = {90: 1, 180: 2, 360: 4}  # of CamVid's frames, by height
 
 
 @dataclass(frozen=True)
 class ScoreSet:
-    """Images in order; video: neighbours are alike."""
+    """Images in order; video: neighbouring images are similar."""
 
     name: str
     items: Sequence[Scored]
@@ -78,7 +78,7 @@ class ScoreSet:
 
 
 def person(root: Path) -> ScoreSet:
-    """The foreground of a network that finds people, on the photos where there is one to find."""
+    """The foreground of a network that finds people, on photos with a person."""
     items = []
     for path in sorted((root / "network_scores").rglob("*.npz")):
         labels = root / "voc" / "labels" / f"{path.stem}.png"
@@ -94,8 +94,8 @@ def person(root: Path) -> ScoreSet:
 
 
 def noisy(root: Path, count: int = 16) -> ScoreSet:
-    """Label maps in blocks, the label of a quarter of them that of another class of the photo: pseudo-labels are coarse
-    and wrong."""
+    """Label maps in blocks, a quarter of which have the label of another class in the photo, like coarse and partly
+    wrong pseudo-labels."""
     items, draw = [], np.random.default_rng(0)
     for photo, truth in _labelled(root, count):
         labels = in_blocks_of_labels(np.where(truth == VOID, 0, truth), draw)
@@ -104,7 +104,7 @@ def noisy(root: Path, count: int = 16) -> ScoreSet:
 
 
 def masks(root: Path, count: int = 16) -> ScoreSet:
-    """The same of the photo's largest object."""
+    """The same for the photo's largest object."""
     items, draw = [], np.random.default_rng(0)
     for photo, truth in _labelled(root, count):
         known = np.bincount(truth[(truth > 0) & (truth != VOID)])
@@ -143,7 +143,7 @@ def camvid(run: str, place: Place, every: int = 1) -> ScoreSet:
 
 
 def coarse(scores: ScoreSet, stride: int) -> ScoreSet:
-    """The same averaged over blocks and upsampled, as a network of that stride gives them."""
+    """The same scores averaged over blocks and upsampled, like those of a network with that stride."""
 
     def blurred(logits: np.ndarray) -> np.ndarray:
         low = F.avg_pool2d(torch.from_numpy(logits)[None], stride, ceil_mode=True, count_include_pad=False)
@@ -158,7 +158,7 @@ def coarse(scores: ScoreSet, stride: int) -> ScoreSet:
 
 @dataclass(frozen=True)
 class Measured:
-    """A set, and by method its counts, [images, ...]."""
+    """A set, and its counts [images, ...] for each method."""
 
     scores: ScoreSet
     counts: dict[str, np.ndarray]
@@ -167,7 +167,7 @@ class Measured:
         return self._estimates(self.counts[method], measures)
 
     def differences(self, method: str) -> dict[str, Estimate]:
-        """To no CRF, on the same images."""
+        """The differences to no CRF on the same images."""
         pairs = np.stack([self.counts[method], self.counts[NONE]], 1)
         return self._estimates(pairs, lambda pair: measures(pair[0]) - measures(pair[1]))
 
@@ -180,7 +180,7 @@ def measured(scores: ScoreSet, ways: Mapping[str, Way] = WAYS) -> Measured:
     found = {
         name: np.stack([_counts(item, scores.num_classes, way) for item in scores.items])
         for name, way in ways.items()
-        if isinstance(way, Mapping) or not hard  # a layer's weights are for the scores of its network
+        if isinstance(way, Mapping) or not hard  # a layer's weights fit the scores of its network
     }
     return Measured(scores, found)
 
@@ -199,7 +199,7 @@ def _counts(item: Scored, num_classes: int, way: Way) -> np.ndarray:
 
 
 def sets(root: Path, place: Place) -> Iterator[ScoreSet]:
-    """All of them, whole."""
+    """All sets, with both halves."""
     yield person(root)
     yield noisy(root)
     yield masks(root)
@@ -228,12 +228,12 @@ def run(root: Path, out: Path) -> None:
 def _write(out: Path, results: list[Measured]) -> None:
     lines = [
         reports.head("Defaults: what a CRF does to scores as they come", COMMAND.format("defaults --data DATA")),
-        "Percent on the second half of each set; defaults were chosen on the first. No CRF as it is, all others as "
-        "differences to it on the same images, ± one standard error (jackknife over images; of CamVid "
-        "over stretches of frames, which are alike), bold beyond what chance does to one in twenty (Student's t). "
+        "Percent on the second half of each set; the defaults were chosen on the first half. Without a CRF the "
+        "values, in other rows the differences to it on the same images, ± one standard error (jackknife over "
+        "images, for CamVid over stretches of similar frames); significant differences (5 %, Student's t) are bold. "
         f"Boundary IoU and trimap accuracy are within {BAND:.0%} of the diagonal of a border. `unary_HEIGHT_EPOCHS` is "
-        "a small network on CamVid, `unary` that of 60 epochs at 90 x 120. Until they were chosen so, defaults were "
-        "densecrf's.",
+        "a small network on CamVid, `unary` the one trained for 60 epochs at 90 x 120. The earlier defaults were "
+        "those of densecrf.",
         "",
     ]
     rows = []
@@ -251,7 +251,7 @@ def _write(out: Path, results: list[Measured]) -> None:
                 for m in MEASURES
             ]  # fmt: skip
         lines += [reports.table(["", *MEASURES], table), ""]
-    lines += ["![The differences, drawn](defaults.png)", ""]
+    lines += ["![Plot of the differences](defaults.png)", ""]
     drawn = {
         m: {name: {result.scores.name: result.differences(name)[m] for result in results} for name in DRAWN}
         for m in ("mean IoU", "trimap accuracy")

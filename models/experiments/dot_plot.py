@@ -1,4 +1,4 @@
-"""Estimates with their error bars, drawn."""
+"""Plots of estimates with error bars."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ def dots(
 
     Args:
         found: shares, by panel, series and name.
-        unit: of 100 times a share.
+        unit: the unit of 100 times a share, for the axis.
         differences: draw a line at zero.
     """
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def dots(
         place = (labels + n * (PANEL + SPACE)) / width, BELOW / height, PANEL / width, ROW * len(names) / height
         axes = figure.add_axes(place)
         for k, (label, estimates) in enumerate(series.items()):
-            # Side by side, where several share a row.
+            # Offset from each other where several share a row.
             shift = 0.5 * (k - (len(series) - 1) / 2) / len(series)
             at = [names.index(name) + shift for name in estimates]
             values = [100 * estimate.value for estimate in estimates.values()]
@@ -52,7 +52,7 @@ def dots(
         axes.set_axisbelow(True)
         axes.set_xlabel(unit, color=MUTED)
         head(axes, title, "")
-        if len(series) > 1 and list(series) != legend:  # panels side by side share that of the first
+        if len(series) > 1 and list(series) != legend:  # neighbouring panels share the first one's legend
             legend = list(series)
             axes.legend(
                 frameon=False, labelcolor=INK, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), borderpad=0,

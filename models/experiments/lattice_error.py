@@ -1,9 +1,9 @@
-"""How far the lattice is from the exact sum that it approximates, on whole photos.
+"""The error of the lattice against the exact sum that it approximates, on whole photos.
 
     y = K x / K 1 of `filters.Lattice` against sum_j k_ij x_j / sum_j k_ij over all pixels j
 
-x are noisy scores of the photos' label maps, and the exact sum is formed at some pixels i. What comes out is reported,
-and no test's tolerance: an approximation has no right value but its own.
+x are noisy scores of the photos' label maps, and the exact sum is computed at some pixels i. The error is only
+reported; no test uses it as a tolerance.
 """
 
 import math
@@ -18,15 +18,15 @@ from tritoncrf.models.experiments.runs import COMMAND
 from tritoncrf.models.experiments.synthetic_task import Labelled, label_maps
 from tritoncrf.synthetic import noisy_scores
 
-THETAS: tuple[tuple[float, ...], ...] = ((3,), (80, 13), (50, 5), (160, 3), (67, 3))  # of positions, and of colours
-BARS = {1: 0.02, 2: 0.06}  # by number of thetas: the relative L2 errors seen on crops of 96 x 128 with three classes
+THETAS: tuple[tuple[float, ...], ...] = ((3,), (80, 13), (50, 5), (160, 3), (67, 3))  # for positions, and for colours
+BARS = {1: 0.02, 2: 0.06}  # by number of thetas: relative L2 errors measured on crops of 96 x 128 with three classes
 PIXELS = 500  # of each photo
-AT_ONCE = 32  # pixels whose weights are in memory together
+AT_ONCE = 32  # pixels whose weights are in memory at once
 
 
 @torch.no_grad()
 def measured(labelled: Labelled, device: torch.device, pixels: int = PIXELS) -> list[dict[str, Any]]:
-    """A row for each photo and Gaussian: the errors of the filtered scores, and the mean ratio of the row sums."""
+    """One row per photo and Gaussian: the errors of the filtered scores, and the mean ratio of the row sums."""
     rows = []
     for n, (name, photo, known, _) in enumerate(labelled.scored()):
         scores = torch.from_numpy(noisy_scores(known, labelled.num_classes, seed=n)).to(device)
@@ -86,8 +86,8 @@ def _markdown(rows: list[dict[str, Any]], arguments: str) -> str:
     header = ["set", "photos", "thetas", "relative L2", "worst", "bar", "largest", "r / exact r"]
     return "\n".join([
         reports.head("The lattice against the exact sum", COMMAND.format(arguments)),
-        f"Noisy scores, each divided by the row sum, at {PIXELS} pixels of each photo. Relative L2: the mean over the "
-        "photos, and the worst of them. Largest: of all scores. r: the row sum; the mean ratio. The bar is what a "
-        "relative L2 error is expected to stay below.", "",
+        f"Filtered noisy scores, divided by the row sum, at {PIXELS} pixels of each photo. Relative L2: mean, worst of "
+        "the photos. Largest: the largest error of any score. r: mean ratio of the row sums. The bar is the limit for "
+        "relative L2 errors.", "",
         reports.table(header, lines),
     ])  # fmt: skip

@@ -1,7 +1,7 @@
-"""The trainings of the experiments: bundled configurations with changes, and the run whose network each starts from.
+"""The runs of the experiments: bundled configurations with changes, and the run that each starts from.
 
-Runs stay in OUT/runs/NAME/seed_N: one that was stopped goes on, one that is done is taken as it is, and all experiments
-of one OUT share them. RUNS are on CamVid, PUBLISHED_RUNS the papers' own on Pascal VOC.
+Runs are kept in OUT/runs/NAME/seed_N. A stopped run resumes, a finished run is reused, and all experiments with the
+same OUT share them. RUNS are on CamVid, PUBLISHED_RUNS the papers' own on Pascal VOC.
 """
 
 import csv
@@ -19,16 +19,16 @@ from typing import Any, Literal
 from tritoncrf.commands import CommandError
 from tritoncrf.reports import environment
 
-COMMAND = "tritoncrf experiments {} -o OUT"  # makes a report again
-SIDE_BY_SIDE = 4  # runs at a time, where there are as many cores
+COMMAND = "tritoncrf experiments {} -o OUT"  # reproduces a report
+SIDE_BY_SIDE = 4  # runs at a time, if there are as many cores
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training: a bundled configuration, the run that it starts from, changes to the configuration as of --set.
+    """A run: a bundled configuration, the run that it starts from, and changes to the configuration as for --set.
 
-    large: further changes for ResNet-101 at CamVid's own size; thetas are in pixels.
-    weights: in place of a run, what torchvision's file of a backbone begins with.
+    large: further changes for a ResNet-101 at CamVid's full size; thetas are in pixels.
+    weights: instead of a run, the beginning of the file name of torchvision's backbone weights.
     """
 
     config: str
@@ -96,7 +96,7 @@ PUBLISHED_RUNS = {
     "crfrnn": Run("crfrnn", "fcn8s", (*_torchvision, "data.held_out=200")),
     **_parts("segmodel", weights=_resnet),
 }
-# The small network at three sizes, by height; early, midway and when done, each with a schedule of its own.
+# The small network at three sizes, by height, and three numbers of epochs, each with its own schedule.
 WIDTHS = {90: 120, 180: 240, 360: 480}
 EPOCHS = {90: (4, 12), 180: (2, 6, 18), 360: (1, 2, 6)}
 STAGES = {height: [f"unary_{height}_{n}" for n in epochs] for height, epochs in EPOCHS.items()}
@@ -113,30 +113,30 @@ RUNS |= {
 }  # fmt: skip
 STAGES[90].append("unary")
 SMALL = (
-    "Scaled down: CamVid, 367 training and 101 validation images, at a quarter of its size, 90 x 120; networks on a "
-    "ResNet-18 at half width, from random weights. The papers have a ResNet-101 or VGG-16 from ImageNet, on Pascal VOC."
+    "Scaled down: CamVid with 367 training and 101 validation images at 90 x 120, a quarter of its size; networks on a "
+    "ResNet-18 of half width, from random weights. The papers use a ResNet-101 or VGG-16 from ImageNet, on Pascal VOC."
 )
 LARGE = (
-    "Scaled down: CamVid, 367 training and 101 validation images, at its own size, 360 x 480; networks on a ResNet-101 "
+    "Scaled down: CamVid with 367 training and 101 validation images at 360 x 480, the full size; a ResNet-101 "
     "from random weights. The papers start from ImageNet, on Pascal VOC."
 )
 
 
 VOC = (
-    "Pascal VOC 2012 with SBD's annotations, the papers' own configurations, from torchvision's weights of ImageNet "
+    "Pascal VOC 2012 with SBD's annotations, the papers' own configurations, from torchvision's ImageNet weights "
     "(the papers also train on COCO where they say so)."
 )
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the images are, where runs and reports go, and which runs these are.
+    """Where the images are, where runs and reports are written, and which runs to use.
 
     format: "camvid", or "voc" for the papers' own.
-    large: of CamVid, its own size.
-    changes: of all configurations, as of --set.
-    seeds: how many trainings there are of each run, of seeds 0 to `seeds` - 1.
-    weights: a folder with torchvision's weights, where runs start from them.
+    large: use CamVid at its full size.
+    changes: changes to all configurations, as for --set.
+    seeds: number of trainings of each run, with seeds 0 to `seeds` - 1.
+    weights: a folder with torchvision's weights, if runs start from them.
     """
 
     data: Path
@@ -153,7 +153,7 @@ class Place:
 
     @property
     def size(self) -> str:
-        """What the runs are, in words."""
+        """A description of the runs."""
         return VOC if self.format == "voc" else LARGE if self.large else SMALL
 
     def folder(self, run: str, seed: int = 0) -> Path:
@@ -163,7 +163,7 @@ class Place:
         return self.folder(run, seed) / "best.pt"
 
     def commits(self, run: str) -> set[str]:
-        """Of the code that trained it."""
+        """The commits of the code that trained it."""
         return {(self.folder(run, seed) / "commit.txt").read_text().strip() for seed in range(self.seeds)}
 
     def minutes(self, run: str, seed: int) -> float:
@@ -171,12 +171,12 @@ class Place:
             return float(list(csv.DictReader(file))[-1]["seconds"]) / 60
 
     def lineage(self, run: str) -> list[str]:
-        """A run after all that it starts from."""
+        """A run, after the runs that it starts from."""
         start = self.runs[run].start
         return [*(self.lineage(start) if start else []), run]
 
     def settings(self, run: str, seed: int = 0) -> list[str]:
-        """All that a run changes of its configuration, as of --set."""
+        """All changes of a run to its configuration, as for --set."""
         own = self.runs[run]
         large = (*_large, *own.large) if self.large else ()
         return [*own.changes, *large, *self.changes, f"seed={seed}"]
@@ -185,7 +185,7 @@ class Place:
         """The file that it starts from.
 
         Raises:
-            CommandError: no folder of weights, or not this backbone's there.
+            CommandError: no folder of weights, or none for this backbone in it.
         """
         own = self.runs[run]
         if own.start is not None:
@@ -202,7 +202,8 @@ class Place:
 
 
 def train(names: Sequence[str], place: Place) -> None:
-    """These runs and those that they start from, of every seed, as many at a time as do not wait for each other."""
+    """Train these runs and those that they start from with every seed, in parallel where they do not depend on each
+    other."""
     waves: dict[int, list[str]] = {}
     for name in dict.fromkeys(itertools.chain(*(place.lineage(name) for name in names))):
         place.start(name, 0)

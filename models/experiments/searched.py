@@ -1,4 +1,4 @@
-"""The disconnected CRF that is best for a network: searched for once, and kept for the reports that ask again."""
+"""The best disconnected CRF for a network: searched for once, and kept for later reports."""
 
 import hashlib
 import json
@@ -17,14 +17,11 @@ from tritoncrf.models.segmenter import Segmenter, WithCRF
 
 
 @torch.no_grad()
-def with_best_crf(
-    network: Segmenter, images: data.Images, device: torch.device, kept: Path
-) -> tuple[Segmenter, str]:  # fmt: skip
-    """A network with the fully connected CRF that is best on these images, and which that is.
+def with_best_crf(network: Segmenter, images: data.Images, device: torch.device, kept: Path) -> tuple[Segmenter, str]:
+    """A network with the fully connected CRF that is best on these images, and its settings.
 
-    kept: a file for what the search finds. It also says what that depends on: the scores that the network gives the
-        images, the images and their truth, and the commit. Where all of these are the same, nothing is searched; with
-        changes beyond the commit it always is.
+    kept: a file for the result of the search, and for what it depends on: the images, their truth, the scores of the
+        network, and the commit. The search is repeated if any of these differ, or if there are uncommitted changes.
     """
     scored = logits_of(network, (images[n] for n in range(len(images))), device)
     origin = _origin(scored, network.num_classes)

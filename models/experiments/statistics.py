@@ -1,15 +1,15 @@
-"""Error bars for measures of a whole data set, such as mean IoU, that are no means over its images.
+"""Error bars for measures of a whole data set, such as mean IoU, that are not means over its images.
 
 The jackknife (Efron and Stein, "The jackknife estimate of variance", 1981): with t_i the measure of all n images but
 the i-th and t their mean,
 
     standard error^2 = (n - 1) / n  sum_i (t_i - t)^2
 
-which for a mean over images is the usual s / sqrt(n). What is left out must not depend on what stays: of a video that
-is a stretch of frames, not one (`in_blocks`).
+which for a mean over images is the usual s / sqrt(n). What is left out must be independent of the rest: for a video it
+is a stretch of frames, not a single one (`in_blocks`).
 
-Networks that were trained several times, with other seeds, vary beside that by their training. The variance of the mean
-over the seeds is then the sum of both,
+Networks trained several times with different seeds also vary by their training. The variance of the mean over the seeds
+is then the sum of both,
 
     standard error^2 = jackknife error^2 of the mean over seeds + s_seeds^2 / number of seeds
 
@@ -33,30 +33,30 @@ BLOCKS = 10
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure of all images, its standard error, NaN for one image, and the degrees of freedom of that."""
+    """A measure of all images, its standard error (NaN for one image), and the degrees of freedom of that error."""
 
     value: float
     error: float
     freedom: float
 
     def percent(self, sign: str = "") -> str:
-        """`97.10 ± 0.20`, or without an error bar where one image gives none."""
+        """`97.10 ± 0.20`, or without an error bar for a single image."""
         text = f"{100 * self.value:{sign}.2f}"
         return text if np.isnan(self.error) else f"{text} \N{PLUS-MINUS SIGN} {100 * self.error:.2f}"
 
     @property
     def clear(self) -> bool:
-        """Whether chance leads so far from zero in less than one of twenty cases."""
+        """Whether the estimate differs from zero at the 5 % level of Student's t."""
         return abs(self.value) > student(self.freedom) * self.error
 
     def difference(self) -> str:
-        """The same with its sign, in bold where it is clear."""
+        """The same with its sign, in bold if it is clear."""
         text = self.percent("+")
         return f"**{text}**" if self.clear else text
 
 
 def student(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t, within 1e-4; infinite below one degree, where nothing can be told."""
+    """The 97.5 % quantile of Student's t, within 1e-4; infinite below one degree of freedom."""
     if freedom < 1:
         return math.inf
     # With t = sqrt(freedom) tan(a) the density is that of cos(a)^(freedom - 1), of which 95 % lie between -a and a.
@@ -66,12 +66,12 @@ def student(freedom: float) -> float:
 
 
 def in_blocks(counts: np.ndarray) -> np.ndarray:
-    """Counts of images, [images, ...], added up over at most BLOCKS stretches of consecutive ones."""
+    """Counts [images, ...], summed over at most BLOCKS stretches of consecutive images."""
     return np.stack([block.sum(0) for block in np.array_split(counts, min(BLOCKS, len(counts)))])
 
 
 def jackknife(counts: np.ndarray, measures: Callable[[np.ndarray], Sequence[float] | np.ndarray]) -> list[Estimate]:
-    """Measures of the counts of all images.
+    """Measures of all images, with their standard errors.
 
     Args:
         counts: [images, ...], of each image.
@@ -93,7 +93,7 @@ def jackknife(counts: np.ndarray, measures: Callable[[np.ndarray], Sequence[floa
 
 
 def over_seeds(counts: np.ndarray, measures: Callable[[np.ndarray], Sequence[float] | np.ndarray]) -> list[Estimate]:
-    """Means over seeds of measures of all images; what varies is which images there are, and which seeds.
+    """Means over seeds of measures of all images; the errors include the choice of images and of seeds.
 
     Args:
         counts: [seeds, images, ...], of each image by each of the seeds.
@@ -116,19 +116,20 @@ def over_seeds(counts: np.ndarray, measures: Callable[[np.ndarray], Sequence[flo
 
 
 def _combined(estimate: Estimate, variance: float, freedom: int) -> Estimate:
-    """An estimate with a further variance, of so many degrees of freedom."""
+    """An estimate with a further variance that has this many degrees of freedom."""
     first = estimate.error**2
     total = first + variance
-    if not total > 0:  # nothing varies, or one image says nothing
+    if not total > 0:  # no variation, or a single image
         return Estimate(estimate.value, math.sqrt(total), estimate.freedom)
     return Estimate(estimate.value, math.sqrt(total), total**2 / (first**2 / estimate.freedom + variance**2 / freedom))
 
 
-# Measures of confusion matrices [seeds, C, C], rows truth: means over the seeds ------------------------------------
+# Measures of confusion matrices [seeds, C, C] with rows for the truth: means over the seeds
+# ------------------------------------
 
 
 def accuracy(confusions: np.ndarray) -> float:
-    """Share of the pixels whose class is right."""
+    """Share of the pixels with the right class."""
     return float(np.mean([metrics.pixel_accuracy(confusion) for confusion in confusions]))
 
 
@@ -138,5 +139,5 @@ def miou_present(confusions: np.ndarray) -> float:
 
 
 def miou_occurring(confusions: np.ndarray) -> float:
-    """Mean IoU over the classes that occur in truth or prediction: a class that is not there adds a zero."""
+    """Mean IoU over the classes that occur in truth or prediction: a wrongly predicted absent class counts as zero."""
     return float(np.mean([metrics.mean_iou(confusion) for confusion in confusions]))

@@ -1,7 +1,7 @@
-"""Noisy scores of true label maps, refined: table 1 of the ConvCRF paper (Teichmann and Cipolla 2018), taken apart.
+"""Noisy scores of true label maps, refined: table 1 of the ConvCRF paper (Teichmann and Cipolla 2018), in detail.
 
-The paper has FullCRF, the fully connected CRF on the lattice, 2.3 points of accuracy behind ConvCRF. The released codes
-that made these numbers differ in more than the filter:
+In the paper, the accuracy of FullCRF, the fully connected CRF on the lattice, is 2.3 points below that of ConvCRF. The
+released codes behind these numbers differ in more than the filter:
 
                  FullCRF                         ConvCRF
     unary        log P, down to -46              P itself as logits, within 1 of each other ("soft")
@@ -10,8 +10,8 @@ that made these numbers differ in more than the filter:
     window       all pixels                      k cells of 4 x 4 pixels a side
     weights      3 and 3                         3 and 10, times 0.2; and the unary's log-softmax times 0.8
 
-So beside the released settings stand rows that change one of the first three at a time, rows in which all is equal but
-the filter, and on crops the exact sum that the lattice approximates. Each image and seed has noise of its own.
+So, beside the released settings, there are rows that change one of the first three at a time, rows that differ only in
+the filter, and, on crops, the exact sum that the lattice approximates. Each image and seed has its own noise.
 """
 
 import time
@@ -42,16 +42,16 @@ THETA_SMOOTH, THETA_COLOR = 3.0, 13.0
 SMALLEST = 1e-20  # log(P + SMALLEST), as the released code has it
 CROP = 96, 128
 MEASURES = {"accuracy": accuracy, "mIoU, present": miou_present, "mIoU, occurring": miou_occurring}
-TOLD = "accuracy", "mIoU, present"  # of the differences
+TOLD = "accuracy", "mIoU, present"  # the measures of the differences
 Compared: TypeAlias = dict[str, dict[str, dict[str, Estimate]]]  # by effect, set and measure
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: how noisy scores P become logits, and what refines these.
+    """A row of the table: how noisy scores P become logits, and what refines them.
 
-    released: the layer ConvCRF(preset="released"), whose weights are its own. Otherwise two filters of one kind, of
-    positions and of positions with colours, with these weights in `mean_field`. Without a filter: the unary alone.
+    released: the layer ConvCRF(preset="released") with its own weights. Otherwise `mean_field` with two filters of one
+    kind, for positions and for positions and colours, with these weights. Without a filter: the unary alone.
     """
 
     filter: Literal["", "lattice", "window", "exact"] = ""
@@ -67,7 +67,7 @@ class Method:
         return scores if self.unary == "soft" else (scores + SMALLEST).log()
 
     def filters(self, image: torch.Tensor) -> list[Filter]:
-        """What `refined` needs of an image; methods of equal `key` share it."""
+        """What `refined` needs from an image; methods with the same `key` share it."""
         if not self.filter or self.released or self.theta_space is None:
             return []
         positions = tc.features.spatial(tuple(image.shape[2:]), THETA_SMOOTH, device=image.device)
@@ -129,7 +129,7 @@ _names = (
     "equal: window 31, reach 13",
 )  # fmt: skip
 CROPPED = {name: METHODS[name] for name in _names} | EXACT
-# What is told from what: the first against the second.
+# The comparisons: the first row against the second.
 EFFECTS = {
     "ConvCRF 7 for FullCRF, both as released": (CONV, FULL),
     "ConvCRF 13 for ConvCRF 7, both as released": ("ConvCRF 13, released", CONV),
@@ -162,8 +162,8 @@ PUBLISHED = {
 class Labelled:
     """Photos [H, W, 3] uint8 with label maps [H, W], 255 where unknown.
 
-    crops: of how many images there is a crop. void_counts: as class 0, as ConvCRF's own label maps have it; otherwise
-    unknown pixels have the scores of class 0 and do not count.
+    crops: the number of images with a crop. void_counts: unknown pixels count as class 0, as in ConvCRF's own label
+    maps; otherwise they have the scores of class 0 and do not count.
     """
 
     name: str
@@ -173,13 +173,13 @@ class Labelled:
     void_counts: bool = False
 
     def scored(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-        """Name, photo, the map that scores are made of, and the one they are judged by."""
+        """The name, the photo, the label map that the scores are made from, and the one that they are compared with."""
         for name, image, labels in self.pairs:
             known = np.where(labels == VOID, 0, labels)
             yield name, image, known, known if self.void_counts else labels
 
     def cropped(self, size: tuple[int, int], count: int) -> "Labelled":
-        """The middle of `count` photos, of those that are large enough."""
+        """The centres of `count` photos that are large enough."""
         crops = []
         for name, image, labels in [self.pairs[index] for index in _spread(len(self.pairs), count)]:
             row, column = ((n - m) // 2 for n, m in zip(labels.shape, size))
@@ -191,9 +191,9 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Folder:
-    """Of the data: how it is read, and how many images are taken.
+    """A folder of data: how it is read, and how many images are used.
 
-    size: of these a CPU takes the middle alone. crops: of how many it takes the middle for the exact sum.
+    size: on a CPU, only the centre of this size is used. crops: the number of centres used for the exact sum.
     """
 
     format: str
@@ -211,7 +211,7 @@ FOLDERS = {
 
 
 def label_maps(root: Path | None, small: bool) -> list[Labelled]:
-    """The demo's photo, or what `root` has of FOLDERS; `small`: as a CPU takes it."""
+    """The demo's photo, or the folders in `root` that FOLDERS names; `small`: at the size for a CPU."""
     if root is None:
         return [Labelled("demo", [("grace_hopper", photo(), mask())], len(CLASSES), crops=1)]
     found = []
@@ -240,23 +240,24 @@ def _spread(length: int, count: int) -> list[int]:
 
 @dataclass
 class Measured:
-    """What came out for one set: by method, confusion matrices [images, seeds, C, C] and seconds for one image."""
+    """The results for one set: for each method, confusion matrices [images, seeds, C, C] and seconds per image."""
 
     labelled: Labelled
     confusions: dict[str, np.ndarray]
     seconds: dict[str, float]
 
     def estimates(self, method: str) -> dict[str, Estimate]:
-        """Of MEASURES."""
+        """The estimates of MEASURES."""
         return dict(zip(MEASURES, jackknife(self.confusions[method], _measures)))
 
     def effects(self, first: str, second: str) -> dict[str, Estimate]:
-        """Differences of two methods on the same scores: their error bars leave out what both find hard."""
+        """Differences of two methods on the same scores, whose error bars do not include the difficulty of the
+        images."""
         pairs = np.stack([self.confusions[first], self.confusions[second]], 1)
         return dict(zip(MEASURES, jackknife(pairs, lambda pair: _measures(pair[0]) - _measures(pair[1]))))
 
     def over_seeds(self, method: str) -> float:
-        """Standard deviation over the noise's seeds of the accuracy over all images."""
+        """Standard deviation, over the seeds of the noise, of the accuracy over all images."""
         return float(np.std([accuracy(total[None]) for total in self.confusions[method].sum(0)], ddof=1))
 
 
@@ -266,7 +267,7 @@ def _measures(confusions: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def measured(labelled: Labelled, methods: dict[str, Method], device: torch.device, seeds: Sequence[int]) -> Measured:
-    """Every method on every photo and seed."""
+    """Measure every method on every photo and seed."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     seconds: dict[str, float] = {}
     for n, (_, image, known, truth) in enumerate(labelled.scored()):
@@ -280,7 +281,7 @@ def measured(labelled: Labelled, methods: dict[str, Method], device: torch.devic
             labels = [method.refined(p, photo, prepared[method.key]).cpu().numpy() for p in scores]
             counts = [metrics.confusion_matrix(each, truth.astype(int), labelled.num_classes) for each in labels]
             found[name].append(np.stack(counts))
-            if name not in seconds:  # all that was compiled or allocated on first use is there now
+            if name not in seconds:  # the first use, with its compilation and allocation, is over
                 started = time.perf_counter()
                 method.refined(scores[0], photo, method.filters(photo)).cpu()
                 seconds[name] = time.perf_counter() - started
@@ -309,21 +310,21 @@ def _write(out: Path, results: list[Measured], small: bool) -> None:
     arguments = "synthetic" if results[0].labelled.name == "demo" else "synthetic --data DATA"
     lines = [
         reports.head("Synthetic task: noisy scores, refined", COMMAND.format(arguments)),
-        f"Scores by `tritoncrf.synthetic.noisy_scores`, {len(SEEDS)} seeds an image; {ITERATIONS} iterations. "
+        f"Scores by `tritoncrf.synthetic.noisy_scores`, {len(SEEDS)} seeds per image; {ITERATIONS} iterations. "
         "Percent, \N{PLUS-MINUS SIGN} one standard error over the images (jackknife of the mean over the seeds). "
-        '"Present", "occurring": mean IoU of the whole set over the classes in its truth, and in truth or prediction. '
-        "Seconds: one call on the first image, filters and loop.",
+        'Mean IoU of the whole set: over the classes in the truth ("present") or in truth or prediction ("occurring"). '
+        "Seconds: one call on the first image, including the filters.",
         "",
-        "Scaled down: the paper has all of Pascal VOC at 500 x 500."
-        + (f" The exact sum runs on crops of {CROP[0]} x {CROP[1]}, as this is a CPU." if small else ""),
+        "Scaled down: the paper uses all of Pascal VOC at 500 x 500."
+        + (f" The exact sum is computed on crops of {CROP[0]} x {CROP[1]}, since this is a CPU." if small else ""),
         "",
-        "## What changes what",
+        "## Effects of each change",
         "",
-        "Differences of the first to the second on the same scores, in points. Bold: beyond what chance "
-        "does to one in twenty (Student's t); of so many comparisons, some are bold by chance.",
+        "The first minus the second on the same scores, in points. Significant differences (5 %, Student's "
+        "t) are bold; among so many comparisons, some are bold by chance.",
         "",
         *(_effects_table(results, compared, measure) for measure in TOLD),
-        "![The same, drawn](synthetic-effects.png)",
+        "![Plot of these differences](synthetic-effects.png)",
         "",
     ]
     for result in results:
@@ -331,7 +332,7 @@ def _write(out: Path, results: list[Measured], small: bool) -> None:
         void = "; void counts as class 0" if labelled.void_counts else ""
         lines += [f"## {labelled.name}: {len(labelled.pairs)} images, {labelled.num_classes} classes{void}", ""]
         lines += [_table(result)]
-    lines += ["![All rows, drawn](synthetic.png)", ""]
+    lines += ["![Plot of all rows](synthetic.png)", ""]
     sets = {result.labelled.name: result for result in results}
     estimates = {name: {row: r.estimates(row) for row in r.confusions} for name, r in sets.items()}
     effects = {name: {row: found[name] for row, found in compared.items() if name in found} for name in sets}
@@ -380,7 +381,7 @@ def _table(result: Measured) -> str:
 
 
 def _rows(results: list[Measured]) -> list[dict[str, Any]]:
-    """A row for every set, image, seed and method: what the tables are made of, but for the sums."""
+    """One row per set, image, seed and method, from which the tables are computed."""
     rows = []
     for result in results:
         for name, confusions in result.confusions.items():

@@ -1,6 +1,6 @@
-"""What is compared with what: the rows of each table and what the papers claim about them.
+"""The rows of each table, and what the papers claim about them.
 
-EXPERIMENTS are on CamVid, at a size that a small machine trains; PUBLISHED on Pascal VOC, as the papers have them.
+EXPERIMENTS use CamVid at a size that a small machine can train; PUBLISHED use Pascal VOC, as in the papers.
 """
 
 from dataclasses import dataclass, field
@@ -9,22 +9,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """What a run learnt is measured as: without its CRF, with it, or with a fixed one that a search chose.
+    """How a trained run is measured: without its CRF, with it, or with a fixed CRF that a search chose.
 
-    checkpoint: that of the last epoch, which looks at no validation image; "best" where the others start from that.
+    checkpoint: "last", of the last epoch, which used no validation image, or "best" if other runs start from that.
     """
 
     run: str
     crf: str = "own"  # or "none", "search"
-    testing: dict[str, Any] = field(default_factory=dict)  # of `evaluation.scores`
+    testing: dict[str, Any] = field(default_factory=dict)  # arguments of `evaluation.scores`
     checkpoint: str = "last"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Two rows whose difference says what a paper says.
+    """Two rows whose difference tests a claim of a paper.
 
-    published: the paper's difference in points of mean IoU; None where no paper compares the two.
+    published: the paper's difference in points of mean IoU; None if no paper compares the two.
     """
 
     first: str
@@ -38,9 +38,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table: its rows by title, what is claimed of them, and where the paper's numbers stand.
+    """A table: its rows by title, the claims about them, and where the paper gives its numbers.
 
-    validate: the split that all rows are measured on; "" for that of their configurations.
+    validate: the split that all rows are measured on; "" for the split that their configurations name.
     """
 
     title: str
@@ -53,8 +53,8 @@ class Experiment:
 MULTI_SCALE = {"scales": (0.7, 1.0, 1.2), "flip": True, "fuse": "max_mean"}  # as in SegModel's code
 _decoupled = (
     "Table 2 of Teichmann and Cipolla 2018 has mean IoU 71.23 for a ResNet-101 alone on Pascal VOC, 72.02 with a "
-    "fixed fully connected CRF, and ConvCRF 72.04, +T 72.07, +C 72.30, +CT 72.37. +T: the pixels' coordinates are "
-    "learnt, +C: the compatibility is."
+    "fixed fully connected CRF, and ConvCRF 72.04, +T 72.07, +C 72.30, +CT 72.37. +T learns the pixels' coordinates, "
+    "+C the compatibility."
 )
 _crfrnn = (
     "Table 1 of Zheng et al. 2015 has mean IoU 61.3 for FCN-8s on Pascal VOC, 63.7 with a disconnected CRF, 69.6 end "
@@ -66,7 +66,7 @@ _end_to_end = (
 )
 _segmodel = (
     "Table 3 of Shen et al. 2017 has mean IoU 69.5 for Unary on Pascal VOC, 76.3 with Context, 76.8 with Patch, 77.7 "
-    "with Guide, and 80.9 multi-scale, from 79.5, both also trained on COCO. Each part is a training of its own."
+    "with Guide. Multi-scale testing raises 79.5 to 80.9, both also trained on COCO. Each part is a separate training."
 )
 _conv_claims = (
     Claim("fully connected CRF, fixed", "network alone", 0.79), Claim("ConvCRF", "network alone", 0.81),
@@ -99,13 +99,13 @@ _segmodel_experiment = Experiment(
 )  # fmt: skip
 EXPERIMENTS = {
     "decoupled": Experiment(
-        "Decoupled: CRFs on a network that stays as it is",
+        "Decoupled: CRFs on a fixed network",
         {**_conv_rows, "CRF-RNN": Row("crfrnn")},
         (*_conv_claims, Claim("CRF-RNN", "network alone"), Claim("CRF-RNN", "ConvCRF +C")),
         _decoupled,
     ),
     "end_to_end": Experiment(
-        "End to end: networks and CRFs that learn together",
+        "End to end: networks and CRFs trained together",
         {
             "network alone": Row("unary", "none", checkpoint="best"),
             "network alone, as long": Row("longer", "none"),
@@ -125,8 +125,8 @@ EXPERIMENTS = {
             Claim("ConvCRF, end to end", "network alone, as long", 1.19),
             Claim("ConvCRF, end to end", "CRF-RNN, end to end", 2.58),
         ),
-        f"{_crfrnn} {_end_to_end} Here both start from CRFs that learnt on the fixed network, from 40 images that the "
-        "networks alone never saw.",
+        f"{_crfrnn} {_end_to_end} Here both start from CRFs that were trained on the fixed network, on 40 images that "
+        "the networks alone were never trained on.",
     ),
     "segmodel": _segmodel_experiment,
 }
@@ -148,7 +148,7 @@ PUBLISHED = {
             Claim("ConvCRF, end to end", "ResNet-101", 1.19),
             Claim("ConvCRF, end to end", "CRF-RNN, end to end", 2.58),
         ),
-        f"{_crfrnn} {_end_to_end} All on the 346 validation images that no training saw.",
+        f"{_crfrnn} {_end_to_end} All are measured on the 346 validation images that no training used.",
         validate="val_reduced",
     ),
     "segmodel": _segmodel_experiment,

@@ -1,6 +1,6 @@
-"""Networks with and without CRFs, trained and compared on CamVid: the tables of three papers at a small size.
+"""Networks with and without CRFs, trained and compared: the tables of three papers at a small size.
 
-`runs` are the trainings, `tables` say what is compared with what; here the networks are measured, and reported.
+`runs` trains the networks, `tables` says what is compared; this module measures the networks and writes the reports.
 """
 
 import itertools
@@ -37,11 +37,11 @@ MEASURES: dict[str, Callable[[metrics.Result], float]] = {
 
 @dataclass
 class Measured:
-    """A row: `Evaluation.counts` of each validation image by each seed, [seeds, images, ...].
+    """A row: `Evaluation.counts` for each seed and validation image, [seeds, images, ...].
 
-    video: neighbouring images are alike.
-    learnt_from: mean IoU of each seed on the images that its last training learnt from.
-    settings: of a CRF that was searched for, of each seed.
+    video: neighbouring images are similar.
+    learnt_from: mean IoU of each seed on the images of its last training.
+    settings: for each seed, the settings of a CRF that was searched for.
     """
 
     counts: np.ndarray
@@ -60,11 +60,12 @@ class Measured:
         return np.array([of(result) for of in MEASURES.values()])
 
     def estimates(self) -> dict[str, Estimate]:
-        """Of MEASURES."""
+        """The estimates of MEASURES."""
         return self._estimates(self.counts, self.measures)
 
     def differences(self, other: "Measured") -> dict[str, Estimate]:
-        """To another row, of the same seeds on the same images: their error bars leave out what both find hard."""
+        """Differences to another row with the same seeds and images, whose error bars do not include the difficulty of
+        the images."""
         pairs = np.stack([self.counts, other.counts], 2)
         return self._estimates(pairs, lambda pair: self.measures(pair[0]) - self.measures(pair[1]))
 
@@ -74,7 +75,7 @@ class Measured:
 
 
 def measured(row: Row, place: Place, device: torch.device, validate: str = "") -> Measured:
-    """A row of a table, on a split of another name than its configuration's if there is one."""
+    """A row of a table, on the given split, or by default on that of its configuration."""
     each = [_of_seed(row, place, seed, device, validate) for seed in range(place.seeds)]
     counts, classes, learnt_from, settings = zip(*each)
     video = place.format == "camvid"
@@ -85,26 +86,26 @@ def measured(row: Row, place: Place, device: torch.device, validate: str = "") -
 def _of_seed(
     row: Row, place: Place, seed: int, device: torch.device, validate: str
 ) -> tuple[np.ndarray, tuple[str, ...], float, str]:
-    """What `Measured` holds, of one seed."""
+    """The contents of `Measured` for one seed."""
     network = checkpoints.trained(place.best(row.run, seed).with_name(f"{row.checkpoint}.pt"), device)
     settings, model, classes = network.config, network.model, network.classes
     splits = splits_of(settings, place.data)
     if validate:
         splits["validate"] = examples_of(settings, validate, place.data)
-    output, chosen, learnt = "refined", "", settings.phases[0].split
+    output, chosen, learned = "refined", "", settings.phases[0].split
     if row.crf == "none" and model.crf is not None:
         output = "unary"
     if row.crf == "search":
-        learnt = "held_out"
+        learned = "held_out"
         kept = place.folder(row.run, seed) / f"disconnected_{row.checkpoint}.json"
-        model, chosen = with_best_crf(model, data.Images(splits[learnt], settings.data.resize), device, kept)
+        model, chosen = with_best_crf(model, data.Images(splits[learned], settings.data.resize), device, kept)
 
     def evaluated(batches: Iterable[Batch], **testing: Any) -> metrics.Evaluation:
         return evaluation.evaluate(model, batches, len(classes), device, **testing)[output]
 
-    loaders = {name: _loader(splits[name], settings.data.resize) for name in ("validate", learnt)}
+    loaders = {name: _loader(splits[name], settings.data.resize) for name in ("validate", learned)}
     counts = [evaluated([batch], **row.testing).counts.numpy() for batch in loaders["validate"]]
-    return np.stack(counts), classes, evaluated(loaders[learnt], **row.testing).result(classes).miou, chosen
+    return np.stack(counts), classes, evaluated(loaders[learned], **row.testing).result(classes).miou, chosen
 
 
 def _loader(examples: data.Examples, resize: tuple[int, int] | None) -> DataLoader[Any]:
@@ -119,7 +120,7 @@ def run(name: str, place: Place, device: torch.device) -> None:
     """An experiment: its trainings, then OUT/NAME.md, .csv and figures."""
     experiment = (PUBLISHED if place.format == "voc" else EXPERIMENTS)[name]
     names = list(dict.fromkeys(row.run for row in experiment.rows.values()))
-    for run in names:  # what is wrong with the data shows before any training
+    for run in names:  # so that errors in the data appear before any training
         splits_of(config.load(place.runs[run].config, place.settings(run)), place.data)
     train(names, place)
     rows: dict[str, Measured] = {}
@@ -153,10 +154,10 @@ def _markdown(
     trainings = ", ".join(sorted(set().union(*(place.commits(row.run) for row in experiment.rows.values()))))
     start, alike = "", "jackknife over the images"
     if any(row.checkpoint == "best" for row in experiment.rows.values()):
-        start = ", but for the network alone, from which the others start: its best look at these images"
+        start = ", except the network alone, from which the others start: its best epoch on these images"
     if place.format == "camvid":
-        alike = f"jackknife over {BLOCKS} stretches of consecutive frames, which are alike"
-    spread = "One seed: another might change more than the error bars say."
+        alike = f"jackknife over {BLOCKS} stretches of consecutive frames, which are similar"
+    spread = "One seed; the error bars do not include the variation between seeds."
     if place.seeds > 1:
         spread = (
             f"Means of {place.seeds} trainings with seeds 0 to {place.seeds - 1}, whose spread the error bars include."
@@ -184,22 +185,22 @@ def _markdown(
         f"Trainings at commit {trainings}.", "",
         f"{place.size} {experiment.published}", "",
         f"Percent on the validation images, \N{PLUS-MINUS SIGN} one standard error ({alike}). {spread} All at the last "
-        f"epoch{start}. \"Learned from\": mean IoU on the images that the run, or its CRF, had.", "",
+        f"epoch{start}. \"Learned from\": mean IoU on the training images of the run or of its CRF.", "",
         reports.table(["", *MEASURES, "learned from"], lines),
         *chosen, "",
         "## What the papers claim", "",
-        "Points of mean IoU. A difference is clear if chance leads that far from zero in less than one of twenty cases "
-        "(Student's t); \"clear from\" is the smallest one that would be clear here.", "",
+        "Points of mean IoU. A difference is clear if it is significant at the 5 % level "
+        "(Student's t); \"clear from\" is the smallest difference that would be clear here.", "",
         reports.table(["", "in the paper", "here", "clear from", "these data"], claims), "",
         "## Differences", "",
-        "In points, of the same seeds on the same images; clear ones in bold.", "",
+        "In points, with the same seeds and images; clear differences in bold.", "",
         reports.table(["", *MEASURES], compared),
-        f"![The same, drawn]({name}-differences.png)", "", f"![Near borders]({name}-trimap.png)", "",
+        f"![Plot of these differences]({name}-differences.png)", "", f"![Near borders]({name}-trimap.png)", "",
     ])  # fmt: skip
 
 
 def _command(place: Place) -> str:
-    """The options that make the same report."""
+    """The options that reproduce the report."""
     parts = ["--data", "VOC2012" if place.format == "voc" else "CAMVID", "--seeds", str(place.seeds)]
     parts += ["--data-format", "voc"] * (place.format == "voc") + ["--weights", "WEIGHTS"] * (place.weights is not None)
     parts += ["--full-size"] * place.large
@@ -221,7 +222,8 @@ def _claim(claim: Claim, found: Estimate) -> list[str]:
 
 
 def _rows(rows: dict[str, Measured]) -> list[dict[str, Any]]:
-    """A row for every seed, image and row of the table: its own measures, of which the table's are no means."""
+    """One row per seed, image and row of the table, with the measures of that image. The table's measures are not their
+    means."""
     return [
         {"row": title, "seed": seed, "image": n} | dict(zip(MEASURES, row.measures(counts)))
         for title, row in rows.items()
@@ -231,7 +233,7 @@ def _rows(rows: dict[str, Measured]) -> list[dict[str, Any]]:
 
 
 def part_times(device: torch.device, size: tuple[int, int] = (300, 500), depth: int = 101) -> str:
-    """SegModel's table 4: what each part takes at the paper's size, as Markdown."""
+    """SegModel's table 4: the time of each part at the paper's size, as Markdown."""
     image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, device=device)
     lines = []
     for title, options in PARTS.items():
@@ -245,7 +247,7 @@ def part_times(device: torch.device, size: tuple[int, int] = (300, 500), depth: 
         "of three calls.\n\n"
     )
     published = (
-        "\nThe paper has 43.7, 49.8, 50.0 and 54.4 ms on a Titan X, the last 4.4 of them for the guidance CRF.\n"
+        "\nThe paper has 43.7, 49.8, 50.0 and 54.4 ms on a Titan X, the last with 4.4 ms for the guidance CRF.\n"
     )
     return heading + reports.table(["", "ms"], lines) + published
 

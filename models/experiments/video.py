@@ -1,9 +1,9 @@
-"""What a CRF over several frames does to a video: how many labels flicker, and how many are right.
+"""The effect of a CRF over several frames of a video: the shares of labels that flicker and that are right.
 
-A frame and those around it are a volume whose first axis is time, and `spacing` says how many pixels a frame counts
-as: theta_space / theta_time. Scores of CamVid's validation frames, which follow each other at 15 a second: a small
-network's, and the label maps in blocks of which a quarter are wrong, in each frame others. theta_time was chosen on
-the first half of the frames; the table is of the second.
+A frame and its neighbours form a volume whose first axis is time. The distance of two frames in `spacing` is
+theta_space / theta_time pixels. The scores of CamVid's validation frames, 15 per second, come from a small network, or
+are label maps in blocks of which a quarter, chosen anew in each frame, are wrong. theta_time was chosen on the first
+half of the frames; the table is for the second half.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from tritoncrf.types import RefineOptions
 __all__ = ["run"]
 
 NETWORK = "unary"
-THETA_SPACE, THETA_TIME = 7.5, 4.0  # pixels, 5 % of the diagonal of 90 x 120 as by default; frames
+THETA_SPACE, THETA_TIME = 7.5, 4.0  # pixels, the default of 5 % of the diagonal of 90 x 120; frames
 OPTIONS: RefineOptions = {
     "theta_space": THETA_SPACE, "theta_smooth": THETA_SPACE / 10, "spacing": (THETA_SPACE / THETA_TIME, 1.0, 1.0),
 }  # fmt: skip
@@ -35,7 +35,7 @@ COLUMNS = "changed", "falsely changed", "mean IoU", "pixel accuracy"
 
 
 def noisy(scores: ScoreSet) -> ScoreSet:
-    """Its frames with their label maps in blocks, of which a quarter are wrong."""
+    """The frames with their label maps in blocks, a quarter of which are wrong."""
     draw, items = np.random.default_rng(0), []
     for item in scores.items:
         labels = in_blocks_of_labels(np.where(item.truth == VOID, 0, item.truth), draw)
@@ -53,8 +53,8 @@ def volume(items: Sequence[Scored]) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def refined(items: Sequence[Scored], frames: int | None, **given: Any) -> Iterator[np.ndarray]:
-    """Q of each frame, [C, H, W], as the middle one of so many, fewer at both ends of the video; or of all in one
-    call."""
+    """Q of each frame, [C, H, W], as the middle frame of a volume, which is shorter at both ends of the video; or all
+    frames in one call."""
     if frames is None:
         image, scores = volume(items)
         yield from np.moveaxis(refine(image, **scores, **given), 1, 0)
@@ -66,8 +66,8 @@ def refined(items: Sequence[Scored], frames: int | None, **given: Any) -> Iterat
 
 
 def flickers(labels: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> np.ndarray:
-    """Of each frame but the first: pixels whose label is not the one before, those of them where the truth stays, and
-    all that the truth knows in both."""
+    """For each frame but the first: the number of pixels whose label changed, of those where the true label did not
+    change, and of all pixels known in both frames."""
     found = []
     for (before, now), (old, new) in zip(pairwise(labels), pairwise(truth), strict=True):
         known = (old != VOID) & (new != VOID)
@@ -77,7 +77,7 @@ def flickers(labels: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> np.nd
 
 
 class Measured:
-    """What a way of refining makes of a set: of each stretch of frames the counts of flickers and of `counted`."""
+    """The result of one way of refining a set: the counts of flickers and of `counted` for each stretch of frames."""
 
     def __init__(self, scores: ScoreSet, q: Sequence[np.ndarray]) -> None:
         truth = [item.truth for item in scores.items]
@@ -88,7 +88,7 @@ class Measured:
         return jackknife(self.flickers, _shares) + jackknife(self.counts, _right)
 
     def differences(self, other: "Measured") -> list[Estimate]:
-        """To another way, on the same frames."""
+        """Differences to another way on the same frames."""
         flickers, counts = np.stack([self.flickers, other.flickers], 1), np.stack([self.counts, other.counts], 1)
         return [
             *jackknife(flickers, lambda both: _shares(both[0]) - _shares(both[1])),
@@ -106,7 +106,7 @@ def _right(total: np.ndarray) -> np.ndarray:
 
 
 def measured(scores: ScoreSet) -> dict[str, Measured]:
-    """By the title of the row."""
+    """The results by the titles of the rows."""
     truth = [np.eye(scores.num_classes + 1)[np.minimum(s.truth, scores.num_classes)][..., :-1] for s in scores.items]
     found = {BEFORE: Measured(scores, list(refined(scores.items, 1, iterations=0)))}
     for name, frames in FRAMES.items():
@@ -140,12 +140,12 @@ def run(root: Path, out: Path) -> None:
 def _head() -> list[str]:
     return [
         reports.head("Video: a CRF over several frames", COMMAND.format("video --data CAMVID")),
-        "Percent on the second half of CamVid's validation frames, 90 x 120, 15 a second, ± one standard error "
-        "(jackknife over stretches of frames, which are alike), bold where the difference to no CRF is beyond what "
-        "chance does to one in twenty (Student's t). Changed: pixels whose label is another than in the frame before; "
-        "falsely: where that of the truth is not. N frames: each frame as the middle of a volume of so many. All "
-        f"frames: one volume, in one call. theta_space {THETA_SPACE:g} pixels, theta_time {THETA_TIME:g} frames, "
-        'chosen on the first half; all else as by default, method "lattice". Noisy labels: blocks of 8 x 8 pixels, '
-        "those of a quarter of them drawn from the frame's labels, anew in each frame.",
+        "Percent on the second half of CamVid's validation frames, 90 x 120 at 15 per second, ± one standard error "
+        "(jackknife over stretches of similar frames); bold where the difference to no CRF is significant "
+        "(5 %, Student's t). Changed: pixels whose label differs from that in the previous frame; "
+        "falsely: where the true label does not. N frames: each frame is the middle of a volume of N frames. All "
+        f"frames: one volume in one call. theta_space is {THETA_SPACE:g} pixels and theta_time {THETA_TIME:g} frames, "
+        'chosen on the first half; the method is "lattice", all else is default. Noisy labels: blocks of 8 x 8 pixels, '
+        "a quarter of which, chosen anew in each frame, have a label drawn from the frame's labels.",
         "",
     ]

@@ -1,21 +1,21 @@
-"""Settings of `refine` for one's own scores: searched for on some images, judged on the others.
+"""Search for settings of `refine` on labelled images, and measure them on held-out images.
 
-The images are split into folds. For each fold a search sees the other images alone; what wins on those is then
-measured on the fold, so that the sum over the folds says what the search gains on images that it has not seen. Among
-its candidates are always no CRF, the defaults and the settings of known pipelines. A trial wins only where it is
-clearly ahead of the best of them (Student's t, one in twenty): the best of many trials on a few images is best by
-chance. The settings that are handed over are those of the folds' winners, or of the other candidates, that are best on
-all images; and none at all, iterations = 0, where the search gains nothing on what it has not seen.
+The images are split into folds. For each fold, a search uses only the other images, and its winner is then measured on
+the fold. The sum over the folds therefore tells what the search gains on unseen images. The candidates always include
+no CRF, the defaults and the settings of published pipelines. A trial wins only if it is significantly better than the
+best of these (Student's t, 5 %), since the best of many trials on few images may be best by chance. The result is the
+winner of a fold, or the candidate, that is best on all images; or no CRF, iterations = 0, if the search gains nothing
+on unseen images.
 
     problem     images, scores and truths, and processes that share the images of a trial
-    studies     where trials are kept
-    proposals   the search by proposals, Optuna's
+    studies     storage of trials
+    proposals   the search by proposals of Optuna
     grid        the search on a grid
-    descent     the search by gradients, `slopes` the gradients
-    baseline    another question: settings of a disconnected CRF, without folds
+    descent     the search by gradients, which `slopes` computes
+    baseline    settings of a disconnected CRF, without folds
 
-Processes share the images of a trial, never the trials. So a search that was stopped goes on to the same end, in any
-number of processes.
+Processes share the images of a trial, never the trials, so a resumed search gives the same result for any number of
+processes.
 """
 
 import json
@@ -52,13 +52,13 @@ if TYPE_CHECKING:
 __all__ = ["SEARCHES", "SPACES", "Fold", "Found", "Trial", "Tuned", "disconnected", "load_parameters", "tune"]
 
 SEARCHES = "tpe", "grid", "gradient"
-FEW = 3  # images, of which nothing is told: their spread is hardly known
+FEW = 3  # images, too few for a significant difference
 NONE, DEFAULTS = "no CRF", "defaults"
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What a search without the images of this fold found best, `chosen`; its trials in order."""
+    """The best settings, `chosen`, of a search without the images of this fold, and its trials in order."""
 
     images: tuple[int, ...]
     chosen: str
@@ -68,15 +68,15 @@ class Fold:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came out.
+    """The result of a search.
 
     Attributes:
-        parameters: for `refine(..., **parameters)`, "method" among them; "iterations" 0 where no CRF is best.
-        measure: which of "miou", "boundary" and "accuracy".
-        alone: the measure of the scores as they came, with its standard error over the images.
-        refined: the same of each image refined with what was chosen without it.
+        parameters: for `refine(..., **parameters)`, including "method"; "iterations" is 0 if no CRF is best.
+        measure: "miou", "boundary" or "accuracy".
+        alone: the measure of the input scores, with its standard error over the images.
+        refined: the measure when each image is refined with settings that were chosen without it.
         gain: the difference of the two on the same images.
-        folds: the searches.
+        folds: the search of each fold.
     """
 
     parameters: Parameters
@@ -88,12 +88,12 @@ class Tuned:
 
     @property
     def helps(self) -> bool:
-        """Whether a CRF is handed over."""
+        """Whether the result is a CRF."""
         return bool(self.parameters.get("iterations") != 0)
 
     def __str__(self) -> str:
         lines = [
-            f"{MEASURES[BY_NAME[self.measure]]}, percent, on images that the settings were not chosen on:",
+            f"{MEASURES[BY_NAME[self.measure]]}, percent, on images that were not used to choose the settings:",
             f"  without CRF  {self.alone.percent()}",
             f"  with CRF     {self.refined.percent()}",
             f"  difference   {self.gain.percent('+')}",
@@ -105,13 +105,13 @@ class Tuned:
         return "\n".join([*lines, *(f"{name:{width}}  {value}" for name, value in shown.items())])
 
     def toml(self) -> str:
-        """The parameters, and how good they are in comments."""
+        """The parameters, with their measures in a comment."""
         before, after, gain = self.alone.percent(), self.refined.percent(), self.gain.percent("+")
         head = f"# {MEASURES[BY_NAME[self.measure]]}: {before} without CRF, {after} with it, {gain}"
         return "\n".join([head, *(f"{name} = {json.dumps(value)}" for name, value in self.parameters.items()), ""])
 
     def figure(self) -> "Figure":
-        """The measure against each parameter, in all searches; the chosen value is marked."""
+        """A plot of the measure against each parameter in all searches; chosen values are marked."""
         from tritoncrf.models.network_figures import searched
 
         return searched(self)
@@ -128,7 +128,7 @@ def tune(
     """Search for the best arguments of `refine` on labelled images.
 
     Args:
-        images: as `refine` takes them, one for each of the scores. A trial replaces the named settings only if it is
+        images: images as for `refine`, one for each of the scores. A trial replaces the named settings only if it is
             significantly better on the images of its search, which is impossible with three or fewer: use 8 or more.
         truths: label maps [H, W] of integers, 255 where unknown; 0, 1 and 255 for a mask or a foreground.
         logits, probabilities, energies, labels, mask, foreground: exactly one; a sequence of what `refine` takes.
@@ -144,7 +144,7 @@ def tune(
         measure: what to maximise over all images of a fold's search: "miou", mean IoU over the classes that occur;
             "boundary", mean Boundary IoU within 2 % of the diagonal; "accuracy", of pixels.
         folds: 2 or more, at most the number of images; each holds every `folds`-th image.
-        seed: of the search; not used by gradients.
+        seed: the random seed of the search; not used by "gradient".
         jobs: number of processes that share the images of a trial; 0 for this process alone. A script needs
             `if __name__ == "__main__":`.
         study: an SQLite file for the trials; a search that was stopped resumes when called with the same arguments.
@@ -211,7 +211,7 @@ def tune(
                 trials.append(trial)
                 best = max(t.value for t in trials)
                 said(f"fold {fold + 1} of {folds}, trial {len(trials)} of {budget}: {trial.value:.2%}, best {best:.2%}")
-            chosen, parameters, least = max(choices, key=lambda choice: choice[2])  # of equal ones the first: no CRF
+            chosen, parameters, least = max(choices, key=lambda choice: choice[2])  # the first of equal ones: no CRF
             number = max(range(len(trials)), key=lambda n: trials[n].value)
             if trials[number].value > least:
                 counts = asked("counts", trials[number].parameters, everything)
@@ -231,16 +231,17 @@ def tune(
 
 
 def load_parameters(path: str | Path) -> RefineOptions:
-    """Arguments of `refine` from a TOML file such as `tune` writes.
+    """Load arguments of `refine` from a TOML file, such as `tritoncrf tune` writes.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Returns:
         A dict for `refine(..., **parameters)`.
 
     Raises:
-        ValueError: no such file, no TOML, or what `refine` does not take; naming the file and the argument.
+        ValueError: the file does not exist, is not TOML, or has an argument that `refine` does not accept; the message
+            names the file and the argument.
 
     Example:
         >>> import pathlib, tempfile, tritoncrf as tc
@@ -255,7 +256,7 @@ def load_parameters(path: str | Path) -> RefineOptions:
         try:
             return tomllib.loads(path.read_text(encoding="utf-8"))
         except RecursionError:
-            raise FileError(f"{path}: expected arguments of refine, got tables nested too deep") from None
+            raise FileError(f"{path}: expected arguments of refine, got tables nested too deeply") from None
 
     found = decoded(path, "a TOML file", read)
     for name, value in found.items():
@@ -277,7 +278,7 @@ def _search(
     problem: Problem, study: Any, search: str, method: Method, choices: list[tuple[str, Parameters, float]], seed: int,
     budget: int, measure: str, seen: Sequence[int], asked: Asked,
 ) -> Iterator[Trial]:  # fmt: skip
-    """The trials of a fold, which sees these images; `choices` are the candidates with their measure on them."""
+    """The trials of a fold on these images; `choices` are the candidates with their measure on them."""
 
     def value_of(parameters: Parameters) -> float:
         return valued(asked("counts", parameters, seen), measure)
@@ -311,12 +312,12 @@ def _grid_starts(problem: Problem, method: Method) -> dict[str, float]:
 
 
 def _number(value: float | str) -> float:
-    """A setting without the % of a share."""
+    """A setting as a number, without % if it is a share."""
     return float(value.removesuffix("%")) if isinstance(value, str) else float(value)
 
 
 def _gain(counts: np.ndarray, others: np.ndarray, measure: str) -> Estimate:
-    """How much larger the measure of some counts [images, ...] is than that of others of the same images."""
+    """The difference of the measures of two arrays of counts [images, ...] of the same images."""
     index = BY_NAME[measure]
     pairs = np.stack([counts, others], 1)
     [found] = jackknife(pairs, lambda pair: [measures(pair[0])[index] - measures(pair[1])[index]])
@@ -324,7 +325,7 @@ def _gain(counts: np.ndarray, others: np.ndarray, measure: str) -> Estimate:
 
 
 def _candidates(method: Method, kind: str, options: Parameters) -> dict[str, Parameters]:
-    """What a search must beat, of methods that take these options."""
+    """The candidates that a search must beat, with methods that accept these options."""
     fixed = {name: value for name, value in options.items() if name in ARGUMENTS}
     named, usual = method if method in GAUSSIAN else "lattice", method_for(kind, False, fixed)
     found: dict[str, Parameters] = {DEFAULTS: {"method": usual}, f"{method}, {DEFAULTS}": {"method": method}}
@@ -339,12 +340,12 @@ def _candidates(method: Method, kind: str, options: Parameters) -> dict[str, Par
 
 
 def _kept(options: Parameters) -> Parameters:
-    """Those of the fixed arguments that are settings, and that a file can hold."""
+    """The fixed arguments that are settings and can be stored in a file."""
     kinds = bool, int, float, str, tuple, list
     return {name: value for name, value in options.items() if name in ARGUMENTS and isinstance(value, kinds)}
 
 
 def _plain(value: Any) -> bool:
-    """A number, a word, or numbers in a list."""
+    """Whether it is a number, a word, or a list of numbers."""
     single = isinstance(value, (bool, int, float, str))
     return single or isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)

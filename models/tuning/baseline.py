@@ -1,4 +1,4 @@
-"""Settings of a disconnected CRF for the scores of a network, by a search on a grid."""
+"""Search for settings of a disconnected CRF for the scores of a network, on a grid."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from tritoncrf.models.tuning.studies import DIGITS, Trial
 
 __all__ = ["Found", "disconnected"]
 
-# Where the search starts: the defaults of `refine` for the scores of a network, and of the guidance CRF. Bandwidths of
-# positions in percent of the diagonal, for layers take pixels.
+# The start of the search: the defaults of `refine` for the scores of a network, and those of the guidance CRF.
+# Bandwidths of positions are in percent of the diagonal, and are converted to pixels for the layers.
 SHARES = {"theta_space": 5.0, "theta_smooth": 0.5}
 GAUSSIAN = {"theta_space": SHARES["theta_space"], "theta_color": 5.0, "weight_appearance": 1.0}
 STARTS: dict[Kind, dict[str, float]] = {
     "lattice": GAUSSIAN, "window": GAUSSIAN, "guided": {"radius": 3.0, "eps": 1.0, "strength": 2.0},
 }  # fmt: skip
-# What the search leaves as it is.
+# The arguments that the search does not change.
 FIXED: dict[Kind, dict[str, float]] = {
     "lattice": {"theta_smooth": SHARES["theta_smooth"], "weight_smooth": 1.0},
     "window": {"theta_smooth": SHARES["theta_smooth"], "weight_smooth": 1.0},
@@ -36,15 +36,15 @@ FIXED: dict[Kind, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """What came out.
+    """The result of a search.
 
     Attributes:
-        settings: arguments of the layer, the fixed ones among them; bandwidths of positions in pixels.
-        on_edge: the settings whose best value is the last that the search may try, of which better ones may lie
-            beyond; none of the others has a better neighbour at half or double of its value.
+        settings: arguments of the layer, including the fixed ones; bandwidths of positions are in pixels.
+        on_edge: the settings whose best value is at the limit of the search, so that better values may lie beyond. No
+            other setting improves at half or double its value.
         score: the measure with these settings, on the images of the search.
-        alone: the same without a CRF.
-        trials: all that was measured, in order.
+        alone: the measure without a CRF.
+        trials: all measured settings, in order.
     """
 
     settings: Parameters
@@ -59,18 +59,18 @@ def disconnected(
     scored: Sequence[Scored], num_classes: int, method: Kind = "lattice", measure: str = "miou",
     device: torch.device | str = "cpu", **options: Any,
 ) -> Found:  # fmt: skip
-    """The settings of a CRF that are best for a network's scores on these images, which it should not have learnt from.
+    """The best settings of a CRF for a network's scores on these images, which should not be its training images.
 
-    The layer is `CRFRNN`, `ConvCRF` or `GuidanceCRF`, on a grid of two bandwidths and a weight, or of radius, eps and
-    strength; see `grid` for how it is searched.
+    The layer is `CRFRNN`, `ConvCRF` or `GuidanceCRF`. The search is on a grid of two bandwidths and a weight, or of
+    radius, eps and strength; see `grid`.
 
     Args:
         scored: images, each with its "logits" [C, H, W] and its truth.
         num_classes: C.
         method: "lattice", "window" or "guided".
-        measure: as of `tune`.
-        device: where it is computed.
-        options: further arguments of the layer, which stay as they are.
+        measure: as in `tune`.
+        device: the device to compute on.
+        options: further arguments of the layer, which are not searched.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

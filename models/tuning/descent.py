@@ -1,8 +1,8 @@
 """The search by gradients: Adam (Kingma and Ba 2015) on the cross-entropy of the refined scores.
 
-It learns the logarithms of the bandwidths and of the kernels' weights, and the costs of every pair of classes, which
-start at Potts', through the gradients of the library's own kernels. Each trial is a step; what decides between them is
-the measure, and where that has not grown for PATIENCE steps the search ends.
+It optimises the logarithms of the bandwidths and of the kernels' weights, and the costs of every pair of classes, which
+start from the Potts model, with the gradients of the library's own kernels. Each trial is one step. The best trial by
+the measure wins, and the search ends if the measure has not improved for PATIENCE steps.
 """
 
 import math
@@ -21,13 +21,14 @@ __all__ = ["PATIENCE", "descended"]
 PATIENCE = 15
 RATE = {"logarithms": 0.1, "costs": 0.05}
 DECAY = 0.9, 0.99
-LIMIT = math.log(100)  # how far a logarithm may go from where it starts
+LIMIT = math.log(100)  # largest change of a logarithm from its start
 FINE = 1e-8
 
 
 @dataclass(frozen=True)
 class State:
-    """Of Adam: how far the logarithms and the costs have come, means of the slopes and of their squares, steps."""
+    """The state of Adam: the changes of the logarithms and the costs, the means of the slopes and of their squares, and
+    the number of steps."""
 
     moved: list[float]
     mean: list[float]
@@ -48,15 +49,15 @@ def descended(
     study: Any, start: Parameters, num_classes: int, budget: int,
     value_of: Callable[[Parameters], float], slope_of: Callable[[Parameters], np.ndarray],
 ) -> Iterator[Trial]:  # fmt: skip
-    """At most `budget` trials, those that the study has and then new ones.
+    """At most `budget` trials: first those already in the study, then new ones.
 
     Args:
-        study: of Optuna.
-        start: the settings to start from; those of LEARNED and the compatibility are learnt where they are among them.
+        study: an Optuna study.
+        start: the initial settings; those in LEARNED, and the compatibility, are optimised if present.
         num_classes: C.
-        budget: how many trials in all.
-        value_of: the measure.
-        slope_of: the derivatives of the cross-entropy, see `slopes`.
+        budget: the total number of trials.
+        value_of: computes the measure.
+        slope_of: computes the derivatives of the cross-entropy, see `slopes`.
     """
     import optuna
 
@@ -87,7 +88,7 @@ def _settled(trials: list[Trial]) -> bool:
 
 
 def _at(start: Parameters, state: State, num_classes: int) -> Parameters:
-    """The settings of a state, in few digits."""
+    """The settings of a state, rounded to a few digits."""
     found = dict(start)
     for name, x in zip(LEARNED, state.moved):
         if name in start:

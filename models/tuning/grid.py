@@ -1,8 +1,8 @@
-"""The search on a grid: each setting at powers of two times where it starts.
+"""The search on a grid: each setting at powers of two times its start.
 
-The start and all its neighbours, half, the same and double of every setting, are measured, then the neighbours of the
-best of them, and so on until none is better than the one they surround. So the best never lies on an edge of what was
-measured, except where a setting has been halved or doubled WIDEST times, or the trials have run out.
+The start and all its neighbours, at half, the same and double of every setting, are measured, then the neighbours of
+the best of them, and so on, until no neighbour is better. So the best point is never on the edge of the measured ones,
+unless a setting has been halved or doubled WIDEST times or the trials have run out.
 """
 
 import itertools
@@ -16,13 +16,13 @@ from tritoncrf.types import Method
 
 __all__ = ["WIDEST", "Point", "climbed", "gridded", "searched_on_grid"]
 
-WIDEST = 10  # powers of two to either side of the start
+WIDEST = 10  # powers of two on each side of the start
 
 Point = tuple[int, ...]  # the power of two of each setting
 
 
 def searched_on_grid(method: Method) -> tuple[str, ...]:
-    """The arguments of `refine` that make the grid of a method; all others stay as they are."""
+    """The arguments of `refine` that form the grid of a method; all others are fixed."""
     return (
         ("theta_space", "theta_color", "weight_appearance") if method in GAUSSIAN
         else ("radius", "eps", "weight_appearance")
@@ -30,16 +30,16 @@ def searched_on_grid(method: Method) -> tuple[str, ...]:
 
 
 def climbed(dimensions: int, value_of: Callable[[Point], float]) -> Iterator[tuple[Point, float]]:
-    """Points of the grid with their values as they are measured, until none of the neighbours of the best is better."""
+    """Points of the grid with their values, in the order of measurement, until no neighbour of the best is better."""
     values: dict[Point, float] = {}
     centre: Point = (0,) * dimensions
     while True:
-        for steps in itertools.product((0, -1, 1), repeat=dimensions):  # the centre first: of equal ones it stays
+        for steps in itertools.product((0, -1, 1), repeat=dimensions):  # the centre first: it wins a tie
             point = tuple(c + step for c, step in zip(centre, steps))
             if point not in values and max(map(abs, point), default=0) <= WIDEST:
                 values[point] = value_of(point)
                 yield point, values[point]
-        best = max(values, key=lambda point: values[point])  # of equal ones the first
+        best = max(values, key=lambda point: values[point])  # the first of equal ones
         if best == centre:
             return
         centre = best
@@ -49,15 +49,15 @@ def gridded(
     study: Any, start: Mapping[str, float], method: Method, written: Callable[[str, float], Any], budget: int,
     value_of: Callable[[Parameters], float],
 ) -> Iterator[Trial]:  # fmt: skip
-    """At most `budget` trials, those that the study has and then new ones.
+    """At most `budget` trials: first those already in the study, then new ones.
 
     Args:
-        study: of Optuna.
-        start: the settings to start from, as numbers.
-        method: of `refine`.
-        written: a setting as `refine` takes it, of its name and its number.
-        budget: how many trials in all.
-        value_of: the measure.
+        study: an Optuna study.
+        start: the initial settings, as numbers.
+        method: the method of `refine`.
+        written: converts a setting's name and number to what `refine` takes.
+        budget: the total number of trials.
+        value_of: computes the measure.
     """
     import optuna
 

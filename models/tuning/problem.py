@@ -1,4 +1,4 @@
-"""What a search is about: images with scores and their truth, and how good settings are on them."""
+"""The problem of a search: images with scores and their truth, and the measures of settings on them."""
 
 import contextlib
 import hashlib
@@ -23,13 +23,13 @@ __all__ = ["BY_NAME", "Asked", "Parameters", "Problem", "expect_problem", "share
 BY_NAME = {"miou": 0, "boundary": 1, "accuracy": 3}  # of MEASURES
 
 Parameters: TypeAlias = dict[str, Any]
-# "counts" of images refined with these parameters, of all of `measures`; or "slopes" of their cross-entropy.
+# The "counts" for `measures` of images refined with these parameters, or the "slopes" of their cross-entropy.
 Asked: TypeAlias = Callable[[Literal["counts", "slopes"], Parameters, Sequence[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Images with scores of one kind and truths, classes, and arguments of `refine` that stay as they are."""
+    """Images with scores of one kind and truths, the number of classes, and fixed arguments of `refine`."""
 
     items: Sequence[Scored]
     kind: str
@@ -41,7 +41,7 @@ class Problem:
         return counts(self.items[n], self.num_classes, options) if what == "counts" else slopes(self.items[n], options)
 
     def digest(self, *settings: Any) -> str:
-        """Of all that a search with these settings depends on."""
+        """A digest of everything that a search with these settings depends on."""
         told = self.kind, self.num_classes, sorted(self.options.items()), settings
         digest = hashlib.sha256(repr(told).encode())
         for item in self.items:
@@ -53,7 +53,7 @@ class Problem:
 def expect_problem(
     images: Sequence[Image], given: Mapping[str, Sequence[Any] | None], truths: Sequence[Any], options: Parameters
 ) -> Problem:
-    """The problem of the arguments of `tune`, or an error that names one."""
+    """The problem that the arguments of `tune` describe, or an error that names one of them."""
     kinds = {name: scores for name, scores in given.items() if scores is not None}
     if len(kinds) != 1:
         got = " and ".join(kinds) or "none"
@@ -67,14 +67,16 @@ def expect_problem(
     if len(images) < 2:
         raise ValueError(f"images: expected 2 or more, so that some can be held out, got {len(images)}")
     if kind == "labels" and options.get("num_classes") is None:
-        raise ValueError("num_classes: expected the number of classes of labels, got none")
+        raise ValueError("num_classes: expected the number of classes for labels, got none")
     maps = [_truth(n, truth, score, kind) for n, (truth, score) in enumerate(zip(truths, scores))]
     if kind in BINARY:
         num_classes = 2
     else:
         sizes = {len(s) for s in scores} if kind != "labels" else {int(options["num_classes"])}
         if len(sizes) != 1:
-            raise ValueError(f"{kind}: expected as many classes in each, got {', '.join(map(str, sorted(sizes)))}")
+            raise ValueError(
+                f"{kind}: expected the same number of classes in each, got {', '.join(map(str, sorted(sizes)))}"
+            )
         [num_classes] = sizes
     for n, truth in enumerate(maps):
         known = truth[truth != 255]
@@ -84,14 +86,14 @@ def expect_problem(
                 f"to {known.max()}"
             )
     if not any(np.any((truth > 0) & (truth != 255)) for truth in maps):
-        hint = "; of a mask, truth > 0 makes them" if kind in BINARY else ""
-        raise ValueError(f"truths: expected labels beside 0 and 255, which is unknown, got none{hint}")
+        hint = "; for a mask of 0 and 255, use truth > 0" if kind in BINARY else ""
+        raise ValueError(f"truths: expected labels other than 0 and 255 (unknown), got none{hint}")
     items = [Scored(image, {kind: score}, truth) for image, score, truth in zip(images, scores, maps)]
     return Problem(items, kind, num_classes, dict(options))
 
 
 def _truth(n: int, truth: Any, score: Any, kind: str) -> np.ndarray:
-    """A label map, checked against its scores."""
+    """A label map that is checked against its scores."""
     found = truth.cpu().numpy() if isinstance(truth, torch.Tensor) else np.asarray(truth)
     if found.dtype.kind not in "biu" or found.ndim != 2:
         raise ValueError(f"truths[{n}]: expected integers [H, W], got {checks.kind_of(found)}")
@@ -109,7 +111,7 @@ def valued(found: np.ndarray, measure: str) -> float:
 
 # Processes ------------------------------------------------------------------------------------------------------------
 
-_mine: Problem | None = None  # of a process that serves
+_mine: Problem | None = None  # in a worker process
 
 
 def _take(problem: Problem) -> None:
@@ -125,7 +127,7 @@ def _serve(task: tuple[Literal["counts", "slopes"], Parameters, int]) -> np.ndar
 
 @contextlib.contextmanager
 def shared(problem: Problem, jobs: int) -> Iterator[Asked]:
-    """Answers [images, ...], each of one thread, so that the bits are the same everywhere."""
+    """A function that computes answers [images, ...], each with one thread, so that results are always identical."""
     if jobs == 0:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -142,8 +144,8 @@ def shared(problem: Problem, jobs: int) -> Iterator[Asked]:
                 return np.stack([*pool.map(_serve, [(what, parameters, n) for n in which])])
             except BrokenProcessPool:
                 raise RuntimeError(
-                    'jobs: expected processes that start; a script that is run needs `if __name__ == "__main__":` '
-                    "around what it does"
+                    'jobs: expected processes that start, got none; a script needs `if __name__ == "__main__":` '
+                    "around its code"
                 ) from None
 
         yield asked

@@ -1,6 +1,6 @@
 """The search by proposals: Optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
 
-What it proposes next depends on its seed, the number of the trial and the trials before alone.
+Each proposal depends only on the seed, the number of the trial and the earlier trials.
 """
 
 import warnings
@@ -17,8 +17,7 @@ __all__ = ["SPACES", "proposed"]
 
 @dataclass(frozen=True)
 class Numbers:
-    """Values from low to high, as likely between 1 and 2 as between 10 and 20; written as a share of the diagonal, or
-    as an int."""
+    """Log-uniform values from low to high; written as a share of the diagonal, or as an int."""
 
     low: float
     high: float
@@ -59,15 +58,15 @@ def proposed(
     study: Any, space: Mapping[str, Numbers | Choices], method: Method, seed: int, budget: int,
     value_of: Callable[[Parameters], float],
 ) -> Iterator[Trial]:  # fmt: skip
-    """`budget` trials, those that the study has and then new ones; see `tune`.
+    """`budget` trials: first those already in the study, then new ones; see `tune`.
 
     Args:
-        study: of Optuna.
-        space: what is searched, by the argument of `refine`.
-        method: of `refine`.
-        seed: with the number of the trial it decides what is proposed.
-        budget: how many trials in all.
-        value_of: the measure.
+        study: an Optuna study.
+        space: the search space, by argument of `refine`.
+        method: the method of `refine`.
+        seed: together with the number of a trial it determines the proposal.
+        budget: the total number of trials.
+        value_of: computes the measure.
     """
     import optuna
 
@@ -85,7 +84,7 @@ def proposed(
     yield from (Trial(parameters(trial), trial.value) for trial in done)
     for n in range(len(done), budget):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna's, of what is experimental
+            warnings.simplefilter("ignore")  # Optuna's warnings of experimental features
             sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + n, multivariate=True)
             proposal = optuna.create_study(sampler=sampler, direction="maximize")
             proposal.add_trials(done)

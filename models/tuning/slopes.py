@@ -1,4 +1,4 @@
-"""The cross-entropy of refined scores, and its derivatives by the settings."""
+"""The cross-entropy of refined scores, and its derivatives with respect to the settings."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,19 +20,19 @@ CPU = torch.device("cpu")
 
 
 def slopes(item: Scored, parameters: Mapping[str, Any]) -> np.ndarray:
-    """Derivatives of one image's cross-entropy, the mean over the pixels whose truth is known.
+    """Derivatives of one image's cross-entropy, which is the mean over the pixels with a known truth.
 
     Args:
-        item: an image, its scores and their truth.
-        parameters: of `refine`, with a Gaussian method, and weights above 0.
+        item: an image, its scores and its truth.
+        parameters: arguments of `refine`, with a Gaussian method and weights above 0.
 
     Returns:
-        [len(LEARNED) + C^2], float64: by the logarithms of LEARNED, then by the costs.
+        float64 [len(LEARNED) + C^2]: with respect to the logarithms of LEARNED, then to the costs.
     """
     problem = posed(item.image, item.scores, CPU, parameters)
     unary, chosen = problem.unary, dict(problem.whole.chosen)
 
-    # Each is multiplied by a factor 1 = exp(0), by whose logarithm the derivative is taken.
+    # Each is multiplied by a factor 1 = exp(0); the derivative is with respect to the exponent.
     factors = {name: torch.zeros((), dtype=torch.float64, requires_grad=True) for name in LEARNED}
     for name in "theta_space", "theta_color", "theta_smooth":
         chosen[name] = _times(chosen[name], factors[name])

@@ -1,4 +1,4 @@
-"""Trials, and where Optuna keeps them."""
+"""Trials, and their storage by Optuna."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ DIGITS = 3  # of a number that a search proposes
 
 @dataclass(frozen=True)
 class Trial:
-    """Arguments of `refine`, and the measure that they gave in a fold's search."""
+    """Arguments of `refine`, and their measure in the search of a fold."""
 
     parameters: Parameters
     value: float
@@ -35,10 +35,10 @@ def stored(study: str | Path | None, name: str, digest: str) -> Any:
     try:
         found = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize")
         known = found.user_attrs.get("problem", digest)
-    except Exception as error:  # of SQLAlchemy, which Optuna brings
+    except Exception as error:  # from SQLAlchemy, which Optuna uses
         last = str(error).split("\n")[0]
-        raise ValueError(f"study: expected a file of a search, or a new one, got {study}: {last}") from error
+        raise ValueError(f"study: expected the file of a search, or a new file, got {study}: {last}") from error
     if known != digest:
-        raise ValueError(f"study: expected the file of this search, got {study}, of other images or arguments")
+        raise ValueError(f"study: expected the file of this search, got {study}, with other images or arguments")
     found.set_user_attr("problem", digest)
     return found

@@ -88,7 +88,7 @@ def test_a_cluster_on_which_nothing_could_ever_run_is_refused(machines):
 @pytest.mark.parametrize("machine, kind", [({"CPU": 4.0}, "CPU"), ({"CPU": 4.0, "GPU": 1.0}, "GPU")])
 def test_a_cluster_that_others_fill_is_waited_for_and_said_so(machine, kind, monkeypatch):
     monkeypatch.setattr(cluster, "MOMENTS", 1)
-    with pytest.warns(UserWarning, match=f"every {kind} of the Ray cluster is taken"):
+    with pytest.warns(UserWarning, match=f"every {kind} of the Ray cluster is in use"):
         cluster._places(of([machine], 0.0), 0)
 
 
@@ -166,6 +166,6 @@ def test_the_command_gives_the_bits_of_refine_on_a_cluster_too(two_cores, one_th
 
 def test_a_folder_of_outputs_that_a_machine_lacks_is_an_error(tmp_path):
     stages = FileStages(Reading("probabilities"), Outputs(tmp_path / "away"), {}, "")
-    with pytest.raises(FileError, match="away: expected a folder that every machine reaches, got none on "):
+    with pytest.raises(FileError, match="away: expected a folder that every machine can access, got none on "):
         stages.read(Task(Entry("a", tmp_path / "a.png", tmp_path / "a.npy")), torch.device("cpu"))
     assert not (tmp_path / "away").exists()

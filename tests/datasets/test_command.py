@@ -93,7 +93,7 @@ def test_the_labels_are_those_of_refine(folder, one_thread, capsys, jobs, method
         assert records()[name]["changed"] == pytest.approx(np.mean(expected != p.argmax(0)), abs=1e-6)
     out, err = capsys.readouterr()
     assert out.startswith("5 refined, 0 skipped, 0 failed; ") and out.count("\n") == 1
-    assert any(out.endswith(f" images a second; bound by {stage}\n") for stage in ("reading", "refining", "writing"))
+    assert any(out.endswith(f" images per second; bound by {stage}\n") for stage in ("reading", "refining", "writing"))
 
 
 @pytest.mark.parametrize("kind", ["logits", "labels", "foreground", "mask"])
@@ -232,7 +232,7 @@ def test_failed_images_are_listed_and_tried_again_when_told(folder, capsys):
     assert out.startswith("3 refined, 0 skipped, 2 failed; ")
     lines = err.splitlines()
     assert lines[0].startswith("tritoncrf: failed: d: probabilities: expected finite") and "e.png" in lines[1]
-    assert lines[2:] == ["tritoncrf: --retry-failed tries them again"]
+    assert lines[2:] == ["tritoncrf: --retry-failed retries them"]
     assert records()["d"]["changed"] is None and records()["d"]["error"].startswith("probabilities: expected finite")
     assert set(contents()) == {"a.png", "b 1.png", "çé.png"} and not list(Path("out").glob(".*"))
 
@@ -245,12 +245,12 @@ def test_failed_images_are_listed_and_tried_again_when_told(folder, capsys):
 def test_other_settings_are_refused(folder, capsys):
     assert run("--iterations", 10) == 0
     before = contents()
-    assert error_of(capsys, "--iterations", 5).endswith("--iterations: 10 there, 5 now")
+    assert error_of(capsys, "--iterations", 5).endswith("--iterations: 10 before, 5 now")
     assert error_of(capsys, "--iterations", 10, "--save", "probabilities").endswith(
-        "--save: labels there, probabilities now"
+        "--save: labels before, probabilities now"
     )
     assert error_of(capsys, kind="logits").endswith(
-        "scores: --probabilities there, --logits now; --iterations: 10 there, 5 now"
+        "scores: --probabilities before, --logits now; --iterations: 10 before, 5 now"
     )
     assert contents() == before
     assert run("--iterations", 10, "--method", "guided", "--num-classes", 3) == 0  # which says nothing else
@@ -263,7 +263,7 @@ def test_settings_that_made_nothing_may_change(folder, capsys):
         np.save(f"probabilities/{name}.npy", np.load(f"probabilities/{name}.npy")[:, ::2, ::2])
     assert run() == 1 and not contents()
     assert run("--upsample", "bilinear") == 0 and set(records()) == set(NAMES)
-    assert error_of(capsys).endswith("--upsample: bilinear there, none now")
+    assert error_of(capsys).endswith("--upsample: bilinear before, none now")
 
 
 def test_two_runs_at_once(folder, capsys):
@@ -301,7 +301,7 @@ def test_an_interrupted_run_says_so(folder, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(FileStages, "write", interrupted)
         assert run() == 130
-    line = "tritoncrf: interrupted, 2 of 5 images are done; the same command goes on\n"
+    line = "tritoncrf: interrupted, 2 of 5 images are done; run the same command to resume\n"
     assert capsys.readouterr() == ("", line)
     assert run() == 0 and contents() == contents("whole")
     assert capsys.readouterr().out.startswith("3 refined, 2 skipped, 0 failed; ")
@@ -407,7 +407,7 @@ def test_masks_of_255_as_ground_truth(folder, capsys):
             f"truth/{name}.png"
         )
     assert run("--ground-truth", "truth", kind="foreground") == 0
-    assert "--ground-truth: expected an object that is 1, got none; 255 is unknown" in capsys.readouterr().err
+    assert "--ground-truth: expected objects labelled 1, got none; 255 means unknown" in capsys.readouterr().err
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
@@ -421,7 +421,7 @@ def test_masks_of_255_as_ground_truth(folder, capsys):
         (["--force"], "--force: expected one image and its scores, got a data set"),
         (["--shard", "0/4"], "argument --shard: expected I/N, from 1/N to N/N, got '0/4'"),
         (["--shard", "5/4"], "argument --shard: expected I/N, from 1/N to N/N, got '5/4'"),
-        (["--devices", "gpu"], "argument --devices: expected numbers of GPUs with commas between, got 'gpu'"),
+        (["--devices", "gpu"], "argument --devices: expected GPU numbers separated by commas, got 'gpu'"),
         (["--devices", "0"], "--devices: expected none beside --device, got both"),
         (["--engine", "ray"], "--device: expected none beside --engine ray, which places the work"),
         (["--address", "auto"], "--address: expected --engine ray beside it, got auto alone"),
@@ -456,7 +456,7 @@ def test_the_folder_of_outputs(folder, capsys):
     assert "expected a folder of its own to write to, got one that is read from" in error_of(capsys, out="images")
     assert "expected a folder of its own to write to" in error_of(capsys, "--recursive", out="images/out")
     Path("file").write_text("")
-    assert "--out: expected a folder that can be made, got file" in error_of(capsys, out="file")
+    assert "--out: expected a folder that can be created, got file" in error_of(capsys, out="file")
     Path("mine").mkdir()
     Path("mine/d.png").write_bytes(b"by hand")
     message = "mine/d.png: expected an output of this command or none, got another file"

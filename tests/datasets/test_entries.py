@@ -68,7 +68,7 @@ def test_subfolders(folder):
     assert found(["images"], recursive=True) == (expected, [])
     assert found(["images"]) == ({"top": expected["top"]}, [])
     assert found(["images/**/*.png"], recursive=True) == (expected, [])
-    assert "one picture of a name, got images/day1/f.png and images/day2/f.png" in refused("images/*/*.png")
+    assert "one picture for each name, got images/day1/f.png and images/day2/f.png" in refused("images/*/*.png")
 
 
 def test_files_folders_and_globs_together(folder):
@@ -98,14 +98,14 @@ def test_lists_that_do_not_fit(folder):
     assert "expected --images-dir, the folder of the pictures that list.txt names" in refused("list.txt")
     where = {"images_dir": Path("images")}
     assert refused("list.txt", **where) == (
-        "IMAGES: expected a picture in images for each name, got none for 2 of 3: gone, also/gone; --skip-missing goes "
-        "on without"
+        "IMAGES: expected a picture in images for each name, got none for 2 of 3: gone, also/gone; --skip-missing skips "
+        "them"
     )
     entries, missing = found(["list.txt"], skip_missing=True, **where)
     assert list(entries) == ["a"] and missing == ["gone", "also/gone"]
     assert "--images-dir: expected a folder, got nowhere" in refused("list.txt", images_dir=Path("nowhere"))
     Path("list.txt").write_text("x/b\n")
-    assert "expected one file of a name, got b.jpg and b.png in images/x" in refused("list.txt", **where).replace(
+    assert "expected one file for each name, got b.jpg and b.png in images/x" in refused("list.txt", **where).replace(
         "b.png and b.jpg", "b.jpg and b.png"
     )
     Path("list.txt").write_text("x/b.png\n")
@@ -133,17 +133,17 @@ def test_composed_and_decomposed_letters(folder):
 
 def test_two_of_one_name(folder):
     made(folder, "images/a.jpg", "images/a.png", "one/b.png", "two/b.png", "scores/b.npy", "scores/b.npz")
-    assert re.search(r"one file of a name, got a.(jpg and a.png|png and a.jpg) in images", refused("images"))
-    assert "one picture of a name, got one/b.png and two/b.png" in refused("one", "two")
+    assert re.search(r"one file for each name, got a.(jpg and a.png|png and a.jpg) in images", refused("images"))
+    assert "one picture for each name, got one/b.png and two/b.png" in refused("one", "two")
     message = refused("one")
-    assert re.search(r"--probabilities: expected one file of a name, got b.np(y and b.npz|z and b.npy)", message)
+    assert re.search(r"--probabilities: expected one file for each name, got b.np(y and b.npz|z and b.npy)", message)
 
 
 def test_images_without_scores(folder):
     made(folder, *(f"images/{n}.png" for n in range(9)), "scores/3.npy", "truth/3.png")
     assert refused("images") == (
         "--probabilities: expected a file in scores for each image, got none for 8 of 9: 0, 1, 2, ...; --skip-missing "
-        "goes on without"
+        "skips them"
     )
     entries, missing = found(["images"], skip_missing=True)
     assert list(entries) == ["3"] and missing == ["0", "1", "2", "4", "5", "6", "7", "8"]
@@ -183,7 +183,7 @@ def test_nothing_there(folder, images, message):
     assert message in refused(images)
     assert "--probabilities: expected a folder, got gone" in refused("images", scores="gone")
     assert (
-        "--probabilities: expected a folder, got scores/a.npy; of one image --modality takes further files"
+        "--probabilities: expected a folder, got scores/a.npy; for one image, --modality adds further files"
         in refused("images", scores="scores/a.npy")
     )
     assert "--ground-truth: expected a folder, got gone" in refused("images", truth=Path("gone"))
@@ -196,15 +196,15 @@ def test_links(folder):
     (folder / "images/deep").symlink_to(folder / "store/deep")
     (folder / "store/deep/again").symlink_to(folder / "images")
     (folder / "images/b.png").symlink_to(folder / "gone.png")
-    message = "images/b.png: expected a file, got a link that leads nowhere"
+    message = "images/b.png: expected a file, got a broken link"
     assert refused("images", error=FileError) == message
-    assert "images/b.png: expected a picture, got a link that leads nowhere" in refused("images/b.png", error=FileError)
+    assert "images/b.png: expected a picture, got a broken link" in refused("images/b.png", error=FileError)
     assert list(found(["images"], skip_missing=True)[0]) == ["a"]
     (folder / "gone.png").touch()
     assert list(found(["images"], recursive=True)[0]) == ["a", "b", "deep/c"]
     (folder / "scores/b.npy").unlink()
     (folder / "scores/b.npy").symlink_to("gone.npy")
-    assert "scores/b.npy: expected a file, got a link that leads nowhere" in refused("images", error=FileError)
+    assert "scores/b.npy: expected a file, got a broken link" in refused("images", error=FileError)
 
 
 def test_one_listing_a_folder_and_no_question_a_file(folder, monkeypatch):

@@ -87,9 +87,9 @@ def test_other_settings_are_refused_by_name(tmp_path):
     before = (tmp_path / "settings.json").read_bytes()
     with pytest.raises(FileError) as caught, opened(tmp_path, changed):
         pass
-    words = "--iterations: 5 there, 10 now; --theta-space: 5% there, none now; --confidence: none there, 0.95 now"
+    words = "--iterations: 5 before, 10 now; --theta-space: 5% before, none now; --confidence: none before, 0.95 now"
     assert str(caught.value) == (
-        f"{tmp_path}: expected a folder without images of other settings, got {words}; --save: none there, labels now"
+        f"{tmp_path}: expected a folder without images refined with other settings, got {words}; --save: none before, labels now"
     )
     assert (tmp_path / "settings.json").read_bytes() == before and set(read(tmp_path)) == {"a"}
 
@@ -99,13 +99,13 @@ def test_settings_change_while_all_have_failed(tmp_path):
     with opened(tmp_path, {"--resize": True}) as manifest:
         assert set(manifest.records) == {"a"}  # of other settings, which its digest says
     assert json.loads((tmp_path / "settings.json").read_bytes()) == {"--resize": True}
-    with pytest.raises(FileError, match="--iterations: none there, 5 now"), opened(tmp_path, SETTINGS, (1, 2)):
+    with pytest.raises(FileError, match="--iterations: none before, 5 now"), opened(tmp_path, SETTINGS, (1, 2)):
         pass  # another shard may have begun with those that are there
 
 
 def test_a_long_setting_is_shown_in_part(tmp_path):
     added(tmp_path, record("a"))
-    with pytest.raises(FileError, match=r"--theta-space: 5% there, x{40}\.\.\. now$"):
+    with pytest.raises(FileError, match=r"--theta-space: 5% before, x{40}\.\.\. now$"):
         opened(tmp_path, {**SETTINGS, "--theta-space": "x" * 500}).__enter__()
 
 
@@ -211,7 +211,7 @@ def test_an_object_store_has_a_small_file_a_record(store):
     ]  # fmt: skip
     added(store, record("c"))
     assert read(store) == {name: record(name) for name in ("a", "day 1/b", "c")}
-    with pytest.raises(FileError, match="--iterations: 5 there, 6 now"):
+    with pytest.raises(FileError, match="--iterations: 5 before, 6 now"):
         opened(store, {**SETTINGS, "--iterations": 6}).__enter__()
 
 

@@ -104,8 +104,11 @@ def test_of_an_iterable_the_name_of_what_failed_is_known():
         ({"items": {"a": 1}}, "items: expected (name, image, scores)"),
         ({"method": "grid"}, "method: expected"),
         ({"iteration": 5}, "iteration: expected an argument of refine"),
-        ({"device": "cpu"}, "device: expected an argument of refine that serves many images, got none; devices="),
-        ({"features": np.zeros((1, 2, 2))}, "features: expected an argument of refine that serves many images"),
+        (
+            {"device": "cpu"},
+            "device: expected an argument of refine that is valid for many images, got another one; use devices=",
+        ),
+        ({"features": np.zeros((1, 2, 2))}, "features: expected an argument of refine that is valid for many images"),
         ({"method": "guided", "theta_color": 3}, "theta_color: expected none with method='guided'"),
         ({"jobs": -1}, "jobs: expected"),
     ],

@@ -81,7 +81,9 @@ def test_bits_of_labels(tmp_path, classes, bits, said):
 
 
 def test_more_classes_than_labels_have_numbers(tmp_path):
-    with pytest.raises(ValueError, match="a .png holds 65535 classes, got 65537; --save probabilities"):
+    with pytest.raises(
+        ValueError, match="expected at most 65535 classes in a .png, got 65537; use --save probabilities"
+    ):
         Outputs(tmp_path).write("a", IMAGE, drawn(2), "probabilities", np.array([0, 65536]), MARK)
     assert files(tmp_path) == []
 
@@ -224,7 +226,7 @@ def test_addresses(save):
 @pytest.mark.parametrize(
     "how, message",
     [
-        ({"save": "probabilities", "confidence": 0.9}, "--confidence: expected labels, some of them unknown, got"),
+        ({"save": "probabilities", "confidence": 0.9}, "--confidence: expected --save labels, got"),
         ({"confidence": 0.0}, "--confidence: expected a probability above 0, at most 1, got 0.0"),
         ({"confidence": 95.0}, "--confidence: expected a probability above 0, at most 1, got 95.0"),
     ],

@@ -156,7 +156,7 @@ def test_interrupted_from_the_keyboard(names):
     line = err.splitlines()[-1]
     assert process.returncode == 130 and out == "" and "Traceback" not in err
     assert line.startswith("tritoncrf: interrupted, ") and line.endswith(
-        f" of {COUNT} images are done; the same command goes on"
+        f" of {COUNT} images are done; run the same command to resume"
     )
     before = written()
     assert 3 <= len(before) < COUNT

@@ -99,7 +99,7 @@ def test_upsampling(tmp_path, kind, dtype):
     same(found, expected.numpy().astype(dtype))
     refused(tmp_path / "a.npy", "expected the size of image.png, 25 x 45, got 12 x 15", size, CommandError, kind=kind)
     refused(
-        tmp_path / "a.npy", "--upsample: expected at most the size of image.png, 11 x 15, got 12 x 15; --resize takes any",
+        tmp_path / "a.npy", "--upsample: expected at most the size of image.png, 11 x 15, got 12 x 15; --resize accepts any size",
         (H - 1, W), CommandError, kind=kind, upsample="bilinear",
     )  # fmt: skip
     assert read(tmp_path / "a.npy", (H - 1, W), kind, resize=True).array.shape == (C, H - 1, W)
@@ -238,7 +238,7 @@ def test_where_nothing_answers(tmp_path):
         ({"keys": KEYS, "high_res": CAMS[0]}, "expected 2 maps [K, h, w] of floats, got float32 [12, 15]"),
         ({"keys": KEYS[:1], "high_res": CAMS}, "expected 1 maps [K, h, w] of floats, got float32 [2, 12, 15]"),
         ({"keys": KEYS * 1.0, "high_res": CAMS}, "expected keys [K] of integers, got float64 [2]"),
-        ({"keys": np.array([3, 3]), "high_res": CAMS}, "expected a class of its own for each map"),
+        ({"keys": np.array([3, 3]), "high_res": CAMS}, "expected a different class for each map"),
         ({"keys": np.array([-1, 3]), "high_res": CAMS}, "0 for the background, got 0, 4 with --cam-offset 1"),
         ({"keys": KEYS, "maps": CAMS}, "expected high_res or hr_cam or rw or cam beside keys, got keys, maps"),
         ({"high_res": CAMS}, "expected keys and maps, or maps by number, got high_res"),
@@ -266,11 +266,11 @@ def test_an_array_is_no_maps(tmp_path):
         ({"background_power": 4.0}, "--background-power: expected --cams"),
         ({"background_score": 0.3}, "--background-score: expected --cams"),
         ({"cam_offset": 0}, "--cam-offset: expected --cams"),
-        ({"cams": True}, "--background-power or --background-score"),
-        ({**FOUR, "background_score": 0.3}, "one of them"),
+        ({"cams": True}, "exactly one of --background-power and --background-score"),
+        ({**FOUR, "background_score": 0.3}, "exactly one of"),
         (
             {**FOUR, "kind": "logits"},
-            "--cams: expected them as --probabilities, or their best as --labels, got --logits",
+            "--cams: expected --probabilities, or --labels for the best class, got --logits",
         ),
         ({"cams": True, "background_power": 0.0}, "--background-power: expected a number above 0, got 0.0"),
         ({"cams": True, "background_score": 1.5}, "--background-score: expected a score from 0 to 1, got 1.5"),
@@ -322,7 +322,7 @@ def test_without_the_libraries(tmp_path, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, name, None)
     for ending in ".h5", ".zarr":
         with pytest.raises(
-            ImportError, match=r"h5py and zarr read such files; `pip install 'tritoncrf\[data\]'`"
+            ImportError, match=r"reading it needs h5py or zarr; `pip install 'tritoncrf\[data\]'`"
         ) as error:
             read(Stored(tmp_path / f"a{ending}", "x"))
         assert error.value.name is None  # for the command line: no bug

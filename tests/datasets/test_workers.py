@@ -86,9 +86,9 @@ def test_items_are_taken_as_results_are():
 
 
 def test_what_other_processes_cannot_have():
-    with pytest.raises(TypeError, match="^items: expected what can be sent to other processes"):
+    with pytest.raises(TypeError, match="^items: expected objects that can be sent to other processes"):
         list(workers.run(Toy(), [threading.Lock()], jobs=1, devices=["cpu"]))
-    with pytest.raises(TypeError, match="^items: expected what can be sent to other processes"):
+    with pytest.raises(TypeError, match="^items: expected objects that can be sent to other processes"):
         list(workers.run(Toy(together=threading.Lock()), [1], jobs=1, devices=["cpu"]))
 
 
@@ -109,7 +109,7 @@ def test_an_error_of_the_items_is_the_callers():
         ({"devices": []}, "devices: expected a list"),
         ({"devices": "cpu"}, "devices: expected a list"),
         ({"devices": ["cpu", "cpu"]}, "devices: expected the CPU once"),
-        ({"devices": ["cuda:99"]}, "device: expected one that is here"),
+        ({"devices": ["cuda:99"]}, "device: expected one that exists"),
     ],
 )
 def test_places_that_are_not_there(arguments, message):

@@ -88,12 +88,12 @@ def test_an_fcn_goes_on_from_one_of_a_larger_stride_and_says_so(tmp_path):
         checkpoints.save(saved[name][1], saved[name][0], found, ("a", "b", "c"))
     fcn32, fcn16 = saved["FCN32s"][0].network, saved["FCN16s"][0]
     assert checkpoints.load_weights(fcn16, saved["FCN32s"][1]) == [
-        "its network is taken; its CRF is another, and the run's starts anew",
-        "its network has a larger stride; score_pool4, upscore2, upscore16 start anew",
+        "loaded the network; the CRF is a different one and starts from its initial parameters",
+        "its network has a larger stride; score_pool4, upscore2, upscore16 start from initial weights",
     ]
     assert torch.equal(fcn16.classifier[3].weight, fcn32.classifier[3].weight)
     assert checkpoints.load_weights(WithCRF(saved["FCN8s"][0], tc.CRFRNN(3)), saved["FCN16s"][1]) == [
-        "its network has a larger stride; score_pool3, upscore_pool4, upscore8 start anew"
+        "its network has a larger stride; score_pool3, upscore_pool4, upscore8 start from initial weights"
     ]
     before = {name: value.clone() for name, value in fcn16.state_dict().items()}
     with pytest.raises(FileError, match="FCN8s.pt: expected the parameters of this network, got upscore16.weight miss"):
@@ -104,12 +104,12 @@ def test_an_fcn_goes_on_from_one_of_a_larger_stride_and_says_so(tmp_path):
 @pytest.mark.parametrize(
     "mark, message",
     [
-        ("tritoncrf segmenter 1", "expected a checkpoint of version 2, got 'tritoncrf segmenter 1', of an earlier one"),
-        ("tritoncrf segmenter 3", "expected a checkpoint of version 2, got 'tritoncrf segmenter 3', of a later one"),
-        ("tritoncrf segmenter x", "got 'tritoncrf segmenter x', of no known one"),
-        ("something", "expected a checkpoint of tritoncrf.models, got a file of something else"),
-        (None, "expected a checkpoint of tritoncrf.models, got a file of something else"),
-        (torch.zeros(3), "expected a checkpoint of tritoncrf.models, got a file of something else"),
+        ("tritoncrf segmenter 1", "expected a checkpoint of version 2, got 'tritoncrf segmenter 1', an earlier one"),
+        ("tritoncrf segmenter 3", "expected a checkpoint of version 2, got 'tritoncrf segmenter 3', a later one"),
+        ("tritoncrf segmenter x", "got 'tritoncrf segmenter x', no known one"),
+        ("something", "expected a checkpoint of tritoncrf.models, got another file"),
+        (None, "expected a checkpoint of tritoncrf.models, got another file"),
+        (torch.zeros(3), "expected a checkpoint of tritoncrf.models, got another file"),
     ],
     ids=str,
 )
@@ -164,10 +164,10 @@ NETWORK = [
     ("training", "text", "training: expected a dict, got 'text'"),
 ]
 RUN = [
-    ("training", GONE, "expected the checkpoint of a run that goes on"),
+    ("training", GONE, "expected the checkpoint of a run, got one with only a network"),
     ("training.identity", GONE, "training.identity: expected a dict, got none"),
     ("training.identity.seed", NAN, "training.identity.seed: expected texts and numbers, got a Tensor"),
-    ("training.identity.seed", 5, "expected a run of this configuration and data, got another's seed"),
+    ("training.identity.seed", 5, "expected a run of this configuration and data, got one that differs in seed"),
     ("training.turn", GONE, "training.turn: expected a whole number, got none"),
     ("training.turn", -1, "training.turn: expected a finite number from 0 to 3, got -1"),
     ("training.turn", 4, "training.turn: expected a finite number from 0 to 3, got 4"),
@@ -199,8 +199,8 @@ RUN = [
     ("training.optimizers.1.state.0.exp_avg", NAN, "state.0.exp_avg: expected a tensor of finite real numbers"),
     ("training.optimizers.1.state.0.exp_avg", torch.ones(3), "state.0.exp_avg: expected shape ["),
     ("training.optimizers.1.state.0.step", "x", "state.0.step: expected a tensor of finite real numbers, got 'x'"),
-    ("training.optimizers.1.param_groups", [], "param_groups: expected the parameters that this phase learns"),
-    ("training.optimizers.1.param_groups.0", 3, "param_groups: expected the parameters that this phase learns"),
+    ("training.optimizers.1.param_groups", [], "param_groups: expected the parameters that this phase trains"),
+    ("training.optimizers.1.param_groups.0", 3, "param_groups: expected the parameters that this phase trains"),
     (
         "training.optimizers.1.param_groups.0.lr",
         "x",

@@ -121,7 +121,7 @@ def test_evaluate_with_a_disconnected_crf(trained, shapes, other, tmp_path, caps
     command = "evaluate", str(trained / "last.pt"), "--data", str(shapes), "-o", str(tmp_path / "report"), "--crf", kind
     assert main([*command, "--set", f"crf.{key}=0"]) == 0
     shown = capsys.readouterr().out
-    assert f"last.pt: its own CRF is left out; --crf {kind} refines" in shown and "with CRF, 3 images" in shown
+    assert f"last.pt: its own CRF is not used; --crf {kind} refines" in shown and "with CRF, 3 images" in shown
     found = table(tmp_path / "report" / "results.csv")
     assert found["with CRF"] == found["without CRF"]
     assert not (tmp_path / "report" / "compatibility.png").exists()
@@ -165,7 +165,7 @@ def test_predict_with_a_disconnected_crf(trained, shapes, tmp_path, device):
 def test_bad_crfs_and_checkpoints_that_do_not_go_together(trained, shapes, other, tmp_path, capsys):
     command = "evaluate", trained / "last.pt", "--data", shapes
     error = refused(capsys, *command, "--set", "crf.theta_color=3")
-    assert error == "--set crf.theta_color=3: expected --crf, for a trained CRF stays as it is, got none"
+    assert error == "--set crf.theta_color=3: expected --crf, since a trained CRF cannot be changed, got none"
     error = refused(capsys, *command, "--crf", "lattice", "--set", "crf.theta_colour=3")
     assert error == "--set: crf.theta_colour: unknown key; did you mean 'theta_color'?"
     error = refused(capsys, *command, "--crf", "lattice", "--set", "crf.theta_color=-3")
@@ -187,9 +187,7 @@ def test_bad_crfs_and_checkpoints_that_do_not_go_together(trained, shapes, other
         == f"{tmp_path / 'classes.pt'}: expected the classes of {other}, {', '.join(state['classes'])}, got a, b, c"
     )
     error = refused(capsys, "evaluate", other, tmp_path / "size.pt", "--data", shapes)
-    wanted = (
-        f"{tmp_path / 'size.pt'}: expected data.resize of {other}, None, got (16, 20); --set data.resize=[H,W] is for"
-    )
+    wanted = f"{tmp_path / 'size.pt'}: expected data.resize of {other}, None, got (16, 20); --set data.resize=[H,W] sets it for"
     assert error.startswith(wanted)
     resized = ["--set", "data.resize=[16, 20]"]
     assert main(["evaluate", str(other), str(tmp_path / "size.pt"), "--data", str(shapes), *resized]) == 0
@@ -261,8 +259,8 @@ def test_data_is_never_written_over(trained, shapes, tmp_path, capsys):
 def test_outputs_that_are_files(trained, shapes, tmp_path, capsys):
     (tmp_path / "file").touch()
     for command, wanted in (
-        (["predict", trained / "best.pt", shapes / "val" / "images"], "that can be made, got"),
-        (["evaluate", trained / "best.pt", "--data", shapes], "that can be made, got"),
+        (["predict", trained / "best.pt", shapes / "val" / "images"], "that can be created, got"),
+        (["evaluate", trained / "best.pt", "--data", shapes], "that can be created, got"),
         (["train", trained.parent / "run.toml", "--data", shapes], ", got the file"),
     ):
         error = refused(capsys, *command, "-o", tmp_path / "file")
@@ -320,7 +318,7 @@ def test_what_starts_anew_is_said(shapes, tmp_path, capsys):
     capsys.readouterr()
     assert main([*command, *finer]) == 0
     assert capsys.readouterr().out.splitlines()[0] == (
-        f"{start}: its network has a larger stride; score_pool4, upscore2, upscore16 start anew"
+        f"{start}: its network has a larger stride; score_pool4, upscore2, upscore16 start from initial weights"
     )
 
 
@@ -350,7 +348,7 @@ def test_checkpoints_that_are_none(trained, shapes, tmp_path, capsys):
     for name, wanted in (
         ("missing.pt", "expected a checkpoint, got no such file"),
         ("cut.pt", "expected a checkpoint, unreadable"),
-        ("other.pt", "expected a checkpoint of tritoncrf.models, got a file of something else"),
+        ("other.pt", "expected a checkpoint of tritoncrf.models, got another file"),
     ):
         for command in (
             ["evaluate", tmp_path / name, "--data", shapes],
@@ -402,7 +400,7 @@ def test_data_is_checked_before_training(shapes, tmp_path, capsys):
     error = refused(capsys, *command, "--set", 'phases.joint.optimizer.also_decay=["crf.*", "crf.weigth_*"]')
     assert "phases.joint.optimizer.also_decay: expected patterns of parameters' names" in error and "weigth" in error
     error = refused(capsys, *command, "--set", 'phases.joint.freeze=["*"]')
-    assert "phases.joint: expected something to learn, got no parameter that is learnt" in error
+    assert "phases.joint: expected something to learn, got no parameter that is learned" in error
     assert not out.exists()
 
     Image.new("RGB", (41, 33)).save(root / "train" / "images" / "3.png")
@@ -425,12 +423,12 @@ def test_objects_marked_by_255_are_not_void(shapes, tmp_path, capsys, marks, mis
     for changes in ([], ["--set", "data.held_out=2"]):
         error = refused(capsys, "train", tmp_path / "run.toml", "--data", root, "-o", tmp_path / "run", *changes)
         assert f"data.train: expected every class where some pixels are void, got none of class {missing}" in error
-    assert "marked by the index of its class, such as 1" in error and not (tmp_path / "run").exists()
+    assert "change it to the index of its class, such as 1" in error and not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_there_already(trained, shapes, capsys):
     command = ["train", trained.parent / "run.toml", "--data", shapes, "-o", trained]
-    assert "expected a new folder, got one with a run; --resume goes on with it" in refused(capsys, *command)
+    assert "expected a new folder, got one with a run; --resume continues it" in refused(capsys, *command)
     assert main([*map(str, command), "--resume"]) == 0
 
 
@@ -446,4 +444,4 @@ def test_bad_options(trained, shapes, tmp_path, capsys):
     shutil.copytree(shapes, tmp_path / "renamed")
     (tmp_path / "renamed" / "classes.txt").write_text("ground\nhouse\nbush\n")
     error = refused(capsys, "evaluate", trained / "last.pt", "--data", tmp_path / "renamed")
-    assert "expected a network for the classes of the data, got another's" in error
+    assert "expected a network for the classes of the data, got one for others" in error

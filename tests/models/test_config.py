@@ -118,7 +118,7 @@ BAD = [
     ("epochs = 3", "epochs = 3\nrobust = 2", "phases.unary.robust: expected a number from 0 to 1, got 2.0"),
     ("epochs = 3", 'epochs = 3\nsplit = "held_out"', "phases.unary.split: expected images of it: set data.held_out"),
     ("epochs = 3", 'epochs = 3\nfollows = "x"', "phases.unary.follows: expected an earlier phase"),
-    ('train = "unary"', 'train = "statistics"', "phases.unary.optimizer: expected one where something is learnt"),
+    ('train = "unary"', 'train = "statistics"', "phases.unary.optimizer: expected one where something is learned"),
     ('train = "unary"', 'train = "crf"', "phases.unary.train: expected something else where there is no CRF"),
     ("[data]", '[crf]\nname = "MRF"\n[data]', "crf.name: expected one of ConvCRF, CRFRNN, GuidanceCRF, got 'MRF'"),
     ("[data]", "[data", "expected TOML, unreadable"),
@@ -131,7 +131,7 @@ BAD = [
     ("epochs = 3", "epochs = 1000000000", "phases.unary.epochs: expected at most 100000, got 1000000000"),
     ("seed = 0", f"seed = {'[' * 5000}", "expected TOML, unreadable: "),
     ("seed = 0", f"seed = {'1' * 5000}", "expected TOML, unreadable: "),
-    ("depth = 18", f"depth = {'[' * 9}1{']' * 9}", "expected at most 8 tables or lists in one another, got more"),
+    ("depth = 18", f"depth = {'[' * 9}1{']' * 9}", "expected at most 8 nested tables or lists, got more"),
     ("lr = 1", f"lr = 1{'0' * 400}", "phases.0.optimizer.lr: expected a number of at most 64 bits, got 1329 bits"),
     ("lr = 1", "lr = 0", "phases.unary.optimizer.lr: expected numbers above 0, got 0.0"),
     ("lr = 1", "lr = nan", "phases.unary.optimizer.lr: expected a finite number, got nan"),
@@ -185,14 +185,14 @@ def test_epochs_of_all_phases_together(tmp_path):
 
 
 def test_a_change_too_deep_to_read(tmp_path):
-    with pytest.raises(FileError, match="--set seed: expected a value, got one too deep to read"):
+    with pytest.raises(FileError, match="--set seed: expected a value, got one nested too deeply"):
         config.load(written(tmp_path, MINIMAL), [f"seed={'[' * 5000}"])
 
 
 @pytest.mark.parametrize("key", ["network.device", "network.dtype", "crf.device"])
 def test_where_a_network_is_made_is_none_of_its_arguments(tmp_path, key):
     found = config.load(written(tmp_path, MINIMAL + '[crf]\nname = "CRFRNN"\n'), [f"{key}=x"])
-    with pytest.raises(FileError, match=f"run.toml: {key}: expected none, for a run chooses it, got 'x'"):
+    with pytest.raises(FileError, match=f"run.toml: {key}: expected none, since the run chooses it, got 'x'"):
         config.build(found, 3, "run.toml")
 
 

@@ -105,7 +105,7 @@ def unknown_name(root):
 
 def empty_list(root):
     listing(root / "train.txt", "")
-    return "train", f"{root / 'train.txt'}: expected one image name a line, got none"
+    return "train", f"{root / 'train.txt'}: expected one image name per line, got none"
 
 
 def name_twice(root):
@@ -215,7 +215,7 @@ def test_options_out_of_range(plain):
     formats = "'camvid', 'voc', 'folder', 'cityscapes', 'ade20k', 'pascal_context', 'coco'"
     with pytest.raises(ValueError, match=f"format: expected one of {formats}, got 'kitti'"):
         data.examples("kitti", plain, "all")
-    with pytest.raises(ValueError, match="void: expected a value that is no class, got 1 of 3 classes"):
+    with pytest.raises(ValueError, match="void: expected a value that is not a class, got 1 with 3 classes"):
         data.folder(plain, "all", void=1)
     with pytest.raises(ValueError, match="entries: expected at least one image"):
         data.Examples((), ("a",))
@@ -233,7 +233,7 @@ def test_a_table_says_what_the_values_of_masks_mean(plain):
         data.Examples(entries, ("sky", "road"), void=(9,), table=(255, 1, 0)).read(0)
     with pytest.raises(ValueError, match="table: expected an int from 0 to 1, got 2"):
         data.Examples(entries, ("sky", "road"), table=(255, 2))
-    with pytest.raises(ValueError, match="void: expected a value that is no class, got 2 of 3 classes"):
+    with pytest.raises(ValueError, match="void: expected a value that is not a class, got 2 with 3 classes"):
         data.Examples(entries, ("sky", "road"), void=(2,), table=(255, 1, 0))
 
 

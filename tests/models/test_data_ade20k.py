@@ -64,5 +64,5 @@ def test_faults(ade):
     with pytest.raises(FileError, match="ADE_val_00000002: expected a mask for ADE_val_00000002.jpg, got none"):
         data.ade20k(ade, "val")
     (ade / "index_ade20k.mat").touch()
-    with pytest.raises(FileError, match="expected ADEChallengeData2016, got the whole ADE20K"):
+    with pytest.raises(FileError, match="expected ADEChallengeData2016, got the full ADE20K"):
         data.ade20k(ade, "train")

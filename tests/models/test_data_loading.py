@@ -113,8 +113,8 @@ def test_a_resumed_epoch_goes_on_where_it_stopped():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(length=3, batch=4), "batch: expected at most the 3 images there are, got 4 on 1 rank"),
-        (dict(length=3, batch=2, ranks=2), "batch: expected at most the 3 images there are, got 2 on 2 rank"),
+        (dict(length=3, batch=4), "batch: expected at most 3, the number of images, got 4 on 1 rank"),
+        (dict(length=3, batch=2, ranks=2), "batch: expected at most 3, the number of images, got 2 on 2 rank"),
         (dict(length=3, batch=0), "batch: expected an int of at least 1"),
         (dict(length=3, batch=1, start=4), "start: expected an int from 0 to 3"),
         (dict(length=3, batch=1, rank=1), "rank: expected an int from 0 to 0"),

@@ -126,7 +126,7 @@ def test_masks_of_all_459_classes(context):
     with pytest.raises(FileError, match="2008_000007.mat: expected labels from 0 to 459, got 460"):
         examples.check()
     savemat(context / "trainval" / "2008_000007.mat", {"Labels": values})
-    with pytest.raises(FileError, match="2008_000007.mat: expected the GTcls of SBD or the LabelMap of Pascal Context"):
+    with pytest.raises(FileError, match="2008_000007.mat: expected SBD's GTcls or Pascal Context's LabelMap"):
         examples.check()
 
 

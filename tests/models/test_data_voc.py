@@ -94,7 +94,7 @@ def test_the_mat_files_of_sbd(voc):
     with pytest.raises(FileError, match="s1.mat: expected a .mat of SBD or of Pascal Context, unreadable"):
         examples.check()
     savemat(sbd / "cls" / "s1.mat", {"other": labels})
-    with pytest.raises(FileError, match="s1.mat: expected the GTcls of SBD or the LabelMap of Pascal Context in it"):
+    with pytest.raises(FileError, match="s1.mat: expected SBD's GTcls or Pascal Context's LabelMap"):
         examples.check()
 
 
@@ -106,7 +106,7 @@ def test_splits_and_folders_that_are_not_there(voc):
         data.voc(root, "train_aug")
     with pytest.raises(ValueError, match="coco: expected the folder of COCO for the split 'train_coco', got None"):
         data.voc(root, "train_coco", sbd=sbd)
-    with pytest.raises(FileError, match="expected a folder SegmentationClassAug or cls in it"):
+    with pytest.raises(FileError, match="expected a folder SegmentationClassAug or cls, got neither"):
         data.voc(root, "train_aug", sbd=root)
 
 

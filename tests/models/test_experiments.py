@@ -545,7 +545,7 @@ def test_experiments_need_the_data(tmp_path, capsys):
         (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
         (
             ["--set", "seed=1"],
-            "--set seed: expected none, for every run is trained with several; --seeds says how many",
+            "--set seed: expected none, since every run is trained with several; --seeds says how many",
         ),
         (["--data-format", "voc", "--full-size"], "--full-size: expected none with --data-format voc"),
         (["--weights", "here"], "--weights: expected none with --data-format camvid"),

@@ -155,7 +155,7 @@ def test_bad_options_are_one_clear_error():
         ResNetFCN(C, **RESNET, pixels="bgr")
     with pytest.raises(ValueError, match="num_classes: expected an int of at least 1, got 0"):
         ResNetFCN(0, **RESNET)
-    with pytest.raises(ValueError, match="crf: expected 3 classes as the network has, got 4"):
+    with pytest.raises(ValueError, match="crf: expected 3 classes, as in the network, got 4"):
         WithCRF(made("ResNetFCN"), tc.ConvCRF(4))
     for pipeline in (FCN8sCRFRNN, ResNetConvCRF):
         with pytest.raises(TypeError, match="network: expected a dict of options or None, got 0.5"):

@@ -111,7 +111,7 @@ BAD = [
     ({"out_indices": [9]}, "backbone: expected arguments that test_resnet takes, got out_indices=[9]: "),
     ({"out_indices": []}, "out_indices: expected a list of whole numbers, got []"),
     ({"out_indices": 3}, "out_indices: expected a list of whole numbers, got 3"),
-    ({"arguments": {"pretrained": True}}, "arguments: expected none of those that are chosen here, got pretrained"),
+    ({"arguments": {"pretrained": True}}, "arguments: expected none that TimmFCN sets itself, got pretrained"),
     ({"arguments": {"drop": 1}}, "backbone: expected arguments that test_resnet takes, got drop=1, "),
     ({"dropout": "a"}, "dropout: expected "),
 ]  # fmt: skip

@@ -520,7 +520,9 @@ def test_a_folder_with_a_run_is_kept(shapes, tmp_path):
     kept = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(FileError, match=re.escape(f"{tmp_path}: expected a new folder, got one with a run; --resume")):
         trainer(found, shapes, tmp_path)
-    with pytest.raises(FileError, match="last.pt: expected a run of this configuration and data, got another's seed"):
+    with pytest.raises(
+        FileError, match="last.pt: expected a run of this configuration and data, got one that differs in seed"
+    ):
         trainer(settings(phase(epochs=2), seed=3), shapes, tmp_path, resume=True)
     assert (tmp_path / "last.pt").read_bytes() == kept
 
@@ -529,7 +531,7 @@ def test_a_checkpoint_of_a_network_alone_is_no_run(shapes, tmp_path):
     found = settings(phase())
     run(found, shapes, tmp_path)
     (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
-    with pytest.raises(FileError, match="last.pt: expected the checkpoint of a run that goes on, got one of a network"):
+    with pytest.raises(FileError, match="last.pt: expected the checkpoint of a run, got one with only a network"):
         trainer(found, shapes, tmp_path, resume=True)
 
 
@@ -542,7 +544,9 @@ def test_a_run_from_before_a_key_existed_goes_on(shapes, tmp_path):
     checkpoints.write(tmp_path / "last.pt", old)
     trainer(settings(phase(epochs=2)), shapes, tmp_path, resume=True).run()
     changed_since = settings(phase(epochs=2, ohem=0.5, hardest="released"))
-    with pytest.raises(FileError, match="expected a run of this configuration and data, got another's phases"):
+    with pytest.raises(
+        FileError, match="expected a run of this configuration and data, got one that differs in phases"
+    ):
         trainer(changed_since, shapes, tmp_path, resume=True)
 
 
@@ -563,9 +567,7 @@ def test_a_finished_run_resumes_to_nothing(shapes, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
     found = settings(phase(epochs=2, optimizer={**SGD, "lr": 1e30}), network=FCN)
     made = trainer(found, shapes, tmp_path)
-    with pytest.raises(
-        ValueError, match="phases.unary: the loss is no longer finite, at step .* a smaller optimizer.lr"
-    ):
+    with pytest.raises(ValueError, match="phases.unary: the loss is not finite at step .* a smaller optimizer.lr"):
         made.run()
     assert all(value.isfinite().all() for value in state(tmp_path).values())
 

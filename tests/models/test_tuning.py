@@ -289,10 +289,10 @@ def test_processes_change_no_bit(search):
 def test_a_study_of_another_search_is_refused(tmp_path):
     given, path = problem(), tmp_path / "s.sqlite"
     tuned(*given, study=path, budget=1)
-    with pytest.raises(ValueError, match="^study: expected the file of this search, got .*s.sqlite, of other images"):
+    with pytest.raises(ValueError, match="^study: expected the file of this search, got .*s.sqlite, with other images"):
         tuned(*problem(seed=1), study=path)
     path.write_bytes(b"no database" * 100)
-    with pytest.raises(ValueError, match="^study: expected a file of a search, or a new one"):
+    with pytest.raises(ValueError, match="^study: expected the file of a search, or a new file"):
         tuned(*given, study=path)
 
 
@@ -314,7 +314,7 @@ IMAGES, P, TRUTHS = problem()
     ({"truths": [t[1:] for t in TRUTHS]}, ValueError, r"^truths\[0\]: expected the size of foreground\[0\], \[10, 12\]"),
     ({"truths": [t * 1.0 for t in TRUTHS]}, ValueError, r"^truths\[0\]: expected integers \[H, W\]"),
     ({"truths": [t * 2 for t in TRUTHS]}, ValueError, r"^truths\[0\]: expected classes from 0 to 1, or 255"),
-    ({"truths": [t * 255 for t in TRUTHS]}, ValueError, "^truths: expected labels beside 0 and 255.*truth > 0"),
+    ({"truths": [t * 255 for t in TRUTHS]}, ValueError, "^truths: expected labels other than 0 and 255.*truth > 0"),
     ({"images": IMAGES[:1], "foreground": P[:1], "truths": TRUTHS[:1]}, ValueError, "^images: expected 2 or more"),
     ({"budget": 0}, ValueError, "^budget: expected an int from 1"),
     ({"folds": 5}, ValueError, "^folds: expected an int from 2 to 4, got 5"),
@@ -366,7 +366,7 @@ def test_the_command_from_folders_to_a_file_that_refine_takes(folders, capsys):
     (lambda: os.rename("scores/2.npy", "scores/9.npy"), "--foreground: expected a file for each photo, got none for 2.png"),
     (lambda: os.remove("truth/1.png"), "--truth: expected a file for each photo, got none for 1.png"),
     (lambda: np.save("scores/2.npy", np.zeros((3, 3))), "--foreground: expected the size of photos/2.png, 10 x 12, got 3 x 3"),
-    (lambda: np.savez("scores/2.npz", np.zeros((10, 12))), "--foreground: expected one file of a name, got 2.npy and 2.npz"),
+    (lambda: np.savez("scores/2.npz", np.zeros((10, 12))), "--foreground: expected one file for each name, got 2.npy and 2.npz"),
     (lambda: Image.new("L", (12, 9)).save("truth/0.png"), "--truth: expected the size of photos/0.png, 10 x 12, got 9 x 12"),
 ])  # fmt: skip
 def test_bad_folders(folders, capsys, change, message):

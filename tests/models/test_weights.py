@@ -185,12 +185,12 @@ def test_other_weights_are_one_clear_error_and_change_nothing(state, message):
 
 def test_a_model_without_backbone_is_an_error():
     with pytest.raises(
-        TypeError, match="model: expected a network on a VGG-16 or a ResNet as torchvision has them, got L"
+        TypeError, match="model: expected a network on a VGG-16 or a ResNet of torchvision's form, got L"
     ):
         load_backbone(torch.nn.Linear(2, 2), {})
     model = ResNetConvCRF(C, network=RESNET)
     model.network.backbone = torch.nn.Sequential()
-    with pytest.raises(TypeError, match="as torchvision has them, got ResNetFCN on Sequential$"):
+    with pytest.raises(TypeError, match="of torchvision's form, got ResNetFCN on Sequential$"):
         load_backbone(model, {})
 
 

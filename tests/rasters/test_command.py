@@ -107,7 +107,7 @@ def test_what_may_be_opacity_is_neither_dropped_nor_taken(folder, capsys):
     small = (BANDS // 16).astype(np.uint8)
     write_tiff("small.tif", small)
     message = error_of(capsys, folder, "small.tif", "--probabilities", "p.tif", "-o", "q.npy")
-    assert message.startswith("small.tif: expected --bands 1,2,3,4 or 1,2,3, for the file calls band 4 opacity")
+    assert message.startswith("small.tif: expected --bands 1,2,3,4 or 1,2,3, since the file declares band 4 as opacity")
     for bands in "1,2,3,4", "1,2,3":
         options = "--method", "lattice", "--bands", bands
         assert run("small.tif", "--probabilities", "p.tif", "-o", "q.npy", *options) == 0
@@ -134,7 +134,7 @@ def test_nodata_stays_nodata(folder, capsys):
     assert run("scene.tif", "--probabilities", "p.tif", "-o", "labels.tif", *options) == 0
     q = refine(image, probabilities=P, value_range=(0, 4095), method="lattice", valid=there)
     assert np.array_equal(read("labels.tif"), np.where(there, q.argmax(0), 255))
-    assert f", {1 - there.mean():.2%} are not there, " in capsys.readouterr().out
+    assert f", {1 - there.mean():.2%} have no data, " in capsys.readouterr().out
     assert run("scene.tif", "--probabilities", "p.tif", "-o", "q.tif", "--save", "probabilities", *options) == 0
     assert np.array_equal(read("q.tif"), np.where(there, q, np.nan), equal_nan=True)
     for name in "labels.tif", "q.tif":
@@ -187,7 +187,7 @@ def test_labels_that_are_stored_as_floats(folder, capsys):
     nibabel.save(nibabel.Nifti1Image(labels + 0.5, AFFINE), "halves.nii")
     capsys.readouterr()
     message = error_of(capsys, folder, "t1.nii.gz", "--labels", "halves.nii", "-o", "o.nii", "--value-range", "0,500")
-    assert message == "--labels: expected whole numbers, got others in halves.nii; --probabilities for scores"
+    assert message == "--labels: expected whole numbers, got others in halves.nii; use --probabilities for scores"
 
 
 def test_more_classes_than_8_bits_hold(folder):
@@ -294,16 +294,16 @@ def test_a_trace(folder, capsys):
             "got EPSG:32633, from (500010, 5000000) by (0, -10) (10, 0) in moved.tif",
         ),
         ("scene.tif --probabilities p.tif -o o.tif --bands 1,5", "scene.tif: expected --bands from 1 to 4, each once, got 1,5"),
-        ("scene.tif --probabilities p.tif -o scene.tif", "--out: expected another file than those that are read, got scene.tif"),
-        ("scene.tif --probabilities p.tif -o p.tif", "--out: expected another file than those that are read, got p.tif"),
-        ("scene.tif --probabilities p.tif --valid v.npy -o v.npy", "--out: expected another file than those that are read, got v.npy"),
+        ("scene.tif --probabilities p.tif -o scene.tif", "--out: expected a file that is not an input, got scene.tif"),
+        ("scene.tif --probabilities p.tif -o p.tif", "--out: expected a file that is not an input, got p.tif"),
+        ("scene.tif --probabilities p.tif --valid v.npy -o v.npy", "--out: expected a file that is not an input, got v.npy"),
         ("scene.tif --probabilities p.tif -o o.tif --figure p.tif --value-range 0,4095", "--figure: expected a file name ending in .png"),
         ("scene.tif --probabilities p.tif -o o.png --figure o.png --value-range 0,4095", "--out, --figure, --trace-figure: expected different files, got o.png twice"),
         ("scene.tif --probabilities p.tif -o o.nii", "--out: expected a file name ending in .tif or .tiff or .npy or .png, got o.nii"),
         ("t1.nii.gz --probabilities v.nii.gz -o o.tif", "--out: expected a file name ending in .nii or .nii.gz or .npy, got o.tif"),
         ("scene.tif --labels p.tif -o o.tif", "--labels: expected one channel, got 3 in p.tif"),
         ("scene.tif --probabilities p.tif --valid p.tif -o o.tif", "--valid: expected one channel, got 3 in p.tif"),
-        ("scene.tif --probabilities p.tif -o o.tif", "--value-range: expected LOW,HIGH of an image of uint16, as in 1%,99%, got none"),
+        ("scene.tif --probabilities p.tif -o o.tif", "--value-range: expected LOW,HIGH for an image of uint16, such as 1%,99%, got none"),
         ("scene.tif --probabilities p.tif -o o.png --save probabilities", "--save: expected labels in a .png, got probabilities"),
         ("t1.nii.gz --modality small.nii --probabilities v.nii.gz -o o.nii", "--modality: expected the size of t1.nii.gz, 8 x 9 x 6, got 7 x 9 x 6"),
         ("t1.nii.gz --modality moved.nii --probabilities v.nii.gz -o o.nii", "--modality: expected the affine of t1.nii.gz, from (0, 0, 0) by (2, 0, 0)"),
@@ -312,12 +312,12 @@ def test_a_trace(folder, capsys):
         ("gone.nii --probabilities v.nii.gz -o o.nii", "gone.nii: expected a NIfTI, got no such file"),
         ("scene.tif --probabilities small.tif -o o.tif --resize", "--resize: expected scores as a picture or an array, got small.tif"),
         ("t1.nii.gz --probabilities volume.npy -o o.nii --resize", "--resize: expected two pictures or arrays in memory"),
-        ("scene.tif --probabilities bytes.tif -o o.tif", "--probabilities: expected floats, got uint8 in bytes.tif; a map of labels is --labels"),
-        ("colors.tif --probabilities p.npy -o o.png", "--value-range: expected LOW,HIGH of an image of uint16"),
+        ("scene.tif --probabilities bytes.tif -o o.tif", "--probabilities: expected floats, got uint8 in bytes.tif; use --labels for a label map"),
+        ("colors.tif --probabilities p.npy -o o.png", "--value-range: expected LOW,HIGH for an image of uint16"),
         ("scene.tif --probabilities p.tif -o o.tif --max-memory 1GB --scratch gone", "--scratch: expected a folder that exists, got gone"),
         ("scene.tif --probabilities p.tif -o o.tif --scratch .", "--scratch: expected --max-memory beside it, got . alone"),
         ("scene.tif --probabilities p.tif -o o.tif --value-range 0", "--value-range: expected two numbers or percentiles"),
-        ("scene.tif --probabilities p.tif -o o.tif --bands one", "--bands: expected numbers of bands with commas between"),
+        ("scene.tif --probabilities p.tif -o o.tif --bands one", "--bands: expected band numbers separated by commas"),
         ("--features p.npy --probabilities p.npy", "--out: expected the name of the output, got none"),
         ("scene.tif p.tif --probabilities p.tif -o o --bands 1", "--bands: expected one image and its scores, got a data set"),
         ("scene.tif --features small.npy --probabilities p.tif -o o.tif", "--features: expected the size of scene.tif, 30 x 40, got 29 x 40"),
@@ -368,4 +368,4 @@ def test_a_disk_that_fills_up(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(rasterio.io.DatasetWriter, "write", full)
     message = error_of(capsys, folder, "scene.tif", "--probabilities", "p.tif", "-o", "out.tif", *RANGE)
-    assert message.startswith("out.tif: expected to write a GeoTIFF, GDAL could not: Write failed")
+    assert message.startswith("out.tif: GDAL could not write a GeoTIFF: Write failed")

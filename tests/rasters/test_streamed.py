@@ -154,7 +154,7 @@ def test_what_was_interrupted_goes_on(folder, capsys, monkeypatch):
     stop = needed * 3 // 4
     capsys.readouterr()
     assert run(*command, *small) == 130 and files(folder) != before and "out.tif" not in files(folder)
-    assert capsys.readouterr().err == "tritoncrf: interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == "tritoncrf: interrupted; run the same command to resume\n"
     monkeypatch.setattr(streamed, "_resident", lambda: 11_000)
     stop, first = None, len(reads)
     assert run(*command, *small) == 0 and len(reads) - first < needed
@@ -166,8 +166,8 @@ def test_a_budget_that_the_process_needs_by_itself(folder, capsys):
         capsys, "scene.tif", "--probabilities", "p.tif", "-o", "out.tif", *OPTIONS, "--max-memory", "10MB"
     )
     found = re.fullmatch(
-        "--max-memory: expected at least (.+) for the smallest block of this image, of which the process takes (.+) by "
-        "itself, got 10MB",
+        "--max-memory: expected at least (.+) for the smallest block of this image, of which the process itself takes "
+        "(.+), got 10MB",
         message,
     )
     assert expect_bytes("least", found[1]) > expect_bytes("taken", found[2]) > 10**7
@@ -180,7 +180,7 @@ def test_a_budget_that_is_too_small_for_a_block(folder, capsys, monkeypatch):
         capsys, "scene.tif", "--probabilities", "p.tif", "-o", "out.tif", *OPTIONS, "--max-memory", "2kB"
     )
     assert message.startswith("--max-memory: expected at least ")
-    assert message.endswith(" for the smallest block of this image, of which the process takes 1kB by itself, got 2kB")
+    assert message.endswith(" for the smallest block of this image, of which the process itself takes 1kB, got 2kB")
 
 
 def test_a_word_that_is_no_size(folder, capsys):
@@ -192,7 +192,7 @@ def test_a_word_that_is_no_size(folder, capsys):
 
 def test_what_cannot_be_read_by_windows(folder, capsys):
     message = error_of(capsys, "scene.tif", "--probabilities", "p.npz", "-o", "out.tif", *OPTIONS, *BUDGET)
-    assert message == "--max-memory: expected .npy, which can be read by windows, got p.npz"
+    assert message == "--max-memory: expected .npy, which can be read in windows, got p.npz"
 
 
 def test_sums_over_windows(folder, capsys, monkeypatch):

@@ -72,7 +72,7 @@ def test_refine(method, folder, found):
 
 def test_a_result_in_memory_is_refused(found):
     """Each process would have a band of it."""
-    assert all(one["refused"].startswith("out: expected a file, or an array, with several processes") for one in found)
+    assert all(one["refused"].startswith("out: expected a file or an array with several processes") for one in found)
 
 
 def test_bands_are_written_to_one_file(folder, found):

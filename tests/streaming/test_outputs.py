@@ -167,7 +167,7 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         (None, torch.zeros(3, 4, 6, dtype=torch.uint8), ValueError, r"^out_labels: expected shape \[4, 6\]"),
         (np.broadcast_to(np.float32(0), (3, 4, 6)), None, ValueError, "^out: expected an array that can be written to"),
         (torch.zeros(3, 4, 6).to_sparse(), None, TypeError, "^out: expected a dense tensor"),
-        ("q.npy", "q.npy", ValueError, "^out_labels: expected another place than that of out"),
+        ("q.npy", "q.npy", ValueError, "^out_labels: expected memory or a file different from out"),
     ],
 )
 def test_what_cannot_hold_the_result(out, labels, error, message, tmp_path):
@@ -187,7 +187,9 @@ def test_an_output_is_no_input(tmp_path):
     (tmp_path / "link.npy").symlink_to(tmp_path / "p.npy")
     mapped = np.load(tmp_path / "p.npy", mmap_mode="r+")
     for out in tmp_path / "p.npy", tmp_path / "link.npy", mapped, mapped[:]:
-        with pytest.raises(ValueError, match="^out: expected another place than that of probabilities, got the same"):
+        with pytest.raises(
+            ValueError, match="^out: expected memory or a file different from probabilities, got the same"
+        ):
             run(out, inputs={"image": None, "probabilities": mapped})
 
 
@@ -195,9 +197,9 @@ def test_an_output_is_no_input_of_another_library():
     array = np.zeros((6, 4, 6), np.float32)
     tensor = torch.from_numpy(array)
     for out in array[2:5], tensor[2:5]:
-        with pytest.raises(ValueError, match="^out: expected another place than that of logits, got the same$"):
+        with pytest.raises(ValueError, match="^out: expected memory or a file different from logits, got the same$"):
             run(out, inputs={"logits": tensor[:3]})
-        with pytest.raises(ValueError, match="^out: expected another place than that of logits"):
+        with pytest.raises(ValueError, match="^out: expected memory or a file different from logits"):
             run(out, inputs={"logits": array[:3]})
     run(tensor[3:], inputs={"logits": tensor[:3]})
     assert np.array_equal(array[3:], Q)

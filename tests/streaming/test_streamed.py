@@ -258,13 +258,13 @@ class Masked:
         ({"valid": np.ones((3, 4), bool)}, ValueError, "^valid: expected the size of logits"),
         ({"features": LOGITS[:, 1:], "image": None}, ValueError, "^features: expected the size of logits"),
         ({"image": IMAGE.transpose(2, 0, 1)}, ValueError, r"^image: .*image.transpose\(1, 2, 0\)"),
-        ({"image": np.dstack([IMAGE, IMAGE[..., :1]])}, ValueError, r"^image: .*; image\[..., :-1\] leaves out"),
+        ({"image": np.dstack([IMAGE, IMAGE[..., :1]])}, ValueError, r"^image: .*; image\[..., :-1\] drops"),
         ({"logits": LOGITS.transpose(1, 2, 0)}, ValueError, "^logits: .*; classes come first"),
         ({"logits": LOGITS[None]}, ValueError, r"^logits: .*; remove the batch axis: l\[0\]"),
         ({"logits": LOGITS[:1]}, ValueError, r"^logits: expected at least 2 classes, got shape \[1, 60, 50\]"),
         ({"logits": torch.from_numpy(LOGITS).to_sparse()}, TypeError, "^logits: expected a dense tensor"),
         ({"image": np.ma.masked_greater(IMAGE, 250)}, TypeError, "^image: expected a plain array, got a masked one"),
-        ({"image": Masked(IMAGE)}, TypeError, "^image: expected numbers, got some that are masked; valid="),
+        ({"image": Masked(IMAGE)}, TypeError, "^image: expected numbers, got masked ones; valid="),
         ({"iterations": "a"}, TypeError, "^iterations: expected an int from 0"),
         ({"method": "lattice", "window_size": None, "blur": None, "iterations": -1}, ValueError, "^iterations: expec"),
         ({"scratch": 5}, TypeError, "^scratch: expected the path of a folder, got 5"),
@@ -287,7 +287,7 @@ def test_bad_input(arguments, error, message, tmp_path, small, monkeypatch):
 
 def test_float_labels_are_told_before_the_work(small):
     labels = np.full((60, 50), np.nan)
-    with pytest.raises(TypeError, match=r"^labels: expected integers, got .*; labels.astype\(int\)"):
+    with pytest.raises(TypeError, match=r"^labels: expected integers, got .*; pass labels.astype\(int\)"):
         tc.refine(IMAGE, labels=labels, max_memory="1GB", **WINDOW)
 
 
@@ -368,5 +368,5 @@ def test_an_output_that_is_an_input(small, tmp_path):
     np.save(tmp_path / "logits.npy", LOGITS)
     logits = np.load(tmp_path / "logits.npy", mmap_mode="r+")
     for budget in None, "1GB":
-        with pytest.raises(ValueError, match="^out: expected another place than that of logits"):
+        with pytest.raises(ValueError, match="^out: expected memory or a file different from logits"):
             streamed(IMAGE, logits, out=tmp_path / "logits.npy", max_memory=budget)

@@ -1,1 +1,1 @@
-"""Whole data sets: many images, each in the stages read, refine and write, over processes, GPUs or machines."""
+"""Whole data sets: many images, each read, refined and written, spread over processes, GPUs or machines."""

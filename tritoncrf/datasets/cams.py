@@ -1,4 +1,4 @@
-"""Class activation maps: which class each is of, and a background made of them."""
+"""Class activation maps: the class of each map, and a background computed from them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,18 +8,18 @@ from tritoncrf.files import Arrays, FileError
 
 __all__ = ["classes_of", "keys_and_maps", "with_background"]
 
-MAPS = ("high_res", "hr_cam", "rw", "cam")  # beside "keys", the finest first
-SLACK = 1e-3  # by which a score may pass its bounds
+MAPS = ("high_res", "hr_cam", "rw", "cam")  # names beside "keys", the finest first
+SLACK = 1e-3  # by which a score may exceed its bounds
 
 
 def keys_and_maps(source: object, arrays: Arrays, name: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Integers [K], or [1 + K] with a 0 for the background before them, and maps [K, h, w] from 0 to 1, float32.
+    """The integer keys [K], or [1 + K] with a 0 for the background first, and the maps [K, h, w] from 0 to 1, float32.
 
     Args:
-        source: where the arrays are from.
+        source: where the arrays come from.
         arrays: "keys" beside one or more of MAPS, as IRN, CLIMS and PuzzleCAM write them; or a map [h, w] for each
             key, as SEAM does.
-        name: of the maps beside "keys"; the first of MAPS that is there.
+        name: name of the maps beside "keys"; by default the first of MAPS that exists.
     """
     if not isinstance(arrays, Mapping):
         raise FileError(f"{source}: expected class activation maps with their keys, got one array {list(arrays.shape)}")
@@ -50,7 +50,8 @@ def _stacked(source: object, maps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _scores(source: object, maps: np.ndarray) -> np.ndarray:
-    """From 0 to 1. Where nothing answers, SEAM writes -1e-5 over the largest answer, or -1 if there is none."""
+    """The maps limited to 0 to 1. Where nothing is activated, SEAM writes -1e-5 over the largest activation, or -1 if
+    there is none."""
     maps = np.asarray(maps, np.float32)
     if not maps.size:
         return maps
@@ -62,7 +63,7 @@ def _scores(source: object, maps: np.ndarray) -> np.ndarray:
 
 
 def classes_of(source: object, keys: np.ndarray, count: int, offset: int) -> np.ndarray:
-    """The labels of the background, 0, and of `count` maps; keys that name the background too are labels already."""
+    """The labels of the background, 0, and of `count` maps; keys that include the background are labels already."""
     if len(keys) == count + 1:
         if keys[0] != 0:
             raise FileError(f"{source}: expected {count} keys, or 0 before them, got {', '.join(map(str, keys))}")
@@ -71,14 +72,14 @@ def classes_of(source: object, keys: np.ndarray, count: int, offset: int) -> np.
         labels = np.concatenate([[0], keys + offset])
     if (labels < 0).any() or len(np.unique(labels)) != len(labels):
         raise FileError(
-            f"{source}: expected a class of its own for each map, and 0 for the background, got "
+            f"{source}: expected a different class for each map, and 0 for the background, got "
             f"{', '.join(map(str, labels[1:]))} with --cam-offset {offset}"
         )
     return labels
 
 
 def with_background(maps: np.ndarray, power: float | None, score: float | None) -> np.ndarray:
-    """[1 + K, H, W]: before the maps (1 - their largest) to a power, or else a score everywhere."""
+    """[1 + K, H, W]: the background, (1 - the largest map) to a power or a constant score, then the maps."""
     scores = np.empty((1 + len(maps), *maps.shape[1:]), maps.dtype)
     scores[0] = (1 - maps.max(0, initial=0)) ** power if power is not None else score
     scores[1:] = maps

@@ -1,9 +1,9 @@
-"""Items over the machines of a Ray cluster, by Ray Data: its placement, its back-pressure, its retries.
+"""Process items on the machines of a Ray cluster with Ray Data, which handles placement, back-pressure and retries.
 
-    from_items(blocks of items) -> map_batches(a pool of actors, which have the stages) -> outcomes, as they come
+    from_items(blocks of items) -> map_batches(a pool of actors with the stages) -> outcomes, as they arrive
 
 Items and outcomes pass through Ray and are small: images and scores are read and written where they are refined, on
-storage that every machine reaches. Every machine has this library, and the Python and the Ray of the one that asks.
+storage that every machine can access. Every machine needs this library, and the same Python and Ray as the caller.
 """
 
 import contextlib
@@ -27,37 +27,38 @@ from tritoncrf.datasets.workers import sendable, settle
 
 __all__ = ["run"]
 
-TOGETHER = {"cpu": 16, "cuda": 64}  # items of a block, which is what is done again where a machine is lost
-BLOCKS = 8  # that each actor gets at least, where there are as many items: none waits long for the last
+TOGETHER = {"cpu": 16, "cuda": 64}  # items of a block, which is repeated if a machine is lost
+BLOCKS = 8  # least number for each actor if there are enough items, so that none waits long for the last
 RETRIES = 2  # of a block whose actor has died
-PATIENCE = 10.0  # seconds that a cluster's door may take to open
-MOMENTS = 20  # half seconds until a cluster without a free CPU or GPU is said to be busy
-STORE = 128 << 20  # bytes that the processes of a cluster of this machine alone share; items and outcomes are small
+PATIENCE = 10.0  # seconds to wait for a connection to a cluster
+MOMENTS = 20  # half seconds until a cluster without a free CPU or GPU is reported as busy
+STORE = 128 << 20  # bytes of shared memory of a local cluster; items and outcomes are small
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "killed by `ray.kill`",  # the actors, where the user has stopped it
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "killed by `ray.kill`",  # the actors, if the user has interrupted the run
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # to reach a cluster; each takes half a minute
+ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # attempts to reach a cluster; each takes half a minute
 
 
 def run(stages: Stages, items: Iterable[Any], *, address: str | None = None, jobs: int = 0) -> Iterator[Outcome]:
-    """What becomes of every item, in the order in which they are done.
+    """Yield the outcome of every item, in the order of completion.
 
-    An actor takes one GPU where the cluster has any, else one CPU, and computes in one thread. An item that is lost
-    every time, as one whose actor it kills, fails, and the others go on.
+    An actor takes one GPU if the cluster has any, otherwise one CPU, and computes in one thread. An item that is lost
+    every time, for instance because it kills its actor, fails, and the others continue.
 
     Args:
-        stages: what is done; picklable, by modules that every machine has.
-        items: all of them; picklable.
-        address: of the cluster, "HOST:PORT", or "auto" for the one that runs on this machine. Left out, the one that
-            Ray finds, by RAY_ADDRESS or on this machine, or else one of this machine alone, which is ended afterwards.
-        jobs: actors; 0 for as many as the cluster has GPUs, or else CPUs. It never gets more than these.
+        stages: the stages of an item; picklable, from modules that every machine has.
+        items: all items; picklable.
+        address: the cluster's address, "HOST:PORT", or "auto" for the one that runs on this machine. By default the one
+            that Ray finds by RAY_ADDRESS or on this machine, or otherwise a new local cluster, which is stopped
+            afterwards.
+        jobs: number of actors, at most the number of GPUs, or otherwise of CPUs, of the cluster; 0 for all of these.
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: no cluster at the address, or one that has no whole CPU.
-        ConnectionError: the cluster does not answer any more.
+        ValueError: there is no cluster at the address, or it has no whole CPU.
+        ConnectionError: the cluster no longer answers.
     """
     jobs = expect_int("jobs", jobs, 0)
     ray = _ray()
@@ -65,18 +66,20 @@ def run(stages: Stages, items: Iterable[Any], *, address: str | None = None, job
         device, actors = _places(ray, jobs)
         left = dict(enumerate(items))
         together = max(1, min(TOGETHER[device], len(left) // (BLOCKS * actors)))
-        # What is lost is tried again, each item by itself: it may have been another that killed the process.
+        # Retry lost items one at a time: another item may have killed the process.
         for alone in (False, True):
             if left:
                 for number, result, error, seconds in _pass(ray, stages, left, device, actors, together, alone):
                     yield Outcome(left.pop(number), result, error, seconds)
         for item in left.values():
-            lost = RuntimeError(f"lost by the cluster, {RETRIES + 1} times in a row, as where its process is killed")
+            lost = RuntimeError(
+                f"lost by the cluster {RETRIES + 1} times in a row, for instance because its process was killed"
+            )
             yield Outcome(item, None, lost, (0.0, 0.0, 0.0))
 
 
 class _Worker:
-    """The stages, in an actor of Ray."""
+    """The stages in a Ray actor."""
 
     def __init__(self, stages: Stages, device: str) -> None:
         self.stages, self.device = stages, torch.device(device)
@@ -96,20 +99,20 @@ class _Worker:
 def _pass(
     ray: ModuleType, stages: Stages, items: Mapping[int, Any], device: str, actors: int, together: int, alone: bool
 ) -> Iterator[tuple[int, Any, Exception | None, tuple[float, float, float]]]:
-    """The outcomes of numbered items, in blocks of so many or each alone; but of those that are lost."""
+    """The outcomes of numbered items, in blocks of a given size or one at a time, except of lost items."""
     rows = [{"item": pickle.dumps(numbered)} for numbered in items.items()]
-    # From here, not from files that tasks of Ray would read: those would wait for a CPU, and the actors have them all.
+    # From memory, not from files read by Ray tasks, which would wait for a CPU while the actors have all of them.
     blocks = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // (1 if alone else together)))
     pool = {"size": min(actors, blocks.num_blocks()), "max_tasks_in_flight_per_actor": 1 if alone else None}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")  # which nothing replaces
+        warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")  # there is no replacement
         refined = blocks.map_batches(
             _Worker, fn_constructor_args=(stages, device), batch_size=None,
             compute=ray.data.ActorPoolStrategy(**pool),
             num_cpus=1, num_gpus=1 if device == "cuda" else 0, max_restarts=-1, max_task_retries=RETRIES,
         )  # fmt: skip
     refined.context.enable_progress_bars = False
-    refined.context.max_errored_blocks = -1  # those of dead actors, for all that an item raises is in its outcome
+    refined.context.max_errored_blocks = -1  # only of dead actors: the errors of items are in their outcomes
     try:
         for row in refined.iter_rows():
             yield pickle.loads(row["outcome"])
@@ -118,7 +121,7 @@ def _pass(
 
 
 def _ray() -> ModuleType:
-    """Ray, which says nothing on the way and sends no statistics."""
+    """Ray, without its messages and usage statistics."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -132,7 +135,7 @@ def _ray() -> ModuleType:
 
 @contextlib.contextmanager
 def _connected(ray: ModuleType, address: str | None, jobs: int) -> Iterator[None]:
-    """Beside a cluster; what is begun here is ended here."""
+    """Connect to a cluster; one that is started here is also stopped here."""
     if ray.is_initialized():
         yield
         return
@@ -157,7 +160,7 @@ def _connected(ray: ModuleType, address: str | None, jobs: int) -> Iterator[None
 
 
 def _knock(address: str) -> None:
-    """An error unless somebody answers at HOST:PORT, which Ray itself takes many minutes to find out."""
+    """Raise an error unless HOST:PORT answers; Ray itself takes many minutes to find out."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
@@ -165,7 +168,7 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def _one_attempt() -> Iterator[None]:
-    """Ray tries once to reach a cluster, where the environment does not say how often."""
+    """Let Ray try only once to reach a cluster, unless the environment says how often."""
     given = os.environ.get(ATTEMPTS)
     os.environ.setdefault(ATTEMPTS, "1")
     try:
@@ -176,7 +179,7 @@ def _one_attempt() -> Iterator[None]:
 
 
 def _places(ray: ModuleType, jobs: int) -> tuple[str, int]:
-    """The device of each actor and how many there are: a machine's whole CPUs, or its GPUs with a CPU each."""
+    """The device of the actors and their number: one for each whole CPU, or for each GPU with a CPU."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = ([int(machine.get(kind, 0)) for machine in machines] for kind in ("CPU", "GPU"))
     device = "cuda" if any(gpus) else "cpu"
@@ -186,12 +189,12 @@ def _places(ray: ModuleType, jobs: int) -> tuple[str, int]:
         raise ValueError(f"address: expected a Ray cluster with a whole CPU{beside}, got {machines}")
     kind = "GPU" if any(gpus) else "CPU"
     if not _free(ray, kind):
-        warnings.warn(f"every {kind} of the Ray cluster is taken by others; waiting for one", stacklevel=2)
+        warnings.warn(f"every {kind} of the Ray cluster is in use; waiting for one", stacklevel=2)
     return device, min(jobs or most, most)
 
 
 def _free(ray: ModuleType, kind: str) -> bool:
-    """Whether one of a kind is free, or soon is: what has just ended gives its own back a little later."""
+    """Whether one of a kind is free now or soon, since a job that has just ended releases its own a little later."""
     for _ in range(MOMENTS):
         if ray.available_resources().get(kind, 0) >= 1:
             return True
@@ -200,5 +203,5 @@ def _free(ray: ModuleType, kind: str) -> bool:
 
 
 def _line(error: Exception) -> str:
-    """The last line of what an error says: Ray puts others' tracebacks into its own."""
+    """The last line of an error message, since Ray includes whole tracebacks."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -1,4 +1,4 @@
-"""`tritoncrf refine` of a data set: many images, whose outputs go into a folder that a later run goes on with."""
+"""`tritoncrf refine` for a data set: many images, with outputs in a folder from which a later run resumes."""
 
 import argparse
 import contextlib
@@ -40,7 +40,7 @@ TRIED = 16  # pixels a side, and classes, of the image on which the arguments of
 
 
 def refine_set(options: argparse.Namespace) -> int:
-    """`tritoncrf refine` of a data set; 1 if an image has failed."""
+    """`tritoncrf refine` for a data set; returns 1 if an image failed."""
     if options.out is None:
         raise CommandError("--out: expected the folder of the outputs, got none")
     _expect_places(options)
@@ -49,7 +49,7 @@ def refine_set(options: argparse.Namespace) -> int:
     kind, source = source_of(options)
     reading = _chosen(Reading, options, kind=kind)
     given = settings_of(options)
-    # The images of a data set of maps have few of its classes, each its own.
+    # Each image with class activation maps has only a few of the data set's classes.
     arguments = {name: value for name, value in given.items() if name != "num_classes" or not reading.cams}
     _try(kind, arguments)
     entries, alone = matched(
@@ -71,14 +71,14 @@ def refine_set(options: argparse.Namespace) -> int:
             with _outcomes(stages, run.tasks, options) as outcomes:
                 run.go(outcomes)
         except KeyboardInterrupt:
-            print(f"tritoncrf: interrupted, {run.progress()}; the same command goes on", file=sys.stderr)
+            print(f"tritoncrf: interrupted, {run.progress()}; run the same command to resume", file=sys.stderr)
             return 130
-    gc.freeze()  # else Python would look through all that the libraries have made once more: a third of a second
+    gc.freeze()  # avoids a last garbage collection over all libraries: a third of a second
     return run.conclude()
 
 
 def _anchor(options: argparse.Namespace) -> None:
-    """Makes local paths absolute: the processes of a cluster work in folders of their own."""
+    """Make local paths absolute, since the processes of a cluster have other working folders."""
     options.images = [text if "://" in text else os.path.abspath(text) for text in options.images]
     for name in ("out", "images_dir", "ground_truth", *SCORES):
         path = getattr(options, name)
@@ -91,13 +91,13 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _chosen(record: type[Any], options: argparse.Namespace, /, **others: Any) -> Any:
-    """An instance of a dataclass, its fields the options of their names where those are given."""
+    """An instance of a dataclass with the given options as the fields of the same names."""
     names = [field.name for field in dataclasses.fields(record) if field.name not in others]
     return record(**others, **{name: value for name in names if (value := getattr(options, name)) is not None})
 
 
 def _try(kind: str, arguments: Mapping[str, Any]) -> None:
-    """What `refine` says of its arguments, before any image: an error that all of them would end with."""
+    """Call `refine` on a tiny image, to find errors in its arguments that every image would raise."""
     costs = arguments.get("compatibility", "potts")
     classes = arguments.get("num_classes") or (TRIED if isinstance(costs, str) else len(costs))
     size = TRIED, TRIED
@@ -108,32 +108,32 @@ def _try(kind: str, arguments: Mapping[str, Any]) -> None:
         scores = np.full(size, 0.5, np.float32)
     else:
         scores = np.full((classes, *size), 1 / classes, np.float32)
-    image = np.arange(TRIED * TRIED).astype(np.uint8).reshape(*size, 1).repeat(3, axis=-1)  # of all values
+    image = np.arange(TRIED * TRIED).astype(np.uint8).reshape(*size, 1).repeat(3, axis=-1)  # contains all values
     refine(image, **{kind: scores}, device="cpu", **arguments)  # type: ignore[call-overload]
 
 
 def _decisive(kind: str, arguments: Mapping[str, Any], reading: Reading, outputs: Outputs) -> dict[str, Any]:
-    """All that decides the bits of the outputs but the kind of machine, by the options that say it."""
+    """Everything that determines the outputs except the kind of machine, by option."""
     method, chosen = chosen_for(kind, False, arguments)
     found = {"tritoncrf": tritoncrf.__version__, "scores": f"--{kind}", "--method": method}
     fields = {**chosen, **vars(reading), **vars(outputs)}
     for name in ("kind", "folder", "allow_pickle"):
         del fields[name]
     if kind != "labels" and (fields["num_classes"] or 0) <= UNKNOWN:
-        fields["num_classes"] = None  # which then changes nothing
+        fields["num_classes"] = None  # it does not change the outputs then
     found |= {f"--{name.replace('_', '-')}": _plain(value) for name, value in fields.items()}
-    return cast(dict[str, Any], json.loads(json.dumps(found)))  # as it is when it is read again
+    return cast(dict[str, Any], json.loads(json.dumps(found)))  # in the form in which it is read back
 
 
 def _plain(value: Any) -> Any:
-    """A value as of JSON; a matrix by its digest."""
+    """A value for JSON; a matrix is replaced by its digest."""
     if np.ndim(value) < 2:
         return value
     return "sha256 " + hashlib.sha256(np.asarray(value, np.float64).tobytes()).hexdigest()[:16]
 
 
 def _prepare(outputs: Outputs, settings: str, entries: Sequence[Entry], recursive: bool) -> None:
-    """The folder of the outputs, in which nothing is that they would replace but what carries this digest."""
+    """Prepare the output folder; files that would be replaced must have this digest."""
     folder = outputs.folder
     paths = {path: entry.name for entry in entries for path in outputs.paths(entry.name)}
     places = {_resolved(place) for place in {folder, *(path.parent for path in paths)}}
@@ -149,7 +149,7 @@ def _prepare(outputs: Outputs, settings: str, entries: Sequence[Entry], recursiv
 
 
 def _sweep(outputs: Outputs, entries: Sequence[Entry], alone: bool) -> None:
-    """Removes what a killed run has left half-written; what other shards are writing stays, unless there are none."""
+    """Remove incomplete files of a killed run, but not those that other shards may be writing."""
     paths = {path for entry in entries for path in outputs.paths(entry.name)}
     for place in {outputs.folder, *(path.parent for path in paths)} if is_local(outputs.folder) else ():
         for left in temporaries(place, ".*") if place.is_dir() else ():
@@ -167,7 +167,7 @@ def _resolved(folder: Path) -> Path:
 
 
 def _expect_places(options: argparse.Namespace) -> None:
-    """An error for options that say where, and cannot be, before anything is written."""
+    """Raise an error, before anything is written, for options of placement that are not possible."""
     if options.engine is None:
         if options.address is not None:
             raise CommandError(f"--address: expected --engine ray beside it, got {options.address} alone")
@@ -181,14 +181,14 @@ def _expect_places(options: argparse.Namespace) -> None:
 
 
 def _devices(options: argparse.Namespace) -> list[str] | None:
-    """Those that are asked for."""
+    """The devices that are asked for."""
     if options.devices is not None:
         return [f"cuda:{number}" for number in options.devices]
     return None if options.device is None else [options.device]
 
 
 def _jobs(options: argparse.Namespace, tasks: int) -> int:
-    """How many processes: all cores of a machine without GPU, unless something else is asked for, but one a task."""
+    """The number of processes: by default all cores of a machine without a GPU, but at most one per task."""
     if options.jobs is not None:
         return min(int(options.jobs), tasks)
     if options.devices is not None or device_found(options.device).type != "cpu":
@@ -199,7 +199,7 @@ def _jobs(options: argparse.Namespace, tasks: int) -> int:
 
 @contextlib.contextmanager
 def _outcomes(stages: FileStages, tasks: Sequence[Task], options: argparse.Namespace) -> Iterator[Iterator[Outcome]]:
-    """The outcomes of tasks, by whatever does them, which is stopped at the end of the block."""
+    """The outcomes of tasks; what processes them is stopped at the end of the block."""
     if options.engine == "ray":
         from tritoncrf.datasets import cluster
 

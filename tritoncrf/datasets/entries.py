@@ -1,4 +1,4 @@
-"""The images of a data set, each with the scores that belong to it, matched by name."""
+"""Match the images of a data set with their scores by name."""
 
 import glob
 import os
@@ -19,7 +19,7 @@ __all__ = ["PICTURES", "Entry", "matched", "stem"]
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
 ARRAYS = (".npy", ".npz")
 LABELS = (".png", *ARRAYS)
-SHOWN = 3  # names of what has no partner
+SHOWN = 3  # names without a match in an error message
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Entry:
     """An image of a data set.
 
     Attributes:
-        name: what its outputs are called, the picture's name without its ending, with subfolders where those count.
+        name: the name of its outputs: the picture's name without its suffix, with subfolders in a recursive search.
         image: the picture.
-        scores: their file, or their place in a file of many images' scores.
-        truth: the true labels, where there are any.
+        scores: their file, or their place in a file with the scores of many images.
+        truth: the true labels, if any.
     """
 
     name: str
@@ -43,25 +43,25 @@ def matched(
     images: Sequence[str], kind: str, scores: Path, *, images_dir: Path | None = None, truth: Path | None = None,
     recursive: bool = False, skip_missing: bool = False,
 ) -> tuple[list[Entry], list[str]]:  # fmt: skip
-    """The images in order of name, and what has no partner.
+    """The images sorted by name, and the names without a match.
 
-    Names are compared in composed letters (NFC), whatever the file system stores. Every folder is listed once, and of
-    its files nothing is asked; hidden ones are passed over.
+    Names are compared in Unicode's composed form (NFC), in any file system. Every folder is listed once, without
+    further calls per file; hidden files are skipped.
 
     Args:
-        images: pictures, folders of pictures, globs, or .txt files of names, a line each; what follows a name after a
-            space is ignored.
-        kind: of the scores, as of `refine`.
-        scores: a folder of files, or one .h5, .hdf5 or .zarr of all images.
-        images_dir: the folder of the pictures that .txt files name, with or without ending and subfolders.
+        images: pictures, folders of pictures, globs, or .txt files with one name per line; text after a space is
+            ignored.
+        kind: the kind of scores, as in `refine`.
+        scores: a folder of files, or one .h5, .hdf5 or .zarr for all images.
+        images_dir: the folder of the pictures that .txt files name, with or without suffix and subfolders.
         truth: a folder of label files.
-        recursive: also look into subfolders, which then are part of the names.
-        skip_missing: leave out what has no scores. Images without true labels stay, with None.
+        recursive: also search subfolders, which are then part of the names.
+        skip_missing: skip images without scores. Images without true labels are kept, with None.
 
     Raises:
-        CommandError: nothing that the arguments name, two files of one name, or images without scores or, unless
-            skipped, true labels.
-        FileError: a list that cannot be read, a link that leads nowhere.
+        CommandError: the arguments name nothing, two files have one name, or, unless skipped, images have no scores or
+            true labels.
+        FileError: a list cannot be read, or a link is broken.
     """
     search = _Search(recursive, skip_missing)
     pictures, missing = _pictures(images, images_dir, search)
@@ -76,7 +76,7 @@ def matched(
 
 
 def stem(name: str) -> str:
-    """A file's name without its ending, of "x.nii.gz" without both, in composed letters."""
+    """A file's name without its suffix, or both suffixes of "x.nii.gz", in composed form."""
     head, ending = os.path.splitext(name)
     return _composed(os.path.splitext(head)[0] if ending.lower() == ".gz" else head)
 
@@ -87,18 +87,17 @@ def _composed(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Search:
-    """How files are looked for."""
+    """How files are searched for."""
 
     recursive: bool
     skip_missing: bool
 
     def expect_none(self, option: str, wanted: str, missing: Sequence[str], total: int) -> None:
-        """An error that names the first of what has no partner, unless they are skipped."""
+        """Raise an error with the first names that have no match, unless they are skipped."""
         if missing and not self.skip_missing:
             few = ", ".join([*missing[:SHOWN], *["..."] * (len(missing) > SHOWN)])
             raise CommandError(
-                f"{option}: expected {wanted}, got none for {len(missing)} of {total}: {few}; --skip-missing goes on "
-                "without"
+                f"{option}: expected {wanted}, got none for {len(missing)} of {total}: {few}; --skip-missing skips them"
             )
 
 
@@ -106,10 +105,10 @@ class _Folder:
     """The files of a folder by their stems, listed once."""
 
     def __init__(self, option: str, path: Path, endings: tuple[str, ...], search: _Search) -> None:
-        """A CommandError naming `option` where there is no such folder."""
+        """Raises a CommandError that names `option` if the folder does not exist."""
         self._option, self._path, self._skip = option, path, search.skip_missing
         self._found: dict[str, list[str]] = {}
-        self._dangling: set[str] = set()  # links that lead nowhere
+        self._dangling: set[str] = set()  # broken links
         for name, leads in _listed(option, path, search.recursive):
             if name.lower().endswith(endings):
                 self._found.setdefault(stem(name), []).append(name)
@@ -124,7 +123,7 @@ class _Folder:
         return self._one(name, self._found.get(name, []))
 
     def named(self, text: str) -> tuple[str, Path] | None:
-        """The same of the file of that name, or else of one that only ends otherwise."""
+        """The same for the file with that name, or otherwise with that name and another suffix."""
         name = _composed(text)
         alike = self._found.get(stem(name), [])
         exact = [file for file in alike if _composed(file) == name]
@@ -133,36 +132,36 @@ class _Folder:
     def _one(self, name: str, found: Sequence[str]) -> tuple[str, Path] | None:
         if len(found) > 1:
             raise CommandError(
-                f"{self._option}: expected one file of a name, got {' and '.join(found)} in {self._path}"
+                f"{self._option}: expected one file for each name, got {' and '.join(found)} in {self._path}"
             )
         if not found or found[0] in self._dangling and self._skip:
             return None
         path = self._path / found[0]
         if found[0] in self._dangling:
-            raise FileError(f"{path}: expected a file, got a link that leads nowhere")
+            raise FileError(f"{path}: expected a file, got a broken link")
         return name, path
 
 
 def _listed(option: str, folder: Path, recursive: bool) -> Iterator[tuple[str, bool]]:
-    """The files of a folder by their names from there, none of them hidden; False with a link that leads nowhere."""
+    """The files of a folder that are not hidden, by relative name, with False for a broken link."""
     if not is_local(folder):
         yield from _listed_remotely(option, folder, recursive)
     elif not folder.is_dir():
-        hint = "; of one image --modality takes further files" if folder.is_file() and option[2:] in SCORES else ""
+        hint = "; for one image, --modality adds further files" if folder.is_file() and option[2:] in SCORES else ""
         raise CommandError(f"{option}: expected a folder, got {folder}{hint}")
     else:
         yield from _listed_here(os.fspath(folder), "", (os.path.realpath(folder),) if recursive else None)
 
 
 def _listed_here(folder: str, below: str, above: tuple[str, ...] | None) -> Iterator[tuple[str, bool]]:
-    """As `_listed`; into subfolders unless `above` is None: the folders that lead here, links resolved."""
+    """Like `_listed`, including subfolders unless `above`, the resolved parent folders, is None."""
     with os.scandir(folder) as files:
         for file in files:
             if file.name.startswith("."):
                 continue
             if not file.is_dir():
                 yield below + file.name, not file.is_symlink() or os.path.exists(file.path)
-            elif above is not None and (real := os.path.realpath(file.path)) not in above:  # no circle of links
+            elif above is not None and (real := os.path.realpath(file.path)) not in above:  # no cycle of links
                 yield from _listed_here(file.path, f"{below}{file.name}/", (*above, real))
 
 
@@ -182,12 +181,12 @@ def _listed_remotely(option: str, folder: Path, recursive: bool) -> Iterator[tup
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file or a folder above it is, of a name with subfolders."""
+    """Whether a file, given by a name with subfolders, or a folder above it is hidden."""
     return any(part.startswith(".") for part in name.split("/"))
 
 
 def _pictures(images: Sequence[str], images_dir: Path | None, search: _Search) -> tuple[dict[str, Path], list[str]]:
-    """The pictures by name; the names of a list that have none."""
+    """The pictures by name, and the names in lists without a picture."""
     found: dict[str, Path] = {}
     missing: list[str] = []
 
@@ -198,7 +197,7 @@ def _pictures(images: Sequence[str], images_dir: Path | None, search: _Search) -
             raise CommandError(f"IMAGES: expected pictures below --images-dir, got {path}")
         other = found.setdefault(name, path)
         if other != path:
-            raise CommandError(f"IMAGES: expected one picture of a name, got {other} and {path}")
+            raise CommandError(f"IMAGES: expected one picture for each name, got {other} and {path}")
 
     for text in images:
         path = address(text)
@@ -212,7 +211,7 @@ def _pictures(images: Sequence[str], images_dir: Path | None, search: _Search) -
             missing += without
         elif os.path.lexists(path) if is_local(path) else path.is_file():
             if not path.exists():
-                raise FileError(f"{path}: expected a picture, got a link that leads nowhere")
+                raise FileError(f"{path}: expected a picture, got a broken link")
             pairs = [(stem(path.name), path)]
         else:
             pairs = [(stem(name), path) for name, path in _globbed(text)]
@@ -225,7 +224,7 @@ def _pictures(images: Sequence[str], images_dir: Path | None, search: _Search) -
 
 
 def _of_list(path: Path, images_dir: Path | None, search: _Search) -> tuple[list[tuple[str, Path]], list[str]]:
-    """The stems and paths of the pictures that a file names, a line each, and the names of which there is none."""
+    """The stems and paths of the pictures that a list names, one per line, and the names without a picture."""
     if images_dir is None:
         raise CommandError(f"IMAGES: expected --images-dir, the folder of the pictures that {path} names, got none")
     lines = decoded(path, "a list of names", lambda path: path.read_text(encoding="utf-8-sig")).splitlines()
@@ -254,7 +253,7 @@ def _of_list(path: Path, images_dir: Path | None, search: _Search) -> tuple[list
 
 
 def _globbed(text: str) -> Iterator[tuple[str, Path]]:
-    """The pictures of a glob, by their names from its first folder that is no pattern."""
+    """The pictures of a glob, by their names relative to its last folder before the pattern."""
     magic = re.search("[*?[]", text)
     if magic is None:
         return
@@ -271,7 +270,7 @@ def _globbed(text: str) -> Iterator[tuple[str, Path]]:
 
 
 def _endings(kind: str) -> tuple[str, ...]:
-    """Of the files that hold scores of a kind."""
+    """The suffixes of files with scores of a kind."""
     return (*PICTURES, *ARRAYS) if kind in BINARY else LABELS if kind == "labels" else ARRAYS
 
 

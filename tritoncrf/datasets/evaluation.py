@@ -1,4 +1,4 @@
-"""How good the labels of a data set are, before and after: counts of each image, which add up."""
+"""The accuracy of a data set's labels before and after, from counts of each image that are summed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,12 @@ from tritoncrf.options import UNKNOWN
 
 __all__ = ["Counts", "counted", "read_truth", "table"]
 
-MOST_CLASSES = 4096  # of labels whose number of classes nobody said; what is beyond is no class
+MOST_CLASSES = 4096  # for labels without a given number of classes; larger values are not classes
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of labels and their truth; class c is at c + 1, and 0 is where labels are unknown, which no truth is.
+    """Counts of labels and their truth; class c has index c + 1, and index 0 is for unknown labels.
 
     Attributes:
         confusion: pixels by true class (row) and label, int64 [C + 1, C + 1].
@@ -34,11 +34,11 @@ class Counts:
         return Counts(one.confusion + two.confusion, one.boundary + two.boundary)
 
     def of_truth(self, label: int) -> int:
-        """How many pixels are truly of a class."""
+        """The number of pixels that truly have a class."""
         return int(self.confusion[label + 1 :][:1].sum())
 
     def grown(self, size: int) -> "Counts":
-        """With classes, up to so many, of which nothing was counted."""
+        """The counts extended to this many classes."""
         more = (0, size - len(self.boundary))
         return Counts(np.pad(self.confusion, [more, more]), np.pad(self.boundary, [more, (0, 0)]))
 
@@ -47,7 +47,7 @@ def read_truth(path: Path, size: tuple[int, int], num_classes: int | None, uprig
     """The true labels of an image of that size, int64 [H, W], -1 where unknown.
 
     Raises:
-        FileError: another size, or no classes.
+        FileError: the size differs, or values are not classes.
     """
     truth = read_labels(path, upright).astype(np.int64)
     if truth.shape != size:
@@ -73,7 +73,7 @@ def counted(labels: np.ndarray, truth: np.ndarray) -> Counts:
 
 
 def table(before: Counts, after: Counts) -> str:
-    """IoU and Boundary IoU in percent: their means over the classes that occur, and those of each."""
+    """A table of IoU and Boundary IoU in percent: means over the classes that occur, and values of each class."""
     size = max(len(before.boundary), len(after.boundary))
     both = before.grown(size), after.grown(size)
     columns = [iou_per_class(counts.confusion)[1:] for counts in both]

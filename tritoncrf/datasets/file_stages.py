@@ -1,4 +1,5 @@
-"""Of an image in files: read it and its scores, refine them, write its labels and count how good they are."""
+"""The stages of an image in files: read it and its scores, refine them, write the labels, and count how many are
+right."""
 
 import platform
 from collections.abc import Hashable, Mapping
@@ -23,7 +24,7 @@ __all__ = ["FileStages", "Task", "Written"]
 
 @dataclass(frozen=True)
 class Task:
-    """An image to refine, or one that is finished and only counted."""
+    """An image to refine, or a finished one that is only counted."""
 
     entry: Entry
     finished: bool = False
@@ -31,16 +32,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the files of an image hold.
+    """The contents of an image's files.
 
     Attributes:
         image: [H, W, 3] or [H, W].
-        kind: of its scores.
-        classes: the label of each of their channels; None: their index.
+        kind: the kind of its scores.
+        classes: the label of each channel of the scores; None if it is the index.
         before: the best class [H, W] of the scores, -1 where unknown.
-        problem: what is to be refined; None where there is nothing to do: the image is finished, or has one class
-            alone.
-        truth: [H, W], -1 where unknown; None where there is none.
+        problem: the problem to solve; None if there is nothing to do, because the image is finished or has only one
+            class.
+        truth: [H, W], -1 where unknown; None if there is none.
     """
 
     image: np.ndarray
@@ -53,11 +54,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Written:
-    """What is known of an image whose outputs are whole.
+    """What is known of an image with complete outputs.
 
     Attributes:
-        changed: the share of its pixels whose label is another one now; None where it was finished.
-        counts: of its labels and their truth, before and after, where there is a truth.
+        changed: the share of its pixels whose label changed; None if it was finished before.
+        counts: counts of its labels and their truth, before and after, if there is a truth.
     """
 
     changed: float | None
@@ -70,10 +71,10 @@ class FileStages:
 
     Attributes:
         reading: how its scores are read.
-        outputs: what is written.
-        options: of `refine`.
-        settings: the digest of all that decides the bits, which outputs carry.
-        num_classes: of the true labels; None: as many as there are.
+        outputs: the outputs to write.
+        options: arguments of `refine`.
+        settings: the digest of everything that determines the outputs, which they contain.
+        num_classes: number of classes of the true labels; None for as many as occur.
     """
 
     reading: Reading
@@ -85,7 +86,7 @@ class FileStages:
     def read(self, task: Task, device: torch.device) -> Loaded:
         entry, upright, folder = task.entry, not self.reading.as_stored, self.outputs.folder
         if is_local(folder) and not folder.is_dir():
-            raise FileError(f"{folder}: expected a folder that every machine reaches, got none on {platform.node()}")
+            raise FileError(f"{folder}: expected a folder that every machine can access, got none on {platform.node()}")
         image = np.asarray(read_image(entry.image, upright=upright))
         size = image.shape[0], image.shape[1]
         found = self.reading.scores(entry.scores, entry.image, size)
@@ -104,7 +105,7 @@ class FileStages:
         return Loaded(image, found.kind, found.classes, before, problem, truth)
 
     def _classes(self, found: Found) -> int | None:
-        """How many there are, where the scores of one image or the user say it."""
+        """The number of classes, if the scores of one image or the user give it."""
         if found.kind in BINARY:
             return 2
         whole = found.classes is None and found.kind != "labels"
@@ -114,7 +115,7 @@ class FileStages:
         return None if loaded.problem is None else loaded.problem.key()
 
     def refine(self, loaded: list[Loaded]) -> list[tuple[Loaded, torch.Tensor | None]]:
-        """What was loaded, each with its probabilities [C, H, W], or None."""
+        """Each loaded image with its probabilities [C, H, W], or None."""
         if loaded[0].problem is None:
             return [(loaded[0], None)]
         q = solved([one.problem for one in loaded if one.problem is not None])
@@ -140,12 +141,12 @@ class FileStages:
 
 
 def _single(found: Found) -> bool:
-    """Whether an image has one class alone, so that there is nothing to refine."""
+    """Whether an image has only one class, so that there is nothing to refine."""
     return found.classes is not None and len(found.classes) == 1
 
 
 def _of_classes(costs: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Of costs [C, C] those of the classes that an image has."""
+    """The costs [C, C] restricted to the classes of an image."""
     if classes.max() >= len(costs):
         raise ValueError(f"compatibility: expected a row for each class up to {classes.max()}, got {list(costs.shape)}")
     return costs[np.ix_(classes, classes)]

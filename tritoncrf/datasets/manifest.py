@@ -1,9 +1,9 @@
-"""What an output folder says of itself: the settings of its images, and how it went with each of them.
+"""The records in an output folder: the settings of its images, and the result for each of them.
 
-OUT/settings.json           all that decides the bits, written before any image
-OUT/manifest.jsonl          a line an image, appended once its outputs are whole
-OUT/manifest-2-of-8.jsonl   the same of a shard; on reading, all manifests are one
-OUT/records/NAME.json       in place of lines on an object store, which cannot append; uploads need no lock
+OUT/settings.json           everything that determines the outputs, written before any image
+OUT/manifest.jsonl          one line per image, appended when its outputs are complete
+OUT/manifest-2-of-8.jsonl   the same for a shard; all manifests are read together
+OUT/records/NAME.json       instead of lines on an object store, which cannot append; uploads need no lock
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from tritoncrf.locks import locked
 
 __all__ = ["Manifest", "Record", "digest", "in_shard", "opened"]
 
-SHOWN = 40  # characters of a setting, in an error
-UPLOADS = 16  # records at a time
+SHOWN = 40  # characters of a setting in an error message
+UPLOADS = 16  # simultaneous uploads of records
 
 
 @dataclass(frozen=True)
 class Record:
-    """How it went with an image.
+    """The result for an image.
 
     Attributes:
-        name: as of its `Entry`.
-        settings: their digest.
-        seconds: to read, refine and write it; None where its outputs were found without a record.
-        changed: the share of its pixels whose label is another one now; None where it failed.
-        error: what went wrong, in one line, or None.
+        name: the name of its `Entry`.
+        settings: the digest of the settings.
+        seconds: time to read, refine and write it; None if its outputs were found without a record.
+        changed: the share of its pixels whose label changed; None if it failed.
+        error: the error in one line, or None.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Record:
 
 
 def _parsed(line: bytes) -> Record | None:
-    """The record of a line; None of what a machine that lost its power, or a full disk, has left of one."""
+    """The record of a line; None if a power failure or a full disk left it incomplete."""
     try:
         record = Record(**json.loads(line))
     except (TypeError, ValueError):
@@ -60,21 +60,21 @@ def _parsed(line: bytes) -> Record | None:
 
 
 def _whole(lines: bytes) -> bytes:
-    """Without the last one, if it is not finished."""
+    """The lines without an incomplete last one."""
     return lines[: lines.rfind(b"\n") + 1]
 
 
 class Manifest(Protocol):
-    """The records of a folder, of which there is one an image."""
+    """The records of a folder, one per image."""
 
     records: dict[str, Record]
 
     def add(self, record: Record) -> None:
-        """Keeps the record of an image whose outputs are whole, or that has failed."""
+        """Add the record of an image that failed or has complete outputs."""
 
 
 class _Lines:
-    """The records in a folder's files of lines, one of which grows."""
+    """The records in the manifest files of a folder, one of which is appended to."""
 
     def __init__(self, file: IO[bytes], others: Sequence[Path]):
         self._file = file
@@ -105,7 +105,7 @@ class _Lines:
 
 
 class _Objects:
-    """A small file a record, uploaded beside the work."""
+    """One small file per record, uploaded in the background."""
 
     def __init__(self, folder: Any):
         self._folder = folder
@@ -131,15 +131,15 @@ class _Objects:
 
 @contextlib.contextmanager
 def opened(folder: Path, settings: Mapping[str, Any], shard: tuple[int, int] | None = None) -> Iterator[Manifest]:
-    """The manifest of a folder for one run, which nobody else has meanwhile; other shards have theirs.
+    """The manifest of a folder, locked for one run; other shards have their own.
 
     Args:
-        folder: that exists, unless it is an address.
-        settings: all that decides the bits, by the names that a user knows; values as of JSON.
-        shard: which of how many, from 1.
+        folder: a folder that exists, or an address.
+        settings: everything that determines the outputs, by option; values for JSON.
+        shard: the number of this shard, from 1, and the number of shards.
 
     Raises:
-        FileError: another run has it; the images that are there have other settings.
+        FileError: another run uses the folder, or its images have other settings.
     """
     if not is_local(folder):
         _agree(folder, settings)
@@ -159,7 +159,7 @@ def opened(folder: Path, settings: Mapping[str, Any], shard: tuple[int, int] | N
 
 
 def _agree(folder: Path, settings: Mapping[str, Any], used: bool = True) -> None:
-    """Writes the settings of a folder; an error where it has others with which images were refined."""
+    """Write the settings of a folder; raise an error if it has images with other settings."""
     path = folder / "settings.json"
     there = None
     if path.exists():
@@ -169,8 +169,8 @@ def _agree(folder: Path, settings: Mapping[str, Any], used: bool = True) -> None
             raise FileError(f"{path}: expected settings as JSON, got something else")
         differing = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
         if differing and used:
-            words = "; ".join(f"{n}: {_shown(there.get(n))} there, {_shown(settings.get(n))} now" for n in differing)
-            raise FileError(f"{folder}: expected a folder without images of other settings, got {words}")
+            words = "; ".join(f"{n}: {_shown(there.get(n))} before, {_shown(settings.get(n))} now" for n in differing)
+            raise FileError(f"{folder}: expected a folder without images refined with other settings, got {words}")
     if there != settings:
         write(path, json.dumps(settings, indent=2).encode() + b"\n")
 
@@ -181,11 +181,11 @@ def _shown(value: Any) -> str:
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """What tells settings from others, in 16 characters."""
+    """A digest of settings in 16 characters."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def in_shard(name: str, shard: tuple[int, int]) -> bool:
-    """Whether an image is of this shard, from 1, of so many: by its name alone, so that all machines agree."""
+    """Whether an image belongs to a shard (number, count), by its name alone, so that all machines agree."""
     number, count = shard
     return zlib.crc32(name.encode("utf-8", "surrogatepass")) % count == number - 1

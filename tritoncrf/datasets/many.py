@@ -1,4 +1,4 @@
-"""The scores of many images in, the sharpened scores out."""
+"""Refine the scores of many images."""
 
 import contextlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Sized
@@ -89,32 +89,34 @@ def _results(outcomes: Iterator[Any], errors: str) -> Iterator[tuple[Any, Any]]:
 
 
 def _expect_options(scores: str, options: RefineOptions) -> None:
-    """An error for options that `refine` would take for no image."""
+    """Raise an error for options that `refine` would not accept for any image."""
     for name in options:
         if name not in ("method", *ARGUMENTS):
-            hint = "; devices= says where" if name == "device" else ""
-            raise TypeError(f"{name}: expected an argument of refine that serves many images, got none{hint}")
+            hint = "; use devices=" if name == "device" else ""
+            raise TypeError(
+                f"{name}: expected an argument of refine that is valid for many images, got another one{hint}"
+            )
     chosen_for(scores, False, options)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image's problem, and what its result is to be like."""
+    """An image's problem, and the form of its result."""
 
     name: Any
     problem: Problem
-    like: Any  # an array without numbers, of the kind of the scores
+    like: Any  # an empty array of the kind of the scores
 
 
 @dataclass(frozen=True)
 class Refining:
-    """The stages of `refine`, for scores of a kind and with its other arguments."""
+    """The stages of `refine` for one kind of scores and its other arguments."""
 
     kind: str
     options: RefineOptions
 
     def load(self, name: Any, image: Image, scores: Image, device: torch.device) -> Loaded:
-        """An image on the device."""
+        """Load an image on the device."""
         value = pinned(scores) if device.type == "cuda" else scores
         return Loaded(name, posed(image, {self.kind: value}, device, self.options), _empty(scores))
 
@@ -125,14 +127,14 @@ class Refining:
         return [*zip(loaded, solved([one.problem for one in loaded]))]
 
     def result(self, refined: tuple[Loaded, torch.Tensor]) -> Array:
-        """As `refine` gives it."""
+        """The result in the form of `refine`."""
         loaded, q = refined
         return like(q, self.kind, loaded.like)
 
 
 @dataclass(frozen=True)
 class Many:
-    """The stages of `refine_many`; where there is a data set, items are its indices."""
+    """The stages of `refine_many`; for a data set, items are its indices."""
 
     refining: Refining
     dataset: Any
@@ -158,7 +160,7 @@ class Many:
 
 @contextlib.contextmanager
 def told_by(name: Any) -> Iterator[None]:
-    """Errors begin with the name of what they are about."""
+    """Put the name of the item in front of error messages."""
     try:
         yield
     except (TypeError, ValueError, RuntimeError) as error:
@@ -167,12 +169,12 @@ def told_by(name: Any) -> Iterator[None]:
 
 
 def _empty(value: Any) -> Any:
-    """Nothing, of the kind, dtype and device of an array; what is no array itself."""
+    """An empty array of the kind, dtype and device of an array; other values unchanged."""
     if isinstance(value, torch.Tensor):
         return value.new_empty(0)
     return np.empty(0, value.dtype) if isinstance(value, np.ndarray) else value
 
 
 def pinned(value: Any) -> Any:
-    """An array in memory that a GPU reads while it computes."""
+    """An array in pinned memory, which a GPU can read while it computes."""
     return torch.from_numpy(value).pin_memory() if isinstance(value, np.ndarray) and value.flags.writeable else value

@@ -1,4 +1,4 @@
-"""What is written of an image: whole or not at all, marked with the settings that made it."""
+"""The outputs of an image, written completely or not at all, with a mark of their settings."""
 
 import io
 import json
@@ -18,8 +18,8 @@ from tritoncrf.options import BINARY, UNKNOWN
 
 __all__ = ["UNKNOWN_16", "Outputs"]
 
-UNKNOWN_16 = 65535  # of labels of 16 bits
-MARK = "tritoncrf"  # the chunk of a PNG, or the array of an .npz, that holds it
+UNKNOWN_16 = 65535  # the unknown label in 16 bits
+MARK = "tritoncrf"  # the PNG chunk, or the array of an .npz, that contains the mark
 QUALITY = 90  # of a JPEG
 
 
@@ -28,17 +28,18 @@ class Outputs:
     """The outputs of a data set's images.
 
     Attributes:
-        folder: of NAME.png, or NAME.npz of probabilities, and of the overlays, overlays/NAME.jpg.
-        save: "labels" as a .png with the palette of PASCAL VOC, from 256 classes on as grey of 16 bits, of one object
-            as 0 and 255; or "probabilities", float16 [C, H, W], of one object [H, W], in an .npz under this name, with
-            the labels of the channels as "classes" where they are not 0, 1, 2 and so on.
-        confidence: pixels whose best class is less probable are labelled unknown: 255, or 65535 of 16 bits. One
-            object is then labelled 1.
+        folder: the folder for NAME.png, or NAME.npz for probabilities, and for the overlays, overlays/NAME.jpg.
+        save: "labels" for a .png with the palette of PASCAL VOC, with 16-bit grey levels from 256 classes on, or with 0
+            and 255 for one object; or "probabilities" for an .npz with an array of this name, float16 [C, H, W], or [H,
+            W] for one object, and with the labels of the channels as "classes" unless they are 0, 1, 2 and so on.
+        confidence: pixels whose best class is less probable get the unknown label, 255, or 65535 in 16 bits. One object
+            then has the label 1.
         overlay: also draw the labels over the picture.
-        num_classes: of the data set, where an image has not all of them: they say how many bits a label has.
+        num_classes: number of classes of the data set, which determines the bits of a label if an image has only some
+            of them.
 
     Raises:
-        CommandError: arguments that do not go together.
+        CommandError: arguments are not compatible.
     """
 
     folder: Path
@@ -51,12 +52,12 @@ class Outputs:
         if self.confidence is None:
             return
         if self.save != "labels":
-            raise CommandError("--confidence: expected labels, some of them unknown, got --save probabilities")
+            raise CommandError("--confidence: expected --save labels, got --save probabilities")
         if not 0 < self.confidence <= 1:
             raise CommandError(f"--confidence: expected a probability above 0, at most 1, got {self.confidence}")
 
     def paths(self, name: str) -> list[Path]:
-        """The files of an image, the marked one last."""
+        """The files of an image; the one with the mark is last."""
         main = self.folder / f"{name}{'.png' if self.save == 'labels' else '.npz'}"
         return [self.folder / "overlays" / f"{name}.jpg", main] if self.overlay else [main]
 
@@ -64,18 +65,18 @@ class Outputs:
         self, name: str, image: np.ndarray, refined: np.ndarray, kind: str, classes: np.ndarray | None,
         mark: Mapping[str, Any],
     ) -> np.ndarray:  # fmt: skip
-        """Write them.
+        """Write the outputs of an image.
 
         Args:
-            name: of the image.
+            name: name of the image.
             image: [H, W, 3] or [H, W], uint8.
-            refined: probabilities, [C, H, W], or [H, W] of one object.
-            kind: of the scores, as of `refine`.
-            classes: the labels of the channels, where they are not 0, 1, 2 and so on.
-            mark: what `mark` gives back, of what JSON has.
+            refined: probabilities [C, H, W], or [H, W] for one object.
+            kind: the kind of scores, as in `refine`.
+            classes: the labels of the channels, if they are not 0, 1, 2 and so on.
+            mark: what `mark` returns; values for JSON.
 
         Returns:
-            [H, W] integers, the labels under their numbers, -1 where unknown.
+            Integer labels [H, W], -1 where unknown.
         """
         labels = self._best(refined, kind, classes)
         paths = self.paths(name)
@@ -110,12 +111,14 @@ class Outputs:
         return labels
 
     def _picture(self, labels: np.ndarray, count: int, kind: str) -> Image.Image:
-        """Of labels of which there are so many."""
+        """A picture of labels with this many classes."""
         if kind in BINARY and self.confidence is None:
             return Image.fromarray((labels * 255).astype(np.uint8))
         count = max(count, self.num_classes or 0)
         if count > UNKNOWN_16:
-            raise ValueError(f"--save: a .png holds {UNKNOWN_16} classes, got {count}; --save probabilities")
+            raise ValueError(
+                f"--save: expected at most {UNKNOWN_16} classes in a .png, got {count}; use --save probabilities"
+            )
         wide = count > UNKNOWN
         known = np.where(labels < 0, UNKNOWN_16 if wide else UNKNOWN, labels)
         picture = Image.fromarray(known.astype(np.uint16 if wide else np.uint8))
@@ -124,15 +127,15 @@ class Outputs:
         return picture
 
     def labels(self, name: str) -> np.ndarray:
-        """Those of the outputs of an image, as `write` returns them.
+        """The labels in the outputs of an image, as `write` returns them.
 
         Raises:
-            FileError: they are not there, or not whole.
+            FileError: the outputs are missing or incomplete.
         """
         return self._read(name)[0]
 
     def mark(self, name: str) -> dict[str, Any] | None:
-        """What the outputs of an image are marked with; None where they are not all there and whole."""
+        """The mark of an image's outputs; None if any is missing or incomplete."""
         try:
             if not all(path.exists() for path in self.paths(name)):
                 return None
@@ -163,14 +166,14 @@ class Outputs:
 
 
 def _drawn(image: np.ndarray, labels: np.ndarray) -> bytes:
-    """A JPEG of the labels over the picture; in memory, for written to a file it says nothing of a full disk."""
+    """A JPEG of the labels over the picture, in memory, since Pillow does not report a full disk for a file."""
     picture, drawn = figures.overlay(figures.grey_of(image), labels), io.BytesIO()
     Image.fromarray((255 * picture).round().astype(np.uint8)).save(drawn, format="jpeg", quality=QUALITY)
     return drawn.getvalue()
 
 
 def _parsed(text: object) -> dict[str, Any] | None:
-    """A mark; None where the file has none that was written here."""
+    """The mark, or None if the file has no mark of this library."""
     try:
         mark = json.loads(text) if isinstance(text, str) else None
     except ValueError:

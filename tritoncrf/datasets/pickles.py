@@ -1,4 +1,4 @@
-"""Arrays that `np.save` has pickled, read without running anything that a file says."""
+"""Read arrays that `np.save` pickled, without running any code from the file."""
 
 import io
 import pickle
@@ -19,12 +19,12 @@ Content = TypeVar("Content")
 
 
 def _numpy_core() -> Mapping[str, Any]:
-    """NumPy's functions that a pickled array or number names, from its module's old name or its new one."""
+    """NumPy's functions that a pickled array or number uses, from the module's old or new name."""
     array, number = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     return {"_reconstruct": array, "scalar": number}
 
 
-# What may be called: NumPy's, and the class of the hooks that a tensor is saved with, none.
+# What may be called: NumPy's functions, and the class of a tensor's hooks, which are empty.
 KNOWN: Mapping[tuple[str, str], Any] = MappingProxyType(
     {
         ("numpy", "ndarray"): np.ndarray,
@@ -40,8 +40,8 @@ KNOWN: Mapping[tuple[str, str], Any] = MappingProxyType(
 
 
 class _Unpickler(pickle.Unpickler):
-    """Of arrays and tensors: nothing but what is named here is found, whatever the file asks for. Its own methods stand
-    for torch's functions, so that a file cannot change those."""
+    """An unpickler of arrays and tensors that finds only the names in this module. Its own methods replace torch's
+    functions, so that a file cannot change those."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -49,30 +49,30 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return self._storage
         if (module, name) not in KNOWN:
-            raise pickle.UnpicklingError(f"of NumPy's arrays and torch's tensors nothing is called {module}.{name}")
+            raise pickle.UnpicklingError(f"NumPy's arrays and torch's tensors do not use {module}.{name}")
         return KNOWN[module, name]
 
     def _storage(self, content: bytes) -> Any:
-        """A storage, which torch saves within the pickle as a file of its own, again a pickle."""
+        """A storage, which torch saves inside the pickle as another pickle."""
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
     def _tensor(self, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Any:
-        """The values of a tensor; whether it needs a gradient, and its hooks, play no part."""
+        """The values of a tensor; its requires_grad and hooks are ignored."""
         tensor = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def unpickled(file: IO[bytes]) -> Any:
-    """What is pickled in a file: arrays, numbers, text, and lists and dictionaries of such; tensors as arrays.
+    """The content of a pickle: arrays, numbers, text, and lists and dictionaries of these; tensors become arrays.
 
     Raises:
-        pickle.UnpicklingError: anything else; nothing of it has run.
+        pickle.UnpicklingError: the content is anything else; none of it has been run.
     """
     return _Unpickler(file).load()
 
 
 def read_npy(path: Path, choose: Callable[[Arrays], Content], allow_pickle: bool = False) -> Content:
-    """What `choose` takes from an .npy of numbers, or, if allowed, of an object that is pickled in it."""
+    """What `choose` selects from an .npy of numbers, or, if allowed, of a pickled object."""
 
     def read(path: Path) -> Content:
         with path.open("rb") as file:
@@ -83,8 +83,8 @@ def read_npy(path: Path, choose: Callable[[Arrays], Content], allow_pickle: bool
                 return choose(np.load(file, allow_pickle=False))
             if not allow_pickle:
                 raise FileError(
-                    f"{path}: expected numbers, got a pickled object; --allow-pickle takes NumPy's and torch's arrays "
-                    "out of it, and runs nothing"
+                    f"{path}: expected numbers, got a pickled object; --allow-pickle reads NumPy's and torch's arrays "
+                    "from it without running code"
                 )
             array = unpickled(file)
             return choose(_named(path, array.item() if isinstance(array, np.ndarray) and not array.ndim else array))

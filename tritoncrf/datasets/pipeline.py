@@ -1,8 +1,8 @@
-"""The stages of many items in one process: reading ahead in threads, and on a GPU writing behind in threads.
+"""The stages of many items in one process, with threads that read ahead and, on a GPU, write in the background.
 
-On a CPU an item is written before the next is refined: a process that is killed has then one item in work, and there
-is no time to win, for writing takes the core that refining takes. A GPU refines while the cores read and write, and
-takes items of one key together, so that its launches are few and full.
+On a CPU, an item is written before the next is refined: a killed process then loses only one item, and nothing would be
+gained otherwise, as writing uses the same core as refining. A GPU refines while the cores read and write, and processes
+items with the same key together, for few and large launches.
 """
 
 import time
@@ -18,31 +18,31 @@ from tritoncrf.datasets.stages import Outcome, Stages
 
 __all__ = ["END", "Pace", "outcomes", "pace"]
 
-END = object()  # from a source: there are no more
+END = object()  # from a source: no more items
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How many items a process has at one time."""
+    """How many items a process handles at a time."""
 
-    ahead: int  # read, or being read, beside those in work
-    together: int  # refined at once, if of one key
-    behind: int  # being written beside those in work
-    threads: int  # that read, and as many that write
+    ahead: int  # read, or being read, in addition to those in progress
+    together: int  # refined at once, if they have the same key
+    behind: int  # being written, in addition to those in progress
+    threads: int  # for reading, and as many for writing
 
 
 def pace(device: torch.device) -> Pace:
-    """That of a device."""
+    """The pace of a device."""
     return Pace(ahead=16, together=8, behind=16, threads=4) if device.type == "cuda" else Pace(1, 1, 0, 1)
 
 
 def outcomes(stages: Stages, source: Callable[[bool], Any], device: torch.device) -> Iterator[Outcome]:
-    """One for each item, in order.
+    """The outcome of each item, in order.
 
     Args:
-        stages: what is done.
-        source: gives the next item, or END; given False, None where it would have to wait.
-        device: where.
+        stages: the stages.
+        source: returns the next item, or END; with False, None if it would have to wait.
+        device: the device to compute on.
     """
     has = pace(device)
     ended = False
@@ -73,7 +73,7 @@ def outcomes(stages: Stages, source: Callable[[bool], Any], device: torch.device
 
 
 def _timed(stage: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None, float]:
-    """What a stage gives, or what it raises, and the seconds that it took."""
+    """What a stage returns or raises, and its time in seconds."""
     start = time.perf_counter()
     try:
         result, error = stage(*arguments), None
@@ -85,7 +85,7 @@ def _timed(stage: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception |
 def _together(
     stages: Stages, reading: deque[tuple[Any, Future[Any]]], most: int
 ) -> list[tuple[Any, Any, Exception | None, float]]:
-    """The next items, read: the first, and those that are ready behind it and of one key with it."""
+    """The next items that are read: the first, and those after it that are ready and have the same key."""
     batch: list[tuple[Any, Any, Exception | None, float]] = []
     key = None
     while reading and len(batch) < most and (not batch or reading[0][1].done()):
@@ -103,7 +103,7 @@ def _together(
 def _refined(
     stages: Stages, batch: list[tuple[Any, Any, Exception | None, float]]
 ) -> Iterator[tuple[Any, Any, Exception | None, tuple[float, float]]]:
-    """Each item of a batch with what it became, one by one where they fail together."""
+    """Each item of a batch with its result; they are repeated one by one if they fail together."""
     if not batch or batch[0][2] is not None:
         for item, _, error, read in batch:
             yield item, None, error, (read, 0.0)
@@ -118,7 +118,7 @@ def _refined(
 
 
 def _written(stages: Stages, item: Any, refined: Any, error: Exception | None, seconds: tuple[float, float]) -> Outcome:
-    """The outcome of an item that is refined, or has failed."""
+    """The outcome of an item that was refined or failed."""
     result, write = None, 0.0
     if error is None:
         result, error, write = _timed(stages.write, item, refined)

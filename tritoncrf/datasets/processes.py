@@ -1,7 +1,7 @@
-"""Processes that begin with this library loaded, and with none of the state of the one that starts them.
+"""Processes that start with this library loaded, and without the state of their parent.
 
-Where the system has it they are forked from a server that has imported everything and done nothing: Python's
-"forkserver". It imports while the process that starts it goes on. Elsewhere each is spawned.
+If the system supports it, they are forked from Python's "forkserver", which has only imported everything, in parallel
+with its parent. Otherwise each is spawned.
 """
 
 import multiprocessing
@@ -18,7 +18,7 @@ LOADED = ["tritoncrf.datasets.file_stages"]
 
 
 def context() -> Union["ForkServerContext", "SpawnContext"]:
-    """How processes are started."""
+    """The multiprocessing context that starts the processes."""
     if not _has_server():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
@@ -27,7 +27,7 @@ def context() -> Union["ForkServerContext", "SpawnContext"]:
 
 
 def begin() -> None:
-    """Let the server import, which it does in a process of its own; Ctrl-C is for the one that starts it."""
+    """Let the server import in its own process; it ignores Ctrl-C, which its parent handles."""
     if not _has_server():
         return
     from multiprocessing import forkserver

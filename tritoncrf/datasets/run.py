@@ -1,4 +1,4 @@
-"""One run over the images of a data set: what is left to do, how it goes, and what is said at the end."""
+"""One run over the images of a data set: the remaining tasks, their progress, and the final report."""
 
 import errno
 import os
@@ -21,23 +21,23 @@ from tritoncrf.options import BINARY
 
 __all__ = ["Run", "listed"]
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what every further image would meet
-SHOWN = 20  # failed images at the end; the manifest has all
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that every further image would raise too
+SHOWN = 20  # failed images in the report; the manifest has all of them
 STAGES = ("reading", "refining", "writing")
 
 
 class Run:
-    """What a run has before it, and what it counts.
+    """The tasks of a run, and its counts.
 
     Args:
-        stages: of a `Task`.
-        manifest: of the folder of outputs.
-        entries: the images of this run, those of earlier ones that are finished among them.
-        retry_failed: try again those that have failed before.
-        counting: also count how good the finished ones are.
+        stages: the stages of a `Task`.
+        manifest: the manifest of the output folder.
+        entries: the images of this run, including those that earlier runs finished.
+        retry_failed: retry images that failed before.
+        counting: also evaluate the finished images.
 
     Attributes:
-        tasks: what is to be done.
+        tasks: the tasks to do.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Run:
                 self.tasks += [Task(entry, finished=True)] if counting else []
 
     def _known(self, name: str, stages: FileStages, there: set[Path]) -> Record | None:
-        """The record of an image that has failed or whose outputs are there, from now on if there was none."""
+        """The record of an image that failed or has outputs; a missing record is added."""
         record = self._manifest.records.get(name)
         if record is not None and record.settings != self._settings:
             record = None
@@ -75,10 +75,10 @@ class Run:
         return record if whole or record is None or record.error is not None else None
 
     def go(self, outcomes: Iterable[Outcome]) -> None:
-        """Follow the tasks to their ends.
+        """Process the outcomes of the tasks.
 
         Raises:
-            OSError: the disk is full; what is written till then stays.
+            OSError: the disk is full; what was written before is kept.
         """
         start = time.perf_counter()
         with tqdm(desc="refine", unit="image", total=len(self.tasks), disable=None) as bar:
@@ -104,27 +104,27 @@ class Run:
             self._manifest.add(Record(name, self._settings, round(sum(outcome.seconds), 3), changed, error))
 
     def progress(self) -> str:
-        """How far it has come."""
+        """A description of the progress."""
         return f"{self._skipped + self._refined} of {self._total} images are done"
 
     def conclude(self) -> int:
-        """Say how it went; the status of the command, 1 if an image has failed."""
+        """Print the report; returns the status of the command, 1 if an image failed."""
         if self._counts is not None:
             print(table(*self._counts))
             if self._binary and not self._counts[0].of_truth(1):
-                said = "expected an object that is 1, got none; 255 is unknown"
+                said = "expected objects labelled 1, got none; 255 means unknown"
                 print(f"tritoncrf: warning: --ground-truth: {said}", file=sys.stderr)
         line = f"{self._refined} refined, {self._skipped} skipped, {len(self._failed)} failed"
         if self._refined:
             bound = STAGES[int(self._seconds.argmax())]
-            line += f"; {self._refined / self._time:.3g} images a second; bound by {bound}"
+            line += f"; {self._refined / self._time:.3g} images per second; bound by {bound}"
         print(line)
         for name in list(self._failed)[:SHOWN]:
             print(f"tritoncrf: failed: {name}: {self._failed[name]}", file=sys.stderr)
         if len(self._failed) > SHOWN:
             print(f"tritoncrf: failed: {len(self._failed) - SHOWN} more, in the manifest", file=sys.stderr)
         if self._failed:
-            print("tritoncrf: --retry-failed tries them again", file=sys.stderr)
+            print("tritoncrf: --retry-failed retries them", file=sys.stderr)
         return 1 if self._failed else 0
 
 
@@ -133,7 +133,7 @@ def _sum(one: tuple[Counts, Counts], other: tuple[Counts, Counts]) -> tuple[Coun
 
 
 def listed(folder: Path) -> set[Path]:
-    """The files in a folder and below it, of which nothing else is asked."""
+    """The files in a folder and its subfolders, without further calls per file."""
     if is_local(folder):
         return {Path(place, name) for place, _, names in os.walk(folder) for name in names}
     remote = cast(Any, folder)

@@ -1,4 +1,4 @@
-"""The scores of a data set's images as their files hold them, class activation maps among them."""
+"""Read the scores of a data set's images, including class activation maps, from files."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,9 +27,9 @@ class Found:
     Attributes:
         kind: the argument of `refine` that they are.
         array: its value.
-        classes: the label of each channel, or of each number in a label map, where they are not 0, 1, 2 and so on;
-            of class activation maps the background, 0, and the classes that the image has. With one class alone there
-            is nothing to refine.
+        classes: the label of each channel, or of each number in a label map, if they are not 0, 1, 2 and so on; for
+            class activation maps the background, 0, and the classes of the image. With only one class there is nothing
+            to refine.
     """
 
     kind: str
@@ -39,29 +39,29 @@ class Found:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files of scores are read; the names are those of the command line.
+    """How score files are read; the names are those of the command line.
 
     Attributes:
         kind: the argument of `refine` that they are.
-        resize: bring them to the image's size: bilinear, labels the nearest.
-        upsample: "bilinear" brings scores that are smaller to the image's size, logits before any softmax.
-        as_stored: leave pictures of labels and masks unturned, whatever their EXIF orientation.
-        scores_key: the name of the array, where a file has several.
+        resize: resize them to the image's size, labels to the nearest neighbour, all else bilinearly.
+        upsample: "bilinear" enlarges smaller scores to the image's size, logits before any softmax.
+        as_stored: ignore the EXIF orientation of pictures of labels and masks.
+        scores_key: the name of the array in files with several.
         cams: the files hold class activation maps: [K, h, w] beside K keys, or a map [h, w] for each key.
         background_power: the background's score is (1 - max_k cam_k) to this power.
         background_score: the background's score everywhere.
         cam_offset: what is added to a key for the label of its class.
-        allow_pickle: also read arrays that are pickled in an .npy, running nothing of what the file says.
+        allow_pickle: also read pickled arrays in an .npy, without running code from the file.
 
-    A class activation map is a score from 0 to 1. What becomes of them is what published pipelines give their CRF:
-    as "probabilities" the scores themselves with the background's before them, which are not normalised, for refine's
-    logits log(max(p, 1e-5)) are pydensecrf's unary_from_softmax (`_crf_with_alpha` of SEAM's infer_SEAM.py, with the
-    powers 4 and 24; `crf_with_alpha` of CLIMS's demo_utils.py); as "labels" the best of them, with a score of 0.3 or
-    0.05 for the background and refine's label_confidence of 0.7 (`cam_to_ir_label.py` of IRN and CLIMS). Smaller maps
-    are upsampled before the background is made.
+    A class activation map is a score from 0 to 1. The maps are converted as in published pipelines. As "probabilities"
+    they are used without normalisation, with the background's scores first: refine's logits log(max(p, 1e-5)) are those
+    of pydensecrf's unary_from_softmax (`_crf_with_alpha` in SEAM's infer_SEAM.py, with the powers 4 and 24;
+    `crf_with_alpha` in CLIMS's demo_utils.py). As "labels" the best class is used, with a score of 0.3 or 0.05 for the
+    background and refine's label_confidence of 0.7 (`cam_to_ir_label.py` of IRN and CLIMS). Smaller maps are upsampled
+    before the background is computed.
 
     Raises:
-        CommandError: arguments that do not go together.
+        CommandError: arguments are not compatible.
     """
 
     kind: str
@@ -84,11 +84,9 @@ class Reading:
                     raise CommandError(f"--{name.replace('_', '-')}: expected --cams beside it, got none")
             return
         if self.kind not in ("probabilities", "labels"):
-            raise CommandError(
-                f"--cams: expected them as --probabilities, or their best as --labels, got --{self.kind}"
-            )
+            raise CommandError(f"--cams: expected --probabilities, or --labels for the best class, got --{self.kind}")
         if (self.background_power is None) == (self.background_score is None):
-            raise CommandError("--cams: expected --background-power or --background-score beside it, one of them")
+            raise CommandError("--cams: expected exactly one of --background-power and --background-score beside it")
         if self.background_power is not None and not 0 < self.background_power < math.inf:
             raise CommandError(f"--background-power: expected a number above 0, got {self.background_power}")
         if self.background_score is not None and not 0 <= self.background_score <= 1:
@@ -100,9 +98,9 @@ class Reading:
         """The scores of an image of that size.
 
         Raises:
-            FileError: a file that holds something else.
-            CommandError: scores of another size.
-            ImportError: HDF5 or Zarr, and no package that reads it.
+            FileError: the file contains something else.
+            CommandError: the scores have another size.
+            ImportError: no package that reads HDF5 or Zarr is installed.
         """
 
         def at_size(kind: str, scores: np.ndarray) -> np.ndarray:
@@ -122,7 +120,7 @@ class Reading:
         return self._read(source, lambda arrays: one_array(source, arrays, self.scores_key))
 
     def _read(self, source: Path | Stored, choose: Callable[[Arrays], Content]) -> Content:
-        """What `choose` takes from a file of arrays."""
+        """What `choose` selects from a file of arrays."""
         if isinstance(source, Stored):
             return read_stored(source, choose)
         if source.suffix.lower() == ".npy":

@@ -1,4 +1,4 @@
-"""The agreement between what is done with an item of a data set and what runs it."""
+"""The interface between the stages of a data set's items and the code that runs them."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ __all__ = ["Outcome", "Stages"]
 
 
 class Stages(Protocol):
-    """What is done with every item, in three stages; it can be pickled, for it goes to the processes that do it."""
+    """The three stages of every item; picklable, to be sent to worker processes."""
 
     def read(self, item: Any, device: torch.device) -> Any:
-        """What `refine` needs of an item; in a thread beside the `refine` of others."""
+        """Read what `refine` needs for an item; runs in a thread beside `refine` of other items."""
 
     def key(self, loaded: Any) -> Hashable:
-        """Those of one key can be refined together; None: by itself."""
+        """Items with the same key can be refined together; None for an item alone."""
 
     def refine(self, loaded: list[Any]) -> list[Any]:
-        """Of several of one key, what `write` needs of each."""
+        """Refine several items with the same key; returns what `write` needs for each."""
 
     def write(self, item: Any, refined: Any) -> Any:
-        """The result; small, where it comes from another process."""
+        """Write an item and return the result, which must be small if it comes from another process."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it went with an item.
+    """The outcome of an item.
 
     Attributes:
-        item: as it came.
-        result: of `Stages.write`; None where a stage has failed.
+        item: the item.
+        result: the result of `Stages.write`; None if a stage failed.
         error: what that stage raised, or None.
-        seconds: read, refine, write.
+        seconds: times of read, refine and write.
     """
 
     item: Any

@@ -1,4 +1,4 @@
-"""Files that hold the scores of many images by name: HDF5 and Zarr, local or at an address."""
+"""Files with the scores of many images by name: HDF5 and Zarr, local or remote."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ MANY = (".h5", ".hdf5", ".zarr")
 
 @dataclass(frozen=True)
 class Stored:
-    """Scores in a file of many images': an array, or a group of arrays.
+    """Scores in a file for many images: an array, or a group of arrays.
 
     Attributes:
         file: .h5, .hdf5 or .zarr.
-        key: of the array or group in it, as "day1/frame_3".
+        key: the key of the array or group in it, such as "day1/frame_3".
     """
 
     file: Path
@@ -34,7 +34,7 @@ class Stored:
 
 
 def stored_names(file: Path, recursive: bool = False) -> list[str]:
-    """The arrays and groups of a file at its first level; at every level, if `recursive`."""
+    """The arrays and groups at the first level of a file, or at every level if `recursive`."""
 
     def names(group: Any, above: str = "") -> Iterator[str]:
         for name in group:
@@ -47,7 +47,7 @@ def stored_names(file: Path, recursive: bool = False) -> list[str]:
 
 
 def read_stored(stored: Stored, choose: Callable[[Arrays], Content]) -> Content:
-    """What `choose` takes from the array or the group."""
+    """What `choose` selects from the array or the group."""
     with explained(stored.file, "scores by name"), _opened(stored.file) as root:
         if stored.key not in root:
             raise FileError(f"{stored.file}: expected {stored.key}, got nothing of this name")
@@ -56,13 +56,13 @@ def read_stored(stored: Stored, choose: Callable[[Arrays], Content]) -> Content:
 
 
 def _is_array(node: Any) -> bool:
-    """Whether it is no group."""
+    """Whether it is an array, not a group."""
     return hasattr(node, "shape")
 
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """The root of a file, whose groups are read like dictionaries."""
+    """The root group of a file; groups are read like dictionaries."""
     try:
         if file.suffix.lower() == ".zarr":
             import zarr
@@ -72,6 +72,6 @@ def _opened(file: Path) -> Iterator[Any]:
             return
         import h5py
     except ImportError as error:
-        raise ImportError(f"{file}: h5py and zarr read such files; `pip install 'tritoncrf[data]'`") from error
+        raise ImportError(f"{file}: reading it needs h5py or zarr; `pip install 'tritoncrf[data]'`") from error
     with file.open("rb") as opened, h5py.File(opened, "r") as root:
         yield root

@@ -1,8 +1,8 @@
-"""Many items over the processes of one machine.
+"""Process many items with the processes of one machine.
 
-Each process has a connection of its own, so that one that is killed holds no lock that others wait for. It is sent an
-item when it has fewer than it can have in work, so that the quick ones get more. What a killed process had in work is
-tried again item by item, each by itself in a process: the one that kills it again fails, and the others go on.
+Each process has its own connection, so that a killed process cannot hold a lock that others wait for. It is sent an
+item whenever it can take one, so quick processes get more. The items of a killed process are retried one at a time:
+an item that kills its process again fails, and the others continue.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ from tritoncrf.filters.lattice import limit_cache
 
 __all__ = ["places", "run", "sendable", "settle"]
 
-PATIENCE = 30.0  # seconds that an item in work may take until its process, which is to end, is killed
-WINDOW = 4  # how many times the items in work may be done and wait for one before them
-CACHE = 32 << 20  # bytes of lattices that a process keeps
+PATIENCE = 30.0  # seconds that a process which should end may take for its current item before it is killed
+WINDOW = 4  # finished items that may wait for an earlier one, as a multiple of those in progress
+CACHE = 32 << 20  # bytes of lattices that a process caches
 
 
 def places(jobs: int, devices: Sequence[torch.device | str] | None) -> list[torch.device]:
-    """Where the processes compute, one each; empty for this process.
+    """The device of each process; empty for this process.
 
     Raises:
-        TypeError, ValueError: devices that are not here or not of one kind; jobs beside GPUs.
+        TypeError, ValueError: devices do not exist or are of different kinds, or jobs are given with GPUs.
     """
     jobs = expect_int("jobs", jobs, 0, 1024)
     if devices is not None and (isinstance(devices, (str, torch.device)) or len(devices) == 0):
@@ -46,7 +46,9 @@ def places(jobs: int, devices: Sequence[torch.device | str] | None) -> list[torc
     found = [expect_device(d) for d in devices] if devices is not None else [device_found()]
     if all(d.type == "cpu" for d in found):
         if len(found) > 1:
-            raise ValueError(f"devices: expected the CPU once, got {len(found)} times; jobs= are its processes")
+            raise ValueError(
+                f"devices: expected the CPU once, got {len(found)} times; jobs= sets the number of processes"
+            )
         return found * jobs
     if any(d.type == "cpu" for d in found):
         raise ValueError("devices: expected GPUs or the CPU, got both")
@@ -58,17 +60,18 @@ def places(jobs: int, devices: Sequence[torch.device | str] | None) -> list[torc
 def run(
     stages: Stages, items: Iterable[Any], *, jobs: int = 0, devices: Sequence[torch.device | str] | None = None
 ) -> Iterator[Outcome]:
-    """What becomes of every item, in order.
+    """The outcome of every item, in order.
 
     Args:
-        stages: what is done; picklable, where there are other processes.
-        items: read in the caller's thread, a few at a time.
-        jobs: processes of one thread each on the CPU; 0 for this process.
-        devices: GPUs, with a process each if they are several. The GPU if there is one, else the CPU.
+        stages: the stages; picklable if there are other processes.
+        items: the items, read in the caller's thread, a few at a time.
+        jobs: number of processes on the CPU, with one thread each; 0 for this process.
+        devices: GPUs, with a process for each if there are several. By default the GPU if there is one, otherwise the
+            CPU.
 
     Raises:
-        RuntimeError: processes that end before they begin.
-        Exception: what `items` raises.
+        RuntimeError: processes end before they start work.
+        Exception: whatever `items` raises.
     """
     where = places(jobs, devices)
     if not where:
@@ -77,14 +80,14 @@ def run(
         return outcomes(stages, lambda may_wait: next(numbers, END), device)
     if getattr(multiprocessing.process.current_process(), "_inheriting", False):
         raise RuntimeError(
-            "jobs: the processes import the script that starts them, which starts them again; put the call "
+            "jobs: expected a script that can be imported without starting processes again; put the call "
             'below `if __name__ == "__main__":`'
         )
     return _spread(stages, items, where)
 
 
 def _spread(stages: Stages, items: Iterable[Any], where: Sequence[torch.device]) -> Iterator[Outcome]:
-    """Starts the processes, feeds them and ends them."""
+    """Start the processes, send them items, and end them."""
     task = _packed(stages)
     begin()
     workers: list[_Worker] = []
@@ -102,13 +105,13 @@ def _spread(stages: Stages, items: Iterable[Any], where: Sequence[torch.device])
 
 
 class _Spread:
-    """Items under way to processes and back."""
+    """The items that are sent to processes and received back."""
 
     def __init__(self, workers: list["_Worker"], items: Iterator[tuple[int, Any]]) -> None:
         self.workers, self.items = workers, items
-        self.suspects: deque[tuple[int, Any]] = deque()  # in work where a process was killed
+        self.suspects: deque[tuple[int, Any]] = deque()  # items of a killed process
         self.done: dict[int, Outcome] = {}
-        self.next, self.ended = 0, False  # the next to give
+        self.next, self.ended = 0, False  # the next outcome to yield
         self.window = WINDOW * sum(worker.most for worker in workers)
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -125,7 +128,7 @@ class _Spread:
                 self.next += 1
 
     def _feed(self, worker: "_Worker") -> None:
-        """Items for a process, as many as it can have; of suspects one, and none beside it."""
+        """Send a process as many items as it can take, or a single suspect."""
         if self.suspects and not worker.tasks:
             worker.send(*self.suspects.popleft(), alone=True)
         while not self.suspects and worker.takes_more() and self._may_begin():
@@ -135,12 +138,12 @@ class _Spread:
                 worker.send(number, item)
 
     def _may_begin(self) -> bool:
-        """Whether another item may go out: not while as many as memory is meant for wait for a slow one."""
+        """Whether another item may be sent: not while too many outcomes wait in memory for a slow item."""
         under_way = sum(len(worker.tasks) for worker in self.workers)
         return not self.ended and len(self.done) + under_way < self.window
 
     def _receive(self, worker: "_Worker") -> None:
-        """An outcome from a process, or what its end means."""
+        """Receive an outcome from a process, or handle its end."""
         try:
             number, outcome = worker.receive()
             self.done[number] = outcome
@@ -150,22 +153,22 @@ class _Spread:
             if len(lost) > 1:
                 self.suspects.extend(lost)
             for number, item in lost if len(lost) == 1 else []:
-                error = RuntimeError(f"the process that refined it was ended{_reason(code)}")
+                error = RuntimeError(f"its process was ended{_reason(code)}")
                 self.done[number] = Outcome(item, None, error, (0.0, 0.0, 0.0))
 
 
 def _reason(code: int | None) -> str:
-    """Why a process has ended."""
+    """Why a process ended."""
     if code is None or code >= 0:
         return f" with status {code}"
     with contextlib.suppress(ValueError):
         name = signal.Signals(-code).name
-        return f" by {name}" + (", as the system does where memory is short" if name == "SIGKILL" else "")
+        return f" by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
     return f" by signal {-code}"
 
 
 class _Worker:
-    """A process and what it has in work."""
+    """A process and its current items."""
 
     def __init__(self, task: bytes, device: torch.device) -> None:
         self.task, self.device = task, device
@@ -181,31 +184,31 @@ class _Worker:
         self.process = start.Process(target=_work, args=(other, str(self.device)), daemon=True)
         self.process.start()
         other.close()
-        with contextlib.suppress(OSError):  # one that has ended already says so when it is expected to be ready
+        with contextlib.suppress(OSError):  # `expect_ready` reports a process that has already ended
             self.connection.send_bytes(self.task)
 
     def expect_ready(self) -> None:
-        """An error unless the process has begun."""
+        """Raise an error unless the process has started."""
         try:
             error = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
             raise RuntimeError(
-                f"jobs: a process ended before it began{_reason(code)}; a script that starts processes needs "
-                '`if __name__ == "__main__":` around what starts them'
+                f"jobs: a process ended before it started work{_reason(code)}; a script needs "
+                '`if __name__ == "__main__":` around the code that starts processes'
             ) from None
         if error is not None:
-            raise TypeError(f"items: expected what other processes can import, got what they cannot: {error}")
+            raise TypeError(f"items: expected objects that other processes can import, got others: {error}")
 
     def takes_more(self) -> bool:
         return len(self.tasks) < (1 if self.alone else self.most)
 
     def send(self, number: int, item: Any, alone: bool = False) -> None:
-        """Hand over an item."""
+        """Send an item."""
         message = _packed((number, item))
         self.tasks[number], self.alone = item, alone
-        with contextlib.suppress(OSError):  # a process that has ended is found out when it is to answer
+        with contextlib.suppress(OSError):  # a process that has ended is noticed when it should answer
             self.connection.send_bytes(message)
 
     def receive(self) -> tuple[int, Outcome]:
@@ -214,7 +217,7 @@ class _Worker:
         return number, Outcome(self.tasks.pop(number), result, error, seconds)
 
     def replace(self) -> int | None:
-        """Start the process again; how the one before ended."""
+        """Start the process again; returns how the previous one ended."""
         self.process.join()
         code = self.process.exitcode
         self.connection.close()
@@ -223,7 +226,7 @@ class _Worker:
         return code
 
     def end(self) -> None:
-        """Let the process finish what it refines, and no more."""
+        """Let the process finish its current item only."""
         self.connection.close()
 
     def join(self) -> None:
@@ -234,15 +237,15 @@ class _Worker:
 
 
 def settle() -> None:
-    """How a process that refines one image after another begins."""
+    """The setup of a process that refines many images."""
     torch.set_num_threads(1)
     limit_cache(CACHE)
     keep_together()
 
 
 def _work(connection: Connection, device: str) -> None:
-    """What a process does, until its connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it ends it
+    """The main loop of a process, until its connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
     settle()
     try:
         stages = pickle.loads(connection.recv_bytes())
@@ -251,7 +254,7 @@ def _work(connection: Connection, device: str) -> None:
         return
     connection.send_bytes(_packed(None))
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    # Always received, so that neither side waits for the other to take what it sends.
+    # Receive all the time, so that neither side blocks the other while it sends.
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     numbers: deque[int] = deque()
 
@@ -271,11 +274,11 @@ def _work(connection: Connection, device: str) -> None:
         try:
             connection.send_bytes(message)
         except OSError:
-            os._exit(0)  # nobody waits for it; what was read ahead is not to be refined
+            os._exit(0)  # do not wait for items that were read ahead
 
 
 def _receive(connection: Connection, inbox: "queue.SimpleQueue[bytes | None]") -> None:
-    """Items into the inbox, and None when there are no more."""
+    """Put received items into the inbox, then None."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             inbox.put(connection.recv_bytes())
@@ -283,15 +286,15 @@ def _receive(connection: Connection, inbox: "queue.SimpleQueue[bytes | None]") -
 
 
 def _packed(value: Any) -> bytes:
-    """`value` as it is sent to another process."""
+    """`value` serialised for another process."""
     try:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception as error:
-        raise TypeError(f"items: expected what can be sent to other processes, got what cannot: {error}") from error
+        raise TypeError(f"items: expected objects that can be sent to other processes, got others: {error}") from error
 
 
 def sendable(error: Exception | None) -> Exception | None:
-    """An error that another process can read."""
+    """An error that another process can deserialise."""
     try:
         pickle.loads(pickle.dumps(error))
         return error

@@ -1,10 +1,10 @@
-"""pydensecrf's classes, argument order and conventions, over `filters.Lattice` and `mean_field`.
+"""pydensecrf's classes, argument order and conventions, based on `filters.Lattice` and `mean_field`.
 
     Q <- softmax(-U - sum_k C_k(K_k Q))        from Q = softmax(-U)
 
-U are energies: minus logits. K is the permutohedral lattice over all pixels, each pixel's message to itself
-included, and its pixels filled up to a multiple of four, `Lattice(padding="four")`. The compatibility C follows from
-the form of `compat`, and so does its sign:
+U are energies: minus logits. K is the permutohedral lattice over all pixels, including each pixel's message to itself,
+with the number of pixels padded to a multiple of four, `Lattice(padding="four")`. The form of `compat` determines the
+compatibility C and its sign:
 
     number w         C(Q) = -w Q               attracts like labels where w > 0
     vector v (L,)    C(Q) = diag(v) Q          repels where v > 0
@@ -50,7 +50,7 @@ __all__ = [
 
 
 class KernelType(enum.IntEnum):
-    """What of a kernel pydensecrf's C++ can learn. The kernel itself is the same: no effect on inference."""
+    """The learnable form of a kernel in pydensecrf's C++ code. It has no effect on inference."""
 
     CONST_KERNEL = 0
     DIAG_KERNEL = 1
@@ -58,7 +58,7 @@ class KernelType(enum.IntEnum):
 
 
 class NormalizationType(enum.IntEnum):
-    """How K is scaled, with r = K 1: not at all; 1/r on what it reads; 1/r on what it gives; r^-1/2 on both."""
+    """How K is scaled, with r = K 1: not at all; by 1/r on its input; by 1/r on its output; by r^-1/2 on both."""
 
     NO_NORMALIZATION = 0
     NORMALIZE_BEFORE = 1
@@ -86,7 +86,7 @@ LATTICE_NORMALIZATIONS: dict[NormalizationType, Normalization] = {
 
 
 class Unary:
-    """What `DenseCRF.setUnary` takes: `energy`, float32 (nlabels, nvar)."""
+    """An argument of `DenseCRF.setUnary`, with `energy`, float32 (nlabels, nvar)."""
 
     energy: Float32
 
@@ -95,7 +95,7 @@ class ConstUnary(Unary):
     """The energies u, floating (nlabels, nvar).
 
     Raises:
-        TypeError, ValueError: another dtype or shape, NaN, minus infinity, or a pixel for which all are infinite.
+        TypeError, ValueError: another dtype or shape, NaN, minus infinity, or a pixel with only infinite energies.
     """
 
     def __init__(self, u: np.ndarray) -> None:
@@ -119,11 +119,11 @@ class LogisticUnary(Unary):
 class DenseCRF:
     """A fully connected CRF over `nvar` points and `nlabels` labels, with pydensecrf's methods.
 
-    Kernels are prepared when they are added, and kept. Arguments may have any memory order and any floating
-    dtype; arrays are copied.
+    Kernels are prepared once, when they are added. Arguments may have any memory order and any floating-point dtype;
+    arrays are copied.
 
     Raises:
-        TypeError, ValueError: numbers that are not whole, or below 1.
+        TypeError, ValueError: numbers that are not integers, or below 1.
 
     Example:
         >>> features = np.random.rand(7, 100).astype(np.float32)
@@ -137,7 +137,7 @@ class DenseCRF:
     def __init__(self, nvar: int, nlabels: int) -> None:
         self._nvar = _whole("nvar", nvar, least=1, most=MOST_POINTS)
         self._nlabels = checks.expect_num_classes("nlabels", _whole("nlabels", nlabels, 0))
-        self._size: tuple[int, ...] = (self._nvar,)  # how this library's filters see the points
+        self._size: tuple[int, ...] = (self._nvar,)  # the shape of the points for this library's filters
         self._device = device_found()
         self._logits = torch.zeros((1, self._nlabels, self._nvar), dtype=torch.float32, device=self._device)
         self._filters: list[Lattice] = []
@@ -147,7 +147,7 @@ class DenseCRF:
         """Set the energies from a `ConstUnary` or `LogisticUnary`.
 
         Raises:
-            TypeError, ValueError: something else, or energies of another shape than (nlabels, nvar).
+            TypeError, ValueError: another type, or energies whose shape is not (nlabels, nvar).
         """
         if not isinstance(u, Unary):
             raise TypeError(f"u: expected a ConstUnary or LogisticUnary, got {checks.kind_of(u)}")
@@ -159,10 +159,10 @@ class DenseCRF:
         """Set the energies: minus log-probabilities, floating (nlabels, nvar). Without them all are 0.
 
         An energy of +inf rules a label out. With `f` (D, nvar) the energies are u f, with u (nlabels, D). Energies that
-        look like probabilities are taken, with a warning.
+        look like probabilities give a warning.
 
         Raises:
-            TypeError, ValueError: as `ConstUnary`, and another shape, with what to pass instead.
+            TypeError, ValueError: as `ConstUnary`, and for another shape; the message says what to pass instead.
         """
         if f is not None:
             return self.setUnary(LogisticUnary(u, f))
@@ -181,7 +181,7 @@ class DenseCRF:
         self, features: np.ndarray, compat: Compat, kernel: int = DIAG_KERNEL, normalization: int = NORMALIZE_SYMMETRIC
     ) -> None:
         """Add the kernel exp(-|f_i - f_j|^2 / 2) of `features`, floating (D, nvar), divided by bandwidths. Their origin
-        may be far away: float64 keeps their differences until whole periods of the lattice are taken off.
+        may be far away: float64 keeps their differences until whole periods of the lattice are subtracted.
 
         Args:
             compat: a number, (nlabels,) or (nlabels, nlabels); mind the signs, at the top of this module.
@@ -198,7 +198,7 @@ class DenseCRF:
         if not np.isfinite(features).all():
             raise ValueError("features: expected finite values, got NaN or infinity")
         near, shifted = near_features(torch.from_numpy(features)[None])
-        # Where 0 is no longer at 0, no pixels of 0 are to be added; pydensecrf's keys of 16 bits do not reach so far.
+        # If the features are shifted, no padding pixels at 0 are added; pydensecrf's 16-bit keys do not reach so far.
         lattice = partial(self._lattice, near[0].numpy(), padding=None if shifted else "four")
         self._add(lattice, "features", compat, kernel, normalization)
 
@@ -212,7 +212,8 @@ class DenseCRF:
     def _add(
         self, lattice: Callable[..., Lattice], made_of: str, compat: Compat, kernel: int, normalization: int
     ) -> None:
-        """Add the kernel that `lattice` gives for a normalization; its features are made of the arguments `made_of`."""
+        """Add the kernel that `lattice` returns for a normalization; its features are made from the arguments
+        `made_of`."""
         weight = _mixing(compat, self._nlabels)
         _member("kernel", kernel, KernelType)
         scaled = LATTICE_NORMALIZATIONS[_member("normalization", normalization, NormalizationType)]
@@ -225,7 +226,7 @@ class DenseCRF:
         """The marginals after `niter` iterations, float32 (nlabels, nvar), a NumPy array.
 
         Raises:
-            TypeError, ValueError: `niter` is not whole, or below 0.
+            TypeError, ValueError: `niter` is not an integer, or below 0.
         """
         niter = _whole("niter", niter, 0, checks.MOST_ITERATIONS)
         if not self._filters or niter == 0:
@@ -244,7 +245,7 @@ class DenseCRF:
         """One iteration from the marginals Q (nlabels, nvar), written into Q.
 
         Raises:
-            TypeError, ValueError: Q is no floating array of this shape.
+            TypeError, ValueError: Q is not a floating-point array of this shape.
         """
         q = self._marginals(Q)
         scores = sum(self._messages(q), start=self._logits)
@@ -254,12 +255,11 @@ class DenseCRF:
     def klDivergence(self, Q: np.ndarray) -> float:
         """pydensecrf's number for the marginals Q: sum Q log Q + sum U Q + sum_k sum Q C_k(K_k Q).
 
-        It counts every pair twice and leaves out log Z, so it is no divergence: it may be negative, and it may
-        rise from one iteration to the next. `tritoncrf.trace` records the free energy, which counts every
-        pair once.
+        It counts every pair twice and omits log Z, so it is not a divergence: it may be negative, and it may rise
+        between iterations. `tritoncrf.trace` records the free energy, which counts every pair once.
 
         Raises:
-            TypeError, ValueError: Q is no floating array (nlabels, nvar).
+            TypeError, ValueError: Q is not a floating-point array (nlabels, nvar).
         """
         q = self._marginals(Q)
         expected = q.clamp_min(1e-20).log() - self._logits - sum(self._messages(q))
@@ -272,7 +272,7 @@ class DenseCRF:
             yield weight @ message if weight.ndim == 2 else weight.reshape(-1, 1) * message
 
     def _marginals(self, Q: np.ndarray) -> torch.Tensor:
-        """Q on the device, [1, L, N]."""
+        """The marginals Q on the device, [1, L, N]."""
         shape = self._nlabels, self._nvar
         expect_array("Q", Q, f"marginals {shape}, floating, as startInference gives them")
         if Q.shape != shape:
@@ -318,7 +318,7 @@ class DenseCRF2D(DenseCRF):
     def addPairwiseGaussian(
         self, sxy: Theta, compat: Compat, kernel: int = DIAG_KERNEL, normalization: int = NORMALIZE_SYMMETRIC
     ) -> None:
-        """Add the kernel of positions (x, y) / sxy, in pixels; sxy a number or (sx, sy). For the rest see
+        """Add the kernel of positions (x, y) / sxy, in pixels, where sxy is a number or (sx, sy). For the rest see
         `DenseCRF.addPairwiseEnergy`."""
         sx, sy = _bandwidths(sxy)
         positions = partial(Lattice.spatial, self._size, (sy, sx), flip=True, device=self._device)
@@ -328,7 +328,7 @@ class DenseCRF2D(DenseCRF):
         self, sxy: Theta, srgb: Theta, rgbim: np.ndarray, compat: Compat, kernel: int = DIAG_KERNEL,
         normalization: int = NORMALIZE_SYMMETRIC,
     ) -> None:  # fmt: skip
-        """Add the kernel of positions (x, y) / sxy and colors / srgb; for the rest see `DenseCRF.addPairwiseEnergy`.
+        """Add the kernel of positions (x, y) / sxy and colours / srgb; for the rest see `DenseCRF.addPairwiseEnergy`.
 
         Args:
             sxy: bandwidth in pixels, a number or (sx, sy).
@@ -376,7 +376,7 @@ def _bandwidths(sxy: Theta) -> list[float]:
 
 
 def _whole(name: str, value: float, least: int, most: int | None = None) -> int:
-    """An int; whole floats count, as they do in pydensecrf."""
+    """An int; floats that are whole numbers are accepted, as in pydensecrf."""
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)
     return checks.expect_int(name, value, least, most)
@@ -399,19 +399,17 @@ def _matrix(name: str, value: np.ndarray, wanted: str, dtype: type[np.floating] 
 
 
 def _energies(name: str, u: np.ndarray) -> Float32:
-    """A float32 copy of energies, infinite ones large."""
+    """A float32 copy of energies, with large numbers in place of infinity."""
     u = _matrix(name, u, "energies (nlabels, nvar)")
     if np.isnan(u).any() or (u == -np.inf).any():
-        raise ValueError(
-            f"{name}: expected energies above minus infinity, got NaN or -inf; of logits the energy is -logits"
-        )
+        raise ValueError(f"{name}: expected energies above minus infinity, got NaN or -inf; for logits pass -logits")
     if np.isposinf(u).all(axis=0).any():
         raise ValueError(f"{name}: expected a finite energy in every column, got pixels for which every label is inf")
     return np.minimum(u, checks.RULED_OUT)
 
 
 def _are_probabilities(u: np.ndarray) -> bool:
-    """Whether u looks like probabilities of several classes; equal energies are left in peace."""
+    """Whether u looks like probabilities of several classes; equal energies do not count."""
     if len(u) < 2 or not (u.min() >= 0 and u.max() <= 1) or u.min() == u.max():
         return False
     return bool((np.abs(u.sum(axis=0, dtype=np.float64) - 1) < 1e-3).all())

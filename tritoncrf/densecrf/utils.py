@@ -1,4 +1,4 @@
-"""Unary energies and pairwise features as pydensecrf's `utils` makes them: float32, one column per pixel."""
+"""Unary energies and pairwise features as in pydensecrf's `utils`: float32, one column per pixel."""
 
 import math
 import warnings
@@ -22,8 +22,8 @@ __all__ = [
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
-MOST_POINTS = (1 << 31) - 1  # indices are of 32 bits
-LEAST, MOST = -0.5, 1.5  # interpolated probabilities overshoot 0..1 by less than this, scores before a softmax by more
+MOST_POINTS = (1 << 31) - 1  # indices have 32 bits
+LEAST, MOST = -0.5, 1.5  # interpolated probabilities exceed 0..1 by less than this, scores before a softmax by more
 
 
 def expect_array(name: str, value: object, wanted: str, kinds: str = "f") -> np.ndarray:
@@ -46,7 +46,7 @@ def unary_from_labels(labels: np.ndarray, n_labels: int, gt_prob: float, zero_un
     Args:
         labels: integers of any shape.
         n_labels: number of labels L, 2 or more; with `zero_unsure` it does not count the 0.
-        gt_prob: how far a label is trusted, between 0 and 1.
+        gt_prob: probability that a label is right, between 0 and 1.
         zero_unsure: True: 0 means "unknown", and gets -log(1 / L) for every label; labels 1..L become rows 0..L-1.
             False: labels are 0..L-1.
 
@@ -83,16 +83,16 @@ def unary_from_softmax(sm: np.ndarray, scale: float | None = None, clip: float |
     """Energies -log p of probabilities p.
 
     Args:
-        sm: floating, (L, ...): classes first, then any axes.
-        scale: how far the probabilities are trusted, above 0 and at most 1: scale p + (1 - scale) / L is taken instead.
-        clip: least probability; None: a probability of 0 becomes an infinite energy, a label that is ruled out.
+        sm: floating-point, (L, ...): classes first, then any axes.
+        scale: confidence in the probabilities, above 0 and at most 1: p is replaced by scale p + (1 - scale) / L.
+        clip: least probability. With None, a probability of 0 becomes an infinite energy, which rules the label out.
 
     Returns:
         float32 (L, number of pixels).
 
     Raises:
-        TypeError, ValueError: naming the argument; also for what are no probabilities (below -0.5 or above 1.5), and
-            for classes on the last axis.
+        TypeError, ValueError: naming the argument; also for values that cannot be probabilities (below -0.5 or above
+            1.5), and for classes on the last axis.
 
     Example:
         >>> np.exp(-unary_from_softmax(np.array([[1.0, 0.5], [0.0, 0.5]]), scale=0.5)).tolist()
@@ -176,9 +176,9 @@ def create_pairwise_bilateral(sdims: Theta, schan: Theta, img: np.ndarray, chdim
 
     Args:
         sdims: bandwidths in pixels; a number, or one per axis of the image without its channels.
-        schan: bandwidths in the units of `img`, which is taken as it is; a number, or one per channel.
+        schan: bandwidths in the units of `img`; a number, or one per channel.
         img: numbers of any dtype, and any number of axes.
-        chdim: the axis of the channels; -1, unlike elsewhere, says that there is none.
+        chdim: the axis of the channels; -1, unlike elsewhere, means that there is none.
 
     Returns:
         float32 (axes + channels, pixels), for `DenseCRF.addPairwiseEnergy`.

@@ -1,4 +1,4 @@
-"""Pairwise filters, which carry the messages of mean field. One file per filter."""
+"""Pairwise filters, which compute the messages of mean field. One file per filter."""
 
 from tritoncrf.filters.base import Filter
 from tritoncrf.filters.exact import Exact

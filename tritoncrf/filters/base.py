@@ -1,7 +1,8 @@
-"""What every pairwise filter is: checked once, prepared once per image, applied many times.
+"""The base of every pairwise filter, which is checked once, prepared once per image and applied many times.
 
-A filter has two halves. `Filter` is what a user holds: it checks its arguments and owns the tensors that gradients
-reach. Its `Plan` is the static rest. `Gaussian` is the base of the three Gaussian filters, whose normalisation is here.
+A filter has two parts. `Filter` is the user's object: it checks its arguments and owns the tensors that gradients
+reach. `Plan` is the static rest. `Gaussian` is the base of the three Gaussian filters and implements their
+normalisation.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from tritoncrf.types import Backend, Normalization, Precision
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-FARTHEST = 1e18  # features: squares of their differences are numbers in float32
+FARTHEST = 1e18  # largest feature; squares of differences fit in float32
 
 
 class Filter:
@@ -36,14 +37,14 @@ class Filter:
     tensors: Sequence[torch.Tensor] = ()
     size: torch.Size | None = None
     batch = 1
-    source = "features"  # what errors call that which the filter was made from
+    source = "features"  # the argument that the filter was made from, for error messages
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """K values: [B, C, *S] -> [B, C, *S], in the dtype of `values`; differentiable once.
 
         Raises:
-            TypeError, ValueError: no floating-point tensor; another spatial size, batch or device than the filter's;
-                NaN or infinity (looked at only where `check_values` says).
+            TypeError, ValueError: not a floating-point tensor; a spatial size, batch or device that differs from the
+                filter's; NaN or infinity (checked only where `check_values` says so).
             NotImplementedError: forward-mode differentiation, vmap, or a second derivative.
         """
         checks.expect_tensor("values", values)
@@ -54,12 +55,12 @@ class Filter:
         return self.filtered(values.to(dtype)).to(values.dtype)
 
     def filtered(self, values: torch.Tensor) -> torch.Tensor:
-        """K values for checked values in float32 or float64."""
+        """K x for checked values x in float32 or float64."""
         plan = self.resolved(values)
         return filter_apply.on(plan.backend)(values, self.tensors_in(values.dtype), encode([plan]))
 
     def operator(self, values: torch.Tensor) -> Operator:
-        """K for values like these, in float32 or float64, without autograd."""
+        """The operator K for values like these, in float32 or float64, without autograd."""
         return self.resolved(values).operator([t.detach() for t in self.tensors_in(values.dtype)])
 
     def tensors_in(self, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -99,14 +100,14 @@ class Filter:
 
 
 class Execution(TypedDict):
-    """What `execution` gives."""
+    """The result of `execution`."""
 
     precision: Precision
     backend: Backend
 
 
 def execution(precision: Precision, backend: Backend) -> Execution:
-    """How a filter computes, checked; whether this backend serves its tensors `backends.resolve` knows."""
+    """Check how a filter computes; `backends.resolve` decides whether the backend can serve its tensors."""
     return {
         "precision": checks.expect_choice("precision", precision, PRECISIONS),
         "backend": checks.expect_choice("backend", backend, BACKENDS),
@@ -116,7 +117,7 @@ def execution(precision: Precision, backend: Backend) -> Execution:
 class Gaussian(Filter):
     """A filter by exp(-|f_i - f_j|^2 / 2), normalised or not: n_out K n_in with r = K 1.
 
-    "before" has 1 / r on the input, "after" 1 / r on the output, "symmetric" r^-1/2 on both.
+    "before" multiplies the input by 1 / r, "after" the output by 1 / r, "symmetric" both by r^-1/2.
     """
 
     size: torch.Size
@@ -125,14 +126,14 @@ class Gaussian(Filter):
         self, plan: "GaussianPlan", features: torch.Tensor, tensors: list[torch.Tensor],
         ends: Sequence[torch.Tensor] = (),
     ) -> None:  # fmt: skip
-        """Take a filter's bare plan and tensors, then append the scales of its normalisation.
+        """Set a filter's plan and tensors without normalisation, then append the scales of the normalisation.
 
-        ends: scales in and out, [Bf, 1, *S], that the filter has before it is normalised; or none.
+        ends: scales in and out, [Bf, 1, *S], that the filter has before normalisation; or none.
         """
         self.size, self.batch = features.shape[2:], features.shape[0]
         self.plan, self.tensors = replace(plan, normalization="none"), [*tensors, *ends]
         if plan.normalization != "none":
-            r = self.row_sums().clamp_min(1e-18)  # 1 / r^2, of the gradient, stays in float32's range
+            r = self.row_sums().clamp_min(1e-18)  # keeps the gradient's 1 / r^2 in float32's range
             scale = r.rsqrt() if plan.normalization == "symmetric" else r.reciprocal()
             sides = plan.normalization != "after", plan.normalization != "before"
             if ends:
@@ -143,13 +144,13 @@ class Gaussian(Filter):
             self.plan = plan
 
     def row_sums(self) -> torch.Tensor:
-        """r = K 1, [Bf, 1, *S], of the filter before it is normalised; an isolated pixel's messages are 0."""
+        """r = K 1, [Bf, 1, *S], before normalisation; an isolated pixel's messages are 0."""
         first = self.tensors[0]
         return self.filtered(torch.ones((self.batch, 1, *self.size), dtype=first.dtype, device=first.device))
 
 
 class GaussianFields(Execution):
-    """What `gaussian_fields` gives."""
+    """The result of `gaussian_fields`."""
 
     include_self: bool
     normalization: Normalization
@@ -158,7 +159,7 @@ class GaussianFields(Execution):
 def gaussian_fields(
     features: torch.Tensor, include_self: bool, normalization: Normalization, precision: Precision, backend: Backend
 ) -> GaussianFields:
-    """What the plans of all Gaussian filters have, checked."""
+    """The checked fields that the plans of all Gaussian filters share."""
     checks.expect_choice("normalization", normalization, NORMALIZATIONS)
     how, include_self = execution(precision, backend), checks.expect_bool("include_self", include_self)
     resolve(backend, features.device, features.dtype)
@@ -186,7 +187,7 @@ class GaussianPlan(Plan):
 
 
 class GaussianOperator:
-    """n_out K n_in, from what a subclass says of the bare K."""
+    """n_out K n_in, from a subclass's K without normalisation."""
 
     def __init__(self, plan: GaussianPlan, tensors: list[torch.Tensor]) -> None:
         self.include_self, self.precision = plan.include_self, plan.precision
@@ -200,13 +201,14 @@ class GaussianOperator:
         return self.images == 1
 
     def bare(self, x: torch.Tensor, adjoint: bool) -> torch.Tensor:
-        """K x, or K^T x, for x [B, C, *S]."""
+        """K x, or K^T x, without normalisation, for x [B, C, *S]."""
         raise NotImplementedError
 
     def bare_gradients(
         self, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
-        """The gradients of <y, K x> with respect to the tensors but the scales; and functions that give K x, K^T y."""
+        """The gradients of <y, K x> with respect to all tensors except the scales; and functions that return K x and
+        K^T y."""
         raise NotImplementedError
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
@@ -220,7 +222,7 @@ class GaussianOperator:
         return found + self._of_scales(x, y, forward, back)
 
     def scale_gradients(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        """Those of `gradients` with respect to the scales."""
+        """The part of `gradients` with respect to the scales."""
         return self._of_scales(
             x, y, lambda: self.bare(scaled(x, self.scale_in), adjoint=False),
             lambda: self.bare(scaled(y, self.scale_out), adjoint=True),
@@ -261,7 +263,7 @@ def checked_features(features: torch.Tensor, mask: torch.Tensor | None = None) -
 
 
 def mask_of(source: str, features: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor | None:
-    """Which pixels are there, [B, 1, *S] for the batch of features or of `valid`; None for all; or an error.
+    """The mask of valid pixels, [B, 1, *S] for the batch of features or of `valid`, or None for all; or an error.
 
     source: the name of the features.
     """
@@ -289,16 +291,16 @@ def mask_of(source: str, features: torch.Tensor, valid: torch.Tensor | None) -> 
 
 
 def centred(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """float64 features shifted to around 0, each channel of each image by its median: only differences count, and
-    float32, which values may ask for, would lose them far from 0. Of float32 features a shift can save nothing."""
+    """float64 features with the median of each channel of each image subtracted. Only differences matter, and float32,
+    which values may require, would lose them far from 0. For float32 features a shift would not help."""
     if features.dtype != torch.float64:
         return features
     pixels = features.detach()
     if mask is None:
         ranked = pixels.flatten(2).sort(2).values
-        middle = ranked[:, :, ranked.shape[2] // 2]  # no outlier moves it
+        middle = ranked[:, :, ranked.shape[2] // 2]  # robust against outliers
     else:
-        ranked = pixels.where(mask, torch.nan).flatten(2).sort(2).values  # those that are not there come last
+        ranked = pixels.where(mask, torch.nan).flatten(2).sort(2).values  # invalid pixels come last
         half = mask.flatten(2).sum(2, keepdim=True) // 2
         middle = ranked.gather(2, half.clamp_max(ranked.shape[2] - 1).expand(-1, features.shape[1], -1))[:, :, 0]
     shifted = features - middle.view(*middle.shape, *[1] * (features.ndim - 2))
@@ -306,11 +308,11 @@ def centred(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.T
 
 
 def resized(x: torch.Tensor, axes: int, change: int) -> torch.Tensor:
-    """x with so many zeros more, or pixels less, at the end of its last `axes` axes."""
+    """x with `change` zeros appended to each of its last `axes` axes, or with that many pixels removed if negative."""
     return F.pad(x, (0, change) * axes).contiguous() if axes else x
 
 
 def pooled(features: torch.Tensor, factor: int, spare: bool = False) -> torch.Tensor:
-    """Features averaged over blocks of `factor` a side, with as many axes as they came with; `spare` as in `pool`."""
+    """Features averaged over blocks of `factor` pixels a side, with the same number of axes; `spare` as in `pool`."""
     axes = features.ndim - 2
     return from_3d(pool(to_3d(features), per_axis(factor, axes, 1), spare), axes)

@@ -1,4 +1,4 @@
-"""Box means: the averages that the guided filter and SegModel's context pooling are made of."""
+"""Box means, the averages on which the guided filter and SegModel's context pooling are based."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from tritoncrf.step import to_3d
 from tritoncrf.types import Backend, Box
 
 BOXES: tuple[Box, ...] = get_args(Box)
-FARTHEST = 1 << 31  # no image is wider: what reaches farther sees no more
+FARTHEST = 1 << 31  # no image is wider, so a larger reach changes nothing
 
 
 def box_mean(
@@ -25,14 +25,15 @@ def box_mean(
     .. math::
         y_i = \frac{1}{D_i} \sum_{|t_a| \le r_a} x_{i + d\,t}
 
-    over the taps that are in the image, with d the dilation and r the radius, for each class by itself. D is the number
+    over the taps inside the image, with d the dilation and r the radius, for each class separately. D is the number
     of these taps for "count" (He, Sun and Tang 2013), so that constants are kept, and the product over the axes of
     min(2 r + 1, ceil(n / d)), for n pixels, for "constant" (as SegModel's code released it; Shen et al. 2017), so that
-    means fade at the image's border. Every mean is a sum of its own pixels: nothing drifts along the image.
+    means fade at the image's border. Every mean is computed from its own pixels only, so rounding errors do not
+    accumulate along the image.
 
     Args:
         x: [B, C, *S], floating, 1 to 3 spatial axes. Half precision is summed in float32.
-        radius: r, 1 or more; one int or one per axis. What reaches beyond the image counts as the whole image.
+        radius: r, 1 or more; one int or one per axis. A radius beyond the image means the whole image.
         dilation: distance of neighbouring taps in pixels, 1 or more.
         box: "count" or "constant".
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
@@ -41,7 +42,7 @@ def box_mean(
         [B, C, *S], dtype of x; differentiable, any number of times.
 
     Raises:
-        TypeError: x is no floating-point tensor, radius or dilation is no int.
+        TypeError: x is not a floating-point tensor, or radius or dilation is not an int.
         ValueError: a shape, an option or a value is out of bounds.
 
     Example:
@@ -76,7 +77,7 @@ def box_sum(x: torch.Tensor, radii: list[int], dilation: int, backend: str) -> t
     """box(x) of reference.box for x [B, C, *S]; its own adjoint."""
     with without_autocast(x):
         found = box_summer(backend)(to_3d(x), [0] * (3 - len(radii)) + radii, dilation).reshape(x.shape)
-        alias = found.data_ptr() == x.data_ptr()  # one pixel: there was nothing to add
+        alias = found.data_ptr() == x.data_ptr()  # one pixel: nothing to add
         return found.clone(memory_format=torch.contiguous_format) if alias else found.contiguous()
 
 
@@ -97,7 +98,8 @@ box_sum.register_autograd(_backward, setup_context=_setup_context)
 
 
 def box_summer(backend: str) -> Callable[..., torch.Tensor]:
-    """box(x) for (x [n, fields, Z, Y, X], radii, dilation=1) by a backend; too long windows by PyTorch."""
+    """box(x) for (x [n, fields, Z, Y, X], radii, dilation=1) by a backend; windows that are too long for it use
+    PyTorch."""
     if backend != "triton":
         found: Callable[..., torch.Tensor] = modules(backend).box.box_sum
         return found
@@ -110,5 +112,5 @@ def box_summer(backend: str) -> Callable[..., torch.Tensor]:
 
 
 def capped(radii: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
-    """Radii that reach no farther than the image, where its size is known."""
+    """Radii limited to the image, if its size is known."""
     return tuple(min(r, n - 1) if isinstance(n, int) else r for r, n in zip(radii, size, strict=True))

@@ -1,4 +1,4 @@
-"""The Gaussian over all pixel pairs: what a user calls, and its plan and operator for both backends."""
+"""The Gaussian over all pairs of pixels: the user's filter, and its plan and operator for both backends."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class Exact(Gaussian):
         (K x)_i = \sum_j k_{ij}\, x_j, \qquad k_{ij} = \exp(-|f_i - f_j|^2 / 2)
 
     over all pixels j of the image, the same for all classes: the kernel of fully connected CRFs (Krähenbühl and
-    Koltun 2011), which `filters.Lattice` approximates. Pixels are sorted into blocks that are near in feature
-    space; a block skips other blocks as long as everything it skips sums, for each of its pixels, to at most `rtol`
-    times the largest \|x\|. K remains symmetric. With `normalization` and r = K 1: "before" K (x / r), "after" K x / r,
+    Koltun 2011), which `filters.Lattice` approximates. Pixels are sorted into blocks that are near in feature space. A
+    block skips other blocks as long as the sum of everything it skips is, for each of its pixels, at most `rtol` times
+    the largest \|x\|. K remains symmetric. With `normalization` and r = K 1: "before" K (x / r), "after" K x / r,
     "symmetric" r^-1/2 K (r^-1/2 x).
 
     Args:
@@ -73,7 +73,8 @@ class Exact(Gaussian):
 
 @operator("exact_visited")
 def visited(features: torch.Tensor, rtol: float) -> list[torch.Tensor]:
-    """order, starts and columns of `reference.exact.prepare`, which pairs of blocks are not skipped, for [Bf, D, N]."""
+    """The pairs of blocks that are not skipped: order, starts and columns of `reference.exact.prepare`, for [Bf, D,
+    N]."""
     return list(reference.exact.prepare(features, rtol))
 
 
@@ -87,7 +88,7 @@ def _(features: torch.Tensor, rtol: float) -> list[torch.Tensor]:
 
 @dataclass(frozen=True)
 class ExactPlan(GaussianPlan):
-    """The static half of `Exact`; its tensors are features, what `visited` gives, and the scales in use."""
+    """The plan of `Exact`; its tensors are the features, the results of `visited`, and the scales in use."""
 
     @property
     def tensor_count(self) -> int:
@@ -117,6 +118,6 @@ class ExactOperator(GaussianOperator):
         return [gradient.view(self.shape)], lambda: self.bare(x, False), lambda: self.bare(y, True)
 
     def _rows(self, x: torch.Tensor) -> torch.Tensor:
-        """x [B, C, *S] as [Bf, R, N]: images that share their features are so many more classes of one."""
+        """x [B, C, *S] as [Bf, R, N]: images that share features become further classes of one image."""
         rows = x.flatten(2)
         return rows.flatten(0, 1)[None] if self.shared else rows

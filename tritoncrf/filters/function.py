@@ -1,4 +1,4 @@
-"""A pairwise filter of any linear map."""
+"""A pairwise filter from any linear map."""
 
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +80,7 @@ class _WithAdjoint(torch.autograd.Function):
 
 
 class _Operator:
-    """The same without autograd, for what looks at messages alone."""
+    """The same without autograd, for callers that need only messages."""
 
     def __init__(self, filter: Function) -> None:
         self.filter = filter

@@ -1,4 +1,4 @@
-"""The guided filter: what a user calls, and its plan and operator for both backends."""
+"""The guided filter: the user's filter, and its plan and operator for both backends."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ from tritoncrf.step import Step, from_3d, per_axis, to_3d
 from tritoncrf.types import Backend, Box, Precision
 
 MAX_CHANNELS = 8
-# eps counts as at least this share of m(I^2), see reference.guided: a tenth of a rounding in float32, where only the
-# factors are rounded; in float64 Sigma is as well.
+# eps is at least this share of m(I^2), see reference.guided: a tenth of a rounding error in float32, where only the
+# factors are rounded; in float64 Sigma is rounded too.
 FLOORS = {torch.float32: 2.0**-26, torch.float64: 2.0**-48}
-SAMPLE = 1021  # pixels whose median stands for all; a prime, so that they never lie in one column
+SAMPLE = 1021  # pixels from which the median is estimated; a prime, so that they never lie in one column
 
 
 class Guided(Filter):
@@ -106,7 +106,7 @@ class Guided(Filter):
         else:
             eps = torch.full((), eps, dtype=guide.dtype, device=guide.device)
         if box == "count":
-            # K is the same for any shift of the guide, and covariances are then no differences of large sums.
+            # K does not change when the guide is shifted, and covariances are then not differences of large sums.
             guide = guide - _medians(guide.detach(), mask)
             guide = guide if mask is None else guide.where(mask, 0.0)
         low = pooled(guide, subsample, self.plan.spare)
@@ -119,11 +119,11 @@ def guided_filter(
     values: torch.Tensor, guide: torch.Tensor, radius: int | Sequence[int], eps: float | torch.Tensor,
     box: Box = "count", subsample: int = 1, backend: Backend = "auto",
 ) -> torch.Tensor:  # fmt: skip
-    r"""Smooth `values` but for the edges of `guide`: the guided filter as a plain image filter.
+    r"""Smooth `values` while keeping the edges of `guide`: the guided filter as a plain image filter.
 
-    For matting, depth, haze, flash and no-flash photos, or, with the image as its own guide, to smooth it. Both in any
-    unit. See `filters.Guided` for the equation and the arguments; hold on to one of those to filter several values by
-    the same guide.
+    Use it for matting, depth maps, haze removal, pairs of flash and no-flash photos, or, with the image as its own
+    guide, for smoothing. Values and guide may be in any unit. See `filters.Guided` for the equation and the arguments;
+    keep such a filter to filter several values with the same guide.
 
     Args:
         values: [B, C, *S], floating.
@@ -163,12 +163,12 @@ def checked_guide(guide: torch.Tensor, mask: torch.Tensor | None = None) -> torc
 
 
 def _medians(guide: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The median of every channel of some pixels that are there, which no outlier moves: [Bf, D, 1, ...]."""
+    """The median of every channel over a sample of valid pixels, robust against outliers: [Bf, D, 1, ...]."""
     pixels, order = guide.flatten(2), torch.arange(SAMPLE, device=guide.device)
     if mask is None:
         sample = pixels[..., order * pixels.shape[2] // SAMPLE]
     else:
-        rank = mask.flatten(1).cumsum(1)  # of pixels, from 1, among those that are there
+        rank = mask.flatten(1).cumsum(1)  # rank of a pixel, from 1, among the valid ones
         chosen = torch.searchsorted(rank, order * rank[:, -1:] // SAMPLE + 1).clamp_max(pixels.shape[2] - 1)
         sample = pixels.gather(2, chosen[:, None].expand(-1, guide.shape[1], -1))
     return sample.sort(-1).values[..., SAMPLE // 2].reshape(*guide.shape[:2], *[1] * (guide.ndim - 2))
@@ -209,7 +209,7 @@ def statistics_backward(
     guide: torch.Tensor, mean: torch.Tensor, d_mean: torch.Tensor, d_sigma: torch.Tensor, mask: torch.Tensor | None,
     radii: list[int], box: str, backend: str, spare: int,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """The gradients of guide and eps, from those of the mean and of Sigma, which takes the place of cholesky's."""
+    """The gradients of guide and eps from those of the mean and of Sigma, the latter in place of cholesky's."""
     with without_autocast(guide):
         full, mean, d_mean, d_sigma = (
             to_3d(resized(t.double(), spare, -1)) for t in (guide, mean, d_mean, d_sigma)
@@ -228,20 +228,20 @@ def _(
 
 
 def has_kernels(backend: str, radii: Sequence[int], masked: bool) -> bool:
-    """Whether Triton's kernels serve windows of these radii; elsewhere, and if `masked`, passes of PyTorch share a
-    kernel's box sums."""
+    """Whether Triton's kernels support windows of these radii; otherwise, and if `masked`, PyTorch computes the rest
+    around the kernel's box sums."""
     return backend == "triton" and not masked and max(radii) <= kernels.guided.MAX_RADIUS
 
 
 def _capped(radii: Sequence[int], guide: torch.Tensor) -> tuple[int, ...]:
-    """Radii of the three axes, that reach no farther than the guide."""
+    """Radii of the three axes, limited to the size of the guide."""
     return capped([1] * (3 - len(radii)) + [*radii], to_3d(guide).shape[2:])
 
 
 def _windows(
     guide: torch.Tensor, mask: torch.Tensor | None, radii: Sequence[int], box: str, backend: str, spare: int = 0
 ) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
-    """The windows' areas in float64, and box(x)."""
+    """The areas of the windows in float64, and box(x)."""
     summer, full = box_summer(backend), None if mask is None else to_3d(mask)
     area = reference.guided.window_areas(guide, full, radii, box, summer, spare)
     return area, functools.partial(summer, radii=radii)
@@ -264,10 +264,10 @@ refuse_second_derivative(statistics_backward)
 
 @dataclass(frozen=True)
 class GuidedPlan(Plan):
-    """The static half of `Guided`; its tensors are the guide, the guide at the windows' resolution (the same tensor
-    if that is full), what `statistics` gives, and, if `masked`, which pixels are there.
+    """The plan of `Guided`; its tensors are the guide, the guide at the windows' resolution (the same tensor at full
+    resolution), the results of `statistics`, and, if `masked`, the mask of valid pixels.
 
-    spare: the guide was averaged while sizes were symbols, and has a block more on every axis; see `reference.blur`.
+    spare: the guide was averaged with symbolic sizes, and has a spare block on every axis; see `reference.blur`.
     """
 
     radius: tuple[int, ...]
@@ -285,11 +285,12 @@ class GuidedPlan(Plan):
 
     @property
     def low_radii(self) -> list[int]:
-        """Per axis, at the windows' resolution."""
+        """The radius along each axis at the windows' resolution."""
         return [max(1, round(r / self.subsample)) for r in self.radius]
 
     def reach(self, axes: int) -> tuple[int, ...]:
-        """A pixel reads all windows that hold it, and these their pixels; of blocks also those on either side."""
+        """A pixel reads all windows that contain it, and these read their pixels; with blocks, also the blocks on
+        either side."""
         blocks = (2 * r + (self.subsample > 1) for r in self.low_radii)
         return tuple(n * self.subsample for n in blocks)
 
@@ -301,7 +302,8 @@ class GuidedPlan(Plan):
         return GuidedOperator(self, tensors)
 
     def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
-        """A single guided filter runs as one step in Triton, its second box carrying the rest of the step."""
+        """A single guided filter runs as one fused step in Triton, in which its second box also does the rest of the
+        step."""
         if self.backend != "triton":
             return Step
         reach = _capped(self.low_radii, unary)
@@ -313,15 +315,15 @@ class GuidedPlan(Plan):
 
 
 class GuidedOperator:
-    """K, by the kernels where there are some for its windows, at full resolution."""
+    """K, computed by the kernels if they support its windows at full resolution."""
 
     def __init__(self, plan: GuidedPlan, tensors: list[torch.Tensor]) -> None:
         axes = tensors[0].ndim - 2
         spare = axes if plan.spare else 0
-        self.cut = 0 if plan.backend == "graph" else spare  # where sizes have numbers, those blocks go
+        self.cut = 0 if plan.backend == "graph" else spare  # with known sizes the spare blocks are removed
         image, *mask = (to_3d(t) for t in (tensors[0], *tensors[4:]))
         low, mean, cholesky = (resized(to_3d(t), self.cut, -1) for t in tensors[1:4])
-        factors = per_axis(plan.subsample, axes, 1)  # beyond the image nothing changes but memory
+        factors = per_axis(plan.subsample, axes, 1)  # a larger factor than the image only costs memory
         self.guide = reference.guided.Guide(
             image, low, mean, cholesky,
             radii=_capped(plan.low_radii, low),

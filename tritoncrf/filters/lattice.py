@@ -1,4 +1,4 @@
-"""The Gaussian filter over all pixels by the permutohedral lattice: what a user calls, and its plan and operator."""
+"""The Gaussian filter over all pixels by the permutohedral lattice: the user's filter, and its plan and operator."""
 
 import threading
 from collections import OrderedDict
@@ -26,13 +26,16 @@ from tritoncrf.reference.lattice import ScaledLattice, image_of
 from tritoncrf.step import Step, few_threads, scaled
 from tritoncrf.types import Backend, Normalization, Padding, Precision, Theta
 
-ISOLATED = 0.5  # of K_ii: where all other pixels weigh less, what is left of K 1 is mostly the error of K_ii
+ISOLATED = (
+    0.5  # share of K_ii: if the weights of all other pixels sum to less, the rest of K 1 is mostly the error of K_ii
+)
 CACHE_BYTES = 256 << 20
 TABLES = 7  # tensors of a built lattice
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
 
-# glibc gives freed memory back to the system, page by page to be had again, beyond twice the largest block below 32 MB
-# that was freed: a tenth of the time of a photo with few classes. This one is never touched.
+# glibc returns freed memory to the system, to be requested again page by page, beyond twice the largest freed block
+# below 32 MB. That takes a tenth of the time of a photo with few classes. This block raises the limit and is never
+# touched.
 bytearray(31 << 20)
 
 
@@ -64,10 +67,10 @@ class Lattice(Gaussian):
         normalization: "none", "before", "after" or "symmetric".
         precision: "default" keeps float32's accuracy; "fast" multiplies a [C, C] compatibility in tf32 on a GPU.
         backend: "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch".
-        padding: "four" adds the vertices around features of 0 where no four divides the number of pixels, as pydensecrf
-            and the CRF-RNN codes do on a CPU: they take four pixels at a time and fill up the last four with zeros.
-            These have no values and receive none, but the blur passes through their vertices. That changes images
-            with pixels near 0 and none at 0: those of few pixels much, photos hardly.
+        padding: "four" adds the vertices around features of 0 if the number of pixels is not a multiple of four. So do
+            pydensecrf and the CRF-RNN codes on a CPU, which process four pixels at a time and pad the last four with
+            zeros. The padding has no values and receives none, but the blur passes through its vertices. This matters
+            if pixels are near 0 but none is at 0: much for images of few pixels, hardly for photos.
 
     Calling it takes values [B, C, *S], floating, and returns the same shape and dtype. Building synchronises with
     a GPU; applying does not. Sums are made in a fixed order: the same bits every time.
@@ -109,18 +112,18 @@ class Lattice(Gaussian):
     ) -> "Lattice":  # fmt: skip
         """The lattice of pixel positions alone, `Lattice(features.spatial(size, theta, spacing), ...)`.
 
-        Where theta and spacing are plain numbers it depends on no image. The last few are kept: on each device up to
-        256 MB, or a tenth of the memory that is free where that is less. `tritoncrf.clear_cache` lets go of them.
-        One that was asked for while a CUDA graph was captured stays, as the graph reads it: it is never let go.
+        If theta and spacing are plain numbers, it does not depend on the image. The last few are cached: on each device
+        up to 256 MB, or a tenth of the free memory if that is less. `tritoncrf.clear_cache` frees them. A lattice that
+        was requested while a CUDA graph was captured is never freed, because the graph reads it.
 
         Args:
             size, theta, spacing, device, dtype: see `features.spatial`.
             include_self, normalization, precision, backend: see `Lattice`.
-            flip: take the axes in reverse, (x, y) instead of (row, column), as CRF-RNN and pydensecrf do: the lattice
-                feels the order.
+            flip: use the axes in reverse order, (x, y) instead of (row, column), as CRF-RNN and pydensecrf do; the
+                lattice depends on the order.
 
         Returns:
-            The filter, of batch 1: it serves any batch.
+            The filter, with batch 1, which can be used for any batch.
 
         Raises:
             TypeError, ValueError: as `features.spatial` and `Lattice`.
@@ -141,11 +144,11 @@ class Lattice(Gaussian):
         key = _key(size, theta, spacing, *options, flip, dtype)
         if key is None or torch.compiler.is_compiling() or not launches_run():
             return built()
-        device = torch.empty(0, device=device).device  # with its index, where there are several
+        device = torch.empty(0, device=device).device  # with its index, if there are several
         key = (*key, device)
         kept = _cache.get(key) or _captured.get(key)
         if kept is None:
-            with torch.inference_mode(False):  # a kept lattice must serve training too
+            with torch.inference_mode(False):  # a cached lattice must also work in training
                 kept = built(device)
             if device.type == "cuda":  # and other streams
                 torch.cuda.current_stream(device).synchronize()
@@ -155,21 +158,21 @@ class Lattice(Gaussian):
         return kept
 
     def row_sums(self) -> torch.Tensor:
-        """r = K 1; infinite, so that messages vanish, where hardly anything but a pixel's own weight is left."""
+        """r = K 1; infinite, so that messages vanish, where there is hardly any weight except a pixel's own."""
         r = super().row_sums()
         return r if len(self.tensors) == TABLES else torch.where(r > ISOLATED * self.tensors[TABLES], r, torch.inf)
 
 
 _cache: OrderedDict[Hashable, Lattice] = OrderedDict()
-_captured: dict[Hashable, Lattice] = {}  # what CUDA graphs may read
+_captured: dict[Hashable, Lattice] = {}  # CUDA graphs may read these
 _lock = threading.Lock()
 
 
 def clear_cache() -> None:
-    """Let go of the lattices of pixel positions that `filters.Lattice.spatial` keeps, and of what `refine` keeps on
-    GPUs to repeat a call of the same shape.
+    """Free the lattices of pixel positions that `filters.Lattice.spatial` caches, and what `refine` keeps on GPUs to
+    repeat calls of the same shape.
 
-    What still uses a lattice keeps it; so does a CUDA graph in whose capture it was asked for.
+    A lattice that is still in use is kept, also by a CUDA graph during whose capture it was requested.
 
     Example:
         >>> import tritoncrf as tc
@@ -181,13 +184,13 @@ def clear_cache() -> None:
 
 
 def limit_cache(most: int) -> None:
-    """Keep at most so many bytes of lattices of pixel positions on a device."""
+    """Limit the bytes of cached lattices of pixel positions on each device."""
     global CACHE_BYTES
     CACHE_BYTES = most
 
 
 def _keep(key: Hashable, lattice: Lattice) -> None:
-    """Keep what was just built, and of the others on its device, the last used first, as many as memory allows."""
+    """Cache a new lattice, and as many of the others on its device as memory allows, the last used first."""
     device = lattice.tensors[0].device
     left = min(CACHE_BYTES, _free_memory(device) // 10)
     with _lock:
@@ -203,7 +206,7 @@ def _keep(key: Hashable, lattice: Lattice) -> None:
 
 
 def _serve(key: Hashable, lattice: Lattice) -> None:
-    """Note that a kept lattice is in use, and that its memory must outlast what reads it on this stream."""
+    """Note that a cached lattice is in use, and that its memory must outlive its readers on this stream."""
     device = lattice.tensors[0].device
     with _lock:
         if key in _cache:
@@ -217,7 +220,7 @@ def _serve(key: Hashable, lattice: Lattice) -> None:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; where the system does not say, more than there are."""
+    """The free bytes on a device; a very large number if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -228,7 +231,8 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _key(*arguments: Any) -> tuple[Hashable, ...] | None:
-    """The arguments and their types (1 is not True) as a key, or None where one is no plain value, a tensor, say."""
+    """The arguments and their types (1 is not True) as a key, or None if one is not a plain value but, for instance, a
+    tensor."""
     plain = int, float, str, bool, torch.dtype, type(None)
     arguments = tuple(tuple(a) if isinstance(a, (list, tuple)) else a for a in arguments)
     flat = [value for a in arguments for value in (a if isinstance(a, tuple) else (a,))]
@@ -238,14 +242,14 @@ def _key(*arguments: Any) -> tuple[Hashable, ...] | None:
 def _self_weights(weights: torch.Tensor) -> torch.Tensor:
     """K_ii = alpha sum_rs b_ir b_is walks_rs where all vertices exist, [Bf, N, D + 1] -> [Bf, N].
 
-    walks_rr = 1 + 2^-D, walks_rs = 2^-|r - s| + 2^-(D + 1 - |r - s|): those along distinct axes from r to s.
+    walks_rr = 1 + 2^-D, walks_rs = 2^-|r - s| + 2^-(D + 1 - |r - s|): the walks along distinct axes from r to s.
     """
     corners = weights.shape[2]
     r = torch.arange(corners, device=weights.device)
     apart = (r[:, None] - r).abs()
     walks = torch.exp2(-apart.to(weights.dtype)) + torch.exp2((apart - corners).to(weights.dtype))
     walks = torch.where(apart == 0, 1 + 2.0 ** (1 - corners), walks)
-    # Row by row, not as a matrix product: autocast would round that to half precision.
+    # Row by row, because autocast would round a matrix product to half precision.
     total = sum(b * (weights * row).sum(2) for b, row in zip(weights.unbind(2), walks))
     return total / (1 + 2.0 ** (1 - corners))
 
@@ -280,15 +284,15 @@ def build(features: torch.Tensor, backend: str, padded: bool) -> list[torch.Tens
 
 
 def _connected(features: torch.Tensor, backend: str) -> Sequence[torch.Tensor] | None:
-    """Weights and tables that need no number on the host but their sizes; None where there are none such."""
+    """Weights and tables, built without reading anything but their sizes on the host; None if that is not possible."""
     if backend == "torch" or features.numel() == 0:
         return None
     return kernels.simplex.connected(features, simplex.CHUNK, simplex.MAX_COORDINATE, simplex.MAX_CODES)
 
 
 def _connected_on_host(features: torch.Tensor, ends: torch.Tensor, backend: str) -> Sequence[torch.Tensor]:
-    """Weights and tables, whose codes are laid out on the host; an error where features are too far apart. PyTorch
-    connects the vertices, whatever the backend: where Triton does not, their codes are several integers each."""
+    """Weights and tables whose codes are laid out on the host; an error if features are too far apart. PyTorch connects
+    the vertices in any backend: where Triton does not, their codes are several integers each."""
     images, d, pixels = features.shape
     least, most = (ends[0].amin(0), ends[1].amax(0)) if images else ends.new_zeros((2, d))
     layout = simplex.key_layout(least.tolist(), most.tolist(), images, pixels)
@@ -297,7 +301,7 @@ def _connected_on_host(features: torch.Tensor, ends: torch.Tensor, backend: str)
 
 
 def _without_last(tensors: list[torch.Tensor], backend: str) -> list[torch.Tensor]:
-    """The tensors of a lattice without the last pixel of each image, whose vertices stay."""
+    """The tensors of a lattice without the last pixel of each image, but with its vertices."""
     lattice = reference.lattice.Lattice(*tensors)
     pixels, corners = lattice.weights.shape[1:]
     pairs, starts = simplex.without_last(lattice.sorted_pairs, lattice.segments, pixels, corners)
@@ -313,8 +317,8 @@ def _ends_and_shift(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def near_features(features: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """float64 features [Bf, D, N] in float32, those far away shifted as `build` would, before they are rounded; and
-    whether any are."""
+    """float64 features [Bf, D, N] in float32, after the shift of distant ones as in `build`; and whether any were
+    shifted."""
     shift = _ends_and_shift(features)[1]
     return simplex.shifted(features, shift).float(), len(shift) > 0
 
@@ -360,7 +364,7 @@ refuse_second_derivative(build_backward)
 
 @dataclass(frozen=True)
 class LatticePlan(GaussianPlan):
-    """The static half of `Lattice`; its tensors are `build`'s, K_ii if it is to be subtracted, the scales in use."""
+    """The plan of `Lattice`; its tensors are those of `build`, K_ii if it is subtracted, and the scales in use."""
 
     padding: str | None = None
 
@@ -372,8 +376,8 @@ class LatticePlan(GaussianPlan):
         return LatticeOperator(self, tensors)
 
     def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
-        """Lattices run as one step: in PyTorch any number, sliced in one pass; in Triton one or two, whose slice
-        carries the rest of the step."""
+        """Lattices run as one fused step: in PyTorch any number, sliced in one pass; in Triton one or two, whose slice
+        also does the rest of the step."""
         alike = all(
             isinstance(p, LatticePlan) and p.include_self and p.backend == self.backend
             and p.precision == self.precision for p in plans
@@ -387,7 +391,7 @@ class LatticePlan(GaussianPlan):
 
 
 class LatticeOperator(GaussianOperator):
-    """A built lattice, with the scales of its normalisation where values enter and leave it."""
+    """A built lattice, with the scales of its normalisation at the input and the output."""
 
     def __init__(self, plan: LatticePlan, tensors: list[torch.Tensor]) -> None:
         super().__init__(plan, tensors)
@@ -403,7 +407,7 @@ class LatticeOperator(GaussianOperator):
         return self._run(y, self.exit, self.entry, reverse=True)
 
     def _run(self, x: torch.Tensor, entry: ScaledLattice, exit: ScaledLattice, reverse: bool) -> torch.Tensor:
-        """K x with both scales; blurs in the reverse order make K^T."""
+        """K x with both scales, or K^T x with the blurs in reverse order."""
         with few_threads(x.device, x.numel()):
             rows = self.module.rows_of(x)
             v = self.module.filtered(rows, entry, reverse)

@@ -1,7 +1,8 @@
-"""Plans, the static half of every filter, and the operators of `torch.library` that carry them out.
+"""Plans, the static part of every filter, and the operators of `torch.library` that execute them.
 
-A plan is a frozen dataclass of plain numbers. With the filter's tensors it makes an `Operator`, K. Compilers and
-exporters see K as one opaque operator with a fake and a gradient, which takes the plan as a string of JSON.
+A plan is a frozen dataclass of plain numbers. Together with the filter's tensors it creates an `Operator`, K. Compilers
+and exporters see K as one opaque operator, with a fake implementation and a gradient, that takes the plan as a JSON
+string.
 """
 
 import functools
@@ -19,12 +20,12 @@ from tritoncrf.step import Operator, Step
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
 
-Context: TypeAlias = Any  # autograd's, which takes any attribute
+Context: TypeAlias = Any  # autograd's context, which accepts any attribute
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The static half of a filter; one subclass per kind, found by its class name."""
+    """The static part of a filter; one subclass per kind, found by its class name."""
 
     precision: str
     backend: str
@@ -37,32 +38,32 @@ class Plan:
 
     @property
     def tensor_count(self) -> int:
-        """How many tensors `operator` takes."""
+        """The number of tensors that `operator` takes."""
         raise NotImplementedError
 
     def operator(self, tensors: list[torch.Tensor], budget: float = 0) -> Operator:
-        """K for one image; it may keep `budget` numbers per pixel to be faster when it is applied again."""
+        """K for one image; it may keep `budget` numbers per pixel to make repeated application faster."""
         raise NotImplementedError
 
     def reach(self, axes: int) -> tuple[int, ...] | None:
-        """How many pixels along each axis a message travels at most; None where it goes everywhere."""
+        """The largest distance of a message in pixels along each axis; None if it is unlimited."""
         return None
 
     @property
     def block(self) -> int:
-        """The side of the blocks of pixels that are averaged, in a grid that is centred in the image."""
+        """The side of the averaged blocks of pixels, in a grid that is centred in the image."""
         return 1
 
     def step(self, plans: Sequence["Plan"], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
-        """The mean-field step for these plans, of which this is the first: a fused one where there is one for them.
+        """The mean-field step for these plans, of which this is the first; a fused step if there is one for them.
 
-        Only shapes and dtypes of the tensors are looked at.
+        Only shapes and dtypes of the tensors are used.
         """
         return Step
 
 
 def encode(plans: Iterable[Plan]) -> str:
-    """Plans as JSON, a list of objects; written out here since compilers see through no encoder."""
+    """Plans as JSON, a list of objects; written by hand because compilers cannot trace an encoder."""
     objects = []
     for plan in plans:
         members = [("kind", type(plan).__name__), *((f.name, getattr(plan, f.name)) for f in fields(plan))]
@@ -91,16 +92,16 @@ def decode(text: str) -> tuple[Plan, ...]:
 
 
 def fits_in_registers(kernels: ModuleType, mixing: Sequence[torch.Tensor], classes: int) -> bool:
-    """Whether a kernel's fused step keeps that many classes in registers, mixed by these A_m."""
+    """Whether a kernel's fused step can keep this many classes, mixed by these A_m, in registers."""
     most: int = kernels.MAX_MATRIX_CLASSES if any(a.ndim == 2 for a in mixing) else kernels.MAX_CLASSES
     return classes <= most
 
 
 class Registered:
-    """An operator of `torch.library`, "tritoncrf::name", of a function of tensors; it refuses vmap.
+    """An operator of `torch.library`, "tritoncrf::name", from a function of tensors; it does not support vmap.
 
-    Where nothing looks on and no gradient is wanted the function itself is called: the first call of an operator
-    imports torch's compiler, which takes a second and 150 MB.
+    If nothing traces the call and no gradient is needed, the function itself is called, because the first call of an
+    operator imports torch's compiler, which takes a second and 150 MB.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
@@ -111,7 +112,7 @@ class Registered:
         functools.update_wrapper(self, function)
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Take what tells exporters and compilers the shapes of results; ONNX has no operator to write."""
+        """Register the function that gives exporters and compilers the shapes of results; ONNX has no such operator."""
 
         def fake(*arguments: Any) -> Any:
             if to_onnx():
@@ -125,7 +126,7 @@ class Registered:
         return function
 
     def on(self, backend: str) -> Callable[..., Any]:
-        """What to call where a resolved backend computes: for graphs of standard operators the function itself."""
+        """The function to call for a resolved backend; for graphs of standard operators it is the function itself."""
         return self.function if backend == "graph" else self
 
     def __call__(self, *arguments: Any) -> Any:
@@ -133,7 +134,7 @@ class Registered:
 
 
 def _unobserved(arguments: Iterable[Any]) -> bool:
-    """Whether these are plain tensors, and nothing records or transforms what is done with them."""
+    """Whether these are plain tensors, and nothing records or transforms operations on them."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -148,7 +149,7 @@ def _unobserved(arguments: Iterable[Any]) -> bool:
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Registered]:
-    """A function of tensors as the operator "tritoncrf::name"."""
+    """A decorator that makes a function of tensors the operator "tritoncrf::name"."""
     return functools.partial(Registered, name)
 
 
@@ -157,16 +158,16 @@ def _refuse_vmap(*arguments: Any) -> NoReturn:
 
 
 def refuse_second_derivative(operator: Registered) -> None:
-    """Make differentiating a backward operator one clear error."""
+    """Make the differentiation of a backward operator a clear error."""
 
     def refuse(ctx: Context, *cotangents: Any) -> NoReturn:
-        raise NotImplementedError("tritoncrf offers first derivatives only; a second one was asked for")
+        raise NotImplementedError("tritoncrf supports first derivatives only; a second one was requested")
 
     operator.register_autograd(refuse)
 
 
 def contiguous_like(tensor: torch.Tensor) -> torch.Tensor:
-    """What a fake operator gives for a contiguous result of the shape of `tensor`."""
+    """The fake of a contiguous result with the shape of `tensor`."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
@@ -180,14 +181,14 @@ def align_gradients(
 
 
 def gradient_shape(tensor: torch.Tensor, needed: bool) -> Sequence[int]:
-    """The shape of what `align_gradients` gives for a tensor."""
+    """The shape of the result of `align_gradients` for a tensor."""
     return tensor.shape if needed and tensor.is_floating_point() else (0,)
 
 
 def gradients_or_none(
     tensors: list[torch.Tensor], found: list[torch.Tensor], needed: Sequence[bool]
 ) -> list[torch.Tensor | None]:
-    """What autograd takes for a list of tensors from the results of `align_gradients`."""
+    """The gradients that autograd expects for a list of tensors, from the results of `align_gradients`."""
     return [d if n and t.is_floating_point() else None for t, d, n in zip(tensors, found, needed, strict=True)]
 
 

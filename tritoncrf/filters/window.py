@@ -1,4 +1,4 @@
-"""The windowed Gaussian filter of ConvCRF: what a user calls, and its plan and operator for both backends."""
+"""The windowed Gaussian filter of ConvCRF: the user's filter, and its plan and operator for both backends."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -82,7 +82,7 @@ class Window(Gaussian):
         blur = checks.expect_int("blur", blur, 1)
         positions = are_evenly_spaced(features) and blur == 1
         mask = mask_of("features", features, valid)
-        seen = None if positions else mask  # kernels look at the first and the last position, there or not
+        seen = None if positions else mask  # kernels read the first and the last position, valid or not
         features = centred(checked_features(features, seen), seen)
         if mask is not None:
             features = features.expand(mask.shape[0], *features.shape[1:])
@@ -106,13 +106,13 @@ class Window(Gaussian):
 def among_valid(
     low: torch.Tensor, mask: torch.Tensor, factor: int, spare: bool = False
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """What confines a window to the pixels of a mask, 1 or 0: features [Bf, D, *S], averaged over the pixels of a block
-    that are there, and the scales in and out, [Bf, 1, *S].
+    """Restrict a window to the pixels of a mask of 1 and 0: features [Bf, D, *S], averaged over the valid pixels of a
+    block, and scales in and out, [Bf, 1, *S].
 
         pool' x = pool(mask x) / pool(mask) ,   up' z = mask up(there z) / up(there)
 
-    with `there` 1 for blocks of which a pixel is. A block's 1 / pool(mask) may stand at its pixels, and blocks without
-    any get features so far from all others that no message reaches one: what is left of both are scales of pixels,
+    where `there` is 1 for blocks with a valid pixel. A block's 1 / pool(mask) can be applied at its pixels, and blocks
+    without any get features so far from all others that no message reaches them. What remains are scales of pixels,
     mask / pool(mask) and mask / up(there).
     """
     if factor == 1:
@@ -122,7 +122,7 @@ def among_valid(
     share = blur.pool(full, factors, spare)
     empty = (share == 0).to(mask.dtype)
     share = share + empty
-    # Not up(there): with no empty block this is 1 to the last bit.
+    # Not up(there): without empty blocks this is exactly 1.
     seen = 1 - blur.upsample(empty, full.shape[2:], factors)
     ends = mask / from_3d(blur.spread(share, full.shape[2:], factors), axes), mask / from_3d(seen + (1 - full), axes)
     low = low / from_3d(share, axes)
@@ -132,11 +132,11 @@ def among_valid(
 
 @dataclass(frozen=True)
 class WindowPlan(GaussianPlan):
-    """The static half of `Window`; its tensors are low-resolution features and the scales in use.
+    """The plan of `Window`; its tensors are low-resolution features and the scales in use.
 
     positions: the features are evenly spaced positions.
-    masked: some pixels are not there: there are scales on both sides, 0 at these.
-    spare: the features were made while sizes were symbols, and have a block more on every axis; see `reference.blur`.
+    masked: some pixels are not valid; there are scales on both sides, which are 0 there.
+    spare: the features were made with symbolic sizes, and have a spare block on every axis; see `reference.blur`.
     """
 
     window_size: int
@@ -158,7 +158,7 @@ class WindowPlan(GaussianPlan):
 
     @property
     def alike(self) -> bool:
-        """Whether both sides have the same scale, or none."""
+        """Whether both sides have the same scale or none."""
         return self.normalization in ("none", "symmetric") and not (self.masked and self.blur > 1)
 
     @property
@@ -178,12 +178,12 @@ class WindowPlan(GaussianPlan):
         return self.blur
 
     def affords(self, budget: float, axes: int) -> bool:
-        """Whether half a window of weights is at most `budget` numbers per pixel of full resolution."""
+        """Whether half a window of weights fits in `budget` numbers per pixel of full resolution."""
         return self.window_size**axes // 2 / self.blur**axes <= budget
 
     def step(self, plans: Sequence[Plan], mixing: Sequence[torch.Tensor], unary: torch.Tensor) -> type[Step]:
-        """Windows of one geometry run as one: in Triton one or two in a launch per iteration, two with blur; in
-        PyTorch any number whose weights are scalars, as one sum of their kernels."""
+        """Windows of one geometry run as one fused step: in Triton one or two, with one launch per iteration or two
+        with blur; in PyTorch any number with scalar weights, as one sum of their kernels."""
         keys = "window_size", "dilation", "blur", "precision", "backend"
         windows = [
             p for p in plans if isinstance(p, WindowPlan) and all(getattr(p, k) == getattr(self, k) for k in keys)
@@ -199,7 +199,7 @@ class WindowPlan(GaussianPlan):
         fits, kind = fits_in_registers(kernels.window, mixing, classes), kernels.window.WindowStep
         if self.blur > 1:
             fits, kind = fits and axes < 3 and self.blur <= kernels.blur.MAX_BLUR, kernels.blur.BlurStep
-            if len(windows) > 1 and any(p.scale_count for p in windows):  # each has a pooled Q of its own, in one batch
+            if len(windows) > 1 and any(p.scale_count for p in windows):  # each has its own pooled Q, in one batch
                 fits = fits and all(a.ndim < 2 for a in mixing) and len({p.include_self for p in windows}) == 1
         return kind if fits and len(windows) <= 2 else Step
 
@@ -218,14 +218,14 @@ class WindowOperator(GaussianOperator):
         self.module = modules(plan.backend).window
         self.positions, self.masked, self.alike = plan.positions, plan.masked, plan.alike
         affords = plan.backend == "torch" and plan.affords(budget, self.axes)
-        self.keeps_weights = affords or plan.backend == "graph"  # where they are an expression
+        self.keeps_weights = affords or plan.backend == "graph"  # where they are only an expression
 
     @functools.cached_property
     def weights(self) -> torch.Tensor:
         return self.module.window_weights([(self.features, None, 1.0)], self.radii, self.dilation)
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """The window sum at its own resolution."""
+        """The window sum at low resolution."""
         window = self.features, self.radii, self.dilation, self.include_self
         if self.keeps_weights:
             found: torch.Tensor = self.module.window_sum(x, *window, self.weights)
@@ -234,7 +234,7 @@ class WindowOperator(GaussianOperator):
         return found
 
     def pool(self, x: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
-        """pool(x), of as many blocks as the features have."""
+        """pool(x), with as many blocks as the features have."""
         found: torch.Tensor = blur.pool(x, factors, self.spare)
         return found
 
@@ -243,11 +243,11 @@ class WindowOperator(GaussianOperator):
         return self.pool(to_3d(scaled(x, self.scale_in)), self.factors)
 
     def given(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient of `features` as one of the tensor that they came as."""
+        """The gradient of `features`, in the shape of the plan's tensor."""
         return from_3d(resized(gradient, self.cut, 1), self.axes)
 
     def grid(self, size: Sequence[int]) -> tuple[Sequence[int], ...]:
-        """Image size, low size and padding, each (y, x), for a fused step's kernels."""
+        """The image size, low-resolution size and padding, each (y, x), for the kernels of a fused step."""
         return tuple(n[1:] for n in (size, blur.low_size(size, self.factors), blur.padding(size, self.factors)))
 
     def bare(self, x: torch.Tensor, adjoint: bool) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""The reference's work in PyTorch's standard operators, for graphs that are exported and run without this library.
+"""The reference's functions in PyTorch's standard operators, for exported graphs that run without this library.
 
-Sizes may be symbols, a batch is computed at once, and nothing is written in place. Autograd differentiates it."""
+Sizes may be symbolic, a batch is computed at once, and nothing is written in place. Autograd differentiates it."""
 
 from tritoncrf.graph import area, box, guided, window
 

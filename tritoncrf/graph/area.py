@@ -1,4 +1,4 @@
-"""Means over the shares of an image, as `interpolate(mode="area")` takes them, for sizes that ONNX does not know."""
+"""`interpolate(mode="area")` in standard operators, for symbolic sizes, which its ONNX export does not support."""
 
 import torch
 
@@ -6,21 +6,21 @@ from tritoncrf.reference.blur import is_symbol
 
 
 def open_sizes(*sizes) -> bool:
-    """Whether any of these sizes is a symbol in a graph that is exported."""
+    """Whether any of these sizes is symbolic in an export."""
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
     return exporting and any(is_symbol(n) for size in sizes for n in size)
 
 
 def known_equal(size, other) -> bool:
-    """Whether two open sizes are the same in every run of the graph."""
+    """Whether two symbolic sizes are equal in every run of the graph."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # a second, which exporters alone need
 
     return all(statically_known_true(n == m) for n, m in zip(size, other, strict=True))
 
 
 def averaged(x: torch.Tensor, size) -> torch.Tensor:
-    """x [B, C, *S] averaged to a size of at most S: of n shares of N pixels, share i begins at floor(i N / n) and ends
-    before ceil((i + 1) N / n)."""
+    """x [B, C, *S] averaged to a size of at most S: of the n cells of N pixels, cell i begins at floor(i N / n) and
+    ends before ceil((i + 1) N / n)."""
     for axis, n in enumerate(size, 2):
         x = _along(x, axis, n)
     return x
@@ -33,5 +33,5 @@ def _along(x: torch.Tensor, axis: int, n) -> torch.Tensor:
     longest = (pixels + n - 1) // n + 1
     place = start[:, None] + torch.arange(longest, device=x.device)  # [n, longest]
     inside = (place < stop[:, None]).to(x.dtype).view(n, -1, *(1,) * (x.ndim - 1 - axis))
-    shares = x.index_select(axis, place.clamp_max(pixels - 1).flatten()).unflatten(axis, (n, -1))
-    return (shares * inside).sum(axis + 1) / inside.sum(1)
+    cells = x.index_select(axis, place.clamp_max(pixels - 1).flatten()).unflatten(axis, (n, -1))
+    return (cells * inside).sum(axis + 1) / inside.sum(1)

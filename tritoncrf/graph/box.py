@@ -14,12 +14,12 @@ def box_sum(x: torch.Tensor, radii, dilation: int = 1) -> torch.Tensor:
 
 
 def _along(x: torch.Tensor, axis: int, r: int, dilation: int) -> torch.Tensor:
-    """A window of w pixels is put together from sums of 1, 2, 4, ... neighbours."""
+    """Combine sums of 1, 2, 4, ... neighbours into windows of w pixels."""
     n, width, reach = x.shape[axis], 2 * r + 1, r * dilation
     power = F.pad(x, (0, 0) * (-1 - axis) + (reach, reach))
     length = n + 2 * reach
     total: Any = None
-    start, taken = 0, 1  # total: of the windows' first `start` pixels
+    start, taken = 0, 1  # total: the sum of the windows' first `start` pixels
     while True:
         if width & taken:
             part = power.narrow(axis, start * dilation, n)

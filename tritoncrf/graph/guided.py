@@ -7,7 +7,7 @@ from tritoncrf.reference.guided import Guide, packed
 
 
 def guided_filter(x: torch.Tensor, guide: Guide, adjoint: bool) -> torch.Tensor:
-    """K x; autograd makes its adjoint."""
+    """K x; autograd derives its adjoint."""
     assert not adjoint
     channels, low_channels = guide.image.split(1, 1), guide.low.split(1, 1)
     low = blur.pool(guide.there(x), guide.factors, guide.spare > 0)

@@ -10,14 +10,14 @@ from tritoncrf.reference.window import half_window
 
 
 class _Padded:
-    """A tensor among zeros, as wide as a window reaches."""
+    """A tensor padded with zeros by the reach of a window."""
 
     def __init__(self, x: torch.Tensor, radii, dilation: int) -> None:
         self.size, self.reach = x.shape[2:], [r * dilation for r in radii]
         self.x = F.pad(x, [n for r in reversed(self.reach) for n in (r, r)])
 
     def at(self, offset) -> torch.Tensor:
-        """Of every pixel the neighbour at an offset."""
+        """The neighbour of every pixel at an offset."""
         found = self.x
         for axis, (n, r, o) in enumerate(zip(self.size, self.reach, offset, strict=True), 2):
             found = found.narrow(axis, r + o, n) if r else found
@@ -25,7 +25,8 @@ class _Padded:
 
 
 def window_weights(terms, radii, dilation: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """sum_m a_m s_mi s_mj k_m for the half window: of every tap those of the neighbours ahead and behind, [Bf, 1, *S].
+    """sum_m a_m s_mi s_mj k_m for the half window: for every tap the weights of the neighbours ahead and behind, [Bf,
+    1, *S].
 
     terms: (features, scale or None, factor a) for each m.
     """
@@ -44,7 +45,7 @@ def window_weights(terms, radii, dilation: int) -> list[tuple[torch.Tensor, torc
 
 
 def window_sum(x: torch.Tensor, features, radii, dilation: int, include_self: bool, weights=None) -> torch.Tensor:
-    """K x; `weights` of `window_weights`, if kept, spare the exponentials."""
+    """K x; `weights` from `window_weights`, if kept, save the exponentials."""
     if weights is None:
         weights = window_weights([(features, None, 1.0)], radii, dilation)
     padded, total = _Padded(x, radii, dilation), x if include_self else torch.zeros_like(x)

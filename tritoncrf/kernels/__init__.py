@@ -1,4 +1,4 @@
-"""The Triton kernels, a module for each filter, imported when first used: the package works without Triton."""
+"""The Triton kernels, one module per filter, imported on first use, so that the package works without Triton."""
 
 import importlib
 from types import ModuleType

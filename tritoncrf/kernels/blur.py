@@ -8,14 +8,15 @@ The left column is window.py and quads.py at low resolution. The right one is he
 forward, one backward, and one for up^T. pool averages over blocks of BY x BX pixels those that are in the image; up is
 bilinear with half-pixel centres. Blocks tile a grid that begins `pad` pixels before the image.
 
-A_m acts on classes, pool and up on pixels: they exchange, and all A_m act at low resolution. Filters without scales
-share pool(Q), and the window sums both in one pass. Two filters of which one has scales have a pooled Q each, times
-A_m, a number for each class, and are one batch of the window. Only those with a scale `out` are upsampled apart.
+A_m acts on classes, pool and up on pixels: they commute, and all A_m are applied at low resolution. Filters without
+scales share pool(Q), and the window sums both in one pass. If one of two filters has scales, each has its own pooled Q,
+times A_m, a number for each class, and both form one batch of the window. Only filters with a scale `out` are upsampled
+separately.
 
 Form. A thread owns a piece of a block (pieces.py) with all its classes: up reads three columns of two rows there,
-interpolated along y first. Classes come in blocks of powers of two; where a thread cannot hold them it walks over them
-twice, and the second reading comes from cache. Images and signals (one row); bytes: U, Q if anybody asks for it, and
-messages of 1 / (BY BX) the size.
+interpolated along y first. Classes come in blocks of powers of two; if a thread cannot hold them, it reads them twice,
+the second time from cache. Images and signals (one row); bytes: U, Q if requested, and messages of 1 / (BY BX) the
+size.
 """
 
 import math
@@ -42,14 +43,14 @@ from tritoncrf.kernels.planes import WindowFilter
 from tritoncrf.kernels.window import form_of, window_feature_gradient
 from tritoncrf.step import Step, contiguous, mix, mix_adjoint, outer, stacked, to_3d
 
-MAX_BLUR = 16  # of the fused step: the pieces of a larger block are more than a program's threads
+MAX_BLUR = 16  # of the fused step: a larger block has more pieces than a program has threads
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def _reading(y, x, o_y, o_x, LY, LX, ZERO, BY: tl.constexpr, BX: tl.constexpr):
-    """How up reads: three low pixels of the piece's row and of the nearest other one, the other's weight, the weights
-    of the left and right columns. Beyond the border lies what is at it."""
+    """The reads of up: three low pixels of the piece's row and of the nearest other row, the weight of the latter, and
+    the weights of the left and right columns. Values are constant beyond the border."""
     other = tl.minimum(tl.maximum(y + tl.where(2 * o_y + 1 < BY, -1, 1), 0), LY - 1) * LX
     y = y * LX
     left, right = tl.maximum(x - 1, 0), tl.minimum(x + 1, LX - 1)
@@ -99,7 +100,7 @@ def _store_q(
     o_c, power, inverse, weights, y_ptr, pooled_ptr, mix_ptr, i, m_i, at, first, thread, N, stride_pm,
     low_step, C: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
-    """Q of a block of classes, if it is asked for, and pooled."""
+    """Store Q of a block of classes, if requested, and pool it."""
     if y_ptr is not None:
         tl.store(y_ptr + o_c * N + i, power * inverse, mask=m_i)
     store_pooled(pooled_ptr, mix_ptr, o_c, power, weights, at, first, thread, stride_pm, low_step, C, ROUND)
@@ -183,7 +184,8 @@ def _blur_step_kernel(
 
 class BlurStep(Step):
     """The step of one or two blurred windows of images, in two launches: the window at low resolution; then upsampling,
-    step and the pooling of the new Q. A state is Q, if anybody asks for it, and pooled Q as the window reads it."""
+    step and the pooling of the new Q. A state is Q, if requested, and the pooled Q in the form that the window
+    reads."""
 
     def __init__(self, operators, mixing, unary, unary_weight):
         super().__init__(operators, mixing, unary.contiguous(), unary_weight.expand(unary.shape[1]))
@@ -200,14 +202,14 @@ class BlurStep(Step):
             filters = [WindowFilter(_side_by_side([K.features for K in operators], batch), first.include_self)]
             self.windows = form_of(*window, filters, (batch * len(operators), classes), few=True)
         else:
-            if not scaled:  # one pooled Q serves both, and one sum comes back
+            if not scaled:  # both share one pooled Q and one sum
                 self.scales_in, self.scales_out = [None], [None]
             filters = [WindowFilter(K.features.contiguous(), K.include_self) for K in operators]
             self.mix = stacked(mixing, classes)
             self.windows = form_of(
                 *window, filters, (batch, classes), self.mix, self.unary_weight, first.precision, few=True
             )  # fmt: skip
-        self.class_step = self.windows.class_step  # at low resolution: a constant, or a number
+        self.class_step = self.windows.class_step  # at low resolution: a compile-time constant, or a number
 
     def start(self, q):
         pooled = [K.enter(q) for K in self.operators[: len(self.scales_in)]]
@@ -234,7 +236,7 @@ class BlurStep(Step):
         return state[0].contiguous()
 
     def backward(self, q, g, through_softmax: bool, messages: bool):
-        """The messages are of low resolution, those that come back and pooled Q."""
+        """The messages have low resolution: those of the backward pass, and the pooled Q."""
         y, pooled = torch.empty_like(self.unary), self._empty() if messages else None
         entered = self.windows.blank(self._empty().flatten(0, 1))
         upsample_adjoint(
@@ -269,13 +271,13 @@ class BlurStep(Step):
         return [[k.given(f)] for f, k in zip(found, K)]
 
     def _empty(self, filters: int | None = None):
-        """For images of low resolution, [M, B, C, N] there: of each filter, or of all in one."""
+        """Memory for low-resolution images, [M, B, C, N]: for each filter, or for all in one."""
         step = next(n for n in self.class_step.values() if n is not None)
         whole = self.unary.new_empty((filters or len(self.scales_in), *self.unary.shape[:2], step))
         return whole[..., : math.prod(self.grid[1])]
 
     def _place(self, state) -> dict:
-        """Arguments that say where a kernel writes a state."""
+        """The arguments for the place where a kernel writes a state."""
         memory, place = self.windows.place(state)
         return {"state_ptr": memory, "stride_sm": memory.stride(0) * len(self.unary), **place}
 
@@ -295,12 +297,12 @@ class BlurStep(Step):
 
 
 def _for_each_thread(numbers):
-    """Each number once for every thread, so that none gets it from another."""
+    """Repeat each number for every thread, so that none gets it from another."""
     return numbers[..., None].expand(*numbers.shape, PIECES.value).contiguous()
 
 
 def _side_by_side(features, batch: int):
-    """Features of filters as those of one batch, [M B, D, ..]: equally many of each, and zeros change no distance."""
+    """Features of several filters as one batch, [M B, D, ..], padded with zeros, which change no distance."""
     widest = max(f.shape[1] for f in features)
     wide = [torch.nn.functional.pad(f, (0, 0) * 3 + (0, widest - f.shape[1])) for f in features]
     return torch.cat([f.expand(batch, *f.shape[1:]) for f in wide])

@@ -1,12 +1,13 @@
-"""The backward of a blurred window's step (blur.py; symbols of docs/symbols.md): up^T, and what follows the window.
+"""The backward pass of a blurred window's step (blur.py; symbols of docs/symbols.md): up^T, and the part after the
+window.
 
     up^T       y_m = up^T(out_m g)                            [C, NY, NX] -> [C, LY, LX]
     backward   dQ = sum_m in_m pool^T(A_m^T G_m) ,  dS = Q (dQ - <Q, dQ>)
 
 Form. For up^T a thread owns a low pixel of a few classes and sums the 2 BY x 2 BX pixels that read from it, a row at a
-time: along x first, then times the row's weight. The window of what it reads is shifted into the image, where weights
-are 0 of pixels that read elsewhere: nothing is masked. Then a thread owns a piece of a block (pieces.py), and meets Q
-with what comes back to its low pixel. Bytes: g and y; Q, dS and messages of 1 / (BY BX) the size.
+time: along x first, then times the row's weight. The window that it reads is shifted into the image, where pixels that
+read elsewhere have weight 0: nothing is masked. Then a thread owns a piece of a block (pieces.py), and multiplies Q by
+the messages of its low pixel. Bytes: g and y; Q, dS and messages of 1 / (BY BX) the size.
 """
 
 import triton
@@ -26,7 +27,7 @@ from tritoncrf.kernels.pieces import (
     store_pooled,
 )
 
-P = tl.constexpr(128)  # low pixels of a program, one a thread
+P = tl.constexpr(128)  # low pixels of a program, one per thread
 MAX_CLASSES = 4  # of a thread
 
 
@@ -222,7 +223,7 @@ def _blur_step_backward_kernel(
 
 
 def _together(classes: int) -> int:
-    """How many a thread has: of those that are left over in the last group it computes one again and again."""
+    """The classes per thread; in an incomplete last group, one is computed repeatedly."""
     return min(range(MAX_CLASSES, 0, -1), key=lambda n: ceil_div(classes, n) * (n + 1))
 
 

@@ -1,4 +1,4 @@
-"""Box sums along one axis, in a time that does not depend on the radius (van Herk 1992; Gil and Werman 1993), and the
+"""Box sums along one axis, whose time does not depend on the radius (van Herk 1992; Gil and Werman 1993), and the
 statistics of a guide's windows, once per image (He, Sun and Tang 2013; symbols of docs/symbols.md).
 
     box(x)_o = sum of x_j over |j - o| <= R                                      o: a pixel of the axis
@@ -8,8 +8,8 @@ first - R + k on, and over the first k of those behind them:
 
     box(x)_{first + k} = sum_{l >= k} x_{first - R + l}  +  sum_{0 < l <= k} x_{first + R + l}
 
-the tail of one block and the head of the next: two scans, and about two reads an output for any R. Nothing is ever
-subtracted, so every sum carries the rounding of its own pixels alone. box is symmetric, its own adjoint.
+the tail of one block and the head of the next: two scans, and about two reads per output for any R. Nothing is ever
+subtracted, so every sum has only the rounding errors of its own pixels. box is symmetric, so it is its own adjoint.
 
 A tile is [TN, TL] for an axis with other lines inside it, [TL, TN] for the innermost, TN the power of two from 2 R + 1
 on; what is beyond is masked, at most half. A dilation d makes d times as many lines of an axis 1 / d as long.
@@ -25,12 +25,12 @@ import triton.language as tl
 from tritoncrf.kernels.common import MOST_REGISTERS, OF_SIZE, ceil_div, launch, tile_and_image
 
 MAX_RADIUS = 255  # of a tile: 512 x 4 numbers
-TILE = 1024  # numbers, 8 for each of 128 threads; of long windows twice as many of both
-FEW = tl.constexpr(4)  # channels of a guide, whose products are unrolled: of more, compiling takes longer than 3 s
+TILE = 1024  # numbers, 8 for each of 128 threads; twice as many of both for long windows
+FEW = tl.constexpr(4)  # channels of a guide, whose products are unrolled; with more, compiling takes longer than 3 s
 
 
 def tile(radius: int) -> tuple[int, int, int]:
-    """TN, TL and warps: up to TN = 256 lines fill a sector of 32 bytes."""
+    """TN, TL and warps; up to TN = 256 the lines fill a sector of 32 bytes."""
     width = triton.next_power_of_2(2 * radius + 1)
     lines = max(min(8, 2 * TILE // width), TILE // width)
     return width, lines, 4 * width * lines // TILE
@@ -38,7 +38,7 @@ def tile(radius: int) -> tuple[int, int, int]:
 
 @triton.jit
 def places(first, o_n, R, n):
-    """Where the tails' and the heads' inputs of a block are, and which of them there are."""
+    """The places of the inputs of a block's tails and heads, and which of them exist."""
     m_n = o_n < 2 * R + 1
     tail = first - R + o_n
     head = first + R + o_n
@@ -47,7 +47,7 @@ def places(first, o_n, R, n):
 
 @triton.jit
 def window_sums(tails, heads, AXIS: tl.constexpr):
-    """From the inputs at `places` along an axis of the tile."""
+    """The window sums from the inputs at `places` along an axis of the tile."""
     return tl.cumsum(tails, AXIS, reverse=True) + tl.cumsum(heads, AXIS)
 
 
@@ -189,7 +189,7 @@ def box_sum(x: torch.Tensor, radii, dilation: int = 1) -> torch.Tensor:
     """box(x) for x [B, C, Z, Y, X]; a launch for each axis with a radius, at most MAX_RADIUS."""
     x = x.contiguous()
     for axis, r in enumerate(radii, 2):
-        r = min(r, (x.shape[axis] - 1) // dilation)  # what is farther never is in the image
+        r = min(r, (x.shape[axis] - 1) // dilation)  # a larger radius reaches nothing else in the image
         if r > 0:
             x = _along(x, axis, r, dilation)
     return x
@@ -199,7 +199,7 @@ def _along(x, axis: int, radius: int, dilation: int):
     y = torch.empty_like(x)
     n, inner = x.shape[axis], x[(0,) * (axis + 1)].numel() if x.numel() else 1
     innermost = inner == dilation == 1
-    if innermost:  # all lines of all planes are one after the other
+    if innermost:  # all lines of all planes are contiguous
         length, lines = x.numel(), x.numel() // n
     else:
         length, lines, n = n * inner, inner * dilation, ceil_div(n, dilation)
@@ -213,7 +213,7 @@ def _along(x, axis: int, radius: int, dilation: int):
 
 
 def geometry_of(size, radii, box: str) -> dict:
-    """Sizes and radii of an image, and the area where it is constant."""
+    """Sizes and radii of an image, and the area if it is constant."""
     area = math.prod(min(2 * r + 1, n) for r, n in zip(radii, size))
     names = "NZ", "NY", "NX", "RZ", "RY", "RX"
     return {**dict(zip(names, (*size, *radii))), "AREA": float(area), "COUNT": box == "count"}

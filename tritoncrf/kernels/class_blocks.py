@@ -1,6 +1,6 @@
-"""Classes in blocks of powers of two (21 = 16 + 4 + 1): a thread that holds them all holds none that is only padding.
+"""Classes in blocks of powers of two (21 = 16 + 4 + 1), so that a thread with all classes has no padding.
 
-What belongs to classes is a tuple of tensors, one for each block, the largest first.
+Data of classes is a tuple of tensors, one for each block, the largest first.
 """
 
 import triton
@@ -11,13 +11,13 @@ from tritoncrf.kernels.planes import PIXELS
 
 @triton.constexpr_function
 def blocks(C):
-    """Of how many powers of two C is made."""
+    """The number of powers of two that sum to C."""
     return bin(C).count("1")
 
 
 @triton.constexpr_function
 def block(C, n):
-    """The n-th of them, the largest first."""
+    """The n-th power of two, the largest first."""
     return [1 << bit for bit in range(C.bit_length() - 1, -1, -1) if C >> bit & 1][n]
 
 

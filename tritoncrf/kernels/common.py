@@ -1,4 +1,4 @@
-"""What every kernel file shares: the one way to launch, and device helpers."""
+"""The common part of all kernel files: the launch function, and device helpers."""
 
 import contextlib
 import contextvars
@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from triton.language.target_info import current_target
 
-# For `triton.jit`: what follows from a size alone, or from the picture, makes no other binary. Two things may: that a
-# size is 1, as of an axis that is not there, and that rows, and what is made of them, are a multiple of 16 long, since
-# they are then read in vectors.
+# For `triton.jit`: values that depend on a size or on the picture must not specialise the binary. Two properties may: a
+# size of 1, as for a missing axis, and rows (and products of them) whose length is a multiple of 16, since these are
+# read in vectors.
 OF_SIZE = {
     "do_not_specialize": ["CHUNKS", "V", "V0", "V1", "E", "TILES", "IMAGES"],
     "do_not_specialize_on_alignment": ["N", "NZ", "NY", "n", "CLASS_BLOCKS", "stride_tm", "first_ptr", "second_ptr"],
@@ -19,18 +19,18 @@ OF_SIZE = {
 
 MOST_REGISTERS = 255  # of a thread
 
-# Of the block that runs, so that threads do not see each other's: a list of launches, and whether they run.
+# A context variable, so that threads are independent: the list of recorded launches, and whether they run.
 _recorders: contextvars.ContextVar[tuple] = contextvars.ContextVar("recorders", default=())
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch as it was asked for: what a test counts and a cross-compilation compiles. Arguments
-    that belong to each filter of a step come as a tuple, an entry for each.
+    """One requested kernel launch, which tests count and cross-compilation compiles. Arguments
+    for each filter of a step form a tuple with one entry per filter.
 
-    fp_fusion: whether a product may fuse with its sum. registers: what a thread may use on NVIDIA; else ptxas may spill
-    a few to fit one more program on a processor. registers_before_90: the same before compute capability 9.0, where
-    matrix products take both operands from registers.
+    fp_fusion: whether a product may fuse with its sum. registers: the limit per thread on NVIDIA; without one, ptxas
+    may spill a few to fit one more program on a processor. registers_before_90: the same before compute capability 9.0,
+    where matrix products take both operands from registers.
     """
 
     kernel: object
@@ -43,7 +43,7 @@ class Launch:
     registers_before_90: int | None = None
 
     def options(self, target) -> dict:
-        """What Triton takes besides the arguments, on its target; None of the interpreter."""
+        """The launch options for Triton on its target; None for the interpreter."""
         found = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
         registers = self.registers
         if target is None or target.backend == "hip":
@@ -62,15 +62,15 @@ _OPTIONS = {field.name for field in fields(Launch)} - {"kernel", "grid", "argume
 
 @contextlib.contextmanager
 def record_launches(run: bool = True):
-    """Collect every launch that this thread makes inside the block, in order.
+    """Record every launch that this thread makes inside the block, in order.
 
-    With `run=False` nothing is launched and outputs stay unwritten: what cross-compilation needs, on a
-    machine that could not run the kernels.
+    With `run=False` nothing is launched and outputs are not written, for cross-compilation on a machine that cannot run
+    the kernels.
     """
     recorder = ([], run)
     token = _recorders.set((*_recorders.get(), recorder))
     try:
-        with torch.autograd.set_multithreading_enabled(False):  # a GPU's backward has threads of its own
+        with torch.autograd.set_multithreading_enabled(False):  # otherwise a GPU's backward pass uses other threads
             yield recorder[0]
     finally:
         _recorders.reset(token)
@@ -102,7 +102,7 @@ def ceil_div(a: int, b: int) -> int:
 def input_precision(precision):
     """How `tl.dot` multiplies float32: "default" keeps float32's accuracy, "fast" rounds inputs to tf32.
 
-    CDNA3 multiplies float32 in its matrix units as it is, and has no tf32x3.
+    CDNA3 multiplies float32 directly in its matrix units, and has no tf32x3.
     """
     if precision == "fast":
         return "tf32"
@@ -117,22 +117,22 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
 
 @triton.jit
 def product(a, b):
-    """a b, rounded before it is summed: an fma in the first step of a sum across lanes would round the lanes' own
-    products otherwise than their partners', and give them different last bits."""
+    """a b, rounded before it is summed: an fma in the first step of a sum across lanes would round a lane's own product
+    differently from its partner's, and the lanes would differ in the last bits."""
     return tl.fma(a, b, tl.zeros_like(a))
 
 
 @triton.jit
 def tile_and_image(tiles):
-    """A program's tile and image, for `tiles` an image. Images lie along the grid's first axis, behind the tiles: the
-    other axes end at 65535."""
+    """A program's tile and image, with `tiles` per image. Images are on the grid's first axis, after the tiles, because
+    the other axes end at 65535."""
     program = tl.program_id(0)
     return program % tiles, (program // tiles).to(tl.int64)
 
 
 @triton.jit
 def image_base(b, N, SHARED: tl.constexpr):
-    """Where image b begins in a table of N numbers an image: at 0 if one image's table serves all."""
+    """The start of image b in a table with N numbers per image: 0 if all images share one table."""
     return 0 if SHARED else b * N
 
 

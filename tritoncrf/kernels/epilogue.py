@@ -1,4 +1,4 @@
-"""Device helpers of the last pass of every filter, which carries the mean-field step.
+"""Device helpers of the last pass of every filter, which includes the mean-field step.
 
     forward   S = a U + sum_m A_m F_m ,  Q = softmax(S)             F_m = K_m Q ,    A_m = -mu W_m, or W_m for Potts
     backward  dQ = sum_m A_m^T G_m ,     dS = Q (dQ - <Q, dQ>)      G_m = K_m^T G ,  G = dL/dS of the next S

@@ -15,8 +15,8 @@ by 2^SHIFT, and the values of a class by a power of two that brings the largest 
 for every tile that reads them. A weight in one half alone would save a third of the messages' products, but is off by
 2e-4 for values of either sign, where errors do not average out.
 
-Where a program's pixels are far apart, and between pixels of one block, exponents come from differences: a pixel's own
-weight is exactly 1, and can be left out exactly.
+If a program's pixels are far apart, and between pixels of one block, exponents are computed from differences, so that a
+pixel's own weight is exactly 1 and can be left out exactly.
 
 Cost O(N^2 (D + C)) for the pairs visited; memory: values in halves, sorted features, the list.
 """
@@ -45,7 +45,7 @@ from tritoncrf.kernels.exponents import (
 TILE = 128  # pixels that a program owns; a block is a power of two of them
 MAX_DOT_FEATURES = 64  # beyond, the operands of the exponents' product do not fit in shared memory
 
-# C counts the classes of all images where one image's features serve them.
+# C counts the classes of all images if they share one image's features.
 OF_BATCH = OF_SIZE | {"do_not_specialize": ["C"]}
 
 
@@ -160,7 +160,7 @@ def _exact_kernel(
     f_ptr += b * PADDED * DP
     h_ptr += (b * CLASS_BLOCKS + c) * PADDED * ROW
 
-    apart = visits  # those that are taken by differences, beside the block itself
+    apart = visits  # those that are computed by differences, beside the block itself
     if DOT:
         centre, t, row = centred(f_ptr + i * DP, TI, DP)
         apart = tl.where(tl.min(row, 0) < -WIDE, visits, 0)
@@ -279,12 +279,12 @@ def _exact_feature_gradient_kernel(
 
 
 def _visits(features, order, starts, columns) -> dict:
-    """What both kernels need to know of features [B, D, PADDED] in sorted order and of the blocks that are visited."""
+    """The arguments of both kernels for features [B, D, PADDED] in sorted order and for the visited blocks."""
     images, dimensions, padded = features.shape
     # Up to 6 channels leave two of 8 to the exponents' product.
     stored = 8 if dimensions <= 6 else triton.next_power_of_2(max(16, dimensions))
     rows = torch.nn.functional.pad(features.mT, (0, stored - dimensions)).contiguous()
-    # The longest rows of blocks first, so that none is left over when the others are done.
+    # The longest rows of blocks first, so that none remains when the others are done.
     turn = starts.diff(dim=1).argsort(dim=1, descending=True).int()
     return dict(
         f_ptr=rows, order_ptr=order.contiguous(), turn_ptr=turn, starts_ptr=starts.contiguous(), columns_ptr=columns,

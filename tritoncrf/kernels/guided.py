@@ -6,16 +6,15 @@ docs/symbols.md).
 
 box sums over the window of 2 R + 1 pixels a side, area is how many of them the image has ("count") or a constant; mean
 and the Cholesky factors of Sigma + eps (see reference.guided) of the guide I are made once per image (box.py,
-`statistics`). K divides by the area at its end; K^T divides what comes in instead: one pair of kernels serves both
-directions.
+`statistics`). K divides by the area at its end, K^T at its beginning, so one pair of kernels serves both directions.
 
 Form. One pass writes z = (offset, slope), [B, 1 + D, C, N]; a second sums z over the windows, combines it with the
-guide, and carries the step. Short windows of images have kernels of their own, in padded planes (guided_planes.py).
-Here, for long windows and for volumes, windows are summed along one axis after the other as in box.py, the last by both
+guide, and does the step. Short windows of images have kernels of their own, in padded planes (guided_planes.py). Here,
+for long windows and for volumes, windows are summed along one axis after the other as in box.py, the last by both
 passes, each of which owns a tile of rows and columns, [TN, TL].
 
-The second pass leaves its messages F where the result goes, class by class; when all are there, the program reads
-them back and ends the step. So any D and long windows fit in registers.
+The second pass writes its messages F to the memory of the result, class by class; when all are written, the program
+reads them back and ends the step. So any D and long windows fit in registers.
 
 Volumes take three axes. Cost O(N C D) for any R, memory 2 (1 + D) Q. Exact but for rounding.
 """
@@ -58,8 +57,8 @@ def _axis(NZ, NY, NX, RZ, RY, VOLUME: tl.constexpr):
 
 @triton.jit
 def _tile_places(column, rows, n, lines, TN: tl.constexpr, TL: tl.constexpr):
-    """A program's tile: its first row and line, rows [TN, 1], columns [1, TL], and its pixels i [TN, TL], the nearest
-    for those that do not exist: what is read needs no mask."""
+    """A program's tile: its first row and line, rows [TN, 1], columns [1, TL], and its pixels i [TN, TL], replaced by
+    the nearest if they do not exist, so that reads need no mask."""
     first = tl.program_id(1) * rows
     line = column * TL
     o_n = tl.arange(0, TN)[:, None]
@@ -230,7 +229,7 @@ def guided_filter(x, guide, adjoint: bool):
 
 
 class GuidedStep(Step):
-    """The step of one guided filter: its second box carries mixing, unary and softmax."""
+    """The step of one guided filter: its second box includes mixing, unary and softmax."""
 
     def __init__(self, operators, mixing, unary, unary_weight):
         super().__init__(operators, mixing, unary.contiguous(), unary_weight.expand(unary.shape[1]))
@@ -267,9 +266,9 @@ class GuidedStep(Step):
 
 
 class PlanesStep(GuidedStep):
-    """The same for short windows. A state, and what is kept of it, is Q in padded planes."""
+    """The same for short windows. States, and what is kept of them, are Q in padded planes."""
 
-    radii: tuple[int, ...]  # of the subclass that `step_of` makes
+    radii: tuple[int, ...]  # set in the subclass that `step_of` makes
 
     def __init__(self, operators, mixing, unary, unary_weight):
         super().__init__(operators, mixing, unary, unary_weight)
@@ -295,5 +294,5 @@ class PlanesStep(GuidedStep):
 
 
 def step_of(size, radii, channels: int) -> type[GuidedStep]:
-    """The step for windows of these radii on an image [Z, Y, X], for a guide of so many channels."""
+    """The step for windows of these radii on an image [Z, Y, X], for a guide with this number of channels."""
     return type("PlanesStep", (PlanesStep,), {"radii": radii}) if is_short(size, radii, channels) else GuidedStep

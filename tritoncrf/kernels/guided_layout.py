@@ -1,7 +1,7 @@
 """Padded planes of a guided filter with short windows (guided_planes.py).
 
-Values, guide and z are padded with zeros as far as a window reaches: a window needs no mask, and two neighbours of a
-row are one 64-bit number, a pair. Pixel x of a row lies in column x + RX of values and guide, x + RX + RX % 2 of z: so
+Values, guide and z are padded with zeros by the reach of a window, so that windows need no mask; two neighbours of a
+row form one 64-bit number, a pair. Pixel x of a row lies in column x + RX of values and guide, x + RX + RX % 2 of z: so
 the windows that a pass reads begin at a pair, and so do the pixels that it owns, those of the second pass RX % 2
 columns earlier. The guide's first plane holds 1 / area. A plane has an even number of rows.
 """
@@ -61,7 +61,7 @@ def _pad_kernel(
 
 
 class Planes:
-    """How an image [1, NY, NX] lies in padded planes, for windows of these radii."""
+    """The layout of an image [1, NY, NX] in padded planes, for windows of these radii."""
 
     def __init__(self, size, radii, box: str) -> None:
         (_, ny, nx), (_, ry, rx) = size, radii
@@ -88,7 +88,8 @@ class Planes:
         return y[..., ry : ry + ny, rx : rx + nx]
 
     def registers(self, channels: int, few: int) -> int:
-        """Of a thread, `few` where it keeps few rows; without a limit ptxas spills some to fit one more program."""
+        """The registers per thread, `few` if it keeps few rows; without a limit ptxas spills some to fit one more
+        program."""
         return few if self.radii[0] * (1 + channels) <= 12 else 255
 
     def arguments(self) -> dict:

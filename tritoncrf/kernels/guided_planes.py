@@ -22,8 +22,8 @@ from tritoncrf.kernels.planes import halves, pair_of
 from tritoncrf.kernels.walk import fields_of, no_rows, part, sums_of, windows
 
 SHORT = 7  # longest radius
-MOST = 80  # RY (1 + D)^2: beyond, a thread keeps more numbers than it has registers for, or compiling takes long
-WARPS = 1024  # that make the most of a large GPU: eight on each of 132 multiprocessors
+MOST = 80  # RY (1 + D)^2: beyond, a thread's numbers do not fit in registers, or compiling takes long
+WARPS = 1024  # that fill a large GPU: eight on each of 132 multiprocessors
 
 
 @triton.jit
@@ -230,7 +230,7 @@ NO_STEP = {
 
 
 def step_tile(classes: int, warps: int, step: dict) -> dict:
-    """How many pixels end their step at a time, and of a matrix the classes, padded."""
+    """The number of pixels that end their step at a time, and, for a matrix, the padded number of classes."""
     if not step.get("MATRIX", False):
         return {"CP": 1, "P": 256 * warps}
     columns = max(16, triton.next_power_of_2(classes))
@@ -248,7 +248,7 @@ def _pairs(x):
 
 
 def _groups(classes: int, idle: float) -> int:
-    """Classes of a program at a time, each a warp's: as many as leave at most that share of the warps idle."""
+    """The classes of a program at a time, one per warp: as many as leave at most this share of the warps idle."""
     return max(g for g in (1, 2, 4) if -classes % g <= idle * classes)
 
 

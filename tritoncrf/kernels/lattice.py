@@ -8,13 +8,13 @@ splat adds a pixel, times its barycentric weights b, to the D + 1 vertices of it
 vertex's two neighbours along axis j; slice reads a pixel's vertices back, times b. K^T blurs in the reverse order.
 Coordinates are made once per image (simplex.py); the tables are those of reference/lattice.py, `connect`.
 
-Form. Values are rows, all classes of a pixel or a vertex side by side, padded with zeros to a multiple of four, so
-that what is gathered is gathered in whole sectors. Every kernel keeps the padding zero. The splat reads the pairs of
-pixel and vertex, their pixels and their scaled weights, in the order of their vertices: a vertex's pairs are cut into
-chunks, a thread adds up a chunk for four classes, pair after pair, and another launch adds up the chunks of each vertex
-in the same way; where a vertex has more than sixteen, one before it adds them up by sixteen. Nothing crosses threads
-and nothing is added by atomics: the same bits every time. Two blurs share a launch, which reads nine rows instead of
-six. How many vertices there are follows from the picture, and no kernel is specialised on it.
+Form. Values are rows, all classes of a pixel or a vertex side by side, padded with zeros to a multiple of four, so that
+gathers read whole sectors. Every kernel keeps the padding zero. The splat reads the pairs of pixel and vertex, their
+pixels and their scaled weights, in the order of their vertices: a vertex's pairs are cut into chunks, a thread sums a
+chunk for four classes, pair after pair, and another launch sums the chunks of each vertex in the same way; if a vertex
+has more than sixteen, a launch before sums them in groups of sixteen. There is no exchange between threads and there
+are no atomics, so results are always identical. Two blurs share a launch, which reads nine rows instead of six. The
+number of vertices depends on the picture, and no kernel is specialised on it.
 
 Bytes per iteration: 2 (D + 1) N rows gathered, U, Q in and Q out once, and (D + 1) / 2 passes over V vertices.
 """
@@ -30,15 +30,15 @@ from tritoncrf.step import Step, stacked
 
 MAX_CLASSES = 256  # of the fused step: a pixel's classes are one row of registers
 MAX_MATRIX_CLASSES = 64
-CLASS_BLOCK = 64  # classes at a time where they do not meet
-SUM_TILE = 512  # numbers that a program of the splat adds up, four for each of 128 threads
+CLASS_BLOCK = 64  # classes at a time if they are independent
+SUM_TILE = 512  # numbers that a program of the splat sums, four for each of 128 threads
 JOINED = 8  # rows of a sum that are read at a time
 TILE = 2048  # numbers of a tile of rows
 
 
 @triton.jit
 def _row_offsets(index, CS: tl.constexpr, CB: tl.constexpr):
-    """Where the rows `index` begin for this program's block of classes, the classes in it, and which exist."""
+    """The starts of the rows `index` for this program's block of classes, the classes in it, and which exist."""
     o_c = tl.program_id(1) * CB + tl.arange(0, CB)
     return index.to(tl.int64) * CS, o_c, o_c < CS
 
@@ -347,9 +347,9 @@ def weights_gradient(rows, cotangent, lattice, v_forward, v_reverse):
 
 
 class LatticeStep(Step):
-    """The step of one or two lattices: the slice carries weights, compatibility, unary and softmax.
+    """The step of one or two lattices: the slice includes weights, compatibility, unary and softmax.
 
-    A state, and what is kept of it, is rows with their padding, [B, N, ceil(C / 4) 4].
+    States, and what is kept of them, are rows with their padding, [B, N, ceil(C / 4) 4].
     """
 
     def __init__(self, operators, mixing, unary, unary_weight):

@@ -1,4 +1,5 @@
-"""Pieces of blocks: how a step around a blurred window (blur.py, blur_adjoint.py) spreads pixels over threads.
+"""Pieces of blocks: the distribution of pixels over threads in a step around a blurred window (blur.py,
+blur_adjoint.py).
 
 A block is the BY x BX pixels that make one low pixel. A thread owns a piece of it, at most 4 pixels of a row, with all
 their classes: tensors have the axes [classes, pieces, W], and the pieces of a block meet once, where it is pooled.
@@ -10,12 +11,12 @@ import triton.language as tl
 from tritoncrf.kernels.class_blocks import block, first_class
 from tritoncrf.kernels.common import ceil_div, image_base, launch, scale, tile_and_image
 
-MAX_CLASSES = 24  # that a thread holds, or 22 beside two filters: of more, some kernel spills
-MAX_READS = 6  # blocks of classes times filters that are held: of more, compiling takes longer than 3 s
+MAX_CLASSES = 24  # that a thread holds, or 22 with two filters; with more, some kernel spills
+MAX_READS = 6  # blocks of classes times filters that are held; with more, compiling takes longer than 3 s
 WARPS = 4
 PIECES = tl.constexpr(32 * WARPS)  # of a program, one a thread
 
-# Nothing is known of these: a new size makes no new binary, and no thread gets two pieces.
+# Not specialised: a new size makes no new binary, and no thread gets two pieces.
 UNKNOWN = ["CLASSES", "LY", "LX", "PY", "PX", "NY", "NX", "ZERO", "ROW", "START", "STEP"]
 UNKNOWN += ["stride_hm", "stride_gm", "stride_pm", "stride_sm", "low_step"]
 

@@ -1,8 +1,8 @@
-"""Padded planes, and threads that own pixels of two columns and one or two rows in them: what `quads.py` and
-`quads_gradient.py` share.
+"""Padded planes, and threads that own pixels of two columns and one or two rows in them: the common part of `quads.py`
+and `quads_gradient.py`.
 
 A plane holds a class or a channel of an image, surrounded by zeros as wide as a window reaches: pixel (y, x) stands in
-row y + R and column x + R. Nothing that reads a window is masked, and one path serves the inside and the border. Two
+row y + R and column x + R. Window reads need no masks, and one path serves the inside and the border. Two
 neighbours of a row, a pair, are read as one integer of 64 bits, whose halves are floats at no cost.
 
 Taps STEP pixels apart see only every STEP-th pixel along either axis: these STEP^2 grids, the phases, are images by
@@ -17,7 +17,7 @@ import triton.language as tl
 
 from tritoncrf.kernels.common import ceil_div, tile_and_image
 
-MAX_STEP = 8  # beyond, the phases' halos outgrow the image
+MAX_STEP = 8  # beyond, the phases' halos are larger than the image
 FEW = 1 << 22  # numbers in planes that may be nearly empty
 WHOLE_ROW = 7  # pairs of a window's row that are unrolled at once: more take long to compile
 
@@ -26,7 +26,7 @@ PIXELS = tl.constexpr(32 * WARPS)  # threads of a program, each with pixels of t
 COLUMNS = tl.constexpr(32)  # pairs of columns in a program's tile: those of a warp, which reads a row
 KAPPA = tl.constexpr(0.7213475204444817)  # 1 / (2 ln 2)
 
-# Nothing is known of these, so that a new size makes no new binary, and no thread gets pixels or classes side by side.
+# Not specialised, so that a new size makes no new binary, and no thread gets neighbouring pixels or classes.
 UNKNOWN = ["NY", "NX", "CLASSES", "EACH_0", "EACH_1", "ZERO", "stride_tm", "stride_mm", "stride_yc"]
 
 
@@ -111,7 +111,7 @@ def quad_tile(NY, NX, STEP, ROW, ZERO, R: tl.constexpr, ROWS: tl.constexpr):
         column = (2 * x + s) * STEP + (phase % STEP).to(tl.int32)
         i_y = i_y + (by_pixel(row * NX + column, ZERO),)
         m_y = m_y + ((row < NY) & (column < NX),)
-    # ZERO is 0, which the compiler must not know: it would give a thread several pairs side by side.
+    # ZERO is 0, unknown to the compiler, which would otherwise give a thread several neighbouring pairs.
     return image // (STEP * STEP), phase, image, x, y, y * ROW + x + ZERO, i_y, m_y
 
 
@@ -162,7 +162,7 @@ class Planes:
         self.size, self.radius, self.step = size, radius, min(dilation, max(size))
         self.low = [ceil_div(n, self.step) for n in size]  # of a phase
         rows, columns = (ceil_div(n, t) * t + 2 * radius for n, t in zip(self.low, (2 * WARPS, 2 * COLUMNS.value)))
-        self.row = ceil_div(columns, 32) * 16  # pairs; rows begin where lines of the cache do
+        self.row = ceil_div(columns, 32) * 16  # pairs; rows start at cache lines
         self.plane = _ladder(rows * self.row)
 
     def empty(self, like):
@@ -212,6 +212,6 @@ class WindowFilter:
 
 
 def part_of_row(radius: int, whole: int = WHOLE_ROW) -> int:
-    """How many pairs of a window's row are unrolled at once: all, or a divisor of them."""
+    """The number of pairs of a window's row that are unrolled at once: all, or a divisor of them."""
     pairs = radius + 1
     return pairs if pairs <= whole else max(n for n in range(1, whole) if pairs % n == 0)

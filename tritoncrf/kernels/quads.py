@@ -35,12 +35,12 @@ from tritoncrf.kernels.planes import (
 from tritoncrf.kernels.quads_sums import of_steps, window_sums
 
 MAX_CLASSES = 24
-MAX_REGISTERS = 168  # by `_registers`: beyond either, some kernel spills
+MAX_REGISTERS = 168  # by `_registers`; beyond either, some kernel spills
 
 
 @triton.constexpr_function
 def reference(D):
-    """The filter whose coefficient is in its exponent: the last that is none of positions, or -1."""
+    """The filter whose coefficient is in its exponent: the last one that is not of positions, or -1."""
     return max([m for m in range(len(D)) if D[m] > 0], default=-1)
 
 
@@ -182,8 +182,8 @@ def _rows(*needs) -> int:
 
 
 class State:
-    """Planes [B, phases, C, plane] of a Q; when nobody has it any more they go back to `spare`, their halos still zero,
-    so that a loop needs two and fills no others."""
+    """Planes [B, phases, C, plane] of a Q. When it is released, they return to `spare` with their halos still zero, so
+    that a loop needs only two."""
 
     def __init__(self, planes, spare: list):
         self.planes, self.spare = planes, spare
@@ -197,7 +197,7 @@ class Quads:
 
     @staticmethod
     def serve(size, radii, dilation: int, batch: int, classes: int, filters, matrix: bool) -> bool:
-        """Whether these are windows of images, of which a thread can hold all classes and features. The others have
+        """Whether these are windows of images for which a thread can hold all classes and features. Others have
         neighbours along other axes, or classes in several threads."""
         scaled = any(f.scale_in is not None or f.scale_out is not None for f in filters)
         needs = classes, len(filters), [f.channels for f in filters], scaled
@@ -209,7 +209,7 @@ class Quads:
         merges = mix is not None and len(filters) == 2 and mix.shape[1] == 1
         self.filters, self.merges = filters, merges and not any(f.masked for f in filters)  # rho divides by out_r
         self.layout = Planes(size[1:], radii[2], dilation)
-        self.class_step = {"LOW": 2 * self.layout.plane, "low_step": None}  # of a state: a constant, or a number
+        self.class_step = {"LOW": 2 * self.layout.plane, "low_step": None}  # of a state: a constexpr, or a number
         self.spare: list = []
         self.features = [f.features if f.positions else self._pairs(f.features) for f in filters]
         self.scales = {}
@@ -272,7 +272,7 @@ class Quads:
         each = [int(len(f.features) > 1) for f in self.filters]
         launch(
             _window_quads_kernel, (tiles * layout.step**2 * batch,), num_warps=WARPS,
-            # Left to itself ptxas takes 255, or 40 for one class, and spills two; told to, it makes do with fewer.
+            # By default ptxas takes 255, or 40 for one class, and spills two; with a limit it needs fewer.
             registers=80 if classes == 1 and sum(channels) <= 3 else 252 if scaled and 0 in channels else 248,
             registers_before_90=MOST_REGISTERS if scaled and 0 in channels and classes > 1 else None,
             x_ptr=state.planes.view(torch.int64), f_ptrs=tuple(self.features),

@@ -1,4 +1,4 @@
-"""Coordinates on the permutohedral lattice, once per image (Adams, Baek and Davis 2010, section 3.1).
+"""Coordinates on the permutohedral lattice, computed once per image (Adams, Baek and Davis 2010, section 3.1).
 
     e_j = sum_{k > j} sigma_k f_k - j sigma_j f_j                a pixel's D + 1 elevated coordinates, which add up to 0
     dL/de_j = (dL/db_{D - rank_j} - dL/db_{D + 1 - rank_j}) / (D + 1)             b_r: barycentric weight of vertex r
@@ -7,13 +7,14 @@ A pixel lies in a simplex of D + 1 vertices. `cell` rounds e_j / (D + 1), `rank`
 the vertices: vertex r lies one back along each axis whose rank is above D - r. The weights b add up to 1; their
 gradient is exact between the features where a pixel changes its simplex.
 
-A vertex's code is sum_j step_j cell_j, from an origin and with the image's index in front. What the steps are follows
-from the ends of the features (reference/simplex.py, `key_layout`), and is found on the device: so the host waits once
-for a lattice, for the sizes of its tables (vertices.py). Where one integer does not hold the codes, or float32 does not
-place the features, the same answer says so, and the host lays out the codes or shifts the features.
+A vertex's code is sum_j step_j cell_j, from an origin and with the image's index in front. The steps follow from the
+bounds of the features (reference/simplex.py, `key_layout`) and are computed on the device, so the host waits only once
+for a lattice, for the sizes of its tables (vertices.py). If one integer cannot hold the codes, or float32 cannot place
+the features, the same transfer reports it, and the host lays out the codes or shifts the features.
 
-Ties between coordinates are common (a pixel on a grid), and a tie broken otherwise is another vertex: so every product
-is rounded before it is added, as in the reference. Cost O(N D^2); reads f, writes D + 1 weights and codes a pixel.
+Ties between coordinates are common (pixels on a grid), and a tie that is broken differently gives another vertex, so
+every product is rounded before it is added, as in the reference. Cost O(N D^2); reads f, writes D + 1 weights and codes
+a pixel.
 """
 
 import torch
@@ -203,7 +204,7 @@ def _coded(features, layout, dtype):
     return weights, codes
 
 
-_wide: set[int] = set()  # channels of features whose last lattice needed 63 bits: to try 31 first would wait twice
+_wide: set[int] = set()  # channels of features whose last lattice needed 63 bits; trying 31 first would wait twice
 
 
 def connected(features, chunk: int, max_coordinate: int, max_codes: int):

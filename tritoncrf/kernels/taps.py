@@ -19,12 +19,12 @@ import triton.language as tl
 from tritoncrf.kernels.common import ceil_div, image_base, launch, product, scale, tile_and_image
 from tritoncrf.kernels.epilogue import epilogue, mixed
 
-# Of a thread where programs are few, or its classes many: left to itself ptxas spills some to fit one more program.
+# Registers per thread if there are few programs or many classes: by default ptxas spills some to fit one more program.
 FEW_REGISTERS = 224
 
 PIXELS = tl.constexpr(128)  # of the largest tile: a thread has one, with all its channels; of others lanes share one
 
-# Known to be multiples of 16, sizes and strides would make Triton give a thread neighbouring pixels, and spread each
+# If it knew that sizes and strides are multiples of 16, Triton would give a thread neighbouring pixels, and spread each
 # sum over channels across the threads of a warp.
 UNALIGNED = ["NZ", "NY", "NX", "STEP", "stride_xb", "stride_xc", "stride_yb", "stride_yc", "stride_tm", "stride_a",
              "stride_mm", "stride_ml", "stride_mk"]  # fmt: skip

@@ -1,13 +1,14 @@
-"""The vertices of the permutohedral lattice, numbered, and its tables, once per image (reference/simplex.py: connect).
+"""The numbered vertices of the permutohedral lattice and its tables, computed once per image (reference/simplex.py:
+connect).
 
     vertex(e) = how many distinct codes are below that of e        of E pairs e of a pixel and a vertex of its simplex
     next_j(p) = the vertex whose code is step_j above that of vertex p, or none
 
-Form. One sort, PyTorch's, puts the pairs in the order of their codes: a vertex's pairs are a run. `since` is how far a
+Form. PyTorch sorts the pairs by their codes, so that a vertex's pairs form a run. `since` is how far a
 pair is from the start of its run: a vertex begins where since = 0, a chunk of its pairs at multiples of CHUNK, a group
 of chunks at multiples of CHUNK^2. Tiles of pairs count what begins in them, the counts are added up, and tiles write
-what begins in them, each in its place. Where a run that enters a tile has begun, a binary search in the codes says.
-Between adding up and writing the host waits, for the sizes of the tables and for nothing else.
+what begins in them, each in its place. A binary search in the codes finds the start of a run that enters a tile.
+Between adding up and writing, the host waits for the sizes of the tables, and for nothing else.
 
 Cost O(E log E), most of it the sort; the tables of pairs have 2 E numbers, the others a few for each vertex.
 """

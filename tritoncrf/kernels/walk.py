@@ -1,6 +1,6 @@
-"""Sums over the windows of two columns, of a thread that walks down them two rows at a time (guided_planes.py).
+"""Sums over the windows of two columns, by a thread that moves down two rows at a time (guided_planes.py).
 
-Of a row its two windows share 2 RX numbers, and of a column two windows share 2 RY rows, which are summed once. With
+Two windows in a row share 2 RX numbers, and two windows in a column share 2 RY rows, which are summed once. With
 a_t, b_t the sums of the t-th pair of rows that it reads and s_t = a_t + b_t, the next two windows are
 
     (s_{t-R} + ... + s_{t-1}) + a_t      and      (b_{t-R} + s_{t-R+1} + ... + s_{t-1}) + s_t

@@ -7,11 +7,11 @@
 K is symmetric, so the adjoint of F_m is the same sum with `in` and `out` exchanged: one kernel serves both directions,
 and only its last lines, the epilogue, differ.
 
-Two forms of one sum: images with few classes and features go two by two pixels a thread (quads.py, and
-quads_gradient.py for the features' gradient), all else tap by tap (taps.py). Here they are chosen between. Weights are
-formed anew in each iteration: kept, they would take more bytes than Q.
+There are two implementations: images with few classes and features use 2 x 2 pixels per thread (quads.py, and
+quads_gradient.py for the gradient of features), everything else goes tap by tap (taps.py). This module chooses between
+them. Weights are computed anew in each iteration, since stored ones would take more bytes than Q.
 
-Signals, images and volumes are all [B, C, Z, Y, X] here; axes that are not there have extent 1, radius 0.
+Signals, images and volumes are all [B, C, Z, Y, X] here; missing axes have extent 1 and radius 0.
 """
 
 import torch
@@ -29,9 +29,9 @@ MAX_MATRIX_CLASSES = 32  # with C x C mixing: beyond, the operands of its dot pu
 def form_of(
     size, radii, dilation: int, filters, shape, mix=None, unary_weight=None, precision="default", few: bool = False
 ):
-    """The form that serves these windows, of values [B, C, ..]: pixels of 2 columns a thread, or tap by tap.
+    """The implementation for these windows and values [B, C, ..]: two columns of pixels per thread, or tap by tap.
 
-    few: images are so small that their programs do not fill a GPU: a thread takes fewer pixels, or more registers."""
+    few: the images are too small to fill a GPU, so a thread takes fewer pixels or more registers."""
     if Quads.serve(size, radii, dilation, *shape[:2], filters, mix is not None and mix.ndim == 3):
         return Quads(size, radii, dilation, filters, mix, unary_weight, most_rows=1 if few else 2)
     return Taps(size, radii, dilation, filters, mix, unary_weight, precision, FEW_REGISTERS if few else None)

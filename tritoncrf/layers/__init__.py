@@ -1,4 +1,4 @@
-"""CRFs as network layers. They own the parameters and leave the mathematics to `mean_field`."""
+"""CRFs as network layers. They own the parameters; `mean_field` does the mathematics."""
 
 from tritoncrf.layers.base import Layer
 from tritoncrf.layers.conv_crf import ConvCRF

@@ -1,4 +1,4 @@
-"""What the layers share: how they are called, and checks of their arguments."""
+"""The common part of the layers: their call, and checks of their arguments."""
 
 from typing import TYPE_CHECKING, TypedDict
 
@@ -21,7 +21,7 @@ class Layer(nn.Module):
         """mu, [C, C], the cost of the row's class near the column's class; negative values attract."""
         raise NotImplementedError
 
-    if TYPE_CHECKING:  # torch says of a module's call only that it gives something
+    if TYPE_CHECKING:  # torch declares the result of a module's call as Any
 
         def __call__(
             self, logits: torch.Tensor, image: torch.Tensor | None = None, *,
@@ -37,7 +37,7 @@ class UpdateOptions(TypedDict):
 
 
 class Placement(TypedDict):
-    """What `placed` gives."""
+    """The result of `placed`."""
 
     device: torch.device | str
     dtype: torch.dtype
@@ -47,7 +47,7 @@ def expect_inputs(
     crf: Layer, logits: torch.Tensor, image: torch.Tensor | None, features: torch.Tensor | None,
     larger_image: bool = False,
 ) -> None:  # fmt: skip
-    """An error unless a layer can take these; what image and features hold is checked later."""
+    """Raise an error unless a layer can take these; the values of image and features are checked later."""
     checks.expect_tensor("logits", logits)
     checks.expect_spatial("logits", logits)
     if logits.shape[1] != crf.num_classes:
@@ -74,7 +74,7 @@ def expect_inputs(
 
 
 def expect_update(damping: float, temperature: float, preset: str | None) -> UpdateOptions:
-    """How a layer updates Q; as it was published in a preset."""
+    """How a layer updates Q; in a preset, as published."""
     damping = expect_damping(damping)
     temperature = checks.expect_number("temperature", temperature, positive=True)
     for name, value, published in ("damping", damping, 0), ("temperature", temperature, 1):
@@ -84,20 +84,20 @@ def expect_update(damping: float, temperature: float, preset: str | None) -> Upd
 
 
 def as_precise(image: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """The image; in float64 where it is bytes beside scores of float64, for features are as precise as their image."""
+    """The image; bytes become float64 if the scores are, since features are only as precise as their image."""
     if scores.dtype == torch.float64 and isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
         return image.double() / 255
     return image
 
 
 def placed(device: torch.device | str | None, dtype: torch.dtype) -> Placement:
-    """Where and how parameters are made; where nothing is said, on the device that is torch's default here."""
+    """The device and dtype of the parameters; by default torch's default device."""
     checks.expect_dtype("dtype", dtype, checks.FLOATS)
     return {"device": torch.get_default_device() if device is None else expect_device(device), "dtype": dtype}
 
 
 def bandwidth(name: str, theta: Theta) -> torch.Tensor:
-    """A theta, one or several in a sequence, array or tensor, as a float64 tensor [] or [n] on the CPU."""
+    """A theta, given as a number, sequence, array or tensor, as a float64 tensor [] or [n] on the CPU."""
     if isinstance(theta, torch.Tensor):
         checks.expect_values(name, theta)
     numbers = theta.tolist() if hasattr(theta, "tolist") else theta

@@ -22,7 +22,7 @@ PRESETS = (None, "released")
 
 
 class WindowOptions(Execution):
-    """What the layer tells its filters."""
+    """The arguments of the layer for its filters."""
 
     window_size: int
     blur: int
@@ -149,7 +149,7 @@ class ConvCRF(Layer):
         return f"inverse_{name}" if self.preset == "released" else f"log_{name}"
 
     def theta(self, name: str) -> torch.Tensor | None:
-        """The bandwidth "theta_smooth", "theta_space" or "theta_color" as it stands; None where there is none."""
+        """The current bandwidth "theta_smooth", "theta_space" or "theta_color"; None if the kernel has none."""
         stored = getattr(self, self._stored(name), None)
         if stored is None:
             return None
@@ -162,7 +162,7 @@ class ConvCRF(Layer):
         return -eye if self.compatibility is None else -eye - self.compatibility
 
     def _over(self, raw: torch.Tensor, name: str) -> torch.Tensor:
-        """Raw features [B, D, *S] over the bandwidth `name`."""
+        """Raw features [B, D, *S] divided by the bandwidth `name`."""
         stored = getattr(self, self._stored(name)).to(raw.dtype)
         inverse = stored if self.preset == "released" else (-stored).exp()
         if inverse.ndim and len(inverse) != raw.shape[1]:
@@ -177,8 +177,8 @@ class ConvCRF(Layer):
 
         Args:
             logits: U, [B, C, *S], floating; -inf rules a class out.
-            image: [B, channels, *S], uint8 or floating in 0..1, see `tritoncrf.features`;
-                not with the mean of ImageNet subtracted, which on a GPU, where values are not looked at, is no error.
+            image: [B, channels, *S], uint8 or floating-point in 0..1, see `tritoncrf.features`. Do not subtract the
+                mean of ImageNet; on a GPU, where values are not checked, that would not raise an error.
             features: instead of an image, [B or 1, D, *S], divided by their bandwidths: the appearance kernel's
                 features as they are.
             output: "logits", "probabilities" or "log_probabilities".
@@ -206,7 +206,7 @@ class ConvCRF(Layer):
         unary = torch.log_softmax(possible(logits), 1) if self.preset == "released" else logits
         scale: float | torch.Tensor = self.unary_weight
         if self.class_weight is not None:
-            # It scales the rows of whatever the messages go through.
+            # It scales the rows of the matrix that mixes the messages.
             mixture = self.class_weight.to(positions.dtype)
             scale = scale - mixture
             if isinstance(cost, str):
@@ -225,19 +225,19 @@ class ConvCRF(Layer):
         """The layer that computes what the authors' GaussCRF(conf, size, num_classes) does.
 
         Args:
-            conf: their configuration, such as `default_conf`, see `published.CONVCRF_CONF`, which has the values of
-                keys that are left out. schan is for images of 0..255. With logsoftmax=False their unary is
-                probabilities: give the layer their logarithm. trainable=False freezes the thetas and weights, but as
-                there neither the convolution nor the coordinates.
+            conf: their configuration, such as `default_conf`; `published.CONVCRF_CONF` has the values of omitted keys.
+                schan is for images of 0..255. With logsoftmax=False their unary is probabilities; pass their logarithm
+                to the layer. trainable=False freezes the thetas and weights, but, as in their code, not the convolution
+                or the coordinates.
             num_classes: C.
-            size: H and W of the images, which trainable_bias=True needs, and nothing else.
-            iterations: num_iter of their call.
+            size: H and W of the images; needed only for trainable_bias=True.
+            iterations: num_iter in their call.
             precision, backend, device, dtype: see the class.
 
         Raises:
-            TypeError, ValueError: a key or a value that their code does not know; and by its name what is not offered:
-                softmax=False, messages of scores; final_softmax=True, for which there is `output` in the call; and
-                merge=True with norm="sym", which their code refuses too.
+            TypeError, ValueError: a key or a value that their code does not know, or an option that is not supported:
+                softmax=False (messages of scores); final_softmax=True (use `output` in the call); merge=True with
+                norm="sym", which their code rejects too.
 
         Example:
             >>> import tritoncrf as tc
@@ -257,15 +257,15 @@ class ConvCRF(Layer):
 
     @torch.no_grad()
     def load_published(self, parameters: Mapping[str, Numbers]) -> None:
-        """Take the parameters that the authors' code has learnt. All of them, or none and an error.
+        """Take the parameters that the authors' code has learned. All of them, or none and an error.
 
         Args:
-            parameters: the state dict of its GaussCRF, perhaps behind the name of its layer and among those of other
-                layers, which are passed over: "crf.pos_sdims". The layer must be made as theirs was.
+            parameters: the state dict of its GaussCRF; names may have the layer's name in front, "crf.pos_sdims", and
+                other layers are ignored. The layer must have the same options as theirs.
 
         Raises:
-            TypeError, ValueError: the layer has no preset; names that are missing, unknown or of several layers; an
-                array of another shape, or with NaN or infinity; learnt coordinates for a layer that learns none.
+            TypeError, ValueError: the layer has no preset; names are missing, unknown or from several layers; an
+                array of another shape, or with NaN or infinity; learned coordinates for a layer that learns none.
 
         Example:
             >>> import torch, tritoncrf as tc
@@ -283,7 +283,7 @@ class ConvCRF(Layer):
             own[name].copy_(value)
 
     def _grid(self, logits: torch.Tensor) -> torch.Tensor:
-        """Coordinates of the pixels, [1, D, *S]; float64 for float64 logits, else float32."""
+        """The coordinates of the pixels, [1, D, *S]; float64 for float64 logits, otherwise float32."""
         size, dtype = tuple(logits.shape[2:]), compute_dtype(logits)
         if self.positions is not None and size != tuple(self.positions.shape[1:]):
             wanted = list(self.positions.shape[1:])

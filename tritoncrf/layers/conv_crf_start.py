@@ -1,4 +1,4 @@
-"""What the parameters of a ConvCRF are at the start, from its arguments."""
+"""The initial parameters of a ConvCRF, from its arguments."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MIXTURES: tuple[Mixture, ...] = get_args(Mixture)
 
 
 class Start(NamedTuple):
-    """Bandwidths theta_space and theta_color, and the kernels' weights, where none are given."""
+    """The default bandwidths theta_space and theta_color, and the default weights of the kernels."""
 
     space: float
     color: float
@@ -25,7 +25,7 @@ class Start(NamedTuple):
     appearance: float
 
 
-# Those of `refine` for the scores of a network, theta_space in pixels of a photo of 375 x 500; and the authors'.
+# The defaults of `refine` for a network's scores, theta_space in pixels of a 375 x 500 photo; and the authors' values.
 STARTS = {None: Start(30.0, 5.0, 1.0, 1.0), "released": Start(80.0, 13.0, 3.0, 10.0)}
 
 
@@ -57,7 +57,7 @@ def weights(
 def mixture_weight(
     preset: Preset | None, mixture: Mixture | None, weight: float | None, num_classes: int, factory: Placement
 ) -> nn.Parameter | None:
-    """w, or None without it."""
+    """The initial w, or None without a mixture."""
     if preset is None:
         for name, value in ("mixture", mixture), ("weight_mixture", weight):
             if value is not None:

@@ -19,7 +19,7 @@ KERNEL_WEIGHTS: tuple[KernelWeights, ...] = get_args(KernelWeights)
 
 
 class LatticeOptions(Execution):
-    """What the layer tells its filters."""
+    """The arguments of the layer for its filters."""
 
     include_self: bool
     normalization: Normalization
@@ -57,8 +57,8 @@ class CRFRNN(Layer):
             minus a mean, since the lattice depends on the order and the origin of its features, and the number of
             pixels padded to a multiple of four, see `filters.Lattice`. The image is still given as RGB. "released" is
             the authors' Caffe code; "released-keras" starts with W_m = I; in "released-pytorch" mu is a reward,
-            S = U + mu M, and starts at +I. Their networks pad images to 500 x 500 pixels with that mean, which the
-            layer leaves to the caller.
+            S = U + mu M, and starts at +I. Their networks pad images to 500 x 500 pixels with that mean; the layer does
+            not.
         mean: what a preset subtracts from red, green and blue in 0..255: "caffe", (122.67891434, 116.66876762,
             104.00698793), with which the Caffe network was trained; "vgg", (123.68, 116.779, 103.939), as in the Keras
             and the PyTorch code and in the Matlab script of the Caffe code; or "demo", (103.939, 116.779, 123.68), as
@@ -126,7 +126,7 @@ class CRFRNN(Layer):
         }
         self.padding: Padding | None = None if preset is None else "four"
 
-        # Without a preset those of `refine` for the scores of a network, theta_space in pixels of a photo of 375 x 500.
+        # Without a preset, the defaults of `refine` for a network's scores, theta_space in pixels of a 375 x 500 photo.
         space, color = (30.0, 5.0) if preset is None else (160.0, 3.0)
         given = {
             "theta_smooth": theta_smooth,
@@ -155,7 +155,7 @@ class CRFRNN(Layer):
         self.compatibility = nn.Parameter(self.sign * eye)
 
     def theta(self, name: str) -> float | list[float] | torch.Tensor:
-        """The bandwidth "theta_smooth", "theta_space" or "theta_color" as it stands: a tensor if it is learnt."""
+        """The current bandwidth "theta_smooth", "theta_space" or "theta_color", a tensor if it is learned."""
         if name in self.fixed_thetas:
             return self.fixed_thetas[name]
         stored = getattr(self, f"log_{name}")
@@ -168,20 +168,20 @@ class CRFRNN(Layer):
 
     @torch.no_grad()
     def load_published(self, parameters: Mapping[str, Numbers] | Sequence[Numbers]) -> None:
-        """Take the parameters that the code of this layer's preset has learnt. All of them, or none and an error.
+        """Take the parameters that the code of this layer's preset has learned. All of them, or none and an error.
 
         Args:
             parameters: for "released-pytorch" a state dict, for "released-keras" a mapping of names to arrays. Both
-                hold spatial_ker_weights, bilateral_ker_weights and compatibility_matrix, [C, C], perhaps behind the
-                name of their layer and among those of other layers, which are passed over:
-                "crfrnn.spatial_ker_weights", "crfrnn/spatial_ker_weights:0".
-                For "released" the numbers [C] of the files "spatial.par" and "bilateral.par", by these names; mu is
-                then -I, as it is there. For every preset a list of the three arrays in this order will do, [C, C] or
-                [1, 1, C, C], such as the data of the layer's blobs in Caffe.
+                contain spatial_ker_weights, bilateral_ker_weights and compatibility_matrix, [C, C]; names may have the
+                layer's name in front, and other layers are ignored: "crfrnn.spatial_ker_weights",
+                "crfrnn/spatial_ker_weights:0". For "released", the numbers [C] of the files "spatial.par" and
+                "bilateral.par", by these names; mu is then -I, as in that code. For every preset, alternatively a list
+                of the three arrays in this order, [C, C] or [1, 1, C, C], such as the data of the layer's blobs in
+                Caffe.
 
         Raises:
-            TypeError, ValueError: the layer has no preset or other than "full" kernel weights; names that are missing,
-                unknown or of several layers; an array of another shape, or with NaN or infinity.
+            TypeError, ValueError: the layer has no preset, or kernel weights that are not "full"; names are missing,
+                unknown or from several layers; an array has another shape, NaN or infinity.
 
         Example:
             >>> import torch, tritoncrf as tc
@@ -191,7 +191,7 @@ class CRFRNN(Layer):
             [[3.5, 0.0], [0.0, 2.5]]
         """
         if self.preset is None:
-            raise ValueError("preset: expected the code that the parameters are of, got None; CRFRNN(preset=...)")
+            raise ValueError("preset: expected the code that saved the parameters, got None; use CRFRNN(preset=...)")
         if self.weight_smooth.ndim != 2:
             raise ValueError("kernel_weights: expected 'full', as in the published codes, to load their parameters")
         found = crfrnn_parameters(parameters, self.num_classes, CRFRNN_CODES[self.preset])
@@ -206,8 +206,9 @@ class CRFRNN(Layer):
 
         Args:
             logits: U, [B, C, *S], floating; -inf rules a class out.
-            image: [B or 1, channels, *S], uint8 or floating in 0..1, see `tritoncrf.features`; RGB in the presets;
-                not with the mean of ImageNet subtracted, which on a GPU, where values are not looked at, is no error.
+            image: [B or 1, channels, *S], uint8 or floating-point in 0..1, see `tritoncrf.features`; RGB in the
+                presets. Do not subtract the mean of ImageNet; on a GPU, where values are not checked, that would not
+                raise an error.
             features: instead of an image, [B or 1, D, *S], divided by their bandwidths: the appearance kernel's
                 features as they are.
             output: "logits", "probabilities" or "log_probabilities".
@@ -235,7 +236,7 @@ class CRFRNN(Layer):
         )
 
     def _smoothness(self, logits: torch.Tensor) -> filters.Lattice:
-        """The lattice of positions alone."""
+        """The lattice of positions only."""
         size = tuple(logits.shape[2:])
         thetas = checks.expect_positive("theta_smooth", self.theta("theta_smooth"), len(size))
         with checks.renamed("features", "theta_smooth"):
@@ -245,7 +246,7 @@ class CRFRNN(Layer):
             )  # fmt: skip
 
     def _appearance(self, image: torch.Tensor) -> torch.Tensor:
-        """Features of positions and colours, in the preset in its order and from its origin."""
+        """Features of positions and colours, in a preset with its order and origin."""
         space, color = self.theta("theta_space"), self.theta("theta_color")
         if self.mean is None:
             return features.bilateral(image, space, color, self.spacing)

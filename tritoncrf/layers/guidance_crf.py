@@ -1,4 +1,4 @@
-"""GuidanceCRF: SegModel's CRF of the guided filter, as a layer."""
+"""GuidanceCRF: SegModel's CRF with the guided filter, as a layer."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -20,7 +20,7 @@ UPSAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class GuidedOptions(Execution):
-    """What the layer tells its filters, but for eps."""
+    """The arguments of the layer for its filters, except eps."""
 
     radius: int | tuple[int, ...]
     box: Box
@@ -41,8 +41,8 @@ class GuidanceCRF(Layer):
         num_classes: C.
         radius: r of the filter's windows, in pixels of the scores; one int or one per axis. Messages
             come from up to 2 r pixels away in every direction.
-        eps: what counts as an edge, in 0..255 units squared whatever the image's dtype: smaller variances of the colour
-            are smoothed over. A number above 0.
+        eps: variance of the colour above which edges are kept, in 0..255 units squared for any dtype of the image. A
+            number above 0.
         iterations: mean-field updates.
         strength: lambda, the weight of the messages.
         compatibility: learn a cost mu, [C, C], of the row's class near the column's class:
@@ -99,7 +99,7 @@ class GuidanceCRF(Layer):
         for name, value, none in ("compatibility", compatibility, False), ("subsample", subsample, 1):
             if value != none and preset is not None:
                 raise ValueError(
-                    f"{name}: expected {none} with preset={preset!r}, which does not offer it, got {value}"
+                    f"{name}: expected {none} with preset={preset!r}, which does not support it, got {value}"
                 )
         checks.expect_choice("box", box, BOXES)
         radii = tuple(expect_radii(radius, len(radius) if isinstance(radius, (list, tuple)) else 1))
@@ -120,11 +120,10 @@ class GuidanceCRF(Layer):
 
         Args:
             logits: U, [B, C, *S], floating; -inf rules a class out.
-            image: [B or 1, channels, *S'], 1 to 8 channels, uint8 or floating in 0..1, see `tritoncrf.features`;
-                not with the mean of ImageNet subtracted, which on a GPU, where values are not looked at, is no error.
-                Along every axis at least as large as the scores, in any ratio.
-            features: instead of an image, [B or 1, D, *S], D from 1 to 8: the guide as it is, with eps in its unit
-                squared.
+            image: [B or 1, channels, *S'], 1 to 8 channels, uint8 or floating-point in 0..1, see `tritoncrf.features`.
+                Do not subtract the mean of ImageNet; on a GPU, where values are not checked, that would not raise an
+                error. Along every axis at least as large as the scores, in any ratio.
+            features: instead of an image, the guide, [B or 1, D, *S], D from 1 to 8, with eps in its unit squared.
             output: "logits", "probabilities" or "log_probabilities"; the last two of the scores at their final size.
 
         Raises:
@@ -167,8 +166,8 @@ class GuidanceCRF(Layer):
             kernel = filters.Guided(guide, eps=self.eps, **self.guided)
             mu: Compatibility = "potts" if self.compatibility is None else self.compatibility
             return mean_field(logits, [kernel], [self.strength], mu, self.iterations, output="logits", **self.update)
-        # mean_field keeps its filter, and here every update has an eps of its own: so it runs for one update at a time,
-        # from the scores before, and the logits are added outside.
+        # mean_field keeps its filter, but here every update has its own eps. So it runs one update at a time, from the
+        # previous scores, and the logits are added outside.
         cost, scores = 1 - torch.eye(self.num_classes, device=logits.device, dtype=logits.dtype), logits
         for t in range(1, self.iterations + 1):
             kernel = filters.Guided(guide, eps=t * self.eps, **self.guided)
@@ -183,5 +182,5 @@ class GuidanceCRF(Layer):
 
 
 def _same(size: torch.Size, other: torch.Size) -> bool:
-    """Whether two sizes are the same; if an exported graph is to serve both answers, they are not."""
+    """Whether two sizes are equal; False if an exported graph must work for both cases."""
     return graph.area.known_equal(size, other) if graph.area.open_sizes(size, other) else size == other

@@ -1,1 +1,1 @@
-"""Images as remote sensing and medicine store them: GeoTIFF, NIfTI and TIFF stacks, read and written by windows."""
+"""Images of remote sensing, medicine and microscopy: GeoTIFF, NIfTI and TIFF stacks, read and written in windows."""

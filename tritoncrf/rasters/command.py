@@ -1,4 +1,4 @@
-"""`tritoncrf refine` of one image whose files are rasters or volumes, or which is read and written by windows."""
+"""`tritoncrf refine` for one image whose files are rasters or volumes, or that is read and written in windows."""
 
 import argparse
 import contextlib
@@ -31,7 +31,7 @@ OPTIONS = ("bands", "modality", "value_range", "spacing", "valid", "features", "
 
 
 def is_wanted(options: argparse.Namespace) -> bool:
-    """Whether a file or an option asks for more than a picture and its scores, read as a whole."""
+    """Whether a file or an option needs more than a picture and its scores that are read as a whole."""
     if any(getattr(options, name) not in (None, False) for name in OPTIONS):
         return True
     _, source = source_of(options)
@@ -40,12 +40,12 @@ def is_wanted(options: argparse.Namespace) -> bool:
 
 
 def refine_raster(options: argparse.Namespace) -> None:
-    """`tritoncrf refine` of such an image."""
+    """`tritoncrf refine` for such an image."""
     kind, source = source_of(options)
     traced = options.trace or options.trace_figure is not None
     streams = options.max_memory is not None
     if streams and traced:
-        raise CommandError("--max-memory: expected none with --trace and --trace-figure, which look at the whole image")
+        raise CommandError("--max-memory: expected none with --trace and --trace-figure, which need the whole image")
     if options.scratch is not None and not streams:
         raise CommandError(f"--scratch: expected --max-memory beside it, got {options.scratch} alone")
     if options.scratch is not None and not options.scratch.is_dir():
@@ -74,7 +74,7 @@ def refine_raster(options: argparse.Namespace) -> None:
         if options.figure is not None:
             apart = settings.get("spacing", inputs.spacing)
             figure = figures.comparison(*drawing.sections(inputs, outcome, apart), seconds=seconds)
-        if not (streams and out.suffix.lower() == ".npy"):  # which then is there
+        if not (streams and out.suffix.lower() == ".npy"):  # which is then already written
             write(out, kind, inputs, refined, _classes(kind, inputs, settings) or max(outcome.shares, default=0) + 1)
         if streams:
             streamed.forget(options, out, save)
@@ -85,7 +85,7 @@ def refine_raster(options: argparse.Namespace) -> None:
     if trace is not None and options.trace:
         print(table(trace.records))
         print(trace.summary)
-    absent = f", {outcome.absent:.2%} are not there" if outcome.absent else ""
+    absent = f", {outcome.absent:.2%} have no data" if outcome.absent else ""
     changed = f"{outcome.changed:.2%} of the pixels changed{moved(outcome.shares, kind)}"
     print(f"wrote {out}: {changed}{absent}, {seconds:.2f} s")
     for line in doubts(outcome.shares, kind, _in_pixels(settings), inputs.size):
@@ -93,7 +93,7 @@ def refine_raster(options: argparse.Namespace) -> None:
 
 
 def _output(options: argparse.Namespace, inputs: Inputs) -> Path:
-    """The file to write, of the image's kind where nobody named one; that must not be there yet."""
+    """The file to write, by default in the image's format; a default file must not exist yet."""
     endings = (".npy", ".png") if inputs.raster is None else inputs.raster.endings
     if options.out is not None:
         out: Path = options.out
@@ -102,15 +102,13 @@ def _output(options: argparse.Namespace, inputs: Inputs) -> Path:
         check_output("--out", out, (out.suffix.lower(),))
         return out
     if inputs.raster is None:
-        raise CommandError(
-            "--out: expected the name of the output, got none, nor an IMAGE that it could be named after"
-        )
+        raise CommandError("--out: expected the name of the output, got none, and no IMAGE to name it after")
     path = inputs.raster.path
     ending = next((ending for ending in reversed(endings) if path.name.lower().endswith(ending)), endings[-1])
     stem = path.name[: -len(ending)] if path.name.lower().endswith(ending) else path.stem
     out = path.with_name(f"{stem}_refined{ending}")
     if os.path.lexists(out) and not options.force:
-        raise CommandError(f"--out: expected a new file where none is named, got {out}, which exists; or --force")
+        raise CommandError(f"--out: expected a new file by default, got {out}, which exists; --force replaces it")
     check_output("--out", out, (out.suffix.lower(),))
     return out
 
@@ -133,14 +131,14 @@ def _expect_distinct(options: argparse.Namespace, source: Path, out: Path) -> No
             continue
         target = os.path.realpath(path)
         if target in read:
-            raise CommandError(f"{option}: expected another file than those that are read, got {path}")
+            raise CommandError(f"{option}: expected a file that is not an input, got {path}")
         if target in written:
             raise CommandError(f"--out, --figure, --trace-figure: expected different files, got {path} twice")
         written.append(target)
 
 
 def _said(options: argparse.Namespace, inputs: Inputs, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the files say of the arguments of `refine` that nobody gave."""
+    """Arguments of `refine` that are not given but follow from the files."""
     said: dict[str, Any] = {}
     guided = settings.get("method") == "guided" or not settings.keys().isdisjoint(("radius", "eps"))
     if inputs.spacing is not None and "spacing" not in settings and not guided:
@@ -149,33 +147,33 @@ def _said(options: argparse.Namespace, inputs: Inputs, settings: dict[str, Any])
     if image is None or inputs.features is not None or "value_range" in settings:
         return said
     if np.dtype(image.dtype).kind != "f" and image.dtype != np.uint8:
-        raise CommandError(f"--value-range: expected LOW,HIGH of an image of {image.dtype}, as in 1%,99%, got none")
+        raise CommandError(f"--value-range: expected LOW,HIGH for an image of {image.dtype}, such as 1%,99%, got none")
     if image.dtype == np.uint8 and image.shape[-1] not in (1, 3):
-        said["value_range"] = (0, 255)  # none of these is opacity
+        said["value_range"] = (0, 255)  # all channels are data; none is opacity
     return said
 
 
 def _in_pixels(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without bandwidths that are in another unit."""
+    """Settings without bandwidths in another unit than pixels."""
     return {name: value for name, value in settings.items() if name != "theta_space" or "spacing" not in settings}
 
 
 def _classes(kind: str, inputs: Inputs, settings: dict[str, Any]) -> int | None:
-    """How many there are; None where the labels themselves say it."""
+    """The number of classes; None if the labels determine it."""
     if kind in BINARY:
         return 2
     return inputs.scores.shape[0] if kind in SCORES[:3] else settings.get("num_classes")
 
 
 def _expect_fit(out: Path, kind: str, inputs: Inputs, settings: dict[str, Any]) -> None:
-    """An error where a .png does not hold what would be written; before any work."""
+    """Raise an error, before any work, if a .png cannot store the result."""
     if out.suffix.lower() != ".png":
         return
     classes = _classes(kind, inputs, settings) or 2
     if len(inputs.size) != 2:
-        raise CommandError(f"--out: a .png holds a picture, got {len(inputs.size)} axes; write an .npy")
+        raise CommandError(f"--out: expected 2 axes for a .png, got {len(inputs.size)}; write an .npy")
     if classes > UNKNOWN:
-        raise CommandError(f"--out: a .png holds {UNKNOWN} classes, got {classes}; write an .npy")
+        raise CommandError(f"--out: expected at most {UNKNOWN} classes in a .png, got {classes}; write an .npy")
 
 
 def _in_memory(
@@ -199,5 +197,5 @@ def _in_memory(
 
 
 def _whole(source: Source) -> np.ndarray:
-    """All of an array; [*S] of an image with one channel."""
+    """The whole array; [*S] for an image with one channel."""
     return np.ascontiguousarray(source[tuple(slice(0, n) for n in source.shape)])

@@ -1,4 +1,4 @@
-"""What a figure shows of an image that is larger than it, or has more axes."""
+"""Pictures for figures of images that are larger than a figure or have more axes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,8 @@ from tritoncrf.rasters.windows import Window, blocks
 
 __all__ = ["sections"]
 
-SHOWN = 900  # pixels of a side, as many as a panel has
-STRETCHED = (2, 98)  # the percentiles of a channel that are drawn black and white
+SHOWN = 900  # pixels a side, as many as a panel has
+STRETCHED = (2, 98)  # the percentiles of a channel that become black and white
 GAP = 2  # pixels between slices
 HELD = 1 << 22  # numbers of a window
 
@@ -23,7 +23,7 @@ def sections(
     inputs: Inputs, outcome: Outcome, spacing: Sequence[float] | float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The image [H, W, 3] from 0 to 1, and the labels before and after [H, W], OUTSIDE where there are no pixels: an
-    overview of a picture, or, side by side, the middle slices of a volume along each of its axes."""
+    overview of a picture, or the middle slices of a volume along each of its axes, side by side."""
     size = inputs.size
     if len(size) == 2:
         image, before, after = _overview(inputs, outcome)
@@ -34,14 +34,14 @@ def sections(
         steps = [spacing[a] if isinstance(spacing, Sequence) else 1.0 for a in range(len(size)) if a != axis]
         parts = _channels(inputs, window, 1), *_labels(inputs, outcome, window)
         slices.append([_even(part.squeeze(axis), steps) for part in parts])
-    if isinstance(inputs.raster, Nifti):  # whose axes point right, and up
+    if isinstance(inputs.raster, Nifti):  # its axes point right and up
         slices = [[np.rot90(part) for part in parts] for parts in slices]
     images, befores, afters = zip(*slices)
     return _stretched(_beside(images, np.nan)), _beside(befores, OUTSIDE), _beside(afters, OUTSIDE)
 
 
 def _overview(inputs: Inputs, outcome: Outcome) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every so many pixels of a picture."""
+    """A picture sampled at regular steps."""
     step = -(-max(inputs.size) // SHOWN)
     shape = tuple(-(-n // step) for n in inputs.size)
     channels = 3 if _count(inputs) >= 3 else 1
@@ -56,7 +56,7 @@ def _overview(inputs: Inputs, outcome: Outcome) -> tuple[np.ndarray, np.ndarray,
 
 
 def _labels(inputs: Inputs, outcome: Outcome, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Before and after, of the pixels that are there."""
+    """The labels before and after, at valid pixels."""
     before, after = outcome.before(window), outcome.after(window)
     if inputs.valid is None:
         return before, after
@@ -65,7 +65,7 @@ def _labels(inputs: Inputs, outcome: Outcome, window: Window) -> tuple[np.ndarra
 
 
 def _channels(inputs: Inputs, window: Window, count: int) -> np.ndarray:
-    """[*S, M] of a window: the first channels of the image, or of the features in its place."""
+    """A window [*S, M] of the first channels of the image, or of the features instead."""
     if inputs.image is not None:
         return np.asarray(inputs.image[window + (slice(0, count),)])
     assert inputs.features is not None
@@ -83,7 +83,7 @@ def _classes(inputs: Inputs) -> int:
 
 
 def _even(part: np.ndarray, steps: Sequence[float]) -> np.ndarray:
-    """A slice [H, W, ...] with pixels as wide as they are high, each the nearest."""
+    """A slice [H, W, ...] resampled to square pixels by the nearest neighbour."""
     for axis, step in enumerate(steps):
         wide = max(1, round(part.shape[axis] * step / min(steps)))
         part = part.take(np.arange(wide) * part.shape[axis] // wide, axis)
@@ -91,7 +91,7 @@ def _even(part: np.ndarray, steps: Sequence[float]) -> np.ndarray:
 
 
 def _beside(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
-    """Pictures of one kind in a row, on a ground."""
+    """Pictures side by side on a background."""
     height = max(len(part) for part in parts)
 
     def padded(part: np.ndarray, last: bool) -> np.ndarray:
@@ -103,7 +103,7 @@ def _beside(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
 
 
 def _stretched(image: np.ndarray) -> np.ndarray:
-    """[H, W, 3] from 0 to 1, of values [H, W, M] in any unit; what is no number is white."""
+    """[H, W, 3] from 0 to 1, from values [H, W, M] in any unit; NaN is white."""
     planes = []
     for channel in np.moveaxis(image.astype(np.float32), -1, 0):
         known = channel[np.isfinite(channel)]

@@ -1,4 +1,4 @@
-"""GeoTIFF by rasterio: bands read and written by windows, and the georeference kept."""
+"""GeoTIFF with rasterio: bands are read and written in windows, and the georeference is kept."""
 
 import contextlib
 import errno
@@ -23,13 +23,13 @@ __all__ = ["GeoTiff", "found", "pages_of", "write"]
 
 CACHE = 64  # MB of blocks that GDAL keeps; without a limit it takes 5 % of the memory
 LOSSLESS = ("deflate", "lzw", "zstd", "packbits", "lzma")
-BLOCK = 512  # of outputs whose image has no tiles
-WRITTEN = 1 << 22  # pixels of a window that is written
-FULL = 1 << 20  # a disk with fewer bytes left is full
+BLOCK = 512  # of outputs if the image has no tiles
+WRITTEN = 1 << 22  # pixels of a window to write
+FULL = 1 << 20  # a disk with fewer free bytes counts as full
 
 
 class GeoTiff:
-    """A TIFF of one picture with any number of bands; see `windows.Raster`."""
+    """A TIFF with one picture and any number of bands; see `windows.Raster`."""
 
     endings: ClassVar[tuple[str, ...]] = (".tif", ".tiff", ".npy", ".png")
     absent = True
@@ -48,7 +48,7 @@ class GeoTiff:
 
     @property
     def place(self) -> Place | None:
-        """Where the upper left corners of pixels (row, column) are."""
+        """The positions of the upper left corners of pixels (row, column)."""
         if self._file.crs is None and self._file.transform.is_identity:
             return None
         a, b, c, d, e, f = self._file.transform[:6]
@@ -56,7 +56,7 @@ class GeoTiff:
         return Place("georeference", system, np.array([[b, a, c], [e, d, f], [0, 0, 1]]), self.size)
 
     def valid(self, channels: Sequence[int]) -> Source | None:
-        """Where any of the channels is no nodata, the file's mask is not 0, and the opacity not 0 unless it is one of
+        """Where any channel differs from nodata, the file's mask is not 0, and the opacity is not 0 unless it is one of
         the channels."""
         flags = {flag.name for n in channels for flag in self._file.mask_flag_enums[n]}
         opaque = "alpha" in flags and not set(channels) <= set(self.colors)
@@ -67,7 +67,7 @@ class GeoTiff:
             return self._file.read([n + 1 for n in channels], window=_window(window))
 
     def masks(self, channels: Sequence[int], window: Window) -> np.ndarray:
-        """[C, *S] of a window: 0 where a channel has no pixel."""
+        """The masks [C, *S] of a window: 0 where a channel has no data."""
         with _reading(self.path):
             return self._file.read_masks([n + 1 for n in channels], window=_window(window))
 
@@ -89,7 +89,7 @@ class GeoTiff:
 
 
 class _Valid:
-    """[H, W] bool, where a GeoTIFF has pixels."""
+    """The valid pixels of a GeoTIFF, bool [H, W]."""
 
     def __init__(self, raster: GeoTiff, channels: tuple[int, ...]) -> None:
         self._raster, self._channels = raster, channels
@@ -105,7 +105,7 @@ def found() -> bool:
 
 
 def pages_of(path: Path) -> int:
-    """How many pictures a TIFF holds one behind the other."""
+    """The number of pictures (pages) in a TIFF."""
     with _reading(path), _rasterio(path).open(path) as file:
         return max(1, len(file.subdatasets))
 
@@ -114,16 +114,16 @@ def write(
     path: Path, pixels: Source, nodata: float | None = None, valid: Source | None = None,
     like: dict[str, Any] | None = None, cloud: bool = False,
 ) -> None:  # fmt: skip
-    """Pixels [H, W] or [C, H, W] as a tiled GeoTIFF, by windows, whole or not at all.
+    """Write pixels [H, W] or [C, H, W] as a tiled GeoTIFF, in windows, completely or not at all.
 
     Args:
         path: the file.
-        pixels: what is written.
-        nodata: what pixels are that are not there; None where no value is.
-        valid: [H, W] bool, to be kept as the file's mask; None where there is none.
-        like: of rasterio's profile, what the image says.
-        cloud: whether it is to be a cloud optimized GeoTIFF. Its driver holds a whole output in memory that is written
-            to it by windows, but not one that it copies.
+        pixels: the pixels to write.
+        nodata: the value of pixels without data; None if there is no such value.
+        valid: [H, W] bool, to be stored as the file's mask, or None.
+        like: entries of rasterio's profile taken from the image.
+        cloud: whether to write a cloud optimized GeoTIFF. Its driver keeps an output that is written in windows
+            entirely in memory, but not one that it copies.
     """
     rasterio = _rasterio(path)
     count, (height, width) = (1 if len(pixels.shape) == 2 else pixels.shape[0]), pixels.shape[-2:]
@@ -158,7 +158,7 @@ def write(
             found = 0
             for window in windows:
                 found = zlib.crc32(file.read(window=_window(window)), found)
-        if found != written:  # GDAL does not tell of every write that a full disk refuses
+        if found != written:  # GDAL does not report every write that fails on a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
@@ -167,7 +167,7 @@ def _rasterio(path: Path) -> ModuleType:
         import rasterio
         import rasterio.shutil
     except ImportError as error:
-        raise ImportError(f"{path}: rasterio opens GeoTIFF; `pip install 'tritoncrf[geo]'`") from error
+        raise ImportError(f"{path}: opening a GeoTIFF needs rasterio; `pip install 'tritoncrf[geo]'`") from error
     return rasterio
 
 
@@ -177,7 +177,7 @@ def _window(window: Window) -> tuple[tuple[int, int], ...]:
 
 @contextlib.contextmanager
 def _limited(path: Path) -> Iterator[None]:
-    """GDAL with little memory of its own, and without what rasterio says of pictures that are nowhere."""
+    """GDAL with a small cache, and without rasterio's warnings of pictures without a georeference."""
     rasterio = _rasterio(path)
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_TIFF_INTERNAL_MASK=True):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -186,7 +186,7 @@ def _limited(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """One error, naming the file, for all that GDAL raises."""
+    """Turn any error of GDAL into one that names the file."""
     if not path.is_file():
         raise FileError(f"{path}: expected a GeoTIFF, got {'a folder' if path.is_dir() else 'no such file'}")
     try:
@@ -200,7 +200,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """The same for what is written; GDAL says of a full disk what it likes, and some of it on stderr alone."""
+    """The same for writing; GDAL reports a full disk in various ways, some only on stderr."""
     try:
         with _limited(path), stderr_closed():
             yield
@@ -209,11 +209,11 @@ def _writing(path: Path) -> Iterator[None]:
             raise
         if shutil.disk_usage(path.parent).free < FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise FileError(f"{path}: expected to write a GeoTIFF, GDAL could not: {_reason(error)}") from error
+        raise FileError(f"{path}: GDAL could not write a GeoTIFF: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
-    """What GDAL said first, in one line."""
+    """GDAL's first message, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__

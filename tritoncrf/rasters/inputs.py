@@ -1,4 +1,4 @@
-"""What `tritoncrf refine` reads of one image whose files are read by windows."""
+"""The inputs of `tritoncrf refine` for one image whose files are read in windows."""
 
 import argparse
 import contextlib
@@ -18,22 +18,22 @@ from tritoncrf.readers import fitted, is_picture, read_pixels
 __all__ = ["Inputs", "opened", "paths_of"]
 
 ARRAYS = (".npy", ".npz")
-LOOKED_AT = 1 << 24  # pixels of a window of a mask
+LOOKED_AT = 1 << 24  # pixels of a mask that are read at a time
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """An image's files, opened.
+    """The open files of an image.
 
     Attributes:
-        raster: the image's file; None where there are features alone.
-        image: [*S, M], all channels of all its files, or None.
+        raster: the image's file; None if there are only features.
+        image: [*S, M], all channels of all files, or None.
         features: [D, *S], or None.
-        scores: [C, *S], or [*S] of labels and of one object.
-        valid: [*S] bool; None where there are pixels everywhere.
+        scores: [C, *S], or [*S] for labels and one object.
+        valid: [*S] bool; None if all pixels are valid.
         size: S.
-        spacing: the distance of pixels along each axis, as the image's file says; None where it does not say, or
-            where another is given.
+        spacing: the distance of pixels along each axis from the image's file; None if the file does not have it, or
+            another is given.
     """
 
     raster: Raster | None
@@ -46,23 +46,23 @@ class Inputs:
 
     @property
     def seen(self) -> Source | None:
-        """The image that `refine` takes: none beside features."""
+        """The image for `refine`; None with features."""
         return self.image if self.features is None else None
 
     @property
     def block(self) -> tuple[int, ...]:
-        """In which the image's file is read fastest."""
+        """The block size in which the image's file is read fastest."""
         return self.size[:-2] + (1, self.size[-1]) if self.raster is None else self.raster.block
 
 
 def paths_of(options: argparse.Namespace, source: Path) -> list[Path]:
-    """All files that are read."""
+    """All input files."""
     images = [Path(text) for text in options.images]
     return [*images, source, *(options.modality or ()), *filter(None, (options.valid, options.features))]
 
 
 def folder_of(options: argparse.Namespace) -> Path:
-    """Where files go that are removed again at the end."""
+    """The folder for temporary files."""
     beside: Path = options.out or Path(options.images[0])
     return options.scratch or beside.parent
 
@@ -70,13 +70,13 @@ def folder_of(options: argparse.Namespace) -> Path:
 def opened(
     options: argparse.Namespace, kind: str, source: Path, array: Callable[[Path], Source], stack: contextlib.ExitStack
 ) -> Inputs:  # fmt: skip
-    """The files of a command, each closed when the stack ends.
+    """Open the files of a command; they are closed when the stack ends.
 
     Args:
-        options: of the command.
-        kind: of the scores.
-        source: their file.
-        array: opens an .npy.
+        options: the options of the command.
+        kind: the kind of scores.
+        source: the file of the scores.
+        array: a function that opens an .npy.
     """
 
     def open_(path: Path, axes: int | None = None) -> Raster:
@@ -107,13 +107,13 @@ def opened(
         valid = mask if valid is None else Made(np.logical_and, (valid, mask), np.dtype(bool))
     if valid is not None and all(valid[window].all() for window in blocks(size, _block(raster, size), LOOKED_AT)):
         valid = None
-    if valid is not None and np.dtype(scores.dtype).kind == "f":  # where there is no image there often are no scores
+    if valid is not None and np.dtype(scores.dtype).kind == "f":  # pixels without image data often have no scores
         scores = Filled(scores, valid, 1 / scores.shape[0] if kind == "probabilities" else 0, holes=True)
     return Inputs(raster, image, features, scores, valid, size, spacing)
 
 
 def _image(raster: Raster, options: argparse.Namespace, open_: Callable[..., Raster]) -> Source:
-    """The chosen bands of an image, and the channels of its other modalities behind them."""
+    """The chosen bands of an image, followed by the channels of its other modalities."""
     image: Source = chosen(raster, options.bands)
     if not options.modality:
         return image
@@ -150,8 +150,8 @@ def _scores(
         other = open_(source, len(size))
         if options.resize:
             raise CommandError(
-                f"--resize: expected scores as a picture or an array, got {source}; bring it to the image's grid "
-                "beforehand, as gdalwarp does for GeoTIFF"
+                f"--resize: expected scores as a picture or an array, got {source}; resample it to the image's grid "
+                "beforehand, for instance with gdalwarp for GeoTIFF"
             )
         if raster is None and other.size != size:
             raise CommandError(f"--{kind}: expected {_sizes(options.features, size, other.size)} in {source}")
@@ -166,17 +166,19 @@ def _scores(
 
 
 def _numbers(kind: str, scores: Source, source: Path) -> Source:
-    """The scores if they are floats where these are wanted; labels as integers, for whole numbers are often stored as
+    """Check the dtype of scores, which must be floats; labels become integers, since they are often stored as
     floats."""
     floats = np.dtype(scores.dtype).kind == "f"
     if kind in SCORES[:3] and not floats:
-        raise CommandError(f"--{kind}: expected floats, got {scores.dtype} in {source}; a map of labels is --labels")
+        raise CommandError(f"--{kind}: expected floats, got {scores.dtype} in {source}; use --labels for a label map")
     if kind != "labels" or not floats:
         return scores
 
     def whole(values: np.ndarray) -> np.ndarray:
         if not (np.rint(values) == values).all():
-            raise CommandError(f"--labels: expected whole numbers, got others in {source}; --probabilities for scores")
+            raise CommandError(
+                f"--labels: expected whole numbers, got others in {source}; use --probabilities for scores"
+            )
         return values
 
     return Made(whole, (scores,), np.dtype(np.int32))
@@ -186,7 +188,7 @@ def _mask(
     path: Path, raster: Raster | None, size: tuple[int, ...], array: Callable[[Path], Source],
     open_: Callable[..., Raster],
 ) -> Source:  # fmt: skip
-    """Where a file of one channel is not 0."""
+    """The pixels where a file with one channel is not 0."""
     if path.suffix.lower() in ARRAYS:
         mask = array(path)
         if tuple(mask.shape) != size:
@@ -202,7 +204,7 @@ def _mask(
 
 
 def _expect_place(option: str, raster: Raster, other: Raster) -> None:
-    """A CommandError unless two rasters are of one size and, where both say where they are, of one place."""
+    """Raise a CommandError unless two rasters have the same size and, if both have a georeference, the same place."""
     if other.size != raster.size:
         raise CommandError(f"{option}: expected {_sizes(raster.path, raster.size, other.size)} in {other.path}")
     if raster.place is not None and other.place is not None and not raster.place.same(other.place):
@@ -213,7 +215,7 @@ def _expect_place(option: str, raster: Raster, other: Raster) -> None:
 
 
 def _sizes(path: Path, wanted: Sequence[int], got: Sequence[int]) -> str:
-    """Of an image, and the one that another file has instead."""
+    """A message about the size of an image and the different size of another file."""
     return f"the size of {path}, {' x '.join(map(str, wanted))}, got {' x '.join(map(str, got))}"
 
 

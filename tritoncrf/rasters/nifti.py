@@ -1,4 +1,4 @@
-"""NIfTI by nibabel: volumes as they are stored, [x, y, z], read by windows, and the affine kept."""
+"""NIfTI with nibabel: volumes as stored, [x, y, z], read in windows; the affine is kept."""
 
 import contextlib
 import gzip
@@ -18,15 +18,15 @@ from tritoncrf.rasters.windows import Source, Window
 __all__ = ["ENDINGS", "Nifti", "unpacked"]
 
 ENDINGS = (".nii", ".nii.gz")
-SQUARE = 1e-3  # by how much the cosine of two axes may differ from 0
-LABEL = "label"  # NIfTI's name for what such values are
+SQUARE = 1e-3  # the largest cosine of the angle between two axes
+LABEL = "label"  # NIfTI's intent name for labels
 
 
 class Nifti:
     """A .nii or .nii.gz; see `windows.Raster`.
 
-    axes: how many make up the grid, the first ones; the next one is that of the channels. Three, if left out, or two
-        of a file with two.
+    axes: number of axes of the grid, which come first, followed by that of the channels. By default three, or two for a
+    file with two axes.
     """
 
     endings: ClassVar[tuple[str, ...]] = (*ENDINGS, ".npy")
@@ -36,7 +36,7 @@ class Nifti:
         nibabel = _nibabel(path)
 
         def load(file: Path) -> Any:
-            with nibabel.imageglobals.LoggingOutputSuppressor():  # of sides of 0, which `spacing` tells of
+            with nibabel.imageglobals.LoggingOutputSuppressor():  # `spacing` reports sides of 0
                 return nibabel.load(file, mmap=False)
 
         self._image = decoded(content or path, "a NIfTI", load)
@@ -60,21 +60,21 @@ class Nifti:
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
-        """Of the affine's columns; an error where they are no axes of a grid of boxes."""
+        """The spacing from the affine's columns; an error if they are not the axes of a rectangular grid."""
         if len(self.size) != 3:
             return tuple(float(zoom) for zoom in self._image.header.get_zooms()[: len(self.size)])
         axes = self._image.affine[:3, :3]
         steps = np.linalg.norm(axes, axis=0)
-        hint = "--spacing says how far voxels are apart"
+        hint = "--spacing sets the distance between voxels"
         if not np.isfinite(axes).all() or 0 in steps or self._unsaid():
-            raise FileError(f"{self.path}: expected an affine with no column of 0, got {_shown(axes)}; {hint}")
+            raise FileError(f"{self.path}: expected an affine without zero columns, got {_shown(axes)}; {hint}")
         cosines = (axes / steps).T @ (axes / steps)
         if np.abs(cosines - np.eye(3)).max() > SQUARE:
             raise FileError(f"{self.path}: expected an affine with axes at right angles, got {_shown(axes)}; {hint}")
         return tuple(round(float(step), 6) for step in steps)
 
     def _unsaid(self) -> bool:
-        """Whether the file has 0 for a voxel's side, which nibabel takes for 1, and no other affine."""
+        """Whether a voxel's side is 0 in the file, which nibabel reads as 1, and there is no other affine."""
         header = self._image.header
         with _opened(Path(self._image.file_map["image"].filename)) as file:
             raw = type(header).from_fileobj(file, check=False)
@@ -89,11 +89,11 @@ class Nifti:
         return np.stack(planes).astype(self.dtype, copy=False)
 
     def _channel(self, number: int) -> tuple[int, ...]:
-        """Indices of the axes behind the grid's."""
+        """Indices of the axes after those of the grid."""
         return tuple(number if n > 1 else 0 for n in self._image.shape[len(self.size) :])
 
     def write(self, path: Path, pixels: Source, nodata: float | None, valid: Source | None) -> None:
-        """Values, without what NIfTI has no words for: pixels that are not there."""
+        """Write values. NIfTI cannot mark pixels without data."""
         header = self._image.header.copy()
         count = () if len(pixels.shape) == len(self.size) else pixels.shape[:1]
         header.set_data_dtype(pixels.dtype)
@@ -112,12 +112,12 @@ class Nifti:
                     content.write(data.tobytes(order="F"))
 
     def close(self) -> None:
-        """Nothing: nibabel opens the file for each window."""
+        """Do nothing: nibabel opens the file for each window."""
 
 
 def unpacked(path: Path, folder: Path) -> Path:
-    """The content of a .nii.gz as a file of a folder: of what is packed no window can be read by itself."""
-    target = folder / f".{path.name}.{os.environ.get('RANK', '0')}.nii"  # each process of torchrun has its own
+    """Unpack a .nii.gz into a folder, since windows of a compressed file cannot be read separately."""
+    target = folder / f".{path.name}.{os.environ.get('RANK', '0')}.nii"  # one for each process of torchrun
     with explained(path, "a NIfTI"), gzip.open(path) as packed, replacing(target) as file:
         shutil.copyfileobj(packed, file)
     return target
@@ -131,7 +131,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _packing(file: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
-    """Where the content of a .nii or .nii.gz is written to; the same bytes every time."""
+    """A file for the content of a .nii or .nii.gz; the compressed bytes are reproducible."""
     if path.suffix.lower() != ".gz":
         yield file
         return
@@ -147,5 +147,5 @@ def _nibabel(path: Path) -> Any:
     try:
         import nibabel
     except ImportError as error:
-        raise ImportError(f"{path}: nibabel opens NIfTI; `pip install 'tritoncrf[medical]'`") from error
+        raise ImportError(f"{path}: opening NIfTI needs nibabel; `pip install 'tritoncrf[medical]'`") from error
     return nibabel

@@ -1,4 +1,4 @@
-"""Which of the readers opens a file."""
+"""Open a file with the right reader."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,12 +22,12 @@ __all__ = ["TIFF", "chosen", "is_raster", "open_raster"]
 TIFF = (".tif", ".tiff")
 LOOKED_AT = 1 << 24  # pixels of a window
 OPAQUE = 255
-SAMPLES, BITS = 277, 258  # tags of TIFF: how many there are for a pixel, and how many bits each has
+SAMPLES, BITS = 277, 258  # tags of TIFF: samples per pixel, and bits per sample
 
 
 def is_raster(path: Path) -> bool:
-    """Whether it is none of the pictures that Pillow reads in full: a volume, a stack, or a TIFF with a georeference,
-    with channels that are no colours, or of other than 8 bits."""
+    """Whether Pillow cannot read a file completely: a volume, a stack, or a TIFF with a georeference, with channels
+    that are not colours, or without 8 bits per sample."""
     name = path.name.lower()
     if name.endswith(nifti.ENDINGS) or not name.endswith(TIFF) or not path.is_file():
         return name.endswith(nifti.ENDINGS)
@@ -40,7 +40,7 @@ def is_raster(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _header(path: Path) -> "Iterator[TiffImageFile | None]":
-    """A TIFF as Pillow sees it, its pixels unread; None if it does not."""
+    """A TIFF opened by Pillow without reading its pixels; None if Pillow cannot."""
     from PIL import Image, UnidentifiedImageError
     from PIL.TiffImagePlugin import TiffImageFile
 
@@ -54,13 +54,13 @@ def _header(path: Path) -> "Iterator[TiffImageFile | None]":
 def open_raster(
     path: Path, axes: int | None = None, as_stored: bool = False, content: Path | None = None
 ) -> Raster:  # fmt: skip
-    """A file by the reader that its name and its content ask for.
+    """Open a file with the reader for its name and content.
 
     Args:
         path: the file.
-        axes: of the grid, where another file says how many; the next are those of channels.
-        as_stored: of pictures, see `Picture`.
-        content: of a packed file, to be read in its place.
+        axes: number of axes of the grid, if another file determines it; further axes are channels.
+        as_stored: for pictures, see `Picture`.
+        content: the content of a compressed file, to be read instead.
     """
     name = path.name.lower()
     if name.endswith(nifti.ENDINGS):
@@ -72,37 +72,37 @@ def open_raster(
         return GeoTiff(path)
     if find_spec("tifffile") is None:
         extra = "tiff" if geotiff.found() else "geo]' or, of a stack, 'tritoncrf[tiff"
-        raise ImportError(f"{path}: what opens such a TIFF is missing; `pip install 'tritoncrf[{extra}]'`")
+        raise ImportError(f"{path}: a package that opens such a TIFF is missing; `pip install 'tritoncrf[{extra}]'`")
     stack = Stack(path, axes)
     if stack.georeferenced:
         stack.close()
         if not geotiff.found():
-            raise ImportError(f"{path}: rasterio opens GeoTIFF; `pip install 'tritoncrf[geo]'`")
+            raise ImportError(f"{path}: opening a GeoTIFF needs rasterio; `pip install 'tritoncrf[geo]'`")
         raise FileError(f"{path}: expected one picture in a GeoTIFF, got {pages_of(path)}")
     return stack
 
 
 def _expect_opacity(raster: Raster) -> None:
-    """An error unless what a file calls opacity is all or nothing: GDAL calls a fourth band of 8 bits so, whatever it
-    is."""
+    """Raise an error unless the opacity of a file is all or nothing: GDAL treats any fourth band of 8 bits as
+    opacity."""
     for band in sorted(set(range(raster.channels)) - set(raster.colors)):
         for window in blocks(raster.size, raster.block, LOOKED_AT):
             values = raster.read((band,), window)
             if ((values > 0) & (values < OPAQUE)).any():
                 every, others = map(_numbered, (range(raster.channels), raster.colors))
                 raise FileError(
-                    f"{raster.path}: expected --bands {every} or {others}, for the file calls band {band + 1} opacity, "
-                    "and it has values between; got none"
+                    f"{raster.path}: expected --bands {every} or {others}, since the file declares band {band + 1} as "
+                    "opacity, which has intermediate values; got none"
                 )
 
 
 def _numbered(channels: Iterable[int]) -> str:
-    """As --bands takes them."""
+    """Bands in the form of --bands."""
     return ",".join(str(channel + 1) for channel in channels)
 
 
 def chosen(raster: Raster, bands: Sequence[int] | None) -> View:
-    """The image [*S, M] of a raster: its colours, or the bands of these numbers from 1."""
+    """The image [*S, M] of a raster: its colours, or the bands with these numbers, counted from 1."""
     if bands is None:
         _expect_opacity(raster)
         return View(raster, "last", raster.colors)

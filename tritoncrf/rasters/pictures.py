@@ -1,4 +1,4 @@
-"""Pictures that Pillow reads, and arrays, where one of them stands beside rasters."""
+"""Pictures that Pillow reads, and arrays, when used together with rasters."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ __all__ = ["Picture"]
 
 
 class Picture:
-    """A picture of 8 or 16 bits or of floats, read as a whole; see `windows.Raster`.
+    """A picture with 8 or 16 bits or floats, read as a whole; see `windows.Raster`.
 
-    as_stored: leave it unturned, whatever its EXIF orientation.
+    as_stored: ignore its EXIF orientation.
     """
 
     endings: ClassVar[tuple[str, ...]] = (".tif", ".tiff", ".npy", ".png")
@@ -57,12 +57,12 @@ class Picture:
             tiff.write(path, pixels, axes=2)
 
     def close(self) -> None:
-        """Nothing: it is read."""
+        """Do nothing: the picture is already in memory."""
 
 
 def _expect_opaque(path: Path, picture: "PIL.Image.Image") -> None:
     if picture.mode in ("LA", "RGBA") and cast(tuple[int, int], picture.getchannel("A").getextrema())[0] < 255:
         raise FileError(
-            f"{path}: expected no transparency, got some; save the picture without, and --valid takes a mask of the "
-            "pixels that are there"
+            f"{path}: expected no transparency, got some; save the picture without it, and pass a mask of "
+            "the opaque pixels as --valid"
         )

@@ -1,4 +1,4 @@
-"""Where in the world a grid of pixels is."""
+"""The place of a grid of pixels in a coordinate system."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 
 __all__ = ["Place"]
 
-CLOSE = 0.01  # of a pixel: by what files of one place differ where a tool has rounded them
+CLOSE = 0.01  # of a pixel: the largest difference that counts as rounding
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class Place:
     """A grid's place.
 
     Attributes:
-        word: what such files call it.
+        word: the name of the place in such files.
         system: the coordinate system, in words.
         affine: [D + 1, D + 1], from indices to coordinates.
-        size: of the grid.
+        size: the size of the grid.
     """
 
     word: str
@@ -27,11 +27,11 @@ class Place:
 
     @property
     def steps(self) -> np.ndarray:
-        """[D]: the distance of pixels along each axis."""
+        """The distance of pixels along each axis, [D]."""
         return np.linalg.norm(self.affine[:-1, :-1], axis=0)
 
     def same(self, other: "Place") -> bool:
-        """Whether both put the corners of this grid into the same coordinates."""
+        """Whether both give the corners of this grid the same coordinates."""
         corners = np.array(np.meshgrid(*([0, n] for n in self.size))).reshape(len(self.size), -1)
         corners = np.concatenate([corners, np.ones((1, corners.shape[1]))])
         apart = np.abs((self.affine - other.affine) @ corners).max()

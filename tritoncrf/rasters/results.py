@@ -1,4 +1,4 @@
-"""What a refinement made of a raster: told in numbers, and written."""
+"""The result of refining a raster: its numbers, and writing it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ HELD = 1 << 22  # numbers of a window of scores
 
 @dataclass(frozen=True)
 class Refined:
-    """What came of an image, in arrays or in files: one of the two at least.
+    """The result for an image, in arrays or in files; at least one of the two.
 
     Attributes:
         labels: [*S], from 0.
-        probabilities: [C, *S], or [*S] of one object.
+        probabilities: [C, *S], or [*S] for one object.
     """
 
     labels: Source | None
@@ -42,18 +42,18 @@ class Refined:
 
 
 class Outcome:
-    """The labels before and after, window by window, and how many there are of each class, where there are pixels.
+    """The labels before and after, window by window, and the counts of each class over valid pixels.
 
     Attributes:
-        shares: of each class, before and after.
-        changed: the share of pixels whose label is another.
-        absent: the share of all pixels that are not there.
+        shares: the share of each class, before and after.
+        changed: the share of pixels whose label changed.
+        absent: the share of all pixels without data.
     """
 
     def __init__(self, kind: str, inputs: Inputs, settings: Mapping[str, Any], refined: Refined) -> None:
         self._kind, self._inputs, self._settings, self._refined = kind, inputs, settings, refined
         self._top = 1.0
-        if kind == "mask" and np.dtype(inputs.scores.dtype).kind in "iu":  # of 0 and 1, or of 0 to 255
+        if kind == "mask" and np.dtype(inputs.scores.dtype).kind in "iu":  # either 0 and 1, or 0 to 255
             self._top = max(1.0, *(float(np.max(inputs.scores[window])) for window in self._windows()))
         counts: list[dict[int, int]] = [{}, {}]
         changed = present = 0
@@ -75,7 +75,7 @@ class Outcome:
         self.absent = 1 - present / int(np.prod(inputs.size))
 
     def before(self, window: Window) -> np.ndarray:
-        """The labels of a window as they came; -1 where one is unknown."""
+        """The input labels of a window; -1 where unknown."""
         scores = np.asarray(self._inputs.scores[_all(self._inputs.scores, window)])
         return labels_of(self._kind, scores / self._top if self._top > 1 else scores, self._settings)
 
@@ -90,12 +90,12 @@ class Outcome:
 
 
 def _all(source: Source, window: Window) -> Window:
-    """A window of all classes."""
+    """A window with all classes."""
     return window if len(source.shape) == len(window) else (slice(0, source.shape[0]), *window)
 
 
 def write(out: Path, kind: str, inputs: Inputs, refined: Refined, classes: int) -> None:
-    """The labels, or else the probabilities, as the file that its name asks for; whole or not at all."""
+    """Write the labels, or otherwise the probabilities, in the format of the file name, completely or not at all."""
     suffix, valid = out.suffix.lower(), inputs.valid
     if suffix == ".png":
         labels = refined.in_window(tuple(slice(0, n) for n in inputs.size))
@@ -122,7 +122,7 @@ def write(out: Path, kind: str, inputs: Inputs, refined: Refined, classes: int) 
 
 
 def _pixels(kind: str, refined: Refined, classes: int) -> tuple[Source, float | None]:
-    """What is written, and the value that says of a pixel that it is not there, if one is free."""
+    """The values to write, and the value for pixels without data, if one is free."""
     if refined.labels is None:
         assert refined.probabilities is not None
         return _as(refined.probabilities, np.float32), np.nan

@@ -1,4 +1,4 @@
-"""The result block by block, in a file that another kind of file is then made of."""
+"""Compute the result block by block in a file, which is then converted to another format."""
 
 import argparse
 import contextlib
@@ -25,13 +25,13 @@ from tritoncrf.streaming.sources import Npy, identity
 
 __all__ = ["array", "forget", "refined"]
 
-FURTHER = 160_000_000  # bytes that the command takes beside `refine`: GDAL's blocks, what is written, libraries
+FURTHER = 160_000_000  # bytes for the command beside `refine`: GDAL's blocks, output buffers, libraries
 
 
 def array(path: Path) -> Source:
-    """An .npy that is read by windows."""
+    """An .npy that is read in windows."""
     if path.suffix.lower() != ".npy":
-        raise CommandError(f"--max-memory: expected .npy, which can be read by windows, got {path}")
+        raise CommandError(f"--max-memory: expected .npy, which can be read in windows, got {path}")
     return Npy(path)
 
 
@@ -39,11 +39,11 @@ def refined(
     options: argparse.Namespace, kind: str, inputs: Inputs, settings: Mapping[str, Any], device: torch.device,
     out: Path, save: str,
 ) -> Refined | None:  # fmt: skip
-    """What `refine` gives of an image that it goes through by windows; None in all but the first of several processes,
-    which torchrun has started and each of which does its share.
+    """The result of `refine` for an image that is processed in windows. If torchrun started several processes, each
+    does its share, and all but the first return None.
 
-    It stays in a file beside `out` until that is written: what stops this process, or fills the disk, leaves all blocks
-    that were finished, and the same command goes on with them.
+    The result stays in a file beside `out` until that is written. If the process stops or the disk is full, finished
+    blocks are kept, and the same command continues with them.
     """
     direct = out.suffix.lower() == ".npy"
     work, state = _places(options, out, save)
@@ -64,12 +64,12 @@ def refined(
                     write(state, json.dumps({"run": run, "budget": budget}).encode())
                 try:
                     cast(Any, refine)(inputs.seen, **arguments, device=own, max_memory=budget, scratch=options.scratch)
-                except (TypeError, ValueError):  # bad input, of which nothing is to be gone on with
+                except (TypeError, ValueError):  # bad input, so there is nothing to resume
                     state.unlink(missing_ok=True)
                     raise
                 except KeyboardInterrupt:
                     if distributed.rank() == 0:
-                        print("tritoncrf: interrupted; the same command goes on", file=sys.stderr)
+                        print("tritoncrf: interrupted; run the same command to resume", file=sys.stderr)
                     raise
         if distributed.rank() > 0:
             return None
@@ -79,20 +79,20 @@ def refined(
 
 
 def forget(options: argparse.Namespace, out: Path, save: str) -> None:
-    """Removes what `refined` has left, once it is written."""
+    """Remove the temporary files of `refined` after the output is written."""
     for path in _places(options, out, save):
         path.unlink(missing_ok=True)
 
 
 def _places(options: argparse.Namespace, out: Path, save: str) -> tuple[Path, Path]:
-    """The file that the result stays in, and one that says of which run it is."""
+    """The temporary file of the result, and the file that identifies its run."""
     folder, name = options.scratch or out.parent, f".{out.name}.{save}"
     return folder / f"{name}.npy", folder / f"{name}.json"
 
 
 def _earlier(state: Path, run: str) -> dict[str, Any]:
-    """What an earlier command of the same run has written of itself: its budget, on which the blocks depend, and
-    whether its result is whole."""
+    """The record of an earlier command of the same run: its budget, on which the blocks depend, and whether its result
+    is complete."""
     try:
         found: dict[str, Any] = json.loads(state.read_text())
     except (OSError, ValueError):
@@ -102,8 +102,8 @@ def _earlier(state: Path, run: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _as_a_whole(asked: str, device: torch.device, earlier: int | None) -> Iterator[int]:
-    """What is left of a budget for `refine`: on a CPU it is the whole process's. What was left to an earlier command of
-    the same run serves again, for another process is a little larger or smaller."""
+    """The rest of a budget for `refine`; on a CPU, the budget is for the whole process. The rest of an earlier command
+    of the same run is used again, because another process is a little larger or smaller."""
     budget = expect_bytes("max_memory", asked)
     if device.type != "cpu":
         yield budget
@@ -116,7 +116,7 @@ def _as_a_whole(asked: str, device: torch.device, earlier: int | None) -> Iterat
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has; 0 where the system does not say."""
+    """The resident memory of this process in bytes; 0 if the system does not say."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

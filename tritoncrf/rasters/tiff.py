@@ -1,4 +1,4 @@
-"""TIFF by tifffile: stacks of pictures, such as a microscope's, and pictures that are nowhere on a map."""
+"""TIFF with tifffile: stacks of pictures, for instance from a microscope, and pictures without a georeference."""
 
 import itertools
 import logging
@@ -16,15 +16,15 @@ __all__ = ["GEOREFERENCE", "Stack", "write"]
 
 # Tags of TIFF: pixel scale, tie points, transformation, keys, and GDAL's nodata.
 GEOREFERENCE = {33550, 33922, 34264, 34735, 42113}
-CHANNELS = "CS"  # letters of such axes in tifffile
-CLASSIC = 2**32 - 2**25  # bytes from which on a TIFF is a BigTIFF
+CHANNELS = "CS"  # tifffile's letters for axes of channels
+CLASSIC = 2**32 - 2**25  # larger TIFFs, in bytes, are written as BigTIFF
 
 
 class Stack:
-    """The first series of a TIFF; see `windows.Raster`. Pages are the first axis of the grid, unless the file says that
-    they are channels.
+    """The first series of a TIFF; see `windows.Raster`. Pages are the first axis of the grid, unless the file declares
+    them as channels.
 
-    axes: how many make up the grid, where pages may be channels that the file does not call so.
+    axes: number of axes of the grid, if pages may be channels that the file does not declare.
     """
 
     endings: ClassVar[tuple[str, ...]] = (".tif", ".tiff", ".npy")
@@ -87,7 +87,7 @@ class Stack:
 
 
 def write(path: Path, pixels: Source, axes: int) -> None:
-    """Pixels [*S] or [C, *S] as a TIFF of a page for each class and slice, whole or not at all."""
+    """Write pixels [*S] or [C, *S] as a TIFF with one page per class and slice, completely or not at all."""
     tifffile, shape = _tifffile(path), tuple(pixels.shape)
 
     def pages() -> Iterator[np.ndarray]:
@@ -106,7 +106,7 @@ def write(path: Path, pixels: Source, axes: int) -> None:
 
 
 class _Complaints(logging.Handler):
-    """What tifffile logs of a file that is cut short, of which it then gives what is left."""
+    """Collect what tifffile logs about a truncated file, which it reads as far as possible."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -144,4 +144,4 @@ def _zarr(path: Path) -> Any:
 
 
 def _missing(path: Path) -> ImportError:
-    return ImportError(f"{path}: tifffile opens TIFF stacks; `pip install 'tritoncrf[tiff]'`")
+    return ImportError(f"{path}: opening a TIFF stack needs tifffile; `pip install 'tritoncrf[tiff]'`")

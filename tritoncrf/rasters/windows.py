@@ -1,4 +1,4 @@
-"""What is read by windows: files and arrays with a shape, a dtype and slicing, and views of them."""
+"""Sources that are read in windows: files and arrays with a shape, a dtype and slicing, and views of them."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ Axis: TypeAlias = Literal["first", "last", "none"]
 
 
 class Source(Protocol):
-    """What is read by windows: an array, or what is like one."""
+    """A source that is read in windows: an array or an array-like object."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -28,18 +28,18 @@ class Source(Protocol):
 
 
 class Raster(Protocol):
-    """A file of channels over one grid.
+    """A file with channels on one grid.
 
     Attributes:
-        endings: of the files that `write` takes.
-        absent: whether such files can say that a pixel is not there.
-        size: of the grid, S.
-        channels: how many there are.
-        colors: those that an image consists of, by number from 0, without opacity.
-        place: where in the world the grid is; None where the file does not say.
-        spacing: the distance of pixels along each axis; None where it is one pixel.
-        valid: [*S] bool, where there are pixels; None where they all are.
-        block: the side of a block along each axis, in which the file is read fastest.
+        endings: suffixes of the files that `write` can write.
+        absent: whether such files can mark pixels without data.
+        size: the size of the grid, S.
+        channels: the number of channels.
+        colors: the channels of the image, numbered from 0, without opacity.
+        place: the georeference of the grid; None if the file has none.
+        spacing: the distance of pixels along each axis; None for 1.
+        valid: [*S] bool, the valid pixels; None if all are.
+        block: the block size along each axis with which the file is read fastest.
     """
 
     endings: ClassVar[tuple[str, ...]]
@@ -66,22 +66,22 @@ class Raster(Protocol):
     def close(self) -> None: ...
 
     def valid(self, channels: Sequence[int]) -> Source | None:
-        """[*S] bool, where an image of these channels has pixels; None where it has them everywhere."""
+        """The valid pixels of an image with these channels, bool [*S]; None if all are."""
 
     def read(self, channels: Sequence[int], window: Window) -> np.ndarray:
-        """[C, *S] of a window."""
+        """Read a window, [C, *S]."""
 
     def write(self, path: Path, pixels: Source, nodata: float | None, valid: Source | None) -> None:
-        """Pixels [*S] or [C, *S] into a file of this grid and its place, whole or not at all.
+        """Write pixels [*S] or [C, *S] into a file with this grid and place, completely or not at all.
 
-        nodata: what pixels are that are not there, which the file declares; None where no value is.
-        valid: where there are pixels, for files in which no value is free to say so.
+        nodata: the value of pixels without data, which the file declares; None if there is no such value.
+        valid: the valid pixels, for files in which no value is free for nodata.
         """
 
 
 @dataclass(frozen=True)
 class View:
-    """Channels of a raster as an array: [*S, M] of an image, [C, *S] of scores, [*S] of a map."""
+    """Channels of a raster as an array: [*S, M] for an image, [C, *S] for scores, [*S] for a map."""
 
     raster: Raster
     axis: Axis
@@ -116,7 +116,7 @@ class View:
 
 @dataclass(frozen=True)
 class Made:
-    """What is made of the windows of sources, which are of the first one's shape."""
+    """An array computed from the windows of sources, with the shape of the first one."""
 
     make: Callable[..., np.ndarray]
     sources: tuple[Source, ...]
@@ -133,9 +133,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Filled:
-    """Pixels [*S] or [C, *S] with a value in place of those that are not there.
+    """Pixels [*S] or [C, *S] with a value in place of pixels without data.
 
-    holes: only of those that are no number.
+    holes: replace only NaN.
     """
 
     pixels: Source
@@ -153,7 +153,7 @@ class Filled:
 
     @property
     def path(self) -> Path | None:
-        """The file of the pixels, where they are of one."""
+        """The file of the pixels, if they come from one."""
         return getattr(self.pixels, "path", None)
 
     @property
@@ -170,7 +170,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Combined:
-    """Images [*S, M] one behind the other, along their channels."""
+    """Images [*S, M] concatenated along their channels."""
 
     images: tuple[Source, ...]
 
@@ -189,14 +189,14 @@ class Combined:
 
 
 def whole(window: Window | slice, shape: Sequence[int]) -> Window:
-    """A window with a slice, from and to numbers, for each axis."""
+    """A window with an explicit slice for each axis."""
     window = window if isinstance(window, tuple) else (window,)
     window += (slice(None),) * (len(shape) - len(window))
     return tuple(slice(*part.indices(n)) for part, n in zip(window, shape))
 
 
 def blocks(size: Sequence[int], block: Sequence[int], pixels: int) -> Iterator[Window]:
-    """Windows over a grid, of whole blocks and of about so many pixels, the last axis fastest."""
+    """Windows over a grid, made of whole blocks, with about this many pixels, the last axis fastest."""
     shape = [min(side, n) for side, n in zip(block, size)]
     for axis in reversed(range(len(size))):
         count = max(1, pixels // math.prod(shape))

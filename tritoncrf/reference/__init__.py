@@ -1,4 +1,4 @@
-"""The kernels' work in plain PyTorch: the CPU path, and the truth that the kernels are tested against."""
+"""The functions of the kernels in plain PyTorch: for CPUs, and as the reference for tests of the kernels."""
 
 from tritoncrf.reference import blur, box, exact, guided, lattice, window
 

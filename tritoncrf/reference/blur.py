@@ -3,11 +3,11 @@
     pool      mean over b x b blocks, of the pixels that are in the image
     upsample  bilinear by b (half-pixel centres), cropped back to the image
 
-Exporters take a size that may be 1 for one that is not. So where sizes are symbols, `pool` can make a `spare` block
-behind the last on each axis that it averages: it has no pixel and a mean of 0, and no pixel reads it.
+PyTorch's exporters assume that a symbolic size is not 1. With symbolic sizes `pool` can therefore append a `spare`
+block to each axis that it averages: it has no pixels and a mean of 0, and no pixel reads it.
 
 The image sits in a grid of ceil(n / b) b pixels per axis, ceil of half the surplus before it. Shapes are
-[B, C, Z, Y, X]; `blur` is one factor per axis, 1 for an axis that is not there. A block larger than the image is the
+[B, C, Z, Y, X]; `blur` is one factor per axis, 1 for a missing axis. A block larger than the image means the whole
 image.
 """
 
@@ -27,8 +27,8 @@ def padding(size, blur) -> tuple[int, ...]:
 
 
 def pool(x, blur, spare: bool = False):
-    """[B, C, *S] -> [B, C, *low_size], one more with `spare`. In 2-D passes, whose backward PyTorch has in a fixed
-    order on a GPU; its 3-D pooling's is not."""
+    """[B, C, *S] -> [B, C, *low_size], one more with `spare`. It uses 2-D passes, whose backward pass in PyTorch has a
+    fixed order on a GPU, unlike that of 3-D pooling."""
     blur = inside(blur, x.shape[2:])
     if max(blur[1:]) > 1:
         x = _pooled_planes(x.flatten(1, 2), blur[1:], spare).unflatten(1, x.shape[1:3])
@@ -51,12 +51,12 @@ def _pooled_planes(x, blur, spare: bool):
 
 
 def is_symbol(size) -> bool:
-    """Whether a size has no number yet, in a graph that is exported."""
+    """Whether a size is symbolic, in a graph that is exported."""
     return isinstance(size, torch.SymInt)
 
 
 def inside(blur, size) -> tuple[int, ...]:
-    """Blocks that are not larger than the image, where its size is known."""
+    """Blocks limited to the size of the image, if it is known."""
     return tuple(b if is_symbol(n) else min(b, n) for b, n in zip(blur, size, strict=True))
 
 
@@ -67,7 +67,7 @@ def _crop(x, size, start=(0, 0, 0)):
 
 
 def upsample(x, size, blur):
-    """[B, C, *low_size] -> [B, C, *size]. A pixel's weights follow from its place in its block alone."""
+    """[B, C, *low_size] -> [B, C, *size]. A pixel's weights depend only on its place in its block."""
     if max(blur) == 1:
         return x
     blur = inside(blur, size)
@@ -82,7 +82,7 @@ def upsample(x, size, blur):
 
 
 def _between(x, axis: int, b: int):
-    """Each value b times along an axis, moved towards the neighbour that is nearer."""
+    """Each value b times along an axis, interpolated towards the nearer neighbour."""
     n = x.shape[axis]
     found = x.new_empty((*x.shape[:axis], n, b, *x.shape[axis + 1 :]))
     for phase, out in enumerate(found.unbind(axis + 1)):

@@ -6,8 +6,8 @@
 with area_i the number of those pixels ("count"), or the product of min(2 r_a + 1, n_a) everywhere ("constant", as
 SegModel's code released it). box is symmetric, so the adjoint of the mean is box(y / area).
 
-A window of w pixels is put together from sums of 1, 2, 4, ... neighbours, so every result is a sum of its own pixels
-in a tree: it loses nothing over long rows, as running sums do, and takes about 2 log2(w) additions.
+A window of w pixels is combined from sums of 1, 2, 4, ... neighbours, so every result is a tree sum of its own pixels.
+It takes about 2 log2(w) additions and, unlike running sums, loses no accuracy over long rows.
 """
 
 import math
@@ -26,17 +26,17 @@ def box_sum(x, radii, dilation: int = 1):
 
 def _along(x, axis: int, r: int, dilation: int):
     n = x.shape[axis]
-    r = min(r, (n - 1) // dilation)  # what is farther never is in the image
+    r = min(r, (n - 1) // dilation)  # a larger radius reaches nothing else in the image
     if r <= 0:
         return x
     before, width, axis = r * dilation, 2 * r + 1, axis % x.ndim
     shape = [*x.shape]
     shape[axis] += before
-    power = x.new_empty(shape)  # of `taken` neighbours from each place on, what lies behind the end left out
+    power = x.new_empty(shape)  # sums of `taken` neighbours from each place on, without those beyond the end
     power.narrow(axis, 0, before).zero_()
     power.narrow(axis, before, n).copy_(x)
     total, reach, taken = None, 0, 1  # total: of `reach` neighbours
-    spare = [torch.empty_like(power) for _ in range(2)]  # fresh memory for every sum would cost more than the sum
+    spare = [torch.empty_like(power) for _ in range(2)]  # allocating memory for every sum would cost more than the sum
     while True:
         if width & taken:
             if total is None:
@@ -55,7 +55,7 @@ def _along(x, axis: int, r: int, dilation: int):
 
 
 def _ahead(near, far, axis: int, offset: int, found):
-    """near_i + far_{i + offset}; near_i where that is behind the end."""
+    """near_i + far_{i + offset}; near_i where that is beyond the end."""
     left = near.shape[axis] - offset
     if left <= 0:
         return found.copy_(near)

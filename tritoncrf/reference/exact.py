@@ -1,10 +1,10 @@
-"""The Gaussian over all pixel pairs in PyTorch, tile by tile, and the plan of which tiles to visit.
+"""The Gaussian over all pairs of pixels in PyTorch, tile by tile, and the choice of tiles to visit.
 
     (K x)_i = sum_j k_ij x_j ,   k_ij = exp(-|f_i - f_j|^2 / 2)                all pixels j, i itself included
     dL/df_i = sum_j k_ij (<y_i, x_j> + <y_j, x_i>) (f_j - f_i)                 for the cotangent y of K x
 
 Pixels are sorted so that neighbours in memory have near features, and cut into blocks. A block of rows
-skips a block of columns only where all that it skips adds up to at most `rtol` (`live_blocks`). The set of
+skips a block of columns only if everything that it skips sums to at most `rtol` (`live_blocks`). The set of
 pairs of blocks that are left is symmetric, so K is too: each pair is formed once and serves both blocks.
 
 The exponents of a pair of blocks are one matrix product of features centred on the row block,
@@ -17,11 +17,11 @@ Cost O(N^2) work, O(N) memory: at most MAX_BLOCKS^2 pairs of blocks are listed.
 import torch
 
 TILE = 128  # pixels: a block is a power of two of them
-MAX_BLOCKS = 4096  # of one image: what keeps the list of their pairs small
-LISTED = 1 << 21  # pairs of blocks that are looked at together while the list is made
-UNITS = 1 << 40  # that rtol is counted in; MAX_BLOCKS shares of up to 2^50 fit in 64 bits
+MAX_BLOCKS = 4096  # of one image, to keep the list of their pairs small
+LISTED = 1 << 21  # pairs of blocks that are processed together while the list is made
+UNITS = 1 << 40  # units of rtol; MAX_BLOCKS shares of up to 2^50 fit in 64 bits
 LEAST_RTOL = 1e-280  # instead of 0
-CHUNK = 1 << 20  # pixel pairs whose weights are held together: few calls, and in cache
+CHUNK = 1 << 20  # pairs of pixels whose weights are in memory together: few calls, and in cache
 LEAST = {torch.float32: -80.0, torch.float64: -700.0}  # exponents: below, the CPU's exp takes ten times as long
 WIDE = {torch.float32: 12.5, torch.float64: 1e3}  # |f - centre|^2 / 2 from where a product loses accuracy
 
@@ -41,8 +41,8 @@ def tree_order(features, block: int):
     """Pixels sorted so that every `block` of them are near in feature space: order [N], and each block's bounds [T, D].
 
     features [N, D]. A tree that halves at the widest axis: at each level every segment of 2^l blocks is sorted
-    along the axis in which its bounding box is longest. Unlike a curve through a grid of cells it never jumps,
-    needs no cell size, and does not mind how many dimensions there are.
+    along the axis in which its bounding box is longest. Unlike a curve through a grid of cells, it has no jumps, needs
+    no cell size, and works in any number of dimensions.
     """
     n = features.shape[0]
     levels = (-(-n // block) - 1).bit_length()
@@ -87,7 +87,7 @@ def live_blocks(low, high, block: int, pixels: int, rtol: float):
 
 
 def prepare(features, rtol: float):
-    """What is visited, for features [B, D, N]: order [B, N], starts [B, T + 1] and columns.
+    """The visited blocks for features [B, D, N]: order [B, N], starts [B, T + 1] and columns.
 
     order: the pixels in sorted order. columns[starts[b, i] : starts[b, i + 1]] are the blocks other than i that
     block i of image b needs, ascending; every block needs itself.
@@ -202,7 +202,7 @@ def exact_feature_gradient(x, y, features, order, starts, columns):
         for i, js, own in blocks.pairs():
             k, at_i, at_js = blocks.weights(i, js)
             if own:
-                k.fill_diagonal_(0)  # moves nothing, and would round
+                k.fill_diagonal_(0)  # contributes nothing, but rounding errors
             pull = k.mul_(values[:, i].T @ exchanged.index_select(1, js).flatten(1))  # k_ij (<x_i, y_j> + <y_i, x_j>)
             if blocks.wide[i]:
                 moved = _moved_apart(pull, at_i, at_js)
@@ -228,7 +228,7 @@ def _moved_apart(pull, at_i, at_js):
 def exact_rows(values, features, rows):
     """(K x)_i at some pixels only, [C, R]: values [C, N], features [D, N], rows [R] of pixels. All pairs, in float64.
 
-    What an approximation of a whole photo is compared with: 2000 pixels of 500 x 334 take two seconds.
+    For comparison with an approximation on a whole photo: 2000 pixels of 500 x 334 take two seconds.
     """
     f = features.flatten(1).double()
     f = (f - f.mean(1, keepdim=True)).T  # [N, D]

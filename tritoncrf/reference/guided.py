@@ -12,24 +12,25 @@ and so are the gradients of <y, K x>: with ~ for what x~ = y / area gives as x d
     dI = sum_c x~ box(slope) + x box(slope~) ,   dmean = - sum_c box(x~) slope + box(x) slope~
     dSigma = - sum_c area (slope~ slope^T + slope slope~^T) / 2
 
-Channels that say the same, as those of a grey photo do, leave Sigma + eps nearly singular. An inverse in float32 would
-give slopes that have nothing to do with it. Solving with its factors gives those of a matrix a rounding away, whose
-errors lie where the guide does not vary. So what stands for the matrix is
+Equal channels, as in a grey photo, make Sigma + eps nearly singular. An inverse in float32 would give meaningless
+slopes. Solving with its factors gives the slopes of a matrix that differs by a rounding error, in directions in which
+the guide does not vary. So the matrix is represented by
 
     cholesky: L below the diagonal and 1 / pivots on it, Sigma + eps = L diag(pivots) L^T
 
-made in float64. The gradient in its place is dSigma, not that of its numbers. Since m(I x) is rounded too, eps counts
-as at least a `floor`, a share of m(I_d^2): below, slopes are made of rounding. Gradients take the floor for eps.
+computed in float64. Its gradient is given as dSigma, not as that of its numbers. Since m(I x) is rounded too, eps is at
+least a `floor`, a share of m(I_d^2), below which slopes would be rounding errors. Gradients use the floor in place of
+eps.
 
-With a mask, 0 at pixels that are not there and 1 elsewhere, values, messages, slopes and offsets are those times the
-mask, the guide is 0 off the mask, and areas are box(mask) ("count"). All the rest stays as it is.
+With a mask, 0 at invalid pixels and 1 elsewhere, values, messages, slopes and offsets are multiplied by the mask, the
+guide is 0 off the mask, and areas are box(mask) ("count"). Everything else is unchanged.
 
 With `factors` f > 1 (fast guided filter: He and Sun 2015) slope and offset come from x and I averaged over blocks of f
 pixels a side, and their means are upsampled before they meet I at full resolution.
 
 Shapes are those of reference.blur: guides [Bf, D, Z, Y, X], values [B, C, Z, Y, X]; cholesky and dSigma are packed as
-lower triangles by rows, [Bf, D (D + 1) / 2, Z, Y, X]. `box_sum` is box, of reference.box or a kernel. Classes are taken
-a few at a time, so that what a window needs stays in the cache.
+lower triangles by rows, [Bf, D (D + 1) / 2, Z, Y, X]. `box_sum` is box, of reference.box or a kernel. Classes are
+processed a few at a time, so that the data of a window stays in the cache.
 """
 
 import functools
@@ -42,23 +43,23 @@ import torch
 from tritoncrf.reference import blur
 from tritoncrf.reference.box import areas
 
-CHUNK = 1 << 20  # numbers of one class or several that are filtered together
+CHUNK = 1 << 20  # numbers that are filtered together, of one class or several
 
 
 @dataclass
 class Guide:
-    """A guide made ready: what all windows know of it."""
+    """A prepared guide, with the statistics of all windows."""
 
     image: torch.Tensor  # I, [Bf, D, Z, Y, X]
-    low: torch.Tensor  # the same averaged over blocks
+    low: torch.Tensor  # the guide averaged over blocks
     mean: torch.Tensor  # of `low`
     cholesky: torch.Tensor  # packed
     radii: tuple[int, ...]  # of windows on `low`
     box: str
     factors: tuple[int, ...]
     box_sum: Callable[..., torch.Tensor]  # box(x) for (x, radii)
-    mask: torch.Tensor | None = None  # [Bf, 1, Z, Y, X]; None where all pixels are there
-    spare: int = 0  # the last axes of `low` on which its last block is a spare one; see reference.blur
+    mask: torch.Tensor | None = None  # [Bf, 1, Z, Y, X]; None if all pixels are valid
+    spare: int = 0  # the number of last axes of `low` that end with a spare block; see reference.blur
 
     @functools.cached_property
     def area(self):
@@ -67,7 +68,7 @@ class Guide:
         return found.to(self.low.dtype)
 
     def of(self, image: int) -> "Guide":
-        """What one image of a batch sees, without the batch's axis; the area is worked out once for all."""
+        """The guide of one image of a batch, without the batch axis; the area is computed once for all."""
         b = image if len(self.image) > 1 else 0
         mask = None if self.mask is None else self.mask[b]
         one = replace(
@@ -171,8 +172,8 @@ def guided_filter(x, guide: Guide, adjoint: bool):
 
 
 def gradients(x, y, guide: Guide):
-    """Of <y, K x> with respect to image, low, mean and Sigma, each by itself: where nothing is averaged, image and low
-    are one guide, and autograd adds the first two."""
+    """The gradients of <y, K x> with respect to image, low, mean and Sigma separately; at full resolution, image and
+    low are the same guide, and autograd adds the first two."""
     image, low, mean, sigma = (torch.zeros_like(t) for t in (guide.image, guide.low, guide.mean, guide.cholesky))
     for b, seen, (values, cotangents) in _chunks(guide, x, y):
         fields, ending = seen.enter(values), seen.leave_adjoint(cotangents)
@@ -197,7 +198,7 @@ def statistics_gradient(guide, mean, d_mean, d_sigma, area, box_sum):
     d_eps = trace dSigma ,  dI = box((d_mean - 2 dSigma mean) / area) + 2 box(dSigma / area) I
     """
     diagonal = [packed(d, d) for d in range(guide.shape[1])]
-    doubled = d_sigma.clone()  # an entry beside the diagonal stands for two already
+    doubled = d_sigma.clone()  # an off-diagonal entry already counts twice
     doubled[:, diagonal] *= 2
     d_mean = d_mean - (full(doubled) * mean[:, None]).sum(2)
     spread = full(box_sum(doubled / area))

@@ -21,14 +21,15 @@ import torch
 from tritoncrf.reference.simplex import CHUNK
 from tritoncrf.step import Step, few_threads
 
-VECTOR = 16  # classes that torch's softmax of a row takes at once
+VECTOR = 16  # classes that torch's softmax of a row processes at once
 BLOCK = 5 << 19  # numbers of a lattice's vertices at one time
-PART = 1 << 18  # numbers that a core's cache holds beside what they are made from
+PART = 1 << 18  # numbers that fit in a core's cache together with their inputs
 
 
 @dataclass
 class Lattice:
-    """A built lattice: barycentric weights [Bf, N, D + 1], and what `simplex.connect` gave. Bf = 1 serves any batch."""
+    """A built lattice: barycentric weights [Bf, N, D + 1], and the tables of `simplex.connect`. Bf = 1 fits any
+    batch."""
 
     chunk = CHUNK
     weights: torch.Tensor
@@ -72,7 +73,7 @@ class Lattice:
 
 @dataclass
 class ScaledLattice:
-    """A lattice as values enter or leave it: with a per-pixel scale [Bf, 1, *S], if there is one."""
+    """A lattice with an optional per-pixel scale [Bf, 1, *S] at its input or output."""
 
     lattice: Lattice
     scale: torch.Tensor | None
@@ -91,7 +92,7 @@ class ScaledLattice:
     @functools.cached_property
     def splat_weights(self):
         """scale . b in the order of sorted_pairs, [E]"""
-        return self.weights.flatten().index_select(0, self.lattice.sorted_pairs)  # much quicker than by brackets
+        return self.weights.flatten().index_select(0, self.lattice.sorted_pairs)  # much quicker than indexing
 
 
 def rows_of(x):
@@ -128,9 +129,10 @@ def blurred(v, axes, other):
 
 
 def splat(rows, scaled: ScaledLattice, out):
-    """splat(scale . x) into vertices [B, V + 1, C]; a part of them at a time, which the cache holds."""
+    """splat(scale . x) into vertices [B, V + 1, C], a part at a time that fits in the cache."""
     lattice = scaled.lattice
-    part = _part(out) if out.device.type == "cpu" else out.shape[1]  # elsewhere it would wait to know a part's pairs
+    # Elsewhere it would wait for the number of a part's pairs.
+    part = _part(out) if out.device.type == "cpu" else out.shape[1]
     firsts = [0, *lattice.segments[part::part].tolist()] if part < out.shape[1] else [0]
     for n, (first, last) in enumerate(itertools.pairwise([*firsts, len(lattice.sorted_pairs)])):
         cut = slice(n * part, (n + 1) * part)
@@ -140,8 +142,8 @@ def splat(rows, scaled: ScaledLattice, out):
 
 
 def blur(v, neighbours, out):
-    """blur_j of vertices [B, V + 1, C] by their neighbours [V + 1, 2] along an axis; a part at a time, whose sums of
-    two the cache holds."""
+    """blur_j of vertices [B, V + 1, C] by their neighbours [V + 1, 2] along an axis, a part at a time whose sums of two
+    fit in the cache."""
     part = _part(v)
     starts = torch.arange(0, 2 * min(part, v.shape[1]), 2, dtype=neighbours.dtype, device=v.device)
     for one, into in zip(v, out):
@@ -192,7 +194,7 @@ def weights_gradient(rows, cotangent, lattice: Lattice, v_forward, v_reverse):
 
 
 def softmax_of_rows(scores):
-    """Q of fresh scores [.., C], written over them where classes are few: torch's softmax is slow on short rows."""
+    """Q of new scores [.., C], computed in place for few classes, because torch's softmax is slow on short rows."""
     if scores.shape[-1] >= VECTOR:
         return torch.softmax(scores, -1)
     scores -= scores.amax(-1, keepdim=True)
@@ -211,7 +213,7 @@ def weighted_sums(rows, index, starts, weights):
 
 
 def in_few_threads(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a step in one thread where its scores are few."""
+    """Run a method of a step in one thread if it has few scores."""
 
     @functools.wraps(method)
     def run(self: Step, *arguments: Any, **options: Any) -> Any:
@@ -222,10 +224,10 @@ def in_few_threads(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class LatticeStep(Step):
-    """The step of any number of lattices: A_m acts on the vertices, and what is sliced becomes Q a part of the pixels
-    at a time, while it is in the cache.
+    """The step of any number of lattices: A_m acts on the vertices, and sliced values become Q a part of the pixels at
+    a time, while they are in the cache.
 
-    A state, and what is kept of it, is rows [B, N, C].
+    States, and what is kept of them, are rows [B, N, C].
     """
 
     @staticmethod
@@ -257,8 +259,8 @@ class LatticeStep(Step):
 
     def _write_scores(self, rows, block, found, last=None):
         """A block's scores into `found`, then `last` of those of all classes."""
-        own = rows[..., block].clone(memory_format=torch.contiguous_format)  # which may be written over
-        # One after another, in one memory.
+        own = rows[..., block].clone(memory_format=torch.contiguous_format)  # may be overwritten
+        # One after another, in the same memory.
         vertices = (filtered(own, K.entry, reverse=False, memory=self._memory) for K in self.operators)
         self._write_sliced(vertices, block, found, last)
 
@@ -285,8 +287,8 @@ class LatticeStep(Step):
         return found
 
     def _blocks(self, classes: int):
-        """The classes whose vertices are in memory at one time; all, where a matrix mixes them. Wide blocks are
-        quicker, so they may have half the numbers of a state."""
+        """The classes whose vertices are in memory at a time; all if a matrix mixes them. Wide blocks are quicker, so
+        they may have half the numbers of a state."""
         vertices = max(K.lattice.count for K in self.operators) * len(self.unary)
         most = max(BLOCK, self.unary.numel() // 2)
         count = 1 if any(a.ndim == 2 for a in self.mixing) else max(1, math.ceil(classes * vertices / most))

@@ -1,4 +1,5 @@
-"""Coordinates on the permutohedral lattice in plain PyTorch, once per image (Adams, Baek and Davis 2010, section 3.1).
+"""Coordinates on the permutohedral lattice in plain PyTorch, computed once per image (Adams, Baek and Davis 2010,
+section 3.1).
 
 Features f of D channels are elevated to the hyperplane of D + 1 coordinates that add up to 0,
 
@@ -8,9 +9,9 @@ where each lies in a simplex of D + 1 lattice vertices, with barycentric weights
 
 The coordinates of vertex r of a simplex are (D + 1) u_j + r, with integers u, and add up to 0: a vertex is known by its
 D differences u_j - u_{j+1}. Each follows from two features, so few values are possible, and all are packed into an
-integer with mixed radix. A step along axis j adds the same number, step_j, to every vertex's code. Where one integer of
-63 bits does not hold all differences, groups of them are packed apart, and each group's codes continue the numbering of
-those before.
+integer with mixed radix. A step along axis j adds the same number, step_j, to every vertex's code. If one integer of 63
+bits cannot hold all differences, groups of them are packed separately, and each group's codes continue the numbering of
+the earlier ones.
 """
 
 import itertools
@@ -22,13 +23,13 @@ import torch
 
 MAX_COORDINATE = 1 << 16  # float32 places a pixel within 1 / 128 of a coordinate up to here
 MAX_CODES = 1 << 62
-PART = 1 << 14  # pixels at a time: what is made of them on the way stays in a core's cache
-CHUNK = 16  # pairs that are added up at a time where vertices are served in parallel
+PART = 1 << 14  # pixels at a time, so that intermediate results stay in a core's cache
+CHUNK = 16  # pairs that are summed at a time if vertices are processed in parallel
 
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """How a vertex is packed: code_g = sum_j (u_j - u_{j+1} - low_j) stride_gj = origin_g + sum_j step_gj u_j."""
+    """The packing of a vertex: code_g = sum_j (u_j - u_{j+1} - low_j) stride_gj = origin_g + sum_j step_gj u_j."""
 
     low: tuple[int, ...]  # [D]
     strides: tuple[tuple[int, ...], ...]  # [groups][D]; 0 where another group holds the difference
@@ -50,7 +51,7 @@ class KeyLayout:
 
     @property
     def dtypes(self) -> list[torch.dtype]:
-        """Of each group's codes: the smaller integers sort several times faster."""
+        """The dtypes of each group's codes; smaller integers sort several times faster."""
         return [torch.int32 if size < 1 << 31 else torch.int64 for size in self.sizes]
 
 
@@ -71,10 +72,12 @@ def _coordinate_ends(least: list[float], most: list[float]) -> list[tuple[float,
 
 
 def far_periods(ends):
-    """What to subtract from features within ends [2, Bf, D], float64 on the CPU: [Bf, D], or [0, D] for nothing.
+    """The shift to subtract from features within the bounds `ends` [2, Bf, D], float64 on the CPU: [Bf, D], or [0, D]
+    for none.
 
-    An image whose coordinates all are at most MAX_COORDINATE, where float32 places it, stays as it is. Any other is
-    shifted by whole periods of the lattice, which map vertices, axes and remainders to themselves: nothing changes.
+    An image whose coordinates are all at most MAX_COORDINATE, so that float32 can place it, is not shifted. Any other
+    is shifted by whole periods of the lattice, which do not change the result, since they map vertices, axes and
+    remainders to themselves.
     """
     d, shifts = ends.shape[2], torch.zeros_like(ends[0])
     k = torch.arange(d + 1, dtype=ends.dtype)
@@ -96,8 +99,8 @@ def shifted(features, shift):
 
 
 def with_origin(features):
-    """Features [Bf, D, N] and one pixel more for each image, [Bf, D, N + 1]: at 0, as published codes fill up; or where
-    its first pixel is, if 0 is so far from all pixels that no blur would join them.
+    """Features [Bf, D, N] with one more pixel for each image, [Bf, D, N + 1]: at 0, like the padding of published
+    codes; or at its first pixel if 0 is so far from all pixels that no blur would connect them.
 
     A vertex lies within sqrt(3 (D + 1) / 8) of its pixel, and a step along every axis leads at most
     sqrt(3 D (D + 1) / 2) on: from 0 to a pixel together less than 2 (D + 1).
@@ -107,7 +110,7 @@ def with_origin(features):
 
 
 def key_layout(least: list[float], most: list[float], images: int, pixels: int) -> KeyLayout:
-    """Space for every vertex of features within [least, most] and for its neighbours."""
+    """A layout for all vertices of features within [least, most] and for their neighbours."""
     d = len(least)
     for ends in _coordinate_ends(least, most):
         if not all(abs(end) <= MAX_COORDINATE for end in ends):
@@ -156,7 +159,7 @@ def _elevated(features):
 
 
 def _narrow(d: int) -> torch.dtype:
-    """The dtype of ranks, which on their way are -d .. 2 d."""
+    """The dtype of ranks, whose intermediate values are -d .. 2 d."""
     return torch.int8 if d < 64 else torch.int16
 
 
@@ -227,7 +230,7 @@ def simplex(features, layout: KeyLayout):
 
 
 def _parts(count: int):
-    """Slices of so many pixels or simplices, a part at a time."""
+    """Slices of this many pixels or simplices."""
     return [slice(first, min(first + PART, count)) for first in range(0, count, PART)]
 
 
@@ -261,7 +264,7 @@ def simplex_gradient(features, d_weights):
     rank = _simplex(features)[1].long()
     d_weights = d_weights.flatten(0, 1).mT  # [D + 1, Bf N]
     d_y = (d_weights.gather(0, d - rank) - d_weights.gather(0, (d + 1 - rank) % (d + 1))) / (d + 1)
-    before = itertools.accumulate(d_y)  # not cumsum, which on a GPU adds floats in any order
+    before = itertools.accumulate(d_y)  # not cumsum, whose order of additions on a GPU is not fixed
     d_f = [s * (total - k * d_y[k]) for (k, s), total in zip(enumerate(sigmas(d, features.dtype), 1), before)]
     return torch.stack(d_f).view(d, *features.shape[::2]).transpose(0, 1)
 
@@ -291,7 +294,7 @@ def tables_of_pairs(codes, simplices, layout: KeyLayout, chunked: bool):
     vertices, own, bounds = _numbered_by_corner(codes, layout)
     codes.clear()
     if simplices is not None:
-        vertices = vertices.index_select(0, simplices)  # quicker than by brackets
+        vertices = vertices.index_select(0, simplices)  # quicker than indexing with brackets
     sorted_pairs, starts = _sorted_by_corner(vertices, bounds)
     return (vertices.flatten(), sorted_pairs.flatten(), *pair_tables(starts, chunked)), own, bounds
 
@@ -317,10 +320,10 @@ def _sorted_by_corner(vertices, bounds):
     sorted_pairs = torch.empty((corners, pixels), dtype=torch.int32, device=vertices.device)
     starts = []
     for r, (first, last) in enumerate(itertools.pairwise(bounds)):
-        narrow = torch.int16 if last - first < 1 << 15 else torch.int32  # which sorts quicker
+        narrow = torch.int16 if last - first < 1 << 15 else torch.int32  # sorts quicker
         ordered, order = torch.sort((vertices[:, r] - first).to(narrow), stable=True)
         sorted_pairs[r] = order.mul_(corners).add_(r)
-        starts.append(_is_first(ordered).nonzero().squeeze(1).int() + r * pixels)  # none is without pixels
+        starts.append(_is_first(ordered).nonzero().squeeze(1).int() + r * pixels)  # every vertex has pixels
     return sorted_pairs, torch.cat([*starts, sorted_pairs.new_full((1,), corners * pixels)])
 
 
@@ -330,7 +333,7 @@ def pair_tables(starts, chunked: bool):
 
 
 def in_chunks(starts):
-    """Where each vertex's sorted pairs begin, [V + 1], in pieces that are added up apart.
+    """The starts of each vertex's sorted pairs, [V + 1], cut into pieces that are summed separately.
 
     Returns int32 tensors:
         chunk_starts: [chunks + 1], where each chunk of at most CHUNK sorted pairs of one vertex begins.
@@ -338,7 +341,7 @@ def in_chunks(starts):
         vertex_groups: [V + 1], where each vertex's groups begin.
     """
     vertex_chunks = _ends((starts.diff() + CHUNK - 1) // CHUNK)
-    # One group where there are no chunks: as many groups as vertices are one of each.
+    # Without chunks there is one group; as many groups as vertices means one for each.
     vertex_groups = _ends(((vertex_chunks.diff() + CHUNK - 1) // CHUNK).clamp_min_(1))
     chunks, groups = torch.stack([vertex_chunks[-1], vertex_groups[-1]]).tolist()
     group_starts = _cut_up(vertex_chunks, vertex_groups, groups)
@@ -374,8 +377,8 @@ def neighbours(codes, layout: KeyLayout, bounds):
     next: those of one r, or all.
 
     A vertex is looked up by one integer: its code, or a hash of the codes of several groups, their sum with factors
-    modulo 2^64. With many axes few neighbours exist: most are seen not to by some bits of their hash, and what is found
-    by it is compared code by code.
+    modulo 2^64. With many axes few neighbours exist: some bits of the hash rule out most of them, and the others are
+    compared code by code.
     """
     d, count, device = layout.dimensions, len(codes[0]), codes[0].device
     found = torch.full((d + 1, count + 1, 2), count, dtype=torch.int32, device=device)
@@ -404,27 +407,27 @@ def neighbours(codes, layout: KeyLayout, bounds):
 
 
 def _connect(neighbours, rows, following):
-    """Note which vertex follows each of these, and that they come before it."""
+    """Record which vertex follows each of these, and that they precede it."""
     neighbours[rows, 0] = following.int()
     neighbours[following, 1] = rows.int()
 
 
 def _matches(one, other):
-    """Where each of two ascending sequences has what the other has too. Sorted together such numbers are side by side:
-    quicker than to look each of them up."""
+    """The positions of common values in two ascending sequences. Sorted together they are neighbours, which is quicker
+    than looking each of them up."""
     ordered, order = torch.sort(torch.cat([one, other]), stable=True)
     first = (ordered[1:] == ordered[:-1]).nonzero().squeeze(1)
     return order.index_select(0, first), order.index_select(0, first + 1) - len(one)
 
 
 def _find(table, wanted):
-    """Where each of the integers stands in the sorted table, and whether it does."""
+    """The position of each integer in the sorted table, and whether it is in it."""
     at = torch.searchsorted(table, wanted).clamp_max_(len(table) - 1)
     return at, table.index_select(0, at) == wanted
 
 
 def _hashed(codes):
-    """A hash [V] of each vertex's codes, no two the same, and the factors that made it."""
+    """A unique hash [V] of each vertex's codes, and its factors."""
     for attempt in itertools.count():
         factors = hash_factors(len(codes), attempt)
         name = sum(code.long() * factor for code, factor in zip(codes, factors))
@@ -433,7 +436,7 @@ def _hashed(codes):
 
 
 def hash_factors(groups: int, attempt: int) -> list[int]:
-    """Odd integers of 64 bits, the same every time."""
+    """Fixed odd integers of 64 bits."""
     numbers = random.Random(attempt)
     return [_signed(numbers.getrandbits(64) | 1) for _ in range(groups)]
 
@@ -443,5 +446,5 @@ def _dot(a, b) -> int:
 
 
 def _signed(value: int) -> int:
-    """Modulo 2^64, as int64 has it."""
+    """An integer modulo 2^64, as int64."""
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -5,9 +5,9 @@
 with delta over a window of half-widths `radii` (times `dilation`), nothing outside the image (ConvCRF
 paper, section 4). k is symmetric in its two pixels, so each weight is formed once, for the half of the
 window that follows its centre, and serves both pixels. The work goes block by block, each small enough to stay
-in cache: one pass over the whole image per neighbour is several times slower. A pixel's sum runs over its
-neighbours in one order, i + delta and i - delta for each delta of the half window, wherever blocks begin: so a
-part of an image that sees all neighbours of a pixel gives it the same bits.
+in cache: one pass over the whole image per neighbour is several times slower. A pixel's sum runs over its neighbours in
+one order, i + delta and i - delta for each delta of the half window, independent of the blocks, so a part of an image
+with all neighbours of a pixel gives it the identical result.
 
 Everything here is shaped [B, C, Z, Y, X]; images have Z = 1, signals also Y = 1. Memory O(B C N), plus
 half the window times N when the weights are kept.
@@ -23,8 +23,8 @@ import torch
 from tritoncrf.reference import blur
 from tritoncrf.step import Step, softmax_adjoint, to_3d
 
-BLOCK_BYTES = 1 << 22  # of values: small enough to stay in cache, large enough that calls cost little
-ROW_SHARE = 8  # rows of a block are so many times as long as its columns: longer ones cost less
+BLOCK_BYTES = 1 << 22  # of values: small enough for the cache, large enough that calls cost little
+ROW_SHARE = 8  # a block's rows are this many times as long as its columns, since long rows cost less
 
 
 def half_window(radii, dilation: int) -> list[tuple[int, ...]]:
@@ -34,7 +34,7 @@ def half_window(radii, dilation: int) -> list[tuple[int, ...]]:
 
 
 def _blocks(size, numbers: int):
-    """The slices of blocks of at most so many pixels, or single ones, with rows as long as they can be."""
+    """The slices of blocks with at most this many pixels, at least one, with rows as long as possible."""
     extent = [*size]
     while math.prod(extent) > max(1, numbers):
         shares = [n / (ROW_SHARE if axis == 2 else 1) if n > 1 else 0 for axis, n in enumerate(extent)]
@@ -89,8 +89,8 @@ def _pairs(size, radii, dilation: int, channels: int, itemsize: int):
 
 
 def _gaussian(features, i, j):
-    """k of the pixel pairs (i, j), [1, z, y, x]; the channels are summed in one order for all, which PyTorch's sum has
-    not."""
+    """k of the pairs of pixels (i, j), [1, z, y, x]; the channels are summed in the same order for all, unlike in
+    PyTorch's sum."""
     total, *others = (features[i] - features[j]).square_().unbind(0)
     for squares in others:
         total += squares
@@ -119,11 +119,11 @@ def window_weights(terms, radii, dilation: int):
 
 
 def window_sum(x, features, radii, dilation: int, include_self: bool, weights=None):
-    """K x, [B, C, Z, Y, X]; `weights` of `window_weights`, if kept, spare the exponentials."""
+    """K x, [B, C, Z, Y, X]; `weights` from `window_weights`, if kept, save the exponentials."""
     batch, channels, *size = x.shape
     out = x.clone() if include_self else torch.zeros_like(x)
     for b in range(batch):
-        f = features[b % features.shape[0]]  # features of one image serve the whole batch
+        f = features[b % features.shape[0]]  # the batch may share one image's features
         x_b, out_b = x[b], out[b]
         for tap, span, ahead, behind in _spans(size, radii, dilation, channels, x.element_size()):
             if weights is None:
@@ -160,7 +160,7 @@ def window_feature_gradient(x, y, features, radii, dilation: int):
 class MergedStep(Step):
     """The step with its kernels summed before they are applied: K = sum_m a_m s_m K_m s_m.
 
-    K is symmetric, and kept for all iterations. What needs the messages of each filter apart, composes.
+    K is symmetric, and kept for all iterations. If messages of each filter are needed, the separate step is used.
     """
 
     window_sum = staticmethod(window_sum)

@@ -1,4 +1,4 @@
-"""Images through a budget of memory."""
+"""Refine images within a budget of memory."""
 
 import contextlib
 import os
@@ -31,14 +31,14 @@ def streamed(
     image: Any, scores: Mapping[str, Any], device: Any, given: Mapping[str, Any], out: Any = None,
     out_labels: Any = None, max_memory: int | str | None = None, scratch: Any = None,
 ) -> Any:  # fmt: skip
-    """What `refine` gives with outputs or a budget.
+    """The result of `refine` with outputs or a budget.
 
     Args:
-        image, scores, device, given: of `posed`.
-        out, out_labels, max_memory, scratch: of `refine`.
+        image, scores, device, given: see `posed`.
+        out, out_labels, max_memory, scratch: see `refine`.
 
     Returns:
-        what was given as outputs, or the result.
+        The given outputs, or the result.
 
     Raises:
         TypeError, ValueError, OSError: as `refine`.
@@ -50,18 +50,18 @@ def streamed(
         raise ValueError(f"scratch: expected a folder, got a file, {folder}")
     if max_memory is None:
         if folder is not None:
-            raise ValueError(f"scratch: expected none without max_memory=, where it plays no part, got {folder}")
+            raise ValueError(f"scratch: expected none without max_memory=, got {folder}")
         _at_once(image, scores, device, given, out, out_labels)
         return _given(out, out_labels)
     budget = int(distributed.agreed(expect_bytes("max_memory", max_memory)))
     if out is None and out_labels is None and distributed.together():
         raise ValueError(
-            "out: expected a file, or an array, with several processes, of which each has a band; got none"
+            "out: expected a file or an array with several processes, each of which writes a band, got none"
         )
     inputs = inputs_of(image, scores, device, given)
     if inputs.method == "exact":
         raise ValueError(
-            "method: expected 'lattice', 'window' or 'guided' with max_memory=, got 'exact', of which each pixel needs "
+            "method: expected 'lattice', 'window' or 'guided' with max_memory=, got 'exact', in which each pixel needs "
             "all others"
         )
     inputs, whole = inputs.surveyed(budget)
@@ -72,7 +72,7 @@ def streamed(
 
 
 def _place(array: Any) -> str:
-    """The type of the device that an array is on."""
+    """The type of the device of an array."""
     return array.device.type if isinstance(array, torch.Tensor) else "cpu"
 
 
@@ -84,7 +84,7 @@ def _given(out: Any, out_labels: Any) -> Any:
 def _at_once(
     image: Any, scores: Mapping[str, Any], device: Any, given: Mapping[str, Any], out: Any, out_labels: Any
 ) -> None:
-    """An image in memory, whose result goes to outputs."""
+    """Refine an image in memory, and write the result to the outputs."""
     problem = posed(image, scores, device, given)
     name, size, value = problem.whole.name, problem.whole.size, scores[problem.whole.name]
     form = form_of(name, size, len(problem.unary), getattr(value, "dtype", None))
@@ -94,14 +94,14 @@ def _at_once(
 
 
 def _numbers(q: torch.Tensor, name: str) -> np.ndarray:
-    """Q [C, *S] of scores of this kind as an array; of one object the foreground's [*S]."""
+    """Q [C, *S] as an array for scores of this kind; for one object the foreground's [*S]."""
     return (q[1].float() if name in BINARY else q).cpu().numpy()
 
 
 def _run(
     inputs: Inputs, whole: Whole, budget: int, out: Any, out_labels: Any, scratch: Path | None, taken: int
 ) -> None:
-    """All blocks of an image, into its outputs."""
+    """Process all blocks of an image and write them to the outputs."""
     outputs = list(expect_outputs(out, out_labels, inputs.form, inputs.named()).values())
     planner = lattice.planned if whole.method == "lattice" else local.planned
     plan = planner(whole, partial(inputs.part, whole), budget, taken)
@@ -131,9 +131,9 @@ def _run(
 
 @contextlib.contextmanager
 def _state(path: Path | None, run: str, named: Any) -> Iterator[Folder]:
-    """What the passes of a run keep, in one folder for all processes, and what of it stays where they fail; that of
-    another run is removed. A FileError where another process has it, and an OSError about `named`
-    where it cannot be made."""
+    """The folder with the state of a run's passes, for all processes, which is kept if they fail; the state of another
+    run is removed. Raises a FileError if another process uses it, and an OSError about `named` if it cannot be
+    created."""
     if path is None:
         yield Folder(None)
         return
@@ -160,7 +160,7 @@ def _state(path: Path | None, run: str, named: Any) -> Iterator[Folder]:
 
 @contextlib.contextmanager
 def _progress(steps: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, once the work has taken two seconds; call the result after each step of a pass."""
+    """A progress bar on a terminal, shown after two seconds; call the result after each step of a pass."""
     bar = tqdm(total=steps, unit="block", delay=2, leave=False, disable=None)
 
     def advance(name: str) -> None:

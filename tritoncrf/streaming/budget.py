@@ -1,4 +1,4 @@
-"""Memory: what a budget is, and the largest tiles that keep within it."""
+"""Memory budgets, and the largest tiles within them."""
 
 import math
 import re
@@ -13,14 +13,14 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 
 
 class BudgetError(ValueError):
-    """A budget in which something has no place.
+    """A budget is too small.
 
     Args:
-        least: bytes that would do.
-        budget: bytes that there are.
-        what: that has no place.
-        hint: what else would do, behind a semicolon.
-        words: "at least", or "more than" where not all of it is known.
+        least: bytes that would be enough.
+        budget: bytes of the budget.
+        what: what does not fit.
+        hint: another remedy, after a semicolon.
+        words: "at least", or "more than" if the need is not completely known.
     """
 
     def __init__(self, least: float, budget: float, what: str, hint: str = "", words: str = "at least") -> None:
@@ -28,8 +28,8 @@ class BudgetError(ValueError):
         self._least, self._what, self._hint, self._words = least, what, hint, words
 
     def beside(self, taken: int, budget: int) -> "BudgetError":
-        """The same of a whole process, which takes so many bytes by itself."""
-        what = f"{self._what}, of which the process takes {in_words(taken)} by itself"
+        """The same error for a whole process, which itself takes this many bytes."""
+        what = f"{self._what}, of which the process itself takes {in_words(taken)}"
         return BudgetError(self._least + taken, budget, what, self._hint, self._words)
 
 
@@ -58,17 +58,17 @@ def in_words(count: float) -> str:
 
 
 def tile_shape(layout: Layout, budget: int, fixed: float, pixel: float, enough: int) -> tuple[int, ...]:
-    """The shape of the largest tiles that keep within a budget.
+    """The shape of the largest tiles within a budget.
 
     Args:
-        layout: of the image.
-        budget: bytes in all.
-        fixed: bytes that are needed whatever the tiles are.
-        pixel: bytes for each pixel that a tile sees.
-        enough: pixels that a tile sees at most, whatever the budget.
+        layout: the layout of the image.
+        budget: total bytes.
+        fixed: bytes that do not depend on the tiles.
+        pixel: bytes for each pixel that a tile reads.
+        enough: the most pixels that a tile may read, for any budget.
 
     Raises:
-        BudgetError: the budget is too small for any; the message says the smallest that works.
+        BudgetError: the budget is too small for any tile; the message gives the smallest one that works.
     """
     found = largest(layout, min(max(0, int((budget - fixed) / pixel)), enough))
     if found is None:

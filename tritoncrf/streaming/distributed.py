@@ -1,7 +1,7 @@
-"""Several processes that share an image: each has a band of it, and vertices add up over all of them.
+"""Several processes that share an image: each has a band of it, and the values of vertices are summed over all.
 
-Whether they do is decided by `torch.distributed`, where a process group is initialised (as `started` does under
-torchrun). Sums are made in one order: the same bits every time, and in every process.
+They do if a process group of `torch.distributed` is initialised (as by `started` under torchrun). Sums have a fixed
+order, so results are identical every time and in every process.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def size() -> int:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's own of a sequence, such as an image's tiles: what is side by side stays together."""
+    """This process's share of a sequence, such as an image's tiles; neighbours stay together."""
     first, last = (n * len(items) // size() for n in (rank(), rank() + 1))
     return items[first:last]
 
@@ -40,29 +40,29 @@ def barrier() -> None:
 
 
 def everywhere(one: bool) -> bool:
-    """Whether all processes say so."""
+    """Whether it is true in all processes."""
     return bool(_reduced(torch.tensor([float(one)]), distributed.ReduceOp.MIN).item()) if together() else one
 
 
 def least(x: torch.Tensor) -> torch.Tensor:
-    """The least of all processes' numbers, elementwise, on the CPU."""
+    """The elementwise minimum over all processes, on the CPU."""
     return _reduced(x, distributed.ReduceOp.MIN) if together() else x
 
 
 def agreed(number: float) -> float:
-    """The least of all processes' numbers: what is cut up by it is cut up alike everywhere."""
+    """The minimum of a number over all processes, so that all divide the work equally."""
     return least(torch.tensor(number, dtype=torch.float64)).item()
 
 
 def summed(x: torch.Tensor) -> torch.Tensor:
-    """The sum of all processes' contiguous tensors, in the memory of this one."""
+    """The sum of a contiguous tensor over all processes, in place."""
     if together():
         distributed.all_reduce(x)
     return x
 
 
 def gathered(x: torch.Tensor) -> list[torch.Tensor]:
-    """All processes' tensors [n], each of a length of its own, in the order of the processes."""
+    """The tensors [n] of all processes, which may have different lengths, in the order of the processes."""
     if not together():
         return [x]
     counts = [int(n) for n in _reduced(_one_hot(len(x)), distributed.ReduceOp.SUM)]
@@ -75,7 +75,7 @@ def gathered(x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _one_hot(value: int) -> torch.Tensor:
-    """This process's value in its place, 0 in those of others."""
+    """A vector with this process's value in its place, and 0 elsewhere."""
     found = torch.zeros(size(), dtype=torch.int64)
     found[rank()] = value
     return found
@@ -88,15 +88,15 @@ def _reduced(x: torch.Tensor, operation: "distributed.ReduceOp.RedOpType") -> to
 
 
 def _carrier() -> torch.device:
-    """Where tensors must lie that the processes exchange."""
+    """The device for tensors that the processes exchange."""
     cuda = "nccl" in distributed.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
 @contextlib.contextmanager
 def started(device: torch.device) -> Iterator[torch.device]:
-    """Under torchrun, a block in which its processes share their work: by NCCL on GPUs, by gloo elsewhere. Gives the
-    device of this process, its own of several GPUs; `device` where there is one process."""
+    """Under torchrun, a block in which its processes share their work, with NCCL on GPUs and gloo elsewhere. Yields the
+    device of this process, which is its own GPU of several; `device` for a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield device
         return

@@ -1,4 +1,4 @@
-"""What a run reads: an image and its scores as they are given, and the problems of parts of it."""
+"""The inputs of a run: an image and its scores as given, and the problems of its parts."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,20 +19,20 @@ from tritoncrf.streaming.sources import Window, expect_source, extent, kind_of_d
 from tritoncrf.streaming.tiles import Layout, largest, tiles
 from tritoncrf.types import Array, Method
 
-MOST_READ = 1 << 18  # pixels that are looked at together before the work begins
+MOST_READ = 1 << 18  # pixels that are read at a time before the work begins
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Sources, which are read by windows of the image.
+    """Sources that are read in windows of the image.
 
     Attributes:
         name: the kind of scores.
-        scores, image, features, valid: as `refine` takes them, or anything that is sliced like an array.
+        scores, image, features, valid: as for `refine`, or anything that can be sliced like an array.
         method, chosen: every argument of `refine`.
-        size: of the image.
-        device: where it is computed.
-        unit: what counts as all of an object in a mask of integers, once all of it has been seen.
+        size: the size of the image.
+        device: the device to compute on.
+        unit: the value of the object in a mask of integers, once the whole mask has been read.
     """
 
     name: str
@@ -71,13 +71,13 @@ class Inputs:
         """The problem of a window."""
         scores = self.piece(self.name, window)
         assert scores is not None
-        if self.unit:  # as a mask of integers is read that is there at once
+        if self.unit:  # as for a mask of integers that is read at once
             scores = as_tensor(self.name, scores).float() / self.unit
         image, features, valid = (self.piece(name, window) for name in ("image", "features", "valid"))
         return part(whole, [s.start for s in window], image, scores, features, valid, self.device)
 
     def windows(self, budget: int) -> list[Window]:
-        """Windows that are looked at one after the other before the work begins."""
+        """The windows that are read in order before the work begins."""
         channels = 1 if self.image is None else channels_first(self.image, len(self.size))[0]
         plain = (0,) * len(self.size), (1,) * len(self.size)
         layout = Layout(self.size, *plain)
@@ -86,7 +86,7 @@ class Inputs:
         return [tile.own for tile in tiles(layout, shape)]
 
     def surveyed(self, budget: int) -> tuple["Inputs", Whole]:
-        """The same with what follows from all values of the scores, and what belongs to the whole image."""
+        """The same inputs with what all values of the scores determine, and the part for the whole image."""
         own, found = self, None
         if self.name == "labels" or self.name == "mask" and kind_of_dtype(self.scores.dtype) in "iub":
             pieces = (piece for w in self.windows(budget) if (piece := self.piece(self.name, w)) is not None)
@@ -100,7 +100,7 @@ class Inputs:
         return own, whole_of(self.method, self.name, self.size, own.chosen, found)
 
     def _levelled(self, windows: list[Window]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """The image in parts, [M, *s], and which pixels are there."""
+        """The parts of the image, [M, *s], and their valid pixels."""
         axes = len(self.size)
         for window in windows:
             piece, valid = self.piece("image", window), self.piece("valid", window)
@@ -111,12 +111,12 @@ class Inputs:
 
     @property
     def form(self) -> Form:
-        """Of the result."""
+        """The form of the result."""
         classes = self.chosen["num_classes"] if self.name == "labels" else self.scores.shape[0]
         return form_of(self.name, self.size, classes, self.scores.dtype)
 
     def empty(self) -> Array:
-        """A new array of the result, in the kind, the dtype and on the device of the scores."""
+        """A new array for the result, with the type, dtype and device of the scores."""
         form = self.form
         shape = form.shape_of("out")
         if not isinstance(self.scores, torch.Tensor):
@@ -126,10 +126,10 @@ class Inputs:
 
 
 def inputs_of(image: Any, scores: Mapping[str, Any], device: Any, given: Mapping[str, Any]) -> Inputs:
-    """What `refine` was given.
+    """The inputs from the arguments of `refine`.
 
     Raises:
-        TypeError, ValueError: what cannot be read by windows, or shapes that do not fit.
+        TypeError, ValueError: a source cannot be read in windows, or shapes do not match.
     """
     name, value = one_kind(scores)
     features, valid = given.get("features"), given.get("valid")

@@ -1,4 +1,4 @@
-"""The lattice CRF of an image through a budget of memory: its tiles, and the passes over them."""
+"""The lattice CRF of an image within a budget of memory: its tiles, and the passes over them."""
 
 import math
 from collections.abc import Callable, Container, Sequence
@@ -21,7 +21,7 @@ LOOK = "theta_space, theta_color"
 
 @dataclass(frozen=True)
 class Placed:
-    """An output by the numbers of tiles, of one by windows."""
+    """An output that is addressed by the numbers of tiles, based on one that is addressed by windows."""
 
     tiles: Sequence[Window]
     done: Container[int]
@@ -36,15 +36,15 @@ class Placed:
 
 @dataclass(frozen=True)
 class Plan:
-    """An image in tiles that keep within a budget.
+    """An image in tiles within a budget.
 
     Attributes:
         whole: what belongs to the whole image.
         pose: gives the problem of a window.
         first: that of a pixel.
-        tiles: the windows; of several processes each has its `distributed.share`.
-        form: what a tile and the vertices need of memory.
-        budget, taken: bytes in all, and by others.
+        tiles: the windows; each of several processes has its `distributed.share`.
+        form: the memory of a tile and of the vertices.
+        budget, taken: total bytes, and bytes used by others.
     """
 
     whole: Whole
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How many times a tile of this process is gone through."""
+        """The number of tiles that this process reads, over all passes."""
         iterations: int = self.whole.chosen["iterations"]
         return len(distributed.share(self.tiles)) * (iterations + 3 if iterations else 1)
 
@@ -65,12 +65,12 @@ class Plan:
         self, done: Container[int], write: Callable[[int, Window, torch.Tensor], None], folder: Folder,
         keeps_tables: bool, advance: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """The image's lattice CRF.
+        """Solve the image's lattice CRF.
 
         Args:
-            done: the numbers of tiles whose results are there, from a run that was killed.
+            done: the numbers of tiles whose results exist from a killed run.
             write: takes the number of a tile, its window, and Q [C, *s] on the device.
-            folder: of a run with the same arguments, inputs and tiles.
+            folder: the folder of a run with the same arguments, inputs and tiles.
             keeps_tables, advance: see `Passes`.
 
         Raises:
@@ -112,5 +112,5 @@ def planned(whole: Whole, pose: Callable[[Window], Problem], budget: int, taken:
 
 
 def posed(problem: Problem) -> Posed:
-    """A tile's problem, as passes take it."""
+    """A tile's problem in the form for the passes."""
     return Posed(features(problem), problem.unary, problem.valid)

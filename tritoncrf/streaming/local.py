@@ -1,7 +1,7 @@
-"""CRFs whose messages travel a few pixels in each step: tiles with a halo give the result of the whole image.
+"""CRFs whose messages travel only a few pixels in each step: tiles with a halo give the result of the whole image.
 
-After T steps a pixel depends on those T reaches away, and where filters are divided by their row sums on those of one
-reach more. What a tile sees beyond that is wrong, and is thrown away.
+After T steps a pixel depends on pixels up to T reaches away, or one more if filters are divided by their row sums. The
+results of a tile in its halo are wrong and are discarded.
 """
 
 import math
@@ -21,10 +21,10 @@ from tritoncrf.streaming.tiles import Layout, Tile, tiles
 
 __all__ = ["Plan", "layout_of", "planned"]
 
-# Pixels of a tile: with more a kill loses more, and on a CPU the memory of a guided filter's numbers of one class goes
-# back to the system each time, to be had again page by page.
+# Pixels of a tile: with more, a kill loses more, and on a CPU the memory for one class of a guided filter is returned
+# to the system each time, to be requested again page by page.
 ENOUGH = {"cpu": 1 << 20, "cuda": 1 << 26}
-WIDE = 10  # halos that a tile may be wide all the same
+WIDE = 10  # width of a tile, in halos, that is always allowed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plan:
 
     Attributes:
         pose: gives the problem of a window.
-        tiles: all of them; of several processes each has its `distributed.share`.
+        tiles: all tiles; each of several processes has its `distributed.share`.
     """
 
     pose: Callable[[Window], Problem]
@@ -41,16 +41,16 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How many tiles this process goes through."""
+        """The number of tiles of this process."""
         return len(distributed.share(self.tiles))
 
     def run(
         self, done: Container[int], write: Callable[[int, Window, torch.Tensor], None], advance: Callable[[str], None]
     ) -> None:  # fmt: skip
-        """The image's CRF.
+        """Solve the image's CRF.
 
         Args:
-            done: the numbers of tiles whose results are there.
+            done: the numbers of tiles whose results exist.
             write: takes the number of a tile, its window, and Q [C, *s] on the device.
             advance: called after each tile.
         """
@@ -85,7 +85,7 @@ def planned(whole: Whole, pose: Callable[[Window], Problem], budget: int, taken:
 
 
 def layout_of(problem: Problem) -> Layout:
-    """What tiles must see for a problem like this one."""
+    """The layout with the halo that a problem like this one needs."""
     whole, axes = problem.whole, len(problem.whole.size)
     halo, align = (0,) * axes, 1
     for f in kernels_of(problem):
@@ -93,32 +93,32 @@ def layout_of(problem: Problem) -> Layout:
         reach, block = f.plan.reach(axes), f.plan.block
         assert reach is not None
         reaches = whole.chosen["iterations"] and whole.chosen["iterations"] + isinstance(f, Gaussian)
-        # Blocks that are not all seen are wrong; kernels take pairs of pixels, or of blocks, from the first one on.
+        # Incomplete blocks are wrong; kernels process pairs of pixels, or of blocks, from the first one on.
         halo = tuple(max(h, reaches * r + block - 1) for h, r in zip(halo, reach, strict=True))
         align = max(align, 2 * block)
     return Layout(whole.size, halo, (align,) * axes)
 
 
-# Bytes, from peaks of processes that solved one tile each: 2 to 21 classes, 3 to 8 channels, float32 and float64.
+# Bytes, from the peaks of processes that solved one tile: 2 to 21 classes, 3 to 8 channels, float32 and float64.
 FIXED = 20_000_000
-FIELDS = 8  # in which a guided filter has some classes at a time, however few pixels there are
-MARGIN = 1.15  # for what is freed and not given back
+FIELDS = 8  # fields of a guided filter for some classes at a time, for any number of pixels
+MARGIN = 1.15  # for memory that is freed but not returned to the system
 
 
 def fixed_bytes(problem: Problem) -> int:
-    """However few pixels a tile sees."""
+    """The bytes that do not depend on the pixels of a tile."""
     if problem.whole.method == "guided":
         return FIXED + FIELDS * reference.guided.CHUNK * problem.unary.element_size()
     return FIXED
 
 
 def pixel_bytes(problem: Problem) -> float:
-    """Of each pixel that a tile sees, for a problem like this one."""
+    """The bytes for each pixel that a tile reads, for a problem like this one."""
     whole, (classes, *size), itemsize = problem.whole, problem.unary.shape, problem.unary.element_size()
     dimensions = [f.shape[1] for f in features(problem)]
     if whole.method == "guided":
         [d] = dimensions
-        # Covariances are made in float64, before the loop begins.
+        # Covariances are computed in float64 before the loop begins.
         return MARGIN * max(20 * d * (d + 1) + 130 + 3 * classes * itemsize, (8 * classes + 12 * d) * itemsize)
     window = whole.chosen["window_size"] ** len(size) // 2 / whole.chosen["blur"] ** len(size)
     states = 6 if problem.valid is None else 9

@@ -1,7 +1,7 @@
-"""The memory of a lattice that is streamed: bytes, measured as peaks in a process of its own, with a margin.
+"""The memory of a streamed lattice in bytes: measured peaks of separate processes, with a margin.
 
-A budget has two parts: a tile, whose pixels take `pixel_bytes` each, and the vertices of the whole image, of which one
-only knows how many there are when all tiles have been seen: `expect_fit` then says whether they fit.
+A budget has two parts: a tile, whose pixels take `pixel_bytes` each, and the vertices of the whole image. Their number
+is only known when all tiles have been read; `expect_fit` then checks whether they fit.
 """
 
 import math
@@ -15,37 +15,37 @@ from tritoncrf.streaming.budget import BudgetError, in_words
 from tritoncrf.streaming.sources import Window
 from tritoncrf.streaming.tiles import Layout, tiles
 
-TILE_SHARE = 0.25  # of a budget, at most
-ENOUGH = {"cpu": 1 << 18, "cuda": 1 << 24}  # pixels of a tile: with more, nothing is quicker
-LEAST_SIDE = 32  # of a tile: with less on an axis, it has many vertices for each pixel
-COUNTED = 32  # bytes of a vertex while they are counted
-MARGIN = 1.2  # of what is freed and not given back
-SEEN = 1.0  # vertices that a pixel of a tile is reckoned with
+TILE_SHARE = 0.25  # largest share of the budget for a tile
+ENOUGH = {"cpu": 1 << 18, "cuda": 1 << 24}  # pixels of a tile; more would not be quicker
+LEAST_SIDE = 32  # of a tile; a smaller one has many vertices for each pixel
+COUNTED = 32  # bytes of a vertex while vertices are counted
+MARGIN = 1.2  # for memory that is freed but not returned to the system
+SEEN = 1.0  # assumed vertices per pixel of a tile
 
 
 @dataclass(frozen=True)
 class Form:
-    """What the numbers of a lattice CRF are: those of features of each filter, of classes, and of bytes of a float."""
+    """The sizes of a lattice CRF: the features of each filter, the classes, and the bytes of a float."""
 
     dimensions: Sequence[int]
     classes: int
     itemsize: int
 
     def pixel_bytes(self, seen: float = SEEN) -> float:
-        """Of a pixel of a tile, whose lattices have so many vertices for each."""
+        """The bytes for a pixel of a tile whose lattices have this many vertices per pixel."""
         corners = sum(d + 1 for d in self.dimensions)
         pixel = 6 * self.classes * self.itemsize + corners * (4 * self.itemsize + 12)
         return MARGIN * (pixel + seen * (3 * self.classes * self.itemsize + 32))
 
     def tile_pixels(self, budget: float, device: torch.device) -> int:
-        """The pixels of a tile, at most: a power of two, so that a budget that is a little smaller the next time gives
-        the same tiles; 0 where there is no place."""
+        """The most pixels of a tile: a power of two, so that a slightly smaller budget in the next run gives the same
+        tiles; 0 if none fits."""
         pairs = ((1 << 31) - 1) // (max(self.dimensions) + 1)  # their numbers are int32
         most = min(TILE_SHARE * budget / self.pixel_bytes(), ENOUGH.get(device.type, 1 << 18), pairs)
         return 1 << int(math.log2(most)) if most >= 1 else 0
 
     def tile_shape(self, size: Sequence[int], budget: float, taken: float, device: torch.device) -> tuple[int, ...]:
-        """The tiles of an image, so many that each process has some; an error where the budget has no place for one.
+        """The shape of an image's tiles, such that each process has some; an error if none fits in the budget.
 
         Args:
             budget, taken, device: see `expect_fit`.
@@ -56,14 +56,15 @@ class Form:
         return shape_of(size, max(1, min(pixels, math.prod(size) // distributed.size())))
 
     def vertex_bytes(self, counts: Sequence[int]) -> list[float]:
-        """Of so many vertices of each filter: two rows, a row sum and one to blur it in, neighbours and codes."""
+        """The bytes for this many vertices of each filter: two rows, a row sum and a buffer to blur it, neighbours and
+        codes."""
         rows = (2 * (-(-self.classes // 4) * 4) + 2) * self.itemsize
         return [MARGIN * n * (rows + 8 * (d + 1) + 16) for n, d in zip(counts, self.dimensions, strict=True)]
 
 
 def shape_of(size: Sequence[int], pixels: int) -> tuple[int, ...]:
-    """Tiles of so many pixels at most, 1 or more: planes, which files hold together; thinner than LEAST_SIDE only where
-    the image is."""
+    """The shape of tiles with at most this many pixels, 1 or more: planes, which are contiguous in files; thinner than
+    LEAST_SIDE only if the image is."""
     shape, left = [], pixels
     for axis, n in enumerate(size):
         own = max(left // math.prod(size[axis + 1 :]), min(LEAST_SIDE, left))
@@ -82,21 +83,21 @@ def expect_fit(
     form: Form, counts: Sequence[int], seen: float, complete: bool, axes: int, names: Sequence[str], budget: int,
     taken: float, device: torch.device,
 ) -> None:  # fmt: skip
-    """An error where an image's vertices do not keep within a budget.
+    """Raise an error if an image's vertices do not fit in a budget.
 
     Args:
-        form: of the CRF.
-        counts: vertices of each filter.
-        seen: of all filters, those of a tile for each of its pixels, at most.
-        complete: whether all tiles have been seen; until then it is enough that there is a place to count them.
-        axes: of the image.
-        names: the arguments that each filter's vertices depend on; first those of positions alone.
+        form: the form of the CRF.
+        counts: number of vertices of each filter.
+        seen: the most vertices of a tile per pixel, over all filters.
+        complete: whether all tiles have been read; until then only the memory for counting is checked.
+        axes: number of axes of the image.
+        names: the arguments that each filter's vertices depend on, those of positions first.
         budget: bytes in all.
-        taken: by others.
+        taken: bytes used by others.
         device: where it is computed.
 
     Raises:
-        ValueError: saying how many vertices there are, and the budget or the bandwidths that would do.
+        ValueError: the message gives the number of vertices, and a budget or bandwidths that would be enough.
     """
     own = form.pixel_bytes(max(seen, SEEN))
     each, free = form.vertex_bytes(counts), budget - taken - own * form.tile_pixels(budget - taken, device)
@@ -110,7 +111,7 @@ def expect_fit(
     most = each.index(max(each))
     left, hint = free - sum(each) + each[most], ""
     if left > 0:
-        # Fewer positions along each axis; of what an image shows one knows too little.
+        # Assumes fewer positions along each axis; too little is known about the colours.
         factor = (each[most] / left) ** (1 / axes if most == 0 else 1)
         about = "about" if complete else "more than"
         hint = f"; or {names[most]} {about} {math.ceil(10 * factor) / 10:.1f} times as large"

@@ -1,7 +1,8 @@
-"""What a run gives: probabilities and labels, block by block, into arrays or .npy files that are whole or absent.
+"""The outputs of a run: probabilities and labels, written block by block into arrays or .npy files, which are complete
+or absent.
 
-A file is written beside its place and takes it when all blocks are there. Meanwhile a journal names the run and the
-blocks that are finished, so that the same run goes on where it was killed; another one starts anew.
+A file is written under a temporary name and renamed when all blocks are written. Meanwhile a journal records the run
+and its finished blocks, so that the same run resumes where it was killed; another run starts anew.
 """
 
 import contextlib
@@ -26,18 +27,18 @@ from tritoncrf.streaming.sources import Npy, Window, kind_of_dtype, path_of, sam
 
 __all__ = ["REFUSED", "Form", "Results", "digest", "expect_outputs", "form_of", "opened", "state_beside"]
 
-SHOWN = 50  # characters of a file's name in its temporary one: at most 200 bytes of the 255 that a name may have
-REFUSED = (TypeError, ValueError)  # of input that will be as bad the next time
+SHOWN = 50  # characters of a file's name in the name of its temporary file: at most 200 bytes of the 255 in a name
+REFUSED = (TypeError, ValueError)  # errors about the input, which a resumed run would raise again
 
 
 @dataclass(frozen=True)
 class Form:
-    """What the probabilities of an image are.
+    """The form of the probabilities of an image.
 
     Attributes:
         size: of the image, S.
-        classes: C; None for those of one object, [*S].
-        dtype: of a new array of them.
+        classes: C; None for one object, [*S].
+        dtype: the dtype of a new array.
     """
 
     size: tuple[int, ...]
@@ -45,11 +46,11 @@ class Form:
     dtype: np.dtype
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """Of "out" or "out_labels"."""
+        """The shape of "out" or "out_labels"."""
         return self.size if self.classes is None or name == "out_labels" else (self.classes, *self.size)
 
     def dtype_of(self, name: str) -> np.dtype:
-        """Of a new "out"; of "out_labels" the smallest that holds them."""
+        """The dtype of a new "out"; for "out_labels" the smallest that can hold them."""
         return self.dtype if name == "out" else np.min_scalar_type(self.most_label)
 
     @property
@@ -58,7 +59,7 @@ class Form:
 
 
 def form_of(name: str, size: Sequence[int], classes: int, dtype: Any) -> Form:
-    """The form of the result for scores of a kind and of a dtype of NumPy or torch."""
+    """The form of the result for scores of a kind with a dtype of NumPy or torch."""
     text = str(dtype).removeprefix("torch.")
     keeps = name not in (*BINARY, "labels") and text != "bfloat16"
     return Form(tuple(size), None if name in BINARY else classes, np.dtype(text if keeps else "float32"))
@@ -66,12 +67,12 @@ def form_of(name: str, size: Sequence[int], classes: int, dtype: Any) -> Form:
 
 @dataclass
 class Results:
-    """Outputs that blocks are written to.
+    """Outputs to which blocks are written.
 
     Attributes:
-        probabilities, labels: arrays; None where nobody wants them.
-        done: the blocks that are finished.
-        journal: where they are noted, if files alone are written.
+        probabilities, labels: arrays, or None if not requested.
+        done: the finished blocks.
+        journal: the record of finished blocks, if all outputs are files.
     """
 
     probabilities: Any
@@ -80,12 +81,12 @@ class Results:
     journal: "_Journal | None" = None
 
     def write(self, block: int, window: Window, probabilities: np.ndarray) -> None:
-        """Put a block in its place, and say so in the journal.
+        """Write a block, and record it in the journal.
 
         Args:
             block: its number.
             window: its pixels.
-            probabilities: [C, *S] of them, or [*S] of one object.
+            probabilities: [C, *S] of the window, or [*S] for one object.
         """
         one = probabilities.ndim == len(window)
         if self.probabilities is not None:
@@ -102,7 +103,7 @@ class Results:
 
 
 def digest(*described: Any) -> str:
-    """What tells a run from another."""
+    """A digest that identifies a run."""
     text = json.dumps(described, sort_keys=True, default=_plain)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -117,24 +118,24 @@ def _plain(value: Any) -> Any:
 def opened(
     out: Any, out_labels: Any, form: Form, inputs: Mapping[str, Any], run: str, scratch: Path | None
 ) -> Iterator[Results]:
-    """The outputs of a run, to be written block by block; files take their places at the end. Several processes that
-    share the run write to the same files, and each has a journal of its own.
+    """The outputs of a run, to be written block by block; files are renamed at the end. Several processes that share
+    the run write to the same files, and each has its own journal.
 
-    Where the block fails, files are removed; but where all outputs are files, they and the journal stay after what may
-    be better the next time, such as a full disk or an interrupt.
+    If the `with` block fails, files are removed; but if all outputs are files, they and the journal are kept after
+    errors that may not recur, such as a full disk or an interrupt.
 
     Args:
         out: an array to write the probabilities to, the path of an .npy, or None.
-        out_labels: the same for the labels of the best class.
-        form: of the result.
-        inputs: what is read, by the names of the arguments.
-        run: a `digest`.
+        out_labels: the same for the most probable classes.
+        form: the form of the result.
+        inputs: the sources, by argument.
+        run: the `digest` of the run.
         scratch: the folder of the journal; beside the first file if None.
 
     Raises:
-        TypeError, ValueError: an output that cannot hold the result, or is an input.
-        FileError: another process writes the same.
-        OSError: a file that cannot be written; it is named.
+        TypeError, ValueError: an output cannot hold the result, or is an input.
+        FileError: another process writes the same file.
+        OSError: a file cannot be written; the message names it.
     """
     wanted = expect_outputs(out, out_labels, form, inputs)
     places = {name: _place(target) for name, target in wanted.items() if _is_path(target)}
@@ -154,7 +155,7 @@ def opened(
             if distributed.everywhere(not done) and distributed.rank() == 0:
                 for name, temporary in temporaries.items():
                     with errors_name(places[name], temporary):
-                        for other in _parts(places[name]):  # of other runs, whose journals say nothing then
+                        for other in _parts(places[name]):  # of other runs, whose journals are then invalid
                             other.unlink(missing_ok=True)
                         Npy.create(temporary, form.shape_of(name), form.dtype_of(name))
             distributed.barrier()
@@ -183,18 +184,18 @@ def opened(
 
 
 def expect_outputs(out: Any, out_labels: Any, form: Form, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The outputs that are wanted, by name; an error where one cannot hold the result, or is an input."""
+    """The requested outputs by name; an error if one cannot hold the result, or is an input."""
     wanted = {"out": out, "out_labels": out_labels}
     wanted = {name: target for name, target in wanted.items() if target is not None}
     for name, target in wanted.items():
         _expect_output(name, target, form, inputs)
     if len(wanted) == 2 and same_memory(out, out_labels):
-        raise ValueError("out_labels: expected another place than that of out, got the same")
+        raise ValueError("out_labels: expected memory or a file different from out, got the same")
     return wanted
 
 
 def _rename(error: OSError, names: Mapping[str, Path]) -> None:
-    """Raise an error about a temporary file as one about what it is to be."""
+    """Raise an error about a temporary file as one about its final name."""
     if error.filename in names:
         raise OSError(error.errno, error.strerror, str(names[error.filename])) from error
 
@@ -204,35 +205,35 @@ def _is_path(target: Any) -> bool:
 
 
 def _place(target: str | os.PathLike[str]) -> Path:
-    """Where a path leads through all symbolic links."""
+    """The target of a path through all symbolic links."""
     return Path(os.path.realpath(target))
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """A hidden file beside `path`, of a name that is its own."""
+    """The path of a hidden file beside `path` with a unique name."""
     own = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
     return path.with_name(f".{path.name[:SHOWN]}.{own}{ending}")
 
 
 def _parts(path: Path) -> list[Path]:
-    """What runs of all kinds have left of `path`."""
+    """The temporary files that runs of any kind left for `path`."""
     return [*path.parent.glob(f"{glob.escape(_beside(path, '.').name)}*.part")]
 
 
 def state_beside(target: str | os.PathLike[str]) -> Path:
-    """Where a run keeps what it needs to go on, beside a file that it writes."""
+    """The folder for the state from which a run resumes, beside a file that it writes."""
     return _beside(_place(target), ".state")
 
 
 def _expect_output(name: str, target: Any, form: Form, inputs: Mapping[str, Any]) -> None:
-    """An error unless `target` can hold what is written to it, and is no input."""
+    """Raise an error unless `target` can hold the result and is not an input."""
     if isinstance(target, torch.Tensor):
         checks.expect_values(name, target)
     for source, value in inputs.items():
         if value is not None and same_memory(target, value):
             path = path_of(target)
             where = "" if path is None else f", {path}"
-            raise ValueError(f"{name}: expected another place than that of {source}, got the same{where}")
+            raise ValueError(f"{name}: expected memory or a file different from {source}, got the same{where}")
     if _is_path(target):
         place = _place(target)
         if place.suffix != ".npy":
@@ -255,10 +256,11 @@ def _expect_output(name: str, target: Any, form: Form, inputs: Mapping[str, Any]
 
 
 class _Journal:
-    """A file that names a run and the blocks that it has finished.
+    """A file that records a run and its finished blocks.
 
     Attributes:
-        done: those of the same run before; none where the journal is another run's, or a file of results is missing.
+        done: the blocks that the same run finished before; none if the journal belongs to another run, or a file of
+            results is missing.
     """
 
     def __init__(self, path: Path, run: str, files: Sequence[Path]) -> None:
@@ -267,14 +269,14 @@ class _Journal:
             self.file = open(path, "r+b", buffering=0)  # noqa: SIM115
             first, *lines = self.file.read().split(b"\n")
             same = first == run.encode() and all(f.exists() for f in files)
-            self.done = {int(line) for line in lines[:-1]} if same else set()  # the last may be cut short
+            self.done = {int(line) for line in lines[:-1]} if same else set()  # the last may be incomplete
             self.file.seek(sum(len(line) + 1 for line in [first, *lines[:-1]]) if same and lines else 0)
             self.file.truncate()
         if not (same and lines):
             self.note(run)
 
     def note(self, line: object) -> None:
-        """Add a line, and wait until it is on the disk."""
+        """Add a line, and wait until it is on disk."""
         with errors_name(self.path):
             self.file.write(f"{line}\n".encode())
             os.fsync(self.file.fileno())
@@ -282,7 +284,7 @@ class _Journal:
 
 @contextlib.contextmanager
 def _journal(path: Path, named: Path, run: str, files: Sequence[Path]) -> Iterator[_Journal]:
-    """The journal of a run that no other process writes; an OSError about `named` where it cannot be made."""
+    """The journal of a run, locked against other processes; an OSError about `named` if it cannot be created."""
     with errors_name(named, path):
         path.touch()
     with locked(path):

@@ -1,14 +1,15 @@
-"""The lattice of an image that is seen a tile at a time: passes over its tiles, between which vertices alone are kept.
+"""The lattice of an image that is read a tile at a time, in passes over its tiles; only vertices are kept between
+passes.
 
-    ranges      the ends of the features, from which the codes of vertices follow
-    vertices    the distinct vertices, and the splat of ones, which blurred and sliced is the row sums
+    ranges      the bounds of the features, which determine the codes of vertices
+    vertices    the distinct vertices, and the splat of ones, which gives the row sums after blur and slice
     splats      Q = softmax(U), splatted into v_0; then T - 1 times v is blurred and sliced, and
                 Q = softmax(a U + sum_m A_m K_m Q) splatted into the next v
     result      v_{T-1}, blurred and sliced: Q_T
 
-A splat is a sum over tiles, a slice is local, and the blurs know vertices alone: all is as in memory, on the same
-vertices, to rounding. What a tile computes is a step (reference/lattice.py, or kernels/lattice.py on a GPU) with
-lattices of the tile's own vertices, of which `Seen` says where they are among all. Damped, the last Q of a tile is kept
+A splat is a sum over tiles, a slice is local, and the blurs use only vertices: up to rounding, the result is that of a
+computation in memory, on the same vertices. A tile runs a step (reference/lattice.py, or kernels/lattice.py on a GPU)
+with lattices of the tile's own vertices; `Seen` maps them to all vertices. With damping, the last Q of a tile is kept
 in a file.
 """
 
@@ -32,17 +33,17 @@ from tritoncrf.streaming.points import Posed, Seen, packed, unpacked
 from tritoncrf.streaming.scratch import Folder
 from tritoncrf.streaming.vertices import Codes, Layout, Merging, Table, ends_of, layout_of, tile_lattice, union
 
-LEAST_ROW_SUM = 1e-18  # as filters.base.Gaussian.prepare has it
+LEAST_ROW_SUM = 1e-18  # as in filters.base.Gaussian.prepare
 
 
 class Output(Protocol):
-    """Where the result goes, by the numbers of tiles."""
+    """The output of the result, addressed by the numbers of tiles."""
 
     def written(self, n: int) -> bool:
-        """Whether it is there, from a run that was killed."""
+        """Whether a tile was written before, by a killed run."""
 
     def write(self, n: int, q: torch.Tensor) -> None:
-        """Q [C, *s] of a tile."""
+        """Write Q [C, *s] of a tile."""
 
 
 Limit: TypeAlias = Callable[[Sequence[int], float, bool], None]
@@ -52,15 +53,15 @@ class Passes:
     """The passes over an image.
 
     Args:
-        pose: gives the problem of a tile by its number; called once a pass, or twice where tables are kept.
-        first: that of any tile.
-        tiles: how many there are.
-        pixels: of the image.
-        names: what errors call that which each filter is made of.
+        pose: returns the problem of a tile by its number; called once per pass, or twice in total if tables are kept.
+        first: the problem of any tile.
+        tiles: number of tiles.
+        pixels: number of pixels of the image.
+        names: the names, in error messages, of the features of each filter.
         arguments: weights, compatibility, iterations, damping and temperature of `mean_field`.
-        folder: what is found there is not computed again.
-        keeps_tables: whether unaries and tables of tiles are kept there too: for each pixel a float for each class, and
-            12 bytes for each vertex.
+        folder: the folder of the state; what it contains is not computed again.
+        keeps_tables: whether unaries and tables of tiles are also kept there: for each pixel a float per class, and 12
+            bytes per vertex.
         advance: called with the name of a pass after each of its tiles.
     """
 
@@ -83,14 +84,15 @@ class Passes:
         self.module = modules(self.backend).lattice
 
     def run(self, output: Output, limit: Limit) -> None:
-        """Every tile's result into the output.
+        """Write every tile's result to the output.
 
         Args:
-            limit: called with how many vertices each lattice has, and how many for each pixel a tile has at most; and
-                whether that is all, before there is memory for them, or after a tile. It may raise.
+            limit: called with the number of vertices of each lattice, the most vertices per pixel of a tile, and
+                whether the count is complete, which is before their memory is allocated; otherwise after each tile. It
+                may raise.
 
         Raises:
-            ValueError: features so far apart that float32 could not place them; scores that pass what it holds.
+            ValueError: features are too far apart, or scores too large, for float32.
             OSError: the folder cannot be written.
         """
         with contextlib.ExitStack() as stack, torch.no_grad(), checks.check_values(True), without_autocast(self.like):
@@ -104,7 +106,7 @@ class Passes:
             self._write(output, self._iterated())
 
     def _over(self, name: str, compute: Callable[[int, Posed], list[torch.Tensor]]) -> Iterator[list[torch.Tensor]]:
-        """What a pass computes of each tile, or what is kept of that; of a tile without pixels nothing."""
+        """The results of a pass for each tile, computed or from the folder; nothing for a tile without pixels."""
         for n in self.own:
             file = f"{name}-{n}"
             if self.folder.has(file):
@@ -117,7 +119,7 @@ class Passes:
             self.advance(name)
 
     def _finish(self, name: str, result: Sequence[torch.Tensor]) -> None:
-        """Keep what a pass over all tiles of all processes gave, in place of what it computed of each tile."""
+        """Keep the total of a pass over all tiles of all processes, in place of its results for each tile."""
         if distributed.rank() == 0:
             self.folder.save(name, result)
         distributed.barrier()
@@ -128,7 +130,7 @@ class Passes:
         return distributed.everywhere(self.folder.has(name))
 
     def _lay_out(self) -> bool:
-        """Pass 1: the layouts of codes; whether there is any pixel."""
+        """Pass 1: the layouts of codes; returns whether there is any pixel."""
         ends = [torch.full((2, d), torch.inf, dtype=torch.float64) for d in self.dimensions]
         if self._has("ranges"):
             ends = self.folder.load("ranges", torch.device("cpu"))
@@ -171,7 +173,7 @@ class Passes:
             self.row_sums.append(self._blurred(v, axes, torch.zeros_like(v), 1)[0])
 
     def _vertices_of(self, n: int, posed: Posed) -> list[torch.Tensor]:
-        """How many vertices a tile has for each pixel; which, and the splat of ones into them, packed."""
+        """The number of vertices per pixel of a tile; and the vertices with the splat of ones, packed."""
         found, seen = [], 0.0
         for lattice, codes in self._lattices(n, posed):
             pixels = lattice.weights.shape[1]
@@ -187,7 +189,7 @@ class Passes:
         return [(Codes.unpacked(left, layout), next(left)) for layout in self.layouts]
 
     def _posed(self, n: int) -> Posed:
-        """A tile's problem, or what is kept of it: its features are in the tables."""
+        """A tile's problem, or its kept part, since the features are in the tables."""
         name = f"unary-{n}"
         if self.keeps_tables and self.folder.has(name):
             unary, *valid = self.folder.load(name, self.like.device)
@@ -195,7 +197,7 @@ class Passes:
         return self.pose(n)
 
     def _lattices(self, n: int, posed: Posed) -> list[tuple[Lattice, Codes]]:
-        """The lattices of a tile's pixels, made or kept."""
+        """The lattices of a tile's pixels, new or kept."""
         name = f"tables-{n}"
         if self.keeps_tables and self.folder.has(name):
             left = iter(self.folder.load(name, self.like.device))
@@ -224,7 +226,7 @@ class Passes:
         return found
 
     def _iterated(self) -> list[torch.Tensor]:
-        """The T passes that splat: each lattice's blurred v_{T-1}."""
+        """The T passes with a splat; returns each lattice's blurred v_{T-1}."""
         classes = self.like.shape[1]
         last = next((t for t in reversed(range(self.iterations)) if self._has(f"splats{t}")), -1)
         v = [self._rows(table.count, classes) for table in self.tables]
@@ -262,7 +264,7 @@ class Passes:
         return self.step(seen, self.mixing, unary, self.unary_weight)
 
     def _state(self, step: Any, n: int, t: int, v: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Q_t of a tile's pixels, from the blurred vertices of Q_{t-1}, as its step has it."""
+        """Q_t of a tile's pixels as a state of its step, from the blurred vertices of Q_{t-1}."""
         if t == 0:
             state: torch.Tensor = step.start(started(step.unary, "softmax"))
             return state
@@ -274,7 +276,7 @@ class Passes:
         return state
 
     def _write(self, output: Output, v: Sequence[torch.Tensor] | None) -> None:
-        """The last pass: Q_T, or Q_0 where nothing is passed on."""
+        """The last pass: write Q_T, or Q_0 without iterations."""
         for n in self.own:
             if not output.written(n):
                 posed = self._posed(n)
@@ -292,20 +294,20 @@ class Passes:
             self.states.remove(f"q{self.iterations - 1}-{n}")
 
     def _rows(self, count: int, classes: int) -> torch.Tensor:
-        """Zeros for so many vertices and an empty one, as wide as the kernels want rows."""
+        """Zeros for this many vertices and an empty one, with rows as wide as the kernels need."""
         width = classes if self.backend == "torch" else -(-classes // 4) * 4
         return self.like.new_zeros((count + 1, width))
 
     def _blurred(
         self, v: torch.Tensor, neighbours: torch.Tensor, other: torch.Tensor, classes: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows blurred along all axes, and the memory that is free then."""
+        """Rows blurred along all axes, and the memory that is then free."""
         found = self.module.blurred(v[None, :, :classes], neighbours.unbind(0), other[None, :, :classes])
         return (v, other) if found[0].data_ptr() == v.data_ptr() else (other, v)
 
 
 def _served(mixing: Sequence[torch.Tensor], like: torch.Tensor) -> tuple[str, type[Any]]:
-    """The backend and the step for values like these: Triton where its step serves them."""
+    """The backend and the step for values like these: Triton if its step supports them."""
     backend = resolve("auto", like.device, like.dtype)
     plans = [LatticePlan("default", backend, include_self=True, normalization="symmetric")] * len(mixing)
     kind = plans[0].step(plans, mixing, like)

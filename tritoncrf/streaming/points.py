@@ -1,4 +1,4 @@
-"""The pixels of a tile, and the lattices of these."""
+"""The pixels of a tile, and their lattices."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Posed:
     """The problem of a tile.
 
     Attributes:
-        features: what each filter is made of, [1, D, *s].
+        features: the features of each filter, [1, D, *s].
         unary: logits [C, *s].
-        valid: bool [*s], which pixels are there; None where all are.
+        valid: bool [*s], the valid pixels; None if all are.
     """
 
     features: Sequence[torch.Tensor]
@@ -25,11 +25,11 @@ class Posed:
     valid: torch.Tensor | None = None
 
     def points(self, x: torch.Tensor) -> torch.Tensor:
-        """Values [1, C, *s] of the pixels that are there, [1, C, N]."""
+        """Values [1, C, *s] at the valid pixels, [1, C, N]."""
         return x.flatten(2) if self.valid is None else x[..., self.valid]
 
     def placed(self, q: torch.Tensor) -> torch.Tensor:
-        """Q [1, C, N] of these, as [C, *s]: pixels that are not there keep their scores."""
+        """Q [1, C, N] of the valid pixels as [C, *s]; the others keep their scores."""
         if self.valid is None:
             return q.view(self.unary.shape)
         found = softmax(self.unary[None])[0]
@@ -38,17 +38,17 @@ class Posed:
 
 
 class Seen:
-    """One filter's lattice of a tile, as a step asks for it: values leave it as they enter it."""
+    """One filter's lattice of a tile in the form for a step, with the same scale at the input and the output."""
 
     precision = "default"
 
     def __init__(self, lattice: Lattice, scale: torch.Tensor, places: torch.Tensor) -> None:
         self.lattice, self.scale = lattice, scale  # r^-1/2, [1, 1, N]
-        self.places = places  # the number among all of each of its vertices, int32 [V]
+        self.places = places  # the number of each of its vertices among all, int32 [V]
         self.entry = self.exit = ScaledLattice(lattice, scale)
 
     def of_all(self, v: torch.Tensor) -> torch.Tensor:
-        """Its own of all vertices' rows, [1, V, C]."""
+        """Its own rows among those of all vertices, [1, V, C]."""
         return v.index_select(0, self.places)[None]
 
 
@@ -59,7 +59,7 @@ def packed(lattice: Lattice, codes: Codes) -> list[torch.Tensor]:
 
 
 def unpacked(tensors: Iterator[torch.Tensor], layout: Layout) -> tuple[Lattice, Codes]:
-    """The next of `packed`."""
+    """Read back the tensors of `packed`."""
     weights, vertices, *pairs = (next(tensors) for _ in range(6))
     codes = Codes.unpacked(tensors, layout)
     return Lattice(weights, vertices, no_axes(codes.bounds[-1], vertices), *pairs), codes

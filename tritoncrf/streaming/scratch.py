@@ -1,4 +1,4 @@
-"""The folder of what a run of several passes keeps: files that are whole or absent."""
+"""The folder for the state of a run with several passes; its files are complete or absent."""
 
 import contextlib
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ import torch
 
 
 class Folder:
-    """Named lists of tensors, each in a file of arrays end to end, written beside and renamed when whole.
+    """Named lists of tensors, each in one file of concatenated arrays, written under a temporary name and renamed when
+    complete.
 
-    Files are read and written as a stream, never mapped. Where there is no path nothing is kept: nothing is ever found.
+    Files are read and written as streams, never mapped. Without a path nothing is stored, and nothing is ever found.
 
     Args:
-        path: of the folder, made if need be; None for none.
+        path: the path of the folder, created if needed; None for no folder.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -26,10 +27,10 @@ class Folder:
         return self.path is not None and self._file(name).exists()
 
     def save(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
-        """Keep them.
+        """Store tensors under a name.
 
         Raises:
-            OSError: the file cannot be written; it is absent then.
+            OSError: the file cannot be written, and is then absent.
         """
         if self.path is None:
             return
@@ -46,7 +47,7 @@ class Folder:
             raise OSError(f"{file}: cannot be written ({error.strerror or error})") from error
 
     def load(self, name: str, device: torch.device) -> list[torch.Tensor]:
-        """What was kept."""
+        """The stored tensors."""
         found = []
         with open(self._file(name), "rb") as stream:
             end = stream.seek(0, 2)
@@ -56,7 +57,7 @@ class Folder:
         return found
 
     def remove(self, name: str) -> None:
-        """Let go of it, if it is there."""
+        """Remove the file of a name, if it exists."""
         if self.path is not None:
             self._file(name).unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
-"""What is read and written by windows: anything with a shape, a dtype and slicing, and .npy files without mapping them.
+"""Sources and outputs that are accessed in windows: anything with a shape, a dtype and slicing, and .npy files without
+mapping them.
 
-A window is a tuple of slices, one for each axis, with starts and stops that lie inside.
+A window is a tuple of slices, one for each axis, with starts and stops inside the array.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ __all__ = [
     "Npy", "Window", "extent", "identity", "kind_of_dtype", "path_of", "read", "relative", "same_memory", "write",
 ]  # fmt: skip
 
-HASHED = 1 << 24  # bytes that are read at a time to tell one array from another
+HASHED = 1 << 24  # bytes that are hashed at a time to identify an array
 
 
 def extent(window: Window) -> tuple[int, ...]:
@@ -34,12 +35,12 @@ def extent(window: Window) -> tuple[int, ...]:
 
 
 def relative(inner: Window, outer: Window) -> Window:
-    """Where a window lies in one that holds it."""
+    """The place of a window in one that contains it."""
     return tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
 
 
 def expect_source(name: str, value: Any) -> None:
-    """An error unless `value` can be read by windows."""
+    """Raise an error unless `value` can be read in windows."""
     if isinstance(value, torch.Tensor):
         checks.expect_values(name, value)
     if isinstance(value, np.ma.MaskedArray):
@@ -53,29 +54,29 @@ def expect_source(name: str, value: Any) -> None:
 
 
 def kind_of_dtype(dtype: Any) -> str:
-    """The kind of a dtype of NumPy or torch, in one letter as NumPy has it: "f" for floats, "i" or "u" for integers."""
+    """The kind of a dtype of NumPy or torch, as NumPy's letter: "f" for floats, "i" or "u" for integers."""
     text = str(dtype).removeprefix("torch.")
     return "f" if text.startswith(("float", "bfloat")) else np.dtype(text).kind
 
 
 def read(name: str, source: Any, window: Window) -> np.ndarray:
-    """The numbers of a window; those of bfloat16 as float32.
+    """The values of a window; bfloat16 becomes float32.
 
     Args:
-        name: of the argument, for an error.
-        source: with shape, dtype and slicing.
-        window: of all its axes.
+        name: the name of the argument, for errors.
+        source: an object with shape, dtype and slicing.
+        window: the window, over all axes.
     """
     found = source[window]
     if isinstance(found, torch.Tensor):
         found = found.detach()
         found = (found.float() if found.dtype == torch.bfloat16 else found).cpu().numpy()
     if np.ma.is_masked(found):
-        raise TypeError(f"{name}: expected numbers, got some that are masked; valid= says which pixels are there")
+        raise TypeError(f"{name}: expected numbers, got masked ones; valid= marks the valid pixels")
     array = np.asarray(found)
     if array.shape != extent(window):
-        raise ValueError(f"{name}: expected {list(extent(window))} of a window, got {list(array.shape)}")
-    return array.copy() if any(stride < 0 for stride in array.strides) else array  # torch takes no negative ones
+        raise ValueError(f"{name}: expected shape {list(extent(window))} for a window, got {list(array.shape)}")
+    return array.copy() if any(stride < 0 for stride in array.strides) else array  # torch does not accept negative ones
 
 
 def write(target: Any, window: Window, values: np.ndarray) -> None:
@@ -87,15 +88,15 @@ def write(target: Any, window: Window, values: np.ndarray) -> None:
 
 
 class Npy:
-    """The array of an .npy file, read and written by windows with plain file accesses.
+    """The array of an .npy file, read and written in windows with plain file accesses.
 
-    A mapped file counts for the memory of the process that touches it; these bytes do not.
+    Unlike a mapped file, it does not count towards the memory of the process.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: no .npy of numbers, or one that is cut short.
+        ValueError: not an .npy of numbers, or an incomplete one.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -119,7 +120,7 @@ class Npy:
 
     @classmethod
     def create(cls, path: Path, shape: Sequence[int], dtype: np.dtype) -> "Npy":
-        """A new file of zeros, in place of any that is there."""
+        """Create a file of zeros, replacing any existing one."""
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
         with open(path, "wb") as file:
             np.lib.format.write_array_header_2_0(file, header)
@@ -154,12 +155,12 @@ class Npy:
                     row = row[file.write(row) :]
 
     def flush(self) -> None:
-        """Wait until all that was written is on the disk."""
+        """Wait until everything that was written is on disk."""
         with errors_name(self.path), open(self.path, "r+b") as file:
             os.fsync(file.fileno())
 
     def _stored(self, window: Window) -> Window:
-        """A window with one slice for each axis, in the order in which the file has them."""
+        """A window with one slice for each axis, in the order of the file."""
         if not isinstance(window, tuple):
             window = (window,)
         window = window + (slice(None),) * (self.ndim - len(window))
@@ -167,12 +168,12 @@ class Npy:
         return found[::-1] if self.fortran else found
 
     def _rows(self, values: np.ndarray, window: Window) -> Iterator[tuple[memoryview, int]]:
-        """The bytes of values that lie in the file in one run, and where."""
+        """The contiguous runs of bytes in the file, and their places."""
         if values.size == 0:
             return
         shape = self.shape[::-1] if self.fortran else self.shape
         strides = [math.prod(shape[axis + 1 :]) * self.dtype.itemsize for axis in range(self.ndim)]
-        outer = self.ndim - 1  # axes before those that lie in one run
+        outer = self.ndim - 1  # axes before the contiguous ones
         while outer > 0 and values.shape[outer] == shape[outer]:
             outer -= 1
         first = self.offset + sum(s.start * stride for s, stride in zip(window[outer:], strides[outer:]))
@@ -182,7 +183,7 @@ class Npy:
 
 
 def _mapped(source: np.ndarray) -> np.memmap | None:
-    """The memmap that an array is, or is a view of."""
+    """The memmap that an array is or is a view of."""
     array: Any = source
     while isinstance(array, np.ndarray):
         if isinstance(array, np.memmap) and not isinstance(array.base, np.ndarray):
@@ -192,7 +193,7 @@ def _mapped(source: np.ndarray) -> np.memmap | None:
 
 
 def path_of(source: Any) -> Path | None:
-    """The file or the folder that an array is kept in, where it says so: memmaps, `Npy`, h5py, Zarr, rasters."""
+    """The file or folder of an array, if known: for memmaps, `Npy`, h5py, Zarr and rasters."""
     if isinstance(source, (str, os.PathLike)):
         return Path(source)
     if isinstance(source, np.ndarray):
@@ -207,14 +208,14 @@ def path_of(source: Any) -> Path | None:
 
 
 def _place(source: Any) -> Any:
-    """Which of the arrays in one file this is."""
+    """Which array in a file this is."""
     if isinstance(source, np.ndarray) and (mapped := _mapped(source)) is not None:
         return [source.ctypes.data - mapped.ctypes.data + mapped.offset, list(source.strides)]
     return getattr(source, "name", None) or None
 
 
 def _bytes(array: Array) -> tuple[str, int, int]:
-    """The device of an array, its first byte there and the one behind its last."""
+    """The device of an array, its first byte, and the byte after its last."""
     if isinstance(array, torch.Tensor):
         place, start, item = str(array.device), array.data_ptr(), array.element_size()
         strides = [item * stride for stride in array.stride()]
@@ -225,7 +226,7 @@ def _bytes(array: Array) -> tuple[str, int, int]:
 
 
 def same_memory(one: Any, other: Any) -> bool:
-    """Whether two arrays, or files, are one or overlap."""
+    """Whether two arrays or files are the same or overlap."""
     if one is other:
         return True
     arrays = np.ndarray, torch.Tensor
@@ -241,7 +242,7 @@ def same_memory(one: Any, other: Any) -> bool:
 
 
 def identity(name: str, source: Any) -> list[Any]:
-    """What tells an array from another: shape and dtype, and its file with size and time; or else its numbers."""
+    """The identity of an array: shape and dtype, and its file with size and time, or otherwise its values."""
     form = [list(source.shape), str(source.dtype)]
     path = path_of(source)
     if path is not None:
@@ -256,7 +257,7 @@ def identity(name: str, source: Any) -> list[Any]:
 
 
 def _stamps(path: Path) -> list[Any]:
-    """Sizes and times of a file, or of all below a folder."""
+    """Sizes and times of a file, or of all files in a folder."""
     if not path.is_dir():
         status = path.stat()
         return [status.st_size, status.st_mtime_ns]

@@ -1,4 +1,4 @@
-"""An image in tiles: what each one owns, and what it sees beyond that."""
+"""An image in tiles: the pixels that each one owns, and those that it reads."""
 
 import itertools
 import math
@@ -15,8 +15,8 @@ class Tile:
     """A part of an image.
 
     Attributes:
-        own: the pixels that it answers for; those of all tiles are the image, each once.
-        seen: the pixels that it is computed from, `own` among them.
+        own: the pixels whose results it gives; each pixel of the image belongs to one tile.
+        seen: the pixels from which it is computed, including `own`.
     """
 
     own: Window
@@ -24,19 +24,19 @@ class Tile:
 
     @property
     def inner(self) -> Window:
-        """Where `own` lies in `seen`."""
+        """The place of `own` in `seen`."""
         return relative(self.own, self.seen)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How far tiles see, and where they may begin.
+    """The halo of tiles, and the places where they may begin.
 
     Attributes:
-        size: of the image.
-        halo: pixels that a tile must see on either side of its own, for each axis.
-        align: what a tile sees begins at a multiple of that, and ends with the image or a multiple of it before the
-            image's end, for each axis: so blocks that are centred in the image are centred in the tile.
+        size: the size of the image.
+        halo: pixels that a tile must read on either side of its own, for each axis.
+        align: for each axis, the pixels that a tile reads begin at a multiple of this, and end with the image or a
+            multiple before its end, so that blocks that are centred in the image are also centred in the tile.
     """
 
     size: tuple[int, ...]
@@ -44,7 +44,7 @@ class Layout:
     align: tuple[int, ...]
 
     def seen(self, axis: int, start: int, stop: int) -> slice:
-        """What a tile sees on an axis where it owns start .. stop."""
+        """The pixels that a tile reads on an axis on which it owns start .. stop."""
         n, halo, align = self.size[axis], self.halo[axis], self.align[axis]
         before = max(0, start - halo) // align * align
         after = max(0, n - stop - halo) // align * align
@@ -53,12 +53,12 @@ class Layout:
         return slice(before, n - after)
 
     def most(self, axis: int, own: int) -> int:
-        """The most pixels that a tile sees on an axis where it owns `own`."""
+        """The most pixels that a tile reads on an axis on which it owns `own`."""
         return min(self.size[axis], own + 2 * (self.halo[axis] + self.align[axis] - 1))
 
 
 def tiles(layout: Layout, shape: Sequence[int]) -> list[Tile]:
-    """The tiles of an image that own `shape` pixels each, less at its end, in scan order."""
+    """The tiles of an image that own `shape` pixels each, or fewer at the end, in scan order."""
     axes = []
     for axis, (n, step) in enumerate(zip(layout.size, shape, strict=True)):
         starts = range(0, n, min(step, n))
@@ -72,8 +72,8 @@ def spans(n: int) -> list[int]:
 
 
 def largest(layout: Layout, pixels: int) -> tuple[int, ...] | None:
-    """The shape of tiles that see the fewest pixels in all while none sees more than `pixels`; None where one of a
-    single pixel sees more."""
+    """The shape of tiles that read the fewest pixels in total while none reads more than `pixels`; None if a tile of a
+    single pixel reads more."""
     best: tuple[int, tuple[int, ...]] | None = None
     outer, *inner = range(len(layout.size))
     for shape in itertools.product(*(spans(layout.size[axis]) for axis in inner)):
@@ -89,7 +89,7 @@ def largest(layout: Layout, pixels: int) -> tuple[int, ...] | None:
 
 
 def _longest(layout: Layout, axis: int, most: int) -> int | None:
-    """The most that a tile may own on an axis where it sees at most `most`, in parts of one length."""
+    """The most that a tile may own on an axis on which it reads at most `most`, in parts of equal length."""
     n = layout.size[axis]
     if most >= n:
         return n

@@ -1,8 +1,8 @@
-"""The vertices of the lattice of an image that is seen a tile at a time.
+"""The vertices of the lattice of an image that is read a tile at a time.
 
-Codes are laid out for the whole image (reference/simplex.py), so a vertex has the same code in whichever tile it is.
-The lattice of a tile's pixels has vertices of its own, in the order of their corners and codes; the table of the whole
-has the distinct ones of all tiles in the same order, in which a lattice that is built in memory numbers them too.
+Codes are laid out for the whole image (reference/simplex.py), so a vertex has the same code in every tile. The lattice
+of a tile's pixels has its own vertices, in the order of their corners and codes; the table of the whole image has the
+distinct vertices of all tiles in the same order, which is also that of a lattice built in memory.
 """
 
 import itertools
@@ -19,25 +19,25 @@ from tritoncrf.streaming import distributed
 
 @dataclass(frozen=True)
 class Layout:
-    """How the features [1, D, N] of an image's pixels become codes: shifted, and by these keys."""
+    """How the features [1, D, N] of an image's pixels become codes: by a shift and these keys."""
 
     keys: simplex.KeyLayout
     shift: torch.Tensor  # of simplex.far_periods
 
 
 def ends_of(features: torch.Tensor) -> torch.Tensor:
-    """The least of each of the features [1, D, N], and of each negated: float64 [2, D] on the CPU; infinite where
-    there are no pixels."""
+    """The minimum of each of the features [1, D, N], and of each negated: float64 [2, D] on the CPU; infinite without
+    pixels."""
     if features.shape[2] == 0:
         return torch.full((2, features.shape[1]), torch.inf, dtype=torch.float64)
     return torch.stack([features.amin(2)[0], -features.amax(2)[0]]).cpu().double()
 
 
 def layout_of(ends: torch.Tensor, pixels: int) -> Layout:
-    """The layout of so many pixels, from the least `ends_of` their features.
+    """The layout for this number of pixels, from the minimum of `ends_of` their features.
 
     Raises:
-        ValueError: features so far apart that float32 could not place them on the lattice.
+        ValueError: features are too far apart for float32 to place them on the lattice.
     """
     ends = torch.stack([ends[0], -ends[1]])
     shift = simplex.far_periods(ends[:, None])
@@ -48,18 +48,18 @@ def layout_of(ends: torch.Tensor, pixels: int) -> Layout:
 
 @dataclass(frozen=True)
 class Codes:
-    """Distinct vertices, in the order of their corners, and of their codes in each."""
+    """Distinct vertices, ordered by their corners, and by their codes within each."""
 
     groups: list[torch.Tensor]  # of each group of the layout, [V]
-    bounds: list[int]  # where those of each corner begin, and V
+    bounds: list[int]  # where the vertices of each corner begin, and V
 
     def packed(self, *more: torch.Tensor) -> list[torch.Tensor]:
-        """These, and what else there is for each, as tensors."""
+        """These and further values of each vertex as tensors."""
         return [*self.groups, torch.tensor(self.bounds, device=self.groups[0].device), *more]
 
     @classmethod
     def unpacked(cls, tensors: Iterator[torch.Tensor], layout: Layout) -> "Codes":
-        """The next of `packed`."""
+        """Read back the tensors of `packed`."""
         groups = [next(tensors) for _ in layout.keys.sizes]
         return cls(groups, next(tensors).tolist())
 
@@ -80,15 +80,15 @@ def tile_lattice(features: torch.Tensor, layout: Layout, backend: str) -> tuple[
 
 
 def no_axes(count: int, like: torch.Tensor) -> torch.Tensor:
-    """The neighbours of so many vertices in a lattice that is not blurred."""
+    """The neighbours of this many vertices in a lattice that is not blurred."""
     return like.new_empty((0, count + 1, 2))
 
 
 class Merging:
-    """The distinct vertices of the tiles so far, each with the sum of its numbers in all of them.
+    """The distinct vertices of the tiles so far, each with the sum of its values in all of them.
 
-    Those of each corner are in sorted runs, which are merged where the one before is not twice as long as the one
-    after: so each is merged a few times, and all runs together are at most twice as long as the result.
+    The vertices of each corner are in sorted runs. A run is merged with the next unless it is at least twice as long,
+    so each is merged a few times, and all runs together are at most twice as long as the result.
     """
 
     def __init__(self, layout: Layout, like: torch.Tensor) -> None:
@@ -96,14 +96,14 @@ class Merging:
         self.runs: list[list[tuple[list[torch.Tensor], torch.Tensor]]] = [[] for _ in range(layout.keys.dimensions + 1)]
 
     def add(self, codes: Codes, sums: torch.Tensor) -> None:
-        """Those of a tile, with a number for each, [V]."""
+        """Add the vertices of a tile, with a value for each, [V]."""
         for r, (runs, own) in enumerate(zip(self.runs, sums.split([*map(len, _corners(codes))]), strict=True)):
             runs.append(([code.clone() for code in codes.corner(r)], own.clone()))
             while len(runs) > 1 and len(runs[-2][1]) <= 2 * len(runs[-1][1]):
                 self._merge(runs)
 
     def _merge(self, runs: list[tuple[list[torch.Tensor], torch.Tensor]]) -> None:
-        """The last two runs become one."""
+        """Merge the last two runs."""
         (after, more), (before, some) = runs.pop(), runs.pop()
         codes = [torch.cat(pair) for pair in zip(before, after, strict=True)]
         _, starts, order = simplex.numbered_codes(codes, self.layout.keys)
@@ -117,11 +117,11 @@ class Merging:
 
     @property
     def count(self) -> int:
-        """How many there are at least."""
+        """The least number of vertices so far."""
         return sum(max((len(sums) for _, sums in runs), default=0) for runs in self.runs)
 
     def finish(self) -> tuple[Codes, torch.Tensor]:
-        """All of them, and their sums; to be called once."""
+        """All vertices and their sums; call it once."""
         found, sums, bounds = [], [], [0]
         for runs in self.runs:
             while len(runs) > 1:
@@ -150,11 +150,11 @@ def _corners(codes: Codes) -> list[range]:
 
 
 class Table:
-    """All vertices of an image's lattice, numbered."""
+    """The numbered vertices of an image's lattice."""
 
     def __init__(self, layout: Layout, codes: Codes) -> None:
         self.layout, self.codes = layout, codes
-        # Where codes are of several groups, what is searched is made of those of the first and numbers up to the next.
+        # If codes have several groups, the search keys combine the codes of the first with numbers up to the next.
         self._levels = [self._levels_of(codes.corner(r)) for r in range(len(codes.bounds) - 1)]
 
     @property
@@ -162,17 +162,17 @@ class Table:
         return self.codes.bounds[-1]
 
     def neighbours(self) -> torch.Tensor:
-        """As `simplex.connect` gives them, [D + 1, V + 1, 2]."""
+        """The neighbours in the form of `simplex.connect`, [D + 1, V + 1, 2]."""
         found: torch.Tensor = simplex.neighbours(self.codes.groups, self.layout.keys, self.codes.bounds)
         return found
 
     def numbers(self, codes: Codes) -> torch.Tensor:
-        """The number, int32, of each vertex of a tile."""
+        """The int32 number of each vertex of a tile."""
         found = [first + self._place(r, codes.corner(r)) for r, first in enumerate(self.codes.bounds[:-1])]
         return torch.cat(found).int()
 
     def _levels_of(self, codes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Ascending distinct keys by the codes of the first group, the first two, and so on."""
+        """Ascending distinct keys from the codes of the first group, the first two groups, and so on."""
         levels, key = [], codes[0]
         for more, size in zip(codes[1:], self.layout.keys.sizes[1:], strict=True):
             distinct, number = torch.unique(key, return_inverse=True)
@@ -181,7 +181,7 @@ class Table:
         return [*levels, key]
 
     def _place(self, r: int, codes: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Where each of some codes of a corner stands among all of it."""
+        """The place of each of some codes of a corner among all of its codes."""
         (first, *levels), place = self._levels[r], codes[0]
         place = torch.searchsorted(first, place)
         for level, more, size in zip(levels, codes[1:], self.layout.keys.sizes[1:], strict=True):
