@@ -1,6 +1,7 @@
 """Every launched configuration, cross-compiled: none spills on sm_80 or sm_90, and every kernel compiles elsewhere too.
 
-`make test` compiles one launch of each kernel for sm_90, `make test-extras` all of them.
+`make test` compiles one launch of each kernel for sm_90, `make test-extras` launches that have every constant a kernel is
+compiled for, and `make test-slow` all launches.
 """
 
 from collections import Counter
@@ -13,7 +14,7 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 
 from bench import floors  # noqa: E402
-from bench.compiled.compilation import compile_all, compile_launch, identity, instruction_mix, unique  # noqa: E402
+from bench.compiled.compilation import TARGETS, compile_all, compile_launch, identity, instruction_mix, unique  # noqa: E402
 from bench.compiled.sweep import Configuration, launches_of, sweep  # noqa: E402
 from tritoncrf.kernels import common  # noqa: E402
 from tritoncrf.kernels.common import Launch, record_launches  # noqa: E402
@@ -42,11 +43,34 @@ def one_of_each(launches):
     }.values()
 
 
+def constants(launch):
+    """What its kernel is compiled for besides the types of its arguments: (kernel, name, value) of each."""
+    values = {p.name: launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr}
+    return {(launch.kernel.__name__, *item) for item in {**values, **launch.options(TARGETS["sm_90"])}.items()}
+
+
+def covering(launches):
+    """A few of them that have every constant of all: the next is always one that adds the most."""
+    of_each = [constants(launch) for launch in launches]
+    left, found = set().union(*of_each), []
+    while left:
+        best = max(range(len(launches)), key=lambda n: len(of_each[n] & left))
+        left -= of_each[best]
+        found.append(launches[best])
+    return found
+
+
 def test_no_kernel_spills(launches):
     assert_no_spills(compile_all(one_of_each(launches), "sm_90"))
 
 
 @pytest.mark.extras
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_no_constant_makes_a_kernel_spill(target, launches):
+    assert_no_spills(compile_all(covering(launches), target))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_no_launched_configuration_spills(target, launches):
     assert_no_spills(compile_all(launches, target))

@@ -11,12 +11,11 @@ from tritoncrf.kernels import lattice as kernels
 from tritoncrf.reference import lattice as reference
 
 
-@pytest.mark.interpreter
 @pytest.mark.parametrize("size, d, classes, batch, images, scaled", [
-    ((1,), 1, 1, 1, 1, False),
+    pytest.param((1,), 1, 1, 1, 1, False, marks=pytest.mark.interpreter),
     ((5, 7), 5, 21, 1, 1, True),
     ((4, 5), 2, 3, 2, 2, True),
-    ((4, 5), 2, 5, 3, 1, True),
+    pytest.param((4, 5), 2, 5, 3, 1, True, marks=pytest.mark.interpreter),
     ((67,), 3, 70, 2, 1, False),
     ((4, 5), 2, 3, 0, 1, False),
 ])  # fmt: skip

@@ -61,7 +61,7 @@ CASES = {  # size, channels, changes
     "long and constant": ((19, 5), 3, dict(radius=(8, 2), box="constant")),
     "long line": ((70,), 1, dict(radius=31)),
     "volume": ((2, 3, 4), 3, dict(radius=1)),
-    "volume, constant": ((4, 3, 5), 1, dict(radius=(3, 1, 2), box="constant")),
+    "volume, constant": ((3, 2, 4), 1, dict(radius=(2, 1, 1), box="constant")),
 }
 
 
@@ -116,7 +116,7 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("name", interpreted(LOOPS, "class", "long", "long, matrix"))
+@pytest.mark.parametrize("name", interpreted(LOOPS, "long, matrix"))
 def test_the_loop_and_its_gradients(name, device):
     assert_loop_within_budget(GUIDED.loop(iterations=2, **LOOPS[name]), device, close=True)
 

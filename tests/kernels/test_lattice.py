@@ -206,9 +206,8 @@ def test_weights_gradient(name, device):
     assert_close("dL/db", found, gradient(reference, side, x, y), dtype=torch.float32)
 
 
-@pytest.mark.interpreter
 @pytest.mark.parametrize("chunk", [16, 4])
-@pytest.mark.parametrize("images, batch", [(1, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("images, batch", [(1, 1), (1, 2), pytest.param(2, 2, marks=pytest.mark.interpreter)])
 def test_a_vertex_of_many_chunks(chunk, images, batch, device, monkeypatch):
     """All pixels but two in one simplex: 300 pairs to a vertex are 19 chunks, more than the other vertices have, and in
     chunks of 4 they are 19 groups, more than are read at a time."""

@@ -24,8 +24,7 @@ def on_kernels(monkeypatch):
     return kinds
 
 
-@pytest.mark.interpreter
-@pytest.mark.parametrize("valid", [False, True])
+@pytest.mark.parametrize("valid", [False, pytest.param(True, marks=pytest.mark.interpreter)])
 def test_tiles_on_the_kernels(valid, on_kernels, device, tmp_path):
     """Five classes, which rows pad to eight."""
     image = Image.of((5, 9), classes=5, dtype=torch.float32)

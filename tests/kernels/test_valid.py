@@ -80,7 +80,7 @@ GUIDES = {
 }
 
 
-@pytest.mark.parametrize("name", interpreted(GUIDES, "image"))
+@pytest.mark.parametrize("name", interpreted(GUIDES, "constant"))
 def test_a_guided_filter_and_its_gradients(name, device):
     size, channels, options = GUIDES[name]
     inputs, make = GUIDED.inputs(size, channels), masked(tc.filters.Guided)

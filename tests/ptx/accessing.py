@@ -85,7 +85,7 @@ class Accessing(Writer):
         )
         self.write(d.strip(), f"{name}[0]", "b32", m)
         if p:
-            self.write(p[0].strip(), f"{name}[1]", "pred", m)
+            self.write(p[0].strip(), f"np.broadcast_to({name}[1], (S.L // 32, 32)).reshape(-1)", "pred", m)
 
     def do_vote(self, i, parts, m, at):
         mode = parts[2]

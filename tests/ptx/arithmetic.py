@@ -13,12 +13,21 @@ def flush(x):
     return np.where(np.abs(x) < f32(1.1754944e-38), np.copysign(f32(0), x), x)
 
 
+# Of float32, in the bits of float64 without a sign, less 1: of 0 that is the largest of all.
+LEAST_NORMAL = (f64(2.0**-126).view(u64) << u64(1)) - u64(1)
+
+
 def fma32(a, b, c):
-    """One rounding: the product is exact in float64, and the sum is rounded to odd before it is rounded to float32."""
-    a, b, c = np.broadcast_arrays(a, b, c)
+    """One rounding: the product is exact in float64, and the sum is rounded to odd before it is rounded to float32.
+
+    That only matters to sums half-way between two numbers of float32, and, as these lie closer, to subnormal ones."""
     p = a.astype(f64) * b
-    c = c.astype(f64)
     s = p + c
+    bits = s.view(u64)
+    half_way = (bits & u64(0x1FFFFFFF)) == u64(0x10000000)
+    if not np.count_nonzero(half_way) and ((bits << u64(1)) - u64(1)).min() >= LEAST_NORMAL:
+        return s.astype(f32)
+    p, c = np.broadcast_arrays(p, c.astype(f64))
     t = s - p
     e = (p - (s - t)) + (c - t)
     inexact = (e != 0) & np.isfinite(s)

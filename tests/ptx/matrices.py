@@ -12,8 +12,8 @@ class Matrices:
     def _matrix_addresses(self, address, offset, m):
         """[warps, 32] addresses of the rows, and the warps that take part."""
         self.together(m, "a matrix instruction")
-        a = np.broadcast_to(address, self.L).astype(i64).reshape(-1, 32) + offset
-        warps = np.arange(len(a)) if m is None else np.flatnonzero(np.broadcast_to(m, self.L).reshape(-1, 32).any(1))
+        a = self.wide(address).astype(i64).reshape(-1, 32) + offset
+        warps = np.arange(len(a)) if m is None else np.flatnonzero(self.wide(m).reshape(-1, 32).any(1))
         return a[warps], warps
 
     def ldmatrix(self, address, offset, m, count, transposed):
@@ -53,7 +53,7 @@ class Matrices:
             self._aligned(rows.ravel(), 16, np.repeat(warps * 32, 8))
             if self.profiled:
                 self._banks(rows.ravel(), (warps[:, None] * 32 + np.arange(8)).ravel(), 16)
-            value = np.broadcast_to(value, self.L).reshape(-1, 32)[warps].ravel()
+            value = self.wide(value).reshape(-1, 32)[warps].ravel()
             if transposed:
                 parts = [
                     (rows[:, 2 * (lane % 4) + h] + 2 * (lane // 4), (value >> u32(16 * h)).astype(u16)) for h in (0, 1)
@@ -83,7 +83,7 @@ class Matrices:
         g, t = lane >> 2, lane & 3
         rows = np.zeros((self.L // 32, 16, k), f32)
         for n, register in enumerate(a):
-            parts = self._halves(np.broadcast_to(register, self.L).reshape(-1, 32), kind)
+            parts = self._halves(self.wide(register).reshape(-1, 32), kind)
             for h, part in enumerate(parts):
                 row = g + 8 * (n & 1)
                 column = t + 4 * (n >> 1) if kind == "tf32" else 2 * t + h + 8 * (n >> 1)
@@ -99,20 +99,20 @@ class Matrices:
         A = self._a_matrix(a, k, kind)
         B = np.zeros((self.L // 32, k, n_columns), f32)
         for n, register in enumerate(b):
-            parts = self._halves(np.broadcast_to(register, self.L).reshape(-1, 32), kind)
+            parts = self._halves(self.wide(register).reshape(-1, 32), kind)
             for h, part in enumerate(parts):
                 row = t + 4 * n if kind == "tf32" else 2 * t + h + 8 * n
                 B[:, row, g] = part
         product = np.matmul(A.astype(f64), B.astype(f64))
         out = []
         for n, register in enumerate(c):
-            old = np.broadcast_to(register, self.L).reshape(-1, 32).astype(f64)
+            old = self.wide(register).reshape(-1, 32).astype(f64)
             out.append((product[:, g + 8 * (n >> 1), 2 * t + (n & 1)] + old).astype(f32).reshape(-1))
         return out
 
     def _described(self, descriptor, extent, k, kind, transposed, groups):
         """[groups, extent, k] from shared memory by a matrix descriptor; `transposed`: extent is contiguous, not k."""
-        d = np.broadcast_to(descriptor, self.L).reshape(-1, 128)
+        d = self.wide(descriptor).reshape(-1, 128)
         if (d != d[:, :1]).any():
             self.fault("convergence", "threads of a warpgroup have different descriptors")
         d = d[groups, 0].astype(i64)
@@ -154,7 +154,7 @@ class Matrices:
         g, t = lane >> 2, lane & 3
         groups = np.arange(self.L // 128)
         if m is not None:
-            groups = np.flatnonzero(np.broadcast_to(m, self.L).reshape(-1, 128).any(1))
+            groups = np.flatnonzero(self.wide(m).reshape(-1, 128).any(1))
         if isinstance(a, list):
             A = self._a_matrix(a, K, kind).reshape(-1, 64, K)[groups]
         else:
@@ -162,13 +162,10 @@ class Matrices:
         B = self._described(b, N, K, kind, tb, groups)
         product = np.matmul(A.astype(f64) * signs[0], (B.astype(f64) * signs[1]).swapaxes(1, 2))  # [groups, 64, N]
         product = product.reshape(len(groups), 4, 16, N)
-        keep = np.broadcast_to(keep, self.L)
-        out = []
-        for n, register in enumerate(old):
-            before = np.where(keep, np.broadcast_to(register, self.L), f32(0)).astype(f64).reshape(-1, 4, 32)
-            j, r = n // 4, n % 4
-            part = product[:, :, g + 8 * (r >> 1), 8 * j + 2 * t + (r & 1)]
-            total = before.copy()
-            total[groups] += part
-            out.append(total.astype(f32).reshape(-1))
-        return out
+        n = np.arange(len(old))[:, None]
+        part = product[:, :, g + 8 * (n >> 1 & 1), 8 * (n >> 2) + 2 * t + (n & 1)]  # [groups, 4, registers, 32]
+        keep = self.wide(keep)
+        total = np.stack([np.where(keep, self.wide(register), f32(0)) for register in old]).astype(f64)
+        total = total.reshape(len(old), -1, 4, 32)
+        total[:, groups] += part.transpose(2, 0, 1, 3)
+        return [*total.astype(f32).reshape(len(old), -1)]

@@ -9,7 +9,7 @@ from ptx.formats import NUMPY, i64, u64
 
 SHARED_WINDOW = 1 << 24  # generic addresses of shared memory, above any offset
 POISON = {size: (1 << 8 * size) - 1 for size in (1, 2, 4, 8)}  # what `launch.poisoned` fills memory with
-MOST_READS = 500  # of an allocation that are kept until somebody writes it, for most are only read
+MOST_KEPT = 1 << 26  # bytes of an allocation's reads, kept until somebody writes it, for most are only read
 ATOMIC = {
     "add": operator.add, "min": min, "max": max, "and": operator.and_, "or": operator.or_, "xor": operator.xor,
     "exch": lambda old, x: x, "cas": lambda old, x, new: new if old == x else old,
@@ -29,7 +29,8 @@ class Allocation:
         self.views = views(data)
         self.cell, self.threads = cell, threads
         self.shadow: Shadow | None = None  # from the first write on
-        self.reads: list = []  # before
+        self.reads: list = []  # before, and how many bytes they take
+        self.kept = 0
         self.read_sectors = np.zeros(-(-data.size // 32) + 1, bool)
         self.written_sectors = np.zeros(-(-data.size // 32) + 1, bool)
 
@@ -48,8 +49,7 @@ class Memory:
 
     def _some(self, a, offset, m):
         """Addresses of the threads that take part, and their lanes; all of a uniform one if no mask."""
-        if a.shape[0] != self.L:
-            a = np.broadcast_to(a, self.L)
+        a = self.wide(a)
         a = a.astype(i64) + offset if a.dtype != u64 else a.view(i64) + offset
         if m is None:
             return a, self.lane
@@ -60,13 +60,10 @@ class Memory:
 
     def _find(self, a, width, lanes, what):
         """(allocation, indices of a in it) for each allocation touched; faults for what is in none."""
-        first = self.allocations[0] if self.allocations else None
+        least, most = int(a.min()), int(a.max())
         for alloc in self.allocations:
-            if alloc.base <= a[0] < alloc.end:
-                first = alloc
-                break
-        if first is not None and (a >= first.base).all() and (a + width <= first.end).all():
-            return [(first, slice(None))]
+            if alloc.base <= least and most + width <= alloc.end:
+                return [(alloc, slice(None))]
         bases = np.array([x.base for x in self.allocations], i64)
         k = np.searchsorted(bases, a, "right") - 1
         ends = np.array([x.end for x in self.allocations], i64)
@@ -84,7 +81,7 @@ class Memory:
         return [(self.allocations[n], np.flatnonzero(good & (k == n))) for n in np.unique(k[good])]
 
     def _aligned(self, a, width, lanes):
-        if (a & (width - 1)).any():
+        if np.bitwise_or.reduce(a) & (width - 1):
             bad = int(np.flatnonzero(a & (width - 1))[0])
             self.fault("alignment", f"address {int(a[bad]):#x} of {width} bytes, {self.place(int(lanes[bad]))}")
             return False
@@ -92,14 +89,16 @@ class Memory:
 
     def _race(self, alloc, offset, width, lanes, write):
         """Faults where another thread has written, or now that these write, has read, with no barrier since."""
-        access = (offset, width, lanes, self.thread, self.program_of, self.epoch.copy(), self.warp_epoch.copy())
+        access = (offset, width, lanes, self.thread, self.program_of, self.epoch, self.warp_epoch)
         if alloc.shadow is None:
-            if not write and len(alloc.reads) < MOST_READS:
+            if not write and alloc.kept < MOST_KEPT:
                 alloc.reads.append(access)
+                alloc.kept += offset.nbytes + lanes.nbytes + self.epoch.nbytes + self.warp_epoch.nbytes
                 return
             alloc.shadow = Shadow(-(-alloc.data.size // alloc.cell), alloc.threads)
             for read in alloc.reads:
                 alloc.shadow.read(*cells_of(alloc.cell, *read)[1:])
+            alloc.reads.clear()
         who, cells, t, epoch, warp_epoch = cells_of(alloc.cell, *access)
         name = alloc.name
         if write:
@@ -176,9 +175,9 @@ class Memory:
             if self.profiled:
                 self._banks(a, lanes, width)
             o, lanes, _ = self._shared_offsets(a, lanes, width, "read")
-            index = o // size
+            index, view = o // size, self.shared.views[size]
             for k in range(count):
-                out[k][lanes] = self.shared.views[size][index + k]
+                out[k][lanes] = view[index + k]
             self._read_shared(o, width, lanes)
             return out
         if self.profiled:
@@ -190,7 +189,7 @@ class Memory:
             for k in range(count):
                 values = view[index + k]
                 if alloc.floating or size == 8:
-                    bad = int((values == POISON[size]).sum())
+                    bad = np.count_nonzero(values == POISON[size])
                     if bad:
                         self.note(f"unwritten {alloc.name}", bad)
                 out[k][who] = values
@@ -221,7 +220,7 @@ class Memory:
         if not self._aligned(a, width, lanes):
             return
         dtype = NUMPY[f"u{8 * size}"]
-        values = [np.broadcast_to(v, self.L)[lanes].astype(dtype) for v in values]
+        values = [self.wide(v)[lanes].astype(dtype) for v in values]
         if space == "local":
             index = (a + lanes * self.local_size) // size
             for k, v in enumerate(values):
@@ -280,7 +279,7 @@ class Memory:
         if not len(a):
             return out
         size = np.dtype(dtype).itemsize
-        values = [np.broadcast_to(v, self.L)[lanes] for v in values]
+        values = [self.wide(v)[lanes] for v in values]
         if not self._aligned(a, size, lanes):
             return out
         if self.profiled and space != "shared":
@@ -307,7 +306,7 @@ class Memory:
         """cp.async, at once: `size` bytes from global to shared memory; zeros where `length` is 0."""
         some = m
         if length is not None:
-            some = np.broadcast_to(length, self.L) > 0
+            some = self.wide(length) > 0
             some = some if m is None else some & m
         values = self.load("global", of, of_offset, some, 4, size // 4)
         self.store("shared", to, to_offset, m, 4, values)

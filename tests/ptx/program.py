@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -45,6 +46,8 @@ class Program:
         self.labels: dict[str, int] = {}
         self.instructions: list[Instruction] = []
         self._parse(body)
+        # The number of each block's first instruction.
+        self.firsts = [0, *itertools.accumulate(map(len, self.blocks))]
         self.functions: dict = {}  # of the blocks, written when they first run
         widths = [WIDTH[i.op.split(".")[-1]] // 8 for i in self.instructions
                   if i.op.startswith(("ld.shared", "st.shared"))]  # fmt: skip

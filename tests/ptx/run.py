@@ -61,6 +61,7 @@ class Run(Checks, Memory, Warps, Matrices):
         self.lane = np.arange(L)
         self.thread = (programs[:, None] * T + np.arange(T)).ravel().astype(i32)
         self.program_of = np.repeat(np.arange(B), T)
+        # Accesses keep these two until a later one asks who was there, so a barrier makes new ones.
         self.epoch = np.zeros(B, i32)
         self.warp_epoch = np.zeros(L // 32, i32)
 
@@ -79,6 +80,10 @@ class Run(Checks, Memory, Warps, Matrices):
         self.shared = Allocation("shared memory", 0, shared, T, self.program.shared_cell)
         self.shared_written = np.zeros(shared.size, bool)
         self.local = views(np.zeros(self.local_size * L, u8))
+
+    def wide(self, x):
+        """A number for each thread."""
+        return x if x.shape[0] == self.L else np.broadcast_to(x, self.L)
 
     def _execute(self):
         """The blocks, until all threads are done: how many warps ran each.
@@ -102,15 +107,16 @@ class Run(Checks, Memory, Warps, Matrices):
                 if end[0] == "jump":
                     uniform = end[1]
                 elif end[0] == "barrier":
-                    self.epoch += 1
-                    self.warp_epoch += 1
+                    self.epoch = self.epoch + 1
+                    self.warp_epoch = self.warp_epoch + 1
                     uniform = end[1]
                 else:
                     _, register, negated, yes, no = end
                     c = R[register] ^ negated
-                    if c.all():
+                    there = np.count_nonzero(c)
+                    if there == len(c):
                         uniform = yes
-                    elif not c.any():
+                    elif not there:
                         uniform = no
                     else:
                         PC = np.where(np.broadcast_to(c, L), yes, no).astype(i32)
@@ -125,8 +131,8 @@ class Run(Checks, Memory, Warps, Matrices):
                 have = np.bincount(self.program_of[waiting], minlength=B)
                 done = (need == have) & (need > 0)
                 waiting &= ~done[self.program_of]
-                self.epoch[done] += 1
-                self.warp_epoch += done[self.program_of[::32]].astype(i32)
+                self.epoch = self.epoch + done
+                self.warp_epoch = self.warp_epoch + done[self.program_of[::32]]
             ready = live & ~waiting
             if not ready.any():
                 self.fault("barrier", "threads wait at a barrier that the others never reach")

@@ -1,8 +1,27 @@
 """Barriers, and instructions by which the threads of a warp exchange numbers."""
 
+import functools
+
 import numpy as np
 
-from ptx.formats import i32, i64, u32, u64
+from ptx.formats import i64, u32, u64
+
+
+def sources(mode: str, b, c):
+    """Of shuffles, with numbers or rows of them for b and c: from which thread each of a warp takes, and whether it may."""
+    lane = np.arange(32)
+    bound, segment = c & 31, (c >> 8) & 31
+    most, least = (lane & segment) | (bound & ~segment & 31), lane & segment
+    if mode == "up":
+        j = lane - (b & 31)
+        valid = j >= most
+    else:
+        j = {"down": lane + (b & 31), "bfly": lane ^ (b & 31)}.get(mode, least | ((b & 31) & ~segment & 31))
+        valid = j <= most
+    return np.where(valid, j, lane), valid
+
+
+fixed_sources = functools.cache(sources)
 
 
 class Warps:
@@ -25,48 +44,27 @@ class Warps:
     def warp_barrier(self, m):
         self.together(m, "bar.warp.sync")
         if m is None:
-            self.warp_epoch += 1
+            self.warp_epoch = self.warp_epoch + 1
         else:
-            self.warp_epoch += np.broadcast_to(m, self.L).reshape(-1, 32).any(1).astype(i32)
+            self.warp_epoch = self.warp_epoch + self.wide(m).reshape(-1, 32).any(1)
 
     def shuffle(self, mode, a, b, c, m, fixed):
-        """(numbers, whether they are valid); `fixed`: b and c are the same in all threads."""
+        """Numbers, and whether they are valid, in rows of warps; `fixed`: b and c are the same in all threads."""
         self.together(m, "shfl.sync")
-        rows = np.broadcast_to(a, self.L).reshape(-1, 32)
-        lane = np.arange(32)
-        if not fixed:
-            b, c = (np.broadcast_to(v, self.L).reshape(-1, 32) if v.shape[0] > 1 else v for v in (b, c))
-        b, c = b.astype(i64), c.astype(i64)
-        bound, segment = c & 31, (c >> 8) & 31
-        most, least = (lane & segment) | (bound & ~segment & 31), lane & segment
-        if mode == "up":
-            j = lane - (b & 31)
-            valid = j >= most
-        elif mode == "down":
-            j = lane + (b & 31)
-            valid = j <= most
-        elif mode == "bfly":
-            j = lane ^ (b & 31)
-            valid = j <= most
-        else:
-            j = least | ((b & 31) & ~segment & 31)
-            valid = j <= most
-        j = np.where(valid, j, lane)
-        if j.ndim == 1:
-            out = rows[:, j]
-            valid = np.broadcast_to(valid, rows.shape)
-        else:
-            out = np.take_along_axis(rows, np.broadcast_to(j, rows.shape), 1)
-            valid = np.broadcast_to(valid, rows.shape)
-        return out.reshape(-1), valid.reshape(-1)
+        rows = self.wide(a).reshape(-1, 32)
+        if fixed:
+            j, valid = fixed_sources(mode, int(b[0]), int(c[0]))
+            return rows.take(j, axis=1).reshape(-1), valid
+        j, valid = sources(mode, *(self.wide(v).reshape(-1, 32).astype(i64) for v in (b, c)))
+        return np.take_along_axis(rows, j, 1).reshape(-1), valid
 
     def vote(self, mode, p, m):
         """What the threads of each warp say together."""
         self.together(m, "vote")
-        rows = np.broadcast_to(p, self.L).reshape(-1, 32)
+        rows = self.wide(p).reshape(-1, 32)
         if mode == "ballot":
             if m is not None:
-                rows = rows & np.broadcast_to(m, self.L).reshape(-1, 32)
+                rows = rows & self.wide(m).reshape(-1, 32)
             value = (rows.astype(u64) << np.arange(32, dtype=u64)).sum(1).astype(u32)
         else:
             value = {"any": rows.any(1), "all": rows.all(1), "uni": rows.all(1) | ~rows.any(1)}[mode]
@@ -75,8 +73,8 @@ class Warps:
     def reduced(self, operation, x, members, m):
         """redux.sync: over the threads of a warp that `members` names."""
         self.together(m, "redux.sync")
-        rows = np.broadcast_to(x, self.L).reshape(-1, 1, 32)
-        members = np.broadcast_to(members, self.L).reshape(-1, 32, 1)
+        rows = self.wide(x).reshape(-1, 1, 32)
+        members = self.wide(members).reshape(-1, 32, 1)
         inside = (members >> np.arange(32, dtype=u32)) & u32(1) != 0  # [warps, threads, members of each]
         function, none = {
             "add": (np.add, 0), "min": (np.minimum, np.iinfo(x.dtype).max), "max": (np.maximum, np.iinfo(x.dtype).min),

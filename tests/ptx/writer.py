@@ -15,7 +15,7 @@ class Writer:
         self.p, self.b, self.masked = program, b, masked
         self.lines: list[str] = []
         self.constants: dict = {}
-        self.first = sum(len(block) for block in program.blocks[:b])
+        self.first = program.firsts[b]
 
     def number(self, text: str, kind: str) -> str:
         """An immediate as an array of one element of the view `kind`."""
