@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 import tritoncrf as tc
 from assertions import assert_close, assert_within_budget
 from cases import assert_exports_with_dynamic_sizes, dense_scores, leaves, random_features, strided
+from covering import combined_or_whole
 from filter_catalogue import (
     CATALOGUE,
     CHANNELS,
@@ -118,15 +119,16 @@ def test_the_operator_and_its_adjoint(size, case, changes):
     assert difference < 1e-12 if symmetric else difference > 0.01
 
 
+@combined_or_whole
 @pytest.mark.parametrize("case, changes", variants_of([c for c in CATALOGUE if c.smooth]))
-def test_gradcheck(case, changes):
+def test_gradcheck(case, changes, fast_mode):
     size = (3, 5) if "subsample" in changes or "blur" in changes else (3, 4)
     inputs = case.inputs(size, 2, shared=True, classes=1)
 
     def apply(*tensors):
         return case.apply(**changes)(**dict(zip(inputs, tensors)))
 
-    assert torch.autograd.gradcheck(apply, leaves(*inputs.values()))
+    assert torch.autograd.gradcheck(apply, leaves(*inputs.values()), fast_mode=fast_mode)
 
 
 @each_variant
@@ -482,7 +484,14 @@ def test_a_guide_at_a_lower_resolution_exports():
         assert_close("Q", torch.export.export(module, inputs).module()(*inputs), module(*inputs))
 
 
-@named_variants("dynamic")
+@pytest.mark.parametrize(
+    "case, changes",
+    [
+        pytest.param(c, c.variants[v], id=f"{c.name}-{v}", marks=[pytest.mark.slow] * (v != c.dynamic[0]))
+        for c in CATALOGUE
+        for v in c.dynamic
+    ],
+)
 def test_exports_with_dynamic_sizes(case, changes):
     assert_exports_with_dynamic_sizes(Sharpen(case, **changes), image_and_logits)
 

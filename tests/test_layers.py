@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from assertions import assert_close
 from cases import disturbed, leaves, random_logits
+from covering import combined_or_whole
 from problems import (
     CLASSES,
     CONV_CRF,
@@ -29,9 +30,15 @@ from problems import (
 C = CLASSES
 
 
-def parametrized(pairs):
+def parametrized(pairs, slow=()):
     """The test runs for each of these layers and variants."""
-    return pytest.mark.parametrize("layer, variant", [pytest.param(a, v, id=f"{a.name}-{v}") for a, v in pairs])
+    return pytest.mark.parametrize(
+        "layer, variant",
+        [
+            pytest.param(*pair, id=f"{pair[0].name}-{pair[1]}", marks=[pytest.mark.slow] * (pair in slow))
+            for pair in pairs
+        ],
+    )
 
 
 EVERY = [(layer, variant) for layer in LAYERS for variant in layer.variants]
@@ -329,6 +336,7 @@ def test_frozen_parameters_get_no_gradient(layer, variant):
         assert u.grad.abs().max() > 0
 
 
+@combined_or_whole
 @pytest.mark.parametrize(
     "layer, variant, changes",
     [
@@ -339,7 +347,7 @@ def test_frozen_parameters_get_no_gradient(layer, variant):
         pytest.param(GUIDANCE_CRF, "compatibility", {"iterations": 2}, id="GuidanceCRF-compatibility"),
     ],
 )  # fmt: skip
-def test_gradcheck(layer, variant, changes):
+def test_gradcheck(layer, variant, changes, fast_mode):
     """Where there is a lattice no pixel of this seed changes its simplex within the step. What ConvCRF's image gets is
     held to dense matrices instead, which takes less time."""
     if "learn_positions" in layer.variants[variant]:
@@ -353,7 +361,7 @@ def test_gradcheck(layer, variant, changes):
 
     inputs = leaves(logits, image, *crf.parameters())
     inputs[1].requires_grad_(layer is not CONV_CRF)
-    assert torch.autograd.gradcheck(scores, inputs)
+    assert torch.autograd.gradcheck(scores, inputs, fast_mode=fast_mode)
 
 
 WEAK = {"weight_smooth": 0.3, "weight_appearance": 0.3}
@@ -494,8 +502,10 @@ compilable = parametrized(
             for v in ("default", "full", "learn-thetas", "theta-per-axis", "symmetric-not-self", "released")
         ),
         *((GUIDANCE_CRF, v) for v in ("default", "all", "released")),
-    ]
+    ],
+    slow=[(CONV_CRF, "theta-per-axis"), (CRF_RNN, "full"), (CRF_RNN, "theta-per-axis")],
 )
+SEVERAL_SIZES = "default", "symmetric-not-self"
 COMPILED_SIZES = {  # of the scores, of the image, and the batch; from the second on sizes are symbols
     "ConvCRF": [((6, 7), None, 2), ((7, 9), None, 1), ((8, 11), None, 1)],
     "CRFRNN": [((5, 6), None, 2), ((7, 9), None, 2)],
@@ -505,12 +515,12 @@ COMPILED_SIZES = {  # of the scores, of the image, and the batch; from the secon
 
 @compilable
 def test_compiled_whole_it_is_the_same(layer, variant):
-    """With its gradients, and by default and where there is a lattice at several sizes."""
+    """With its gradients, and some at several sizes."""
     torch.compiler.reset()
     crf = disturbed(layer.make(variant))
     compiled = torch.compile(crf, fullgraph=True, backend="aot_eager")
     sizes = COMPILED_SIZES[layer.name]
-    for size, large, batch in sizes if variant == "default" or layer is CRF_RNN else sizes[:1]:
+    for size, large, batch in sizes if variant in SEVERAL_SIZES else sizes[:1]:
         logits, image = layer.problem(size, large, batch, torch.float32)
         inputs = logits, image / 255 if layer is GUIDANCE_CRF else image
         found = results(crf, *inputs, run=lambda _, *inputs: compiled(*inputs))

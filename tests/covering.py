@@ -1,0 +1,30 @@
+"""Combinations of a test's arguments: a covering set of them for `make test`, and all the others for `make test-slow`."""
+
+import itertools
+from collections.abc import Callable, Iterable
+
+import pytest
+
+# Of gradcheck's Jacobian a random combination of rows and of columns; in `make test-slow` each of its entries.
+combined_or_whole = pytest.mark.parametrize(
+    "fast_mode", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["combined", "whole"]
+)
+
+
+def covering(*axes: Iterable, at_once: int = 2, ids: Callable = str) -> list:
+    """Every combination of the axes' values, as parameters; `slow` but for a set in which any values of any `at_once`
+    axes meet."""
+    axes = [list(axis) for axis in axes]
+    every = list(itertools.product(*(range(len(axis)) for axis in axes)))  # as the values' places
+    meetings = {places: set(itertools.combinations(enumerate(places), at_once)) for places in every}
+    left, covers = set().union(*meetings.values()), set()
+    while left:
+        best = max(every, key=lambda places: len(meetings[places] & left))
+        covers.add(best)
+        left -= meetings[best]
+    parameters = []
+    for places in every:
+        values = [axis[n] for axis, n in zip(axes, places)]
+        marks = () if places in covers else pytest.mark.slow
+        parameters.append(pytest.param(*values, id="-".join(map(ids, values)), marks=marks))
+    return parameters
