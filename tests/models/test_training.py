@@ -458,9 +458,13 @@ def test_other_runs_that_break_off(shapes, tmp_path, monkeypatch):
 @pytest.mark.processes
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 @pytest.mark.parametrize(
-    "alternate", [pytest.param(False, id="joint", marks=pytest.mark.slow), pytest.param(True, id="alternate")]
+    "alternate, torchrun",
+    [
+        pytest.param(False, True, id="joint-torchrun", marks=pytest.mark.slow),
+        pytest.param(True, False, id="alternate"),
+    ],
 )
-def test_two_ranks_learn_as_one_does(alternate, shapes, tmp_path):
+def test_two_ranks_learn_as_one_does(alternate, torchrun, shapes, tmp_path):
     """The same loss curve and weights; images have different numbers of known pixels, which count over the ranks.
 
     Few steps, and slow ones: a batch in two halves rounds otherwise, and from the first unit on whose sign or place in a
@@ -480,10 +484,14 @@ def test_two_ranks_learn_as_one_does(alternate, shapes, tmp_path):
     path.write_text(toml(table))
     before, _ = run(config.parse(table, "test"), shapes, tmp_path / "one")
     start = torch.cat([x.flatten() for x in before.values()])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    launch += ["-m", "tritoncrf.models", "train", path, "--data", shapes, "-o", tmp_path / "two"]
-    done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, env=ON_CPU)
-    assert done.returncode == 0, done.stderr
+    command = ["-m", "tritoncrf.models", "train", path, "--data", shapes, "-o", tmp_path / "two"]
+    if torchrun:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *command]
+        done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, env=ON_CPU)
+        assert done.returncode == 0, done.stderr
+    else:
+        ranks = run_ranks([sys.executable, *command], ON_CPU)
+        assert all(status == 0 for status, _ in ranks), ranks
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two) == 3 + alternate
     for a, b in zip(one, two):
