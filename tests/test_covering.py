@@ -1,6 +1,7 @@
 """The combinations that `make test` takes."""
 
 import itertools
+from collections import Counter
 
 import pytest
 
@@ -18,6 +19,11 @@ def test_any_values_of_so_many_axes_meet(at_once, most):
     for some in itertools.combinations(range(len(AXES)), at_once):
         together = set(itertools.product(*(AXES[n] for n in some)))
         assert {tuple(values[n] for n in some) for values in quick} == together
+
+
+def test_values_are_used_alike():
+    quick = [parameter.values for parameter in covering(range(12), "abc", at_once=1) if not parameter.marks]
+    assert Counter(values[1] for values in quick) == {"a": 4, "b": 4, "c": 4}
 
 
 def test_the_others_are_slow_and_all_have_names():

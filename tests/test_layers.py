@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from assertions import assert_close
 from cases import disturbed, leaves, random_logits
-from covering import combined_or_whole
+from covering import combined_or_whole, covering
 from problems import (
     CLASSES,
     CONV_CRF,
@@ -48,6 +48,19 @@ each_variant = parametrized(EVERY)
 each_that_learns = parametrized([pair for pair in EVERY if pair not in WITHOUT_PARAMETERS])
 each_preset = pytest.mark.parametrize("preset", [None, "released"])
 half_precisions = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=described)
+
+
+def once_with_each(dtypes):
+    """The test runs for every layer and variant with one of the dtypes; in `make test-slow` with the others."""
+    ways = covering(EVERY, dtypes, at_once=1, ids=in_name)
+    return pytest.mark.parametrize(
+        "layer, variant, dtype", [pytest.param(*w.values[0], w.values[1], id=w.id, marks=w.marks) for w in ways]
+    )
+
+
+def in_name(value) -> str:
+    return f"{value[0].name}-{value[1]}" if isinstance(value, tuple) else described(value)
+
 
 # Compatibility ----------------------------------------------------------------------------------------------------
 
@@ -108,8 +121,7 @@ def test_without_iterations_scores_are_the_logits(layer, variant):
 # Images, features and batches -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=described)
-@each_variant
+@once_with_each([torch.float32, torch.float64])
 def test_an_image_of_bytes_is_the_same_in_floats(layer, variant, dtype):
     crf, (logits, image) = layer.make(variant, dtype=dtype), layer.problem(batch=2, dtype=dtype)
     # Rounded colours move a pixel in its simplex.
@@ -448,8 +460,7 @@ def test_parameters_of_half_precision(layer, variant, dtype):
         assert gradient.dtype == p.dtype == dtype and gradient.isfinite().all() and gradient.abs().max() > 0, name
 
 
-@half_precisions
-@each_variant
+@once_with_each([torch.float16, torch.bfloat16])
 def test_scores_of_half_precision_are_summed_in_float32(layer, variant, dtype):
     crf, (logits, image) = layer.make(variant), layer.problem(dtype=dtype)
     for output in OUTPUTS:
@@ -458,8 +469,7 @@ def test_scores_of_half_precision_are_summed_in_float32(layer, variant, dtype):
         assert torch.equal(s, crf(logits.float(), image, output=output).to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=described)
-@each_variant
+@once_with_each([torch.bfloat16, torch.float32])
 def test_autocast_changes_nothing(layer, variant, dtype):
     crf, (logits, image) = disturbed(layer.make(variant)), layer.problem(dtype=dtype)
     image = image / 255 if layer is GUIDANCE_CRF else image  # in floats its gradient is looked at, too
