@@ -1,6 +1,7 @@
 """The architecture, held by reading the sources: who may import whom, and what no file may contain."""
 
 import ast
+import functools
 import io
 import re
 import subprocess
@@ -295,6 +296,7 @@ def imports(source: str, package: str) -> set[str]:
     return found
 
 
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     return imports(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts))
 

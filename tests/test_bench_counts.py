@@ -16,6 +16,7 @@ from bench.compiled.executed import Executed, executed, launches_emulated
 from bench.compiled.prediction import MACHINES, predicted, product_operations
 from bench.compiled.sass import INSTRUCTION, disassembled
 from bench.workloads import ConvCRFWork, ExactWork, GuidedWork, Inputs, LatticeWork
+from covering import covering
 from tritoncrf.kernels.common import Launch
 
 pytestmark = pytest.mark.extras
@@ -55,21 +56,21 @@ def counted(kernel, target="sm_90", programs=P, work=1e12, **arguments) -> Execu
     return executed(launch, compile_launch(launch, target), work)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-@pytest.mark.parametrize(
-    "kind, n, m, products, loads",
-    [
-        ("loop", 7, 0, 7, 1 + 7),
-        ("loop", 23, 0, 23, 1 + 23),
-        ("loop", 0, 0, 0, 1),
-        ("arithmetic", 6, 0, 6, 1),
-        ("nested", 5, 9, 5 * 9, 1 + 9),
-        ("branch", 12, 9, (12 + 9) / 2, 1 + (12 + 9) / 2),
-        ("branch", 3, 30, (3 + 30) / 2, 1 + (3 + 30) / 2),
-    ],
-)
-def test_loops_and_branches_count_as_often_as_they_run(kind, n, m, products, loads, target):
+LOOPS = [  # and the products and loads that each makes
+    ("loop", 7, 0, 7, 1 + 7),
+    ("loop", 23, 0, 23, 1 + 23),
+    ("loop", 0, 0, 0, 1),
+    ("arithmetic", 6, 0, 6, 1),
+    ("nested", 5, 9, 5 * 9, 1 + 9),
+    ("branch", 12, 9, (12 + 9) / 2, 1 + (12 + 9) / 2),
+    ("branch", 3, 30, (3 + 30) / 2, 1 + (3 + 30) / 2),
+]
+
+
+@pytest.mark.parametrize("loop, target", covering(LOOPS, ["sm_90", "sm_80"], at_once=1))
+def test_loops_and_branches_count_as_often_as_they_run(loop, target):
     """Where products are no memory instructions, by which copies of a loop are told."""
+    kind, n, m, products, loads = loop
     x, y = torch.randn(P * 128 + 64), torch.empty(P * 128)
     found = counted(loops_kernel, target, x_ptr=x, y_ptr=y, n=n, m=m, KIND=kind)
     kinds = Counter()

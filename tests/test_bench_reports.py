@@ -134,7 +134,14 @@ def test_a_head_states_clocks_and_what_is_refused():
 
 
 @pytest.fixture
-def gated(tmp_path, monkeypatch):
+def only_benchmark_plugin(monkeypatch):
+    """Each pytest that is started loads the plugin of the benchmarks alone: others take two seconds to import."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "pytest_benchmark.plugin")
+
+
+@pytest.fixture
+def gated(tmp_path, monkeypatch, only_benchmark_plugin):
     """Puts files of tests that pass or fail in the place of the equivalence tests."""
 
     def put(**passes: bool) -> dict:
@@ -162,7 +169,7 @@ def test_a_red_loop_refuses_all(gated):
 
 
 @pytest.mark.processes
-def test_tests_that_find_nothing_are_not_green(tmp_path):
+def test_tests_that_find_nothing_are_not_green(tmp_path, only_benchmark_plugin):
     empty = tmp_path / "test_nothing.py"
     empty.write_text("")
     assert suite.gate({"exact": [str(empty)]}) == {"exact": "no tests"}

@@ -9,6 +9,7 @@ import tritoncrf as tc
 from assertions import assert_close
 from bench.peers import im2col_convcrf
 from cases import dense_scores, dense_window, disturbed, random_logits
+from covering import covering
 from problems import CLASSES, CONV_CRF, assert_same, results
 
 C = CLASSES
@@ -45,11 +46,10 @@ def released_oracle(crf, logits, image):
     )
 
 
-@pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("normalization", ["none", "symmetric"])
-@pytest.mark.parametrize("blur", [1, 2, 4])
-@pytest.mark.parametrize("window_size", [5, 7, 11])
-@pytest.mark.parametrize("size", RELEASE_SIZES, ids=str)
+@pytest.mark.parametrize(
+    "size, window_size, blur, normalization, release",
+    covering(RELEASE_SIZES, [5, 7, 11], [1, 2, 4], ["none", "symmetric"], RELEASES, at_once=3),
+)
 def test_the_released_preset_is_the_published_algorithm(size, window_size, blur, normalization, release):
     options = {"normalization": normalization, **RELEASES[release]}
     crf = disturbed(tc.ConvCRF(C, window_size, blur, preset="released", **options))

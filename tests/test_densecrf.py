@@ -19,8 +19,6 @@ features of 0, and the vertices that these add change the blur.
 
 import math
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -521,31 +519,6 @@ def test_constants_equal_pydensecrfs(peer):
     assert [int(getattr(dcrf, n)) for n in names] == [int(getattr(peer[0], n)) for n in names]
     crf = dcrf.DenseCRF2D(W, H, C)
     crf.addPairwiseGaussian(3, 3, peer[0].FULL_KERNEL, peer[0].NORMALIZE_AFTER)
-
-
-FORKED = """
-import multiprocessing
-import numpy
-import torch
-from tritoncrf.densecrf import DenseCRF2D
-
-def refine(seed):
-    d = DenseCRF2D(60, 50, 4)
-    d.setUnaryEnergy(numpy.random.default_rng(seed).random((4, 3000)))
-    d.addPairwiseGaussian(sxy=3, compat=3)
-    return d.inference(2).sum()
-
-torch.set_num_threads(2)
-expected = [refine(seed) for seed in range(3)]
-with multiprocessing.get_context("fork").Pool(2) as pool:
-    assert pool.map_async(refine, range(3)).get(500) == expected
-"""
-
-
-@pytest.mark.processes
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_pool_of_forked_workers():
-    subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, timeout=600, check=True)
 
 
 def test_a_forked_worker_takes_the_cpu(monkeypatch):

@@ -10,6 +10,7 @@ import torch
 import tritoncrf as tc
 from assertions import assert_close
 from cases import leaves, random_features, random_logits
+from covering import covering
 from tritoncrf.densecrf import DenseCRF
 from tritoncrf.diagnostics import Record
 from tritoncrf.filters.window import WindowOperator
@@ -201,11 +202,10 @@ FILTERS = {
 }
 
 
-@pytest.mark.parametrize("initial", ["softmax", "log_softmax"])
-@pytest.mark.parametrize("costs", [False, True], ids=["potts", "costs"])
-@pytest.mark.parametrize("weight", W)
-@pytest.mark.parametrize("kind", FILTERS)
-@pytest.mark.parametrize("iterations", [0, 1, 3])
+@pytest.mark.parametrize(
+    "iterations, kind, weight, costs, initial",
+    covering([0, 1, 3], FILTERS, W, [False, True], ["softmax", "log_softmax"]),
+)
 def test_the_last_q_is_that_of_mean_field(kind, weight, costs, initial, iterations):
     logits = random_logits((5, 6), 3, batch=2).float()
     filters = [FILTERS[kind](random_features((5, 6), d, dtype=torch.float32)) for d in (2, 3)]

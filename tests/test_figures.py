@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from covering import covering
 from drawings import picture, texts
 from tritoncrf import figures
 from tritoncrf.diagnostics import Record
@@ -71,8 +72,9 @@ def test_titles_and_legend_with_truth():
     assert {"repaired", "broken", "still wrong", "c  0.0 → 25.0 %"} <= set(shown)
 
 
-@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (1, 1), (7, 300)])
-@pytest.mark.parametrize("kind", ["grey", "color", "float"])
+@pytest.mark.parametrize(
+    "kind, shape", covering(["grey", "color", "float"], [(40, 60), (60, 40), (1, 1), (7, 300)], at_once=1)
+)
 def test_any_size_and_kind_of_image(shape, kind):
     image = np.random.default_rng(0).integers(0, 256, shape if kind == "grey" else (*shape, 3), dtype=np.uint8)
     labels = np.zeros(shape, np.int64)

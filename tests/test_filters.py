@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 import tritoncrf as tc
 from assertions import assert_close, assert_within_budget
 from cases import assert_exports_with_dynamic_sizes, dense_scores, leaves, random_features, strided
+from covering import combined_or_whole, covering
 from filter_catalogue import (
     CATALOGUE,
     CHANNELS,
@@ -75,10 +76,13 @@ def test_known_answers_of_the_loop(case, problem, dtype):
 
 
 PLACES = [
-    pytest.param(c, size, channels, {**changes, **form}, id="-".join(filter(None, (c.name, place, name))))
+    pytest.param(
+        c, size, channels, {**changes, **c.forms[form]}, id="-".join(filter(None, (c.name, place, form))), marks=p.marks
+    )
     for c in CATALOGUE
-    for place, (size, channels, changes) in c.geometries.items()
-    for name, form in c.forms.items()
+    for p in covering(c.geometries, c.forms, at_once=1)
+    for place, form in [p.values]
+    for size, channels, changes in [c.geometries[place]]
 ]
 PLACES += [
     pytest.param(*p.values[:1], SIZE, CHANNELS, *p.values[1:], id=f"{p.id}-variant") for p in variants_of(CATALOGUE)
@@ -118,15 +122,16 @@ def test_the_operator_and_its_adjoint(size, case, changes):
     assert difference < 1e-12 if symmetric else difference > 0.01
 
 
+@combined_or_whole
 @pytest.mark.parametrize("case, changes", variants_of([c for c in CATALOGUE if c.smooth]))
-def test_gradcheck(case, changes):
+def test_gradcheck(case, changes, fast_mode):
     size = (3, 5) if "subsample" in changes or "blur" in changes else (3, 4)
     inputs = case.inputs(size, 2, shared=True, classes=1)
 
     def apply(*tensors):
         return case.apply(**changes)(**dict(zip(inputs, tensors)))
 
-    assert torch.autograd.gradcheck(apply, leaves(*inputs.values()))
+    assert torch.autograd.gradcheck(apply, leaves(*inputs.values()), fast_mode=fast_mode)
 
 
 @each_variant
@@ -385,12 +390,13 @@ def filter_inputs(case, variant, requires_grad):
 @each_planned
 def test_opcheck_filter(case):
     torch.library.opcheck(filter_apply.registered, filter_inputs(case, case.pair[0], False))
-    for variant in {*case.pair, [*case.variants][-1]}:
+    for variant in {case.pair[0], [*case.variants][-1]}:
         torch.library.opcheck(filter_apply.registered, filter_inputs(case, variant, True))
 
 
-@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
-@each_planned
+@pytest.mark.parametrize(
+    "case, needs", covering(PLANNED, [(True, True), (True, False), (False, True)], at_once=1, ids=shown)
+)
 def test_opcheck_filter_backward(case, needs):
     x, tensors, plan = filter_inputs(case, case.pair[0], False)
     torch.library.opcheck(filter_backward.registered, (x, torch.randn_like(x), tensors, plan, *needs))
@@ -443,7 +449,11 @@ def image_and_logits(size=(6, 7), batch=2):
 # torch's own, where a graph holds an autograd function.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(
-    "case, variant", [*((c, c.pair[0]) for c in CATALOGUE), (GUIDED, "subsampled-constant")], ids=shown
+    "case, variant",
+    [
+        pytest.param(c, v, id=f"{c.name}-{v}", marks=[pytest.mark.slow] * (c in (WINDOW, GUIDED)))  # as layers compile
+        for c, v in [*((c, c.pair[0]) for c in CATALOGUE), (GUIDED, "subsampled-constant")]
+    ],
 )
 def test_the_loop_compiles_whole_with_its_gradients(case, variant, fresh_compiler):
     """Blocks and vertices, which are data, have sizes that the graph does not know."""
@@ -482,7 +492,14 @@ def test_a_guide_at_a_lower_resolution_exports():
         assert_close("Q", torch.export.export(module, inputs).module()(*inputs), module(*inputs))
 
 
-@named_variants("dynamic")
+@pytest.mark.parametrize(
+    "case, changes",
+    [
+        pytest.param(c, c.variants[v], id=f"{c.name}-{v}", marks=[pytest.mark.slow] * ((c, v) != (GUIDED, "default")))
+        for c in CATALOGUE
+        for v in c.dynamic
+    ],
+)
 def test_exports_with_dynamic_sizes(case, changes):
     assert_exports_with_dynamic_sizes(Sharpen(case, **changes), image_and_logits)
 

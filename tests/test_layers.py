@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from assertions import assert_close
 from cases import disturbed, leaves, random_logits
+from covering import combined_or_whole, covering
 from problems import (
     CLASSES,
     CONV_CRF,
@@ -29,9 +30,15 @@ from problems import (
 C = CLASSES
 
 
-def parametrized(pairs):
+def parametrized(pairs, slow=()):
     """The test runs for each of these layers and variants."""
-    return pytest.mark.parametrize("layer, variant", [pytest.param(a, v, id=f"{a.name}-{v}") for a, v in pairs])
+    return pytest.mark.parametrize(
+        "layer, variant",
+        [
+            pytest.param(*pair, id=f"{pair[0].name}-{pair[1]}", marks=[pytest.mark.slow] * (pair in slow))
+            for pair in pairs
+        ],
+    )
 
 
 EVERY = [(layer, variant) for layer in LAYERS for variant in layer.variants]
@@ -41,6 +48,19 @@ each_variant = parametrized(EVERY)
 each_that_learns = parametrized([pair for pair in EVERY if pair not in WITHOUT_PARAMETERS])
 each_preset = pytest.mark.parametrize("preset", [None, "released"])
 half_precisions = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=described)
+
+
+def once_with_each(dtypes):
+    """The test runs for every layer and variant with one of the dtypes; in `make test-slow` with the others."""
+    ways = covering(EVERY, dtypes, at_once=1, ids=in_name)
+    return pytest.mark.parametrize(
+        "layer, variant, dtype", [pytest.param(*w.values[0], w.values[1], id=w.id, marks=w.marks) for w in ways]
+    )
+
+
+def in_name(value) -> str:
+    return f"{value[0].name}-{value[1]}" if isinstance(value, tuple) else described(value)
+
 
 # Compatibility ----------------------------------------------------------------------------------------------------
 
@@ -101,8 +121,7 @@ def test_without_iterations_scores_are_the_logits(layer, variant):
 # Images, features and batches -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=described)
-@each_variant
+@once_with_each([torch.float32, torch.float64])
 def test_an_image_of_bytes_is_the_same_in_floats(layer, variant, dtype):
     crf, (logits, image) = layer.make(variant, dtype=dtype), layer.problem(batch=2, dtype=dtype)
     # Rounded colours move a pixel in its simplex.
@@ -329,6 +348,7 @@ def test_frozen_parameters_get_no_gradient(layer, variant):
         assert u.grad.abs().max() > 0
 
 
+@combined_or_whole
 @pytest.mark.parametrize(
     "layer, variant, changes",
     [
@@ -339,7 +359,7 @@ def test_frozen_parameters_get_no_gradient(layer, variant):
         pytest.param(GUIDANCE_CRF, "compatibility", {"iterations": 2}, id="GuidanceCRF-compatibility"),
     ],
 )  # fmt: skip
-def test_gradcheck(layer, variant, changes):
+def test_gradcheck(layer, variant, changes, fast_mode):
     """Where there is a lattice no pixel of this seed changes its simplex within the step. What ConvCRF's image gets is
     held to dense matrices instead, which takes less time."""
     if "learn_positions" in layer.variants[variant]:
@@ -353,7 +373,7 @@ def test_gradcheck(layer, variant, changes):
 
     inputs = leaves(logits, image, *crf.parameters())
     inputs[1].requires_grad_(layer is not CONV_CRF)
-    assert torch.autograd.gradcheck(scores, inputs)
+    assert torch.autograd.gradcheck(scores, inputs, fast_mode=fast_mode)
 
 
 WEAK = {"weight_smooth": 0.3, "weight_appearance": 0.3}
@@ -440,8 +460,7 @@ def test_parameters_of_half_precision(layer, variant, dtype):
         assert gradient.dtype == p.dtype == dtype and gradient.isfinite().all() and gradient.abs().max() > 0, name
 
 
-@half_precisions
-@each_variant
+@once_with_each([torch.float16, torch.bfloat16])
 def test_scores_of_half_precision_are_summed_in_float32(layer, variant, dtype):
     crf, (logits, image) = layer.make(variant), layer.problem(dtype=dtype)
     for output in OUTPUTS:
@@ -450,8 +469,7 @@ def test_scores_of_half_precision_are_summed_in_float32(layer, variant, dtype):
         assert torch.equal(s, crf(logits.float(), image, output=output).to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=described)
-@each_variant
+@once_with_each([torch.bfloat16, torch.float32])
 def test_autocast_changes_nothing(layer, variant, dtype):
     crf, (logits, image) = disturbed(layer.make(variant)), layer.problem(dtype=dtype)
     image = image / 255 if layer is GUIDANCE_CRF else image  # in floats its gradient is looked at, too
@@ -494,8 +512,10 @@ compilable = parametrized(
             for v in ("default", "full", "learn-thetas", "theta-per-axis", "symmetric-not-self", "released")
         ),
         *((GUIDANCE_CRF, v) for v in ("default", "all", "released")),
-    ]
+    ],
+    slow=[(CONV_CRF, "theta-per-axis"), (CRF_RNN, "full"), (CRF_RNN, "theta-per-axis")],
 )
+SEVERAL_SIZES = "default", "symmetric-not-self"
 COMPILED_SIZES = {  # of the scores, of the image, and the batch; from the second on sizes are symbols
     "ConvCRF": [((6, 7), None, 2), ((7, 9), None, 1), ((8, 11), None, 1)],
     "CRFRNN": [((5, 6), None, 2), ((7, 9), None, 2)],
@@ -505,12 +525,12 @@ COMPILED_SIZES = {  # of the scores, of the image, and the batch; from the secon
 
 @compilable
 def test_compiled_whole_it_is_the_same(layer, variant):
-    """With its gradients, and by default and where there is a lattice at several sizes."""
+    """With its gradients, and some at several sizes."""
     torch.compiler.reset()
     crf = disturbed(layer.make(variant))
     compiled = torch.compile(crf, fullgraph=True, backend="aot_eager")
     sizes = COMPILED_SIZES[layer.name]
-    for size, large, batch in sizes if variant == "default" or layer is CRF_RNN else sizes[:1]:
+    for size, large, batch in sizes if variant in SEVERAL_SIZES else sizes[:1]:
         logits, image = layer.problem(size, large, batch, torch.float32)
         inputs = logits, image / 255 if layer is GUIDANCE_CRF else image
         found = results(crf, *inputs, run=lambda _, *inputs: compiled(*inputs))

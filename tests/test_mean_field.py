@@ -100,6 +100,7 @@ def test_gradcheck(name, iterations):
     assert torch.autograd.gradcheck(case.run, leaves(*case.inputs), fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["class", "matrix-costs", "blur-symmetric", "two-mixed", "logarithms-unary-class"])
 def test_gradcheck_of_every_entry(name):
     case = Setting(**{**SETTINGS[name], "size": (3, 4), "iterations": 2, "classes": 2})

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 import ptxemu
+from covering import covering
 from ptx.arithmetic import mulhi
 
 # The kernel tests run for sm_80 and sm_90.
@@ -156,11 +157,9 @@ KINDS = [(torch.float32, "tf32", 1e-3), (torch.float32, "tf32x3", 2e-7), (torch.
          (torch.float16, "ieee", 2e-7), (torch.bfloat16, "ieee", 2e-7)]  # fmt: skip
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("dtype, precision, most", KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_matrix_products(shape, dtype, precision, most, transposed, target):
-    m, n, k, warps = shape
+@pytest.mark.parametrize("shape, kind, transposed", covering(SHAPES, KINDS, [False, True]))
+def test_matrix_products(shape, kind, transposed, target):
+    (m, n, k, warps), (dtype, precision, most) = shape, kind
     a, b, c = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), torch.empty(m, n)
     with ptxemu.emulated(target):
         given = b.T.contiguous() if transposed else b

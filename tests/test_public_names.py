@@ -161,7 +161,13 @@ print(*sys.modules)
 FIRST = ["tritoncrf.refine", "tritoncrf.mean_field", "tritoncrf.features", "tritoncrf.cli", "tritoncrf.densecrf"]
 
 
-@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("tritoncrf.refine", "tritoncrf.features")))
+        for name in FIRST
+    ],
+)
 def test_names_are_the_same_whatever_was_imported_first(first):
     run_python(f"""
 import {first}

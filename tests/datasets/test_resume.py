@@ -120,7 +120,7 @@ def everything(out):
     return files, {line["name"]: (line["settings"], line["changed"], line["error"]) for line in lines}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(names, kills):
     assert finished("whole") == 0
     chance = random.Random(kills)

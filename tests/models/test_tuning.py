@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import tritoncrf as tc
+from covering import covering
 from tritoncrf import cli, refine
 from tritoncrf.files import FileError
 from tritoncrf.models import metrics, tuning
@@ -260,8 +261,7 @@ def test_gradients_end_where_the_measure_no_longer_grows(monkeypatch):
     assert [len(fold.trials) for fold in found.folds] == [3, 3]
 
 
-@pytest.mark.parametrize("search", tuning.SEARCHES)
-@pytest.mark.parametrize("stop", [2, BUDGET + 1])
+@pytest.mark.parametrize("stop, search", covering([2, BUDGET + 1], tuning.SEARCHES, at_once=1))
 def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path, stop, search):
     given, seen = problem(), []
 

@@ -1,8 +1,5 @@
 """Several processes that share an image give the result of one."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import torch
 from processes import CASES, METHODS, WEIGHTS, image_of, photo, refine
 
 from assertions import assert_close
+from ranks import run_ranks
 from tritoncrf.streaming import distributed
 
 pytestmark = pytest.mark.processes
@@ -27,25 +25,9 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder) -> list[dict]:
     """What each of two processes has."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        group = {
-            "WORLD_SIZE": "2",
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        environment = {**os.environ, **group, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
-        command = [sys.executable, TESTS / "processes.py", folder]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
+    ranks = run_ranks([sys.executable, TESTS / "processes.py", folder], environment)
+    assert all(status == 0 for status, _ in ranks), "\n".join(output for _, output in ranks)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
