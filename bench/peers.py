@@ -24,7 +24,14 @@ RELEASE_EPSILON = 1e-20  # added to a row sum before its inverse square root, as
 
 def versions() -> dict[str, str]:
     """The versions of the optional peers, or "not installed"."""
-    return {name: importlib.metadata.version(name) if installed(name) else "not installed" for name in OPTIONAL}
+    return {name: _version(name) if installed(name) else "not installed" for name in OPTIONAL}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a folder on the path
+        return "of unknown version"
 
 
 def installed(name: str) -> bool:

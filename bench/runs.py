@@ -35,9 +35,13 @@ class Run:
             self.took = timing.seconds(self.call)
         self.repeats = 10 if self.facts.get("mode") == "graph" and self.took < 0.01 else 1
 
+    def several(self):
+        for _ in range(self.repeats):
+            self.call()
+
     def once(self) -> float:
         """Seconds of one call."""
-        return timing.seconds(lambda: [self.call() for _ in range(self.repeats)]) / self.repeats
+        return timing.seconds(self.several) / self.repeats
 
     def row(self, rates: floors.Rates | None) -> dict:
         """What a report says of it."""

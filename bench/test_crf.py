@@ -109,11 +109,6 @@ def photos(config) -> list:
     return found
 
 
-def name(run) -> str:
-    work, stage, learns, provider, mode = run
-    return "-".join(filter(None, [*words(work), stage, learns, provider, mode]))
-
-
 def words(work) -> list[str]:
     found = [work.filter]
     if work.filter == "window":
@@ -140,8 +135,9 @@ def prepared(run) -> Run | None:
     if not installed(provider):
         return None
     inputs = Inputs(work, DEVICE, learns=learns)
-    call = runner(provider, inputs, stage) if mode == "eager" else graphed(inputs, stage)
-    memory = partial(peak_on_gpu, runner(provider, inputs, stage))  # a graph's replay allocates nothing
+    eager = runner(provider, inputs, stage)
+    call = eager if mode == "eager" else graphed(inputs, stage)
+    memory = partial(peak_on_gpu, eager)  # a graph's replay allocates nothing
     if not ON_GPU:  # there it takes a process of its own: of whole calls only
         memory = partial(peak_on_cpu, provider, work, stage, learns) if stage == "total" else None
     about = asdict(work) | {"filter": work.filter, "picture": Path(work.picture).stem, "provider": provider}

@@ -250,7 +250,7 @@ def test_peers_that_are_not_installed_are_named(monkeypatch):
 
 
 def names(comparisons) -> list[str]:
-    return [benchmarks.name(run) for runs in comparisons for run in runs]
+    return ["-".join(filter(None, [*benchmarks.words(work), *run])) for runs in comparisons for work, *run in runs]
 
 
 def test_quick_benchmarks_take_the_lattice_and_its_peer():

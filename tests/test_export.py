@@ -61,6 +61,19 @@ def test_blocks_leave_sizes_open(crf):
             assert torch.equal(run(*inputs(size, 1)), crf(*inputs(size, 1))), size
 
 
+@pytest.mark.parametrize("crf", [
+    tc.ConvCRF(3, window_size=3, blur=2, iterations=2, backend="torch"),
+    tc.GuidanceCRF(3, radius=3, iterations=2, subsample=4),
+], ids=["blur", "subsample"])  # fmt: skip
+def test_an_axis_of_one_pixel_beside_open_ones(crf):
+    """It is not averaged, so there are no spare blocks, and open sizes begin above a block's."""
+    size = {0: SIZES[0], 3: Dim("x", min=5)}
+    run = exported(crf, inputs((1, 7)), (size, size)).module()
+    with torch.no_grad():
+        for width in 5, 9:
+            assert_close("S", run(*inputs((1, width))), crf(*inputs((1, width))))
+
+
 def test_gradients_where_an_axis_may_be_a_single_block():
     """Of the library's operators, and with pixels that are not there."""
 

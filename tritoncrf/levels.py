@@ -84,7 +84,7 @@ class _Histogram:
         self.counts += torch.bincount(bins, minlength=BINS).cpu()
 
     def percentile(self, share: float) -> float:
-        """The smallest value that this share does not exceed, or the middle of its interval."""
+        """The smallest value that at least this share of the values does not exceed, or the middle of its interval."""
         total = self.counts.cumsum(0)
         wanted = max(1, -int(-share * int(total[-1]) // 1))
         place = int(torch.searchsorted(total, wanted))

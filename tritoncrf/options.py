@@ -97,7 +97,7 @@ TEXTS: Mapping[str, Text] = MappingProxyType(
         "eps": Text("colour variance in a window above which edges are kept, in 0..255 units squared"),
         "label_confidence": Text("probability that an input label is right", (0.5, 0.99, 0.01)),
         "num_classes": Text("number of classes"),
-        "unknown": Text("labels that mark unknown pixels, such as 255 or --unknown=-1,255; none for no such label"),
+        "unknown": Text("labels that mark unknown pixels, such as --unknown=-1,255; none if none do; auto is 255"),
     }
 )
 SHARES = (0.1, 40, 0.1)  # the slider of a bandwidth of positions in percent of the diagonal

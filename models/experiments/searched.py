@@ -21,12 +21,13 @@ def with_best_crf(network: Segmenter, images: data.Images, device: torch.device,
     """A network with the fully connected CRF that is best on these images, and its settings.
 
     kept: a file for the result of the search, and for what it depends on: the images, their truth, the scores of the
-        network, and the commit. The search is repeated if any of these differ, or if there are uncommitted changes.
+        network, and the commit. The search is repeated if any of these differ, or if the commit does not tell the code:
+        it is unknown, or there are uncommitted changes.
     """
     scored = logits_of(network, (images[n] for n in range(len(images))), device)
     origin = _origin(scored, network.num_classes)
-    found = files.decoded(kept, "what a search found", _read) if kept.exists() else {}
-    if found.get("of") != origin or origin["commit"].endswith("-dirty"):
+    found = files.decoded(kept, "the result of a search", _read) if kept.exists() else {}
+    if found.get("of") != origin or origin["commit"].endswith(("-dirty", "unknown")):
         best = tuning.disconnected(scored, network.num_classes, device=device)
         found = {"of": origin, "settings": best.settings, "on_edge": list(best.on_edge)}
         files.write(kept, json.dumps(found, indent=2).encode() + b"\n")

@@ -124,8 +124,7 @@ def _combined(estimate: Estimate, variance: float, freedom: int) -> Estimate:
     return Estimate(estimate.value, math.sqrt(total), total**2 / (first**2 / estimate.freedom + variance**2 / freedom))
 
 
-# Measures of confusion matrices [seeds, C, C] with rows for the truth: means over the seeds
-# ------------------------------------
+# Measures of confusion matrices [seeds, C, C], rows for the truth: means over the seeds -------------------------------
 
 
 def accuracy(confusions: np.ndarray) -> float:

@@ -40,14 +40,14 @@ class Measured:
     """A row: `Evaluation.counts` for each seed and validation image, [seeds, images, ...].
 
     video: neighbouring images are similar.
-    learnt_from: mean IoU of each seed on the images of its last training.
+    learned_from: mean IoU of each seed on the images of its last training.
     settings: for each seed, the settings of a CRF that was searched for.
     """
 
     counts: np.ndarray
     classes: tuple[str, ...]
     video: bool
-    learnt_from: list[float]
+    learned_from: list[float]
     settings: list[str]
 
     def result(self, counts: np.ndarray) -> metrics.Result:
@@ -77,9 +77,9 @@ class Measured:
 def measured(row: Row, place: Place, device: torch.device, validate: str = "") -> Measured:
     """A row of a table, on the given split, or by default on that of its configuration."""
     each = [_of_seed(row, place, seed, device, validate) for seed in range(place.seeds)]
-    counts, classes, learnt_from, settings = zip(*each)
+    counts, classes, learned_from, settings = zip(*each)
     video = place.format == "camvid"
-    return Measured(np.stack(counts), classes[0], video, list(learnt_from), [text for text in settings if text])
+    return Measured(np.stack(counts), classes[0], video, list(learned_from), [text for text in settings if text])
 
 
 @torch.no_grad()
@@ -166,7 +166,7 @@ def _markdown(
         [
             title,
             *(estimate.percent() for estimate in row.estimates().values()),
-            f"{100 * np.mean(row.learnt_from):.2f}",
+            f"{100 * np.mean(row.learned_from):.2f}",
         ]
         for title, row in rows.items()
     ]

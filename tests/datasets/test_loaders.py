@@ -40,10 +40,10 @@ if __name__ == "__main__":
             loader = torch.utils.data.DataLoader(
                 items, num_workers=workers, batch_size=None, multiprocessing_context=way
             )
-            found.append(list(loader))
+            found.append((way, list(loader)))
     torch.set_num_threads(1)
     expected = list(items[n] for n in range(len(items)))
-    for refined in found:
+    for way, refined in found:
         assert len(refined) == len(items) and all(map(torch.equal, refined, expected)), way
 """
 

@@ -92,7 +92,7 @@ class Guided(Filter):
             subsample=checks.expect_int("subsample", subsample, 1),
             channels=guide.shape[1],
             masked=mask is not None,
-            spare=subsample > 1 and any(map(reference.blur.is_symbol, self.size)),
+            spare=reference.blur.wants_spare(self.size, subsample),
             **execution(precision, backend),
         )
         if mask is not None and subsample > 1:

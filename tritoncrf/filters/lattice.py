@@ -26,9 +26,8 @@ from tritoncrf.reference.lattice import ScaledLattice, image_of
 from tritoncrf.step import Step, few_threads, scaled
 from tritoncrf.types import Backend, Normalization, Padding, Precision, Theta
 
-ISOLATED = (
-    0.5  # share of K_ii: if the weights of all other pixels sum to less, the rest of K 1 is mostly the error of K_ii
-)
+# Share of K_ii: if the weights of all other pixels sum to less, the rest of K 1 is mostly the error of K_ii.
+ISOLATED = 0.5
 CACHE_BYTES = 256 << 20
 TABLES = 7  # tensors of a built lattice
 PADDINGS: tuple[Padding, ...] = get_args(Padding)

@@ -22,7 +22,7 @@ from tritoncrf.filters.base import (
 )
 from tritoncrf.filters.plan import Plan, fits_in_registers
 from tritoncrf.reference import blur
-from tritoncrf.reference.blur import is_symbol
+from tritoncrf.reference.blur import wants_spare
 from tritoncrf.step import KEPT_STATES, Step, from_3d, per_axis, scaled, to_3d
 from tritoncrf.types import Backend, Normalization, Precision
 
@@ -92,7 +92,7 @@ class Window(Gaussian):
             blur=blur,
             positions=positions,
             masked=mask is not None,
-            spare=blur > 1 and any(map(is_symbol, features.shape[2:])),
+            spare=wants_spare(features.shape[2:], blur),
             **gaussian_fields(features, include_self, normalization, precision, backend),
         )
         low = pooled(features, plan.blur, plan.spare)

@@ -43,7 +43,7 @@ class Launch:
     registers_before_90: int | None = None
 
     def options(self, target) -> dict:
-        """The launch options for Triton on its target; None for the interpreter."""
+        """The launch options for Triton on `target`, which is None for the interpreter."""
         found = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
         registers = self.registers
         if target is None or target.backend == "hip":

@@ -26,6 +26,12 @@ def padding(size, blur) -> tuple[int, ...]:
     return tuple((m * b - n + 1) // 2 for n, b, m in zip(size, blur, low_size(size, blur), strict=True))
 
 
+def wants_spare(size, factor: int) -> bool:
+    """Whether blocks of so many pixels need spare ones. An axis known to have a single pixel is not averaged."""
+    open_sizes = any(map(is_symbol, size)) and all(is_symbol(n) or n > 1 for n in size)
+    return factor > 1 and open_sizes
+
+
 def pool(x, blur, spare: bool = False):
     """[B, C, *S] -> [B, C, *low_size], one more with `spare`. It uses 2-D passes, whose backward pass in PyTorch has a
     fixed order on a GPU, unlike that of 3-D pooling."""

@@ -50,7 +50,7 @@ def least(x: torch.Tensor) -> torch.Tensor:
 
 
 def agreed(number: float) -> float:
-    """The minimum of a number over all processes, so that all divide the work equally."""
+    """The minimum of a number over all processes, so that all processes divide the work in the same way."""
     return least(torch.tensor(number, dtype=torch.float64)).item()
 
 
