@@ -4,8 +4,9 @@
 #                    other processes; of the kernels' a share in Triton's interpreter
 #   make test        the package's tests but the slow ones. The kernels as code compiled for sm_90, in an emulator, and a
 #                    share of their tests in Triton's interpreter
-#   make test-extras the tests of optional packages, documents, wheel, types and benchmarks; kernels compiled with every
-#                    constant that they are launched with; the same share for sm_80. CI runs these and `make test`
+#   make test-extras the tests of optional packages, PyTorch's compilers, documents, wheel, types and benchmarks; kernels
+#                    compiled with every constant that they are launched with; the same share for sm_80. CI runs these
+#                    and `make test`
 #   make test-slow   the slow ones, all tests of the kernels for sm_80 and in the interpreter, every configuration of a
 #                    kernel compiled, and the newest Triton
 #   make bench       the benchmarks, on whatever this machine has

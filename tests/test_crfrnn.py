@@ -415,6 +415,7 @@ def test_both_signs_of_mu_are_one_training():
     assert_close("losses", *map(torch.tensor, signs), rms=1e-5)
 
 
+@pytest.mark.extras
 def test_compiled_it_turns_from_training_to_testing():
     torch.compiler.reset()
     crf, inputs = layer(), problem(dtype=torch.float32)

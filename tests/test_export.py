@@ -14,6 +14,8 @@ from assertions import assert_close
 from tritoncrf import graph
 from tritoncrf.filters import Guided, Window
 
+pytestmark = pytest.mark.extras
+
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
 
 
@@ -189,7 +191,7 @@ def run_onnx(path, given):
 def onnx(test):
     """A test of the exporter, which warns of much of its own."""
     ignored = (f"ignore::{kind}Warning" for kind in ("Deprecation", "Future", "User"))
-    return pytest.mark.extras(pytest.mark.filterwarnings(*ignored)(test))
+    return pytest.mark.filterwarnings(*ignored)(test)
 
 
 @onnx

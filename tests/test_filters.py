@@ -455,6 +455,7 @@ def image_and_logits(size=(6, 7), batch=2):
         for c, v in [*((c, c.pair[0]) for c in CATALOGUE), (GUIDED, "subsampled-constant")]
     ],
 )
+@pytest.mark.extras
 def test_the_loop_compiles_whole_with_its_gradients(case, variant, fresh_compiler):
     """Blocks and vertices, which are data, have sizes that the graph does not know."""
     module = Sharpen(case, **case.variants[variant])
@@ -472,6 +473,7 @@ def test_the_loop_compiles_whole_with_its_gradients(case, variant, fresh_compile
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @each_filter
+@pytest.mark.extras
 def test_a_loop_over_a_prepared_filter_compiles_and_exports(case, fresh_compiler):
     K, logits = case.example(dtype=torch.float32)
 
@@ -486,6 +488,7 @@ def test_a_loop_over_a_prepared_filter_compiles_and_exports(case, fresh_compiler
             assert_close("Q", run(logits), Loop()(logits))
 
 
+@pytest.mark.extras
 def test_a_guide_at_a_lower_resolution_exports():
     module, inputs = Sharpen(GUIDED, subsample=2), image_and_logits()
     with torch.no_grad():
@@ -500,6 +503,7 @@ def test_a_guide_at_a_lower_resolution_exports():
         for v in c.dynamic
     ],
 )
+@pytest.mark.extras
 def test_exports_with_dynamic_sizes(case, changes):
     assert_exports_with_dynamic_sizes(Sharpen(case, **changes), image_and_logits)
 

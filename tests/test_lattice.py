@@ -570,6 +570,7 @@ def test_opcheck_build():
 
 # torch's own, where a graph goes on after a break.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.extras
 def test_building_a_lattice_compiles():
     """How many vertices there are is data: unless told to hold a number that it does not know, the graph breaks there."""
 

@@ -524,6 +524,7 @@ COMPILED_SIZES = {  # of the scores, of the image, and the batch; from the secon
 
 
 @compilable
+@pytest.mark.extras
 def test_compiled_whole_it_is_the_same(layer, variant):
     """With its gradients, and some at several sizes."""
     torch.compiler.reset()
@@ -538,6 +539,7 @@ def test_compiled_whole_it_is_the_same(layer, variant):
 
 
 @compilable
+@pytest.mark.extras
 def test_exported_it_is_the_same(layer, variant):
     crf, inputs = disturbed(layer.make(variant)), layer.problem(dtype=torch.float32)
     program = torch.export.export(crf, inputs)

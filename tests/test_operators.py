@@ -107,6 +107,7 @@ def outcome(function, module, size=(6, 7)):
     pytest.param("inductor", 1, marks=needs_compiler),
     pytest.param("inductor", 2, marks=[needs_compiler, pytest.mark.slow]),
 ])  # fmt: skip
+@pytest.mark.extras
 def test_compiles_whole_with_its_gradients(backend, blur):
     module = Sharpen(blur)
     compiled = torch.compile(module, fullgraph=True, backend=backend)
@@ -139,6 +140,7 @@ def test_values_are_not_looked_at_while_compiling():
         assert compiled(logits * math.nan, image).isnan().all()
 
 
+@pytest.mark.extras
 def test_a_compiled_call_still_checks_shapes():
     logits, image = image_and_logits()
     compiled = torch.compile(Sharpen(), backend="aot_eager")
