@@ -30,7 +30,7 @@ COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATA ?=
 MINUTES ?=
 
-.PHONY: demo test test-fast test-extras test-slow part-rest part-models part-compilation part-sm_80 part-sm_90 \
+.PHONY: demo test test-fast test-extras test-slow part-project part-rest part-models part-compilation part-sm_80 part-sm_90 \
 	part-interpreter part-newest bench profile gpu lint gallery docs clean
 .DEFAULT_GOAL := test
 
@@ -56,7 +56,12 @@ define run_tests
 endef
 
 # Triton reads TRITON_INTERPRET when it is imported, and what it interprets it cannot compile: hence a process each.
-part-rest: run = $(PYTHON) -m pytest tests $(foreach part,kernels models compilation,--ignore=tests/$(part)) -m "$(TESTS)" $(EACH)
+# Documents, types, the wheel and the benchmarks.
+PROJECT := $(foreach name,architecture docs gallery readme repository types wheel,tests/test_$(name).py) \
+	$(wildcard tests/test_bench*.py)
+part-project: run = $(PYTHON) -m pytest $(PROJECT) -m "$(TESTS)" $(EACH)
+part-rest: run = $(PYTHON) -m pytest tests $(patsubst %,--ignore=%,tests/kernels tests/models tests/compilation $(PROJECT)) \
+	-m "$(TESTS)" $(EACH)
 part-models: run = $(PYTHON) -m pytest tests/models -m "$(TESTS)" $(EACH)
 part-compilation: run = $(PYTHON) -m pytest tests/compilation -m "$(TESTS)"
 part-sm_90: run = $(PYTHON) tests/ptxemu.py --target sm_90 pytest tests/kernels -m "$(TESTS)"
@@ -66,26 +71,26 @@ part-newest: export PYTHONPATH = $(NEWEST)
 part-newest: run = { TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -m interpreter && \
 	$(PYTHON) tests/ptxemu.py pytest tests/kernels -m "not slow"; }
 
-part-rest part-models part-compilation part-sm_80 part-sm_90 part-interpreter part-newest:
+part-project part-rest part-models part-compilation part-sm_80 part-sm_90 part-interpreter part-newest:
 	@$(run) > $(LOGS)/$@ 2>&1; status=$$?; cat $(LOGS)/$@; \
 		[ $$status -eq 5 ] && [ "$(TESTS)" = slow ] && status=0; exit $$status  # 5: a part without slow tests is no failure
 
 test-fast: export EACH = --one-of-each
 test-fast: $(INSTALLED)
-	@$(call run_tests,part-rest part-models part-interpreter,not slow and not processes,interpreter)
+	@$(call run_tests,part-rest part-models part-interpreter part-project,not slow and not processes,interpreter)
 
 test: $(INSTALLED)
-	@$(call run_tests,part-sm_90 part-rest part-models part-compilation part-interpreter,not slow and not extras,interpreter)
+	@$(call run_tests,part-rest part-sm_90 part-models part-interpreter part-compilation part-project,not slow and not extras,interpreter)
 
 test-extras: $(INSTALLED)
-	@$(call run_tests,part-compilation part-rest part-sm_80 part-models,extras and not slow,interpreter)
+	@$(call run_tests,part-project part-rest part-compilation part-sm_80 part-models,extras and not slow,interpreter)
 
 # What pip gives where no pin holds it, in a folder of its own.
 $(NEWEST): $(INSTALLED)
 	$(PYTHON) -m pip install --disable-pip-version-check --no-deps --target $@ triton
 
 test-slow: $(INSTALLED) $(NEWEST)
-	@$(call run_tests,part-interpreter part-newest part-sm_80 part-compilation part-rest part-models part-sm_90,slow)
+	@$(call run_tests,part-interpreter part-newest part-sm_80 part-compilation part-rest part-models part-project part-sm_90,slow)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench run
